@@ -1,0 +1,234 @@
+"""Which of these texts sounds like this writer?
+
+    python judge.py --exemplar letters/ --candidates draft1.txt draft2.txt
+
+reads what the writer wrote (files, folders, or one file with lines of three dashes between texts),
+prints the writer's habits, reasons about each candidate and ends with a table. Without --candidates
+it reads them from standard input. `--json` prints one JSON object instead.
+
+What is slow is imported late, so that `--help` and a mistyped file name answer at once. Errors of
+use are one line on standard error and exit code 2.
+
+Where to read next: nanopersrm/judge.py, which does the work.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from nanopersrm import InputError
+from nanopersrm.embedded import DEFAULT_BASE
+from nanopersrm.judgement import JudgeConfig, Judgement
+from nanopersrm.profile import profile
+from nanopersrm.texts import decode, read_file, read_texts, split_texts
+
+HABITS = 8  # factors that the profile shows
+
+
+@dataclass(frozen=True)
+class Config:
+    """Score how well texts fit a writer: exemplars and candidates in, reasons and scores out."""
+
+    exemplar: tuple[Path, ...]  # texts of the writer: files, folders, or one file with --- lines
+    candidates: tuple[Path, ...] = ()  # 1 to 26 files; none: read from standard input, --- between
+    question: str | None = None  # what the candidates answer: a text or a file
+    principle: tuple[str, ...] = ()  # what the writer says they want, in their own words
+    mode: Literal["pointwise", "pairwise"] = JudgeConfig.mode  # one candidate a prompt, or two
+    evidence: bool = JudgeConfig.evidence  # give the model measured facts about the texts
+    samples: int = JudgeConfig.samples  # replies for each prompt; their scores are averaged
+    think: bool = JudgeConfig.think  # reason before scoring
+    think_tokens: int = JudgeConfig.think_tokens  # budget of the reasoning, in tokens
+    temperature: float | None = None  # of the reasoning; default: 0, or 1 with several samples
+    seed: int = JudgeConfig.seed  # same seed, same judgement
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False  # print one JSON object
+    base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
+    adapter: str | None = None  # a folder with a trained adapter
+    device: str = "auto"  # auto, cpu, cuda, cuda:N
+    dtype: str = "auto"  # auto, bf16, fp16, fp32
+
+
+def main(config: Config) -> None:
+    """Read, judge, print."""
+    judging = JudgeConfig(
+        mode=config.mode,
+        evidence=config.evidence,
+        think=config.think,
+        think_tokens=config.think_tokens,
+        samples=config.samples,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+    exemplars = read_texts(config.exemplar)
+    names, candidates = [str(path) for path in config.candidates], _files(config.candidates)
+    out = Console(quiet=config.as_json, highlight=False, soft_wrap=True)
+    log = Console(stderr=True, highlight=False, soft_wrap=True)
+    _print_profile(out, exemplars)
+    if not candidates:
+        candidates = _standard_input(log)
+        names = [f"candidate {i + 1}" for i in range(len(candidates))]
+    question = _text_or_file(config.question)
+
+    from nanopersrm.judge import Judge  # torch takes seconds
+
+    with log.status("loading the base", spinner="line") if log.is_terminal else _Quiet():
+        judge = Judge.load(config.base, config.adapter, config.device, config.dtype, say=log.print)
+    follow = _Follower(out, names)
+    judgement = judge.judge(
+        exemplars,
+        candidates,
+        question,
+        config.principle,
+        judging,
+        on_text=follow if out.is_terminal and not config.as_json else None,
+    )
+    if config.as_json:
+        print(json.dumps({"candidates": names, **judgement.as_dict()}, allow_nan=False))
+    else:
+        _print_judgement(out, judgement, names, streamed=follow.used)
+
+
+def _files(paths: tuple[Path, ...]) -> list[str]:
+    return [read_file(path) for path in paths]
+
+
+def _text_or_file(given: str | None) -> str | None:
+    """--question is a text, or the name of a file that holds it."""
+    if given is None:
+        return None
+    is_file = len(given) < 256 and "\n" not in given and Path(given).is_file()
+    text = read_file(Path(given)) if is_file else given
+    if not text.strip():
+        raise InputError("--question: expected a text or a file, got an empty text")
+    return text.strip()
+
+
+def _standard_input(log: Console) -> list[str]:
+    """The candidates from a pipe, or typed in."""
+    if sys.stdin.isatty():
+        log.print(
+            "Paste the candidates, a line --- between two. End with Ctrl-D on a line of its own."
+        )
+    texts = split_texts(decode(sys.stdin.buffer.read(), "standard input"))
+    if not texts:
+        raise InputError("standard input: expected candidates, a line --- between two, found none")
+    return texts
+
+
+class _Quiet:
+    """Stands in for a spinner where nobody watches."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class _Follower:
+    """Streams the reasoning. Replies are drawn side by side: the first is shown as it grows, the
+    others after it.
+    """
+
+    def __init__(self, out: Console, names: list[str]):
+        self.out, self.names, self.used = out, names, False
+        self.texts: dict[int, str] = {}
+        self.ended: set[int] = set()
+        self.shown: list[int] = []  # the last one is the one being printed
+        self.printed = 0  # characters of it
+
+    def __call__(self, candidate: int, text: str, ended: bool) -> None:
+        self.used = True
+        self.texts[candidate] = text.rstrip("\ufffd")  # half a character
+        if ended:
+            self.ended.add(candidate)
+        while waiting := self._current():
+            self._print_rest(waiting[0])
+            if waiting[0] not in self.ended:
+                break
+            self.out.print("\n")
+            self.printed = 0
+
+    def _current(self) -> list[int]:
+        """The candidate being printed, or the next one; none when all that began have ended and are
+        printed.
+        """
+        if self.shown and self.printed:
+            return self.shown[-1:]
+        left = [i for i in sorted(self.texts) if i not in self.shown]
+        if left:
+            self.shown.append(left[0])
+            self.out.print(f"[bold]{self.names[left[0]]}[/bold]")
+        return left[:1]
+
+    def _print_rest(self, candidate: int) -> None:
+        text = self.texts[candidate]
+        self.out.print(text[self.printed :], end="", markup=False)
+        self.printed = max(len(text), 1)
+
+
+def _print_profile(out: Console, exemplars: list[str]) -> None:
+    """The writer's most salient habits."""
+    words = sum(len(text.split()) for text in exemplars)
+    plural = "s" if len(exemplars) > 1 else ""
+    out.print(f"[bold]The writer[/bold], from {len(exemplars)} exemplar{plural} of {words} words")
+    for trait in profile(exemplars, top=HABITS):
+        out.print(f"  {trait.phrase}", markup=False)
+    out.print()
+
+
+def _print_judgement(out: Console, judgement: Judgement, names: list[str], streamed: bool) -> None:
+    """The reasoning, unless it was streamed, and a small table, best first."""
+    if not streamed:
+        for reply in judgement.replies:
+            title = " against ".join(names[i] for i in reply.candidates)
+            out.print(f"[bold]{title}[/bold]")
+            out.print(reply.reasoning or "(no reasoning)", markup=False)
+            if reply.problem:
+                out.print(f"(invalid reply: {reply.problem})", markup=False)
+            out.print()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column("candidate")
+    table.add_column("score", justify="right")
+    many = len(names) > 1
+    if many:
+        table.add_column("fits better than the next", justify="right")
+    for rank, i in enumerate(judgement.ranking):
+        score = judgement.scores[i]
+        cells = [str(rank + 1), names[i], "invalid" if score is None else f"{score:.2f}"]
+        if many and rank + 1 < len(names):
+            cells.append(f"{judgement.preference[i][judgement.ranking[rank + 1]]:.1%}")
+        table.add_row(*cells)
+    out.print(table)
+    best = judgement.verdict
+    out.print()
+    if isinstance(best, int):
+        if many:
+            out.print(f"closest to the writer: [bold]{names[best]}[/bold]")
+    else:
+        out.print({"tie": "a tie", "invalid": "invalid: some replies gave no score"}[best])
+    for note in judgement.notes:
+        out.print(f"note: {note}", markup=False)
+    speed = f"{judgement.tokens} tokens drawn, {judgement.prompt_tokens} read"
+    out.print(f"{speed}, {judgement.seconds:.1f} s", style="dim")
+
+
+def run(config: Config) -> int:
+    """`main` with an exit code."""
+    try:
+        main(config)
+    except InputError as error:
+        print(f"judge.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("judge.py: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(tyro.cli(Config, description=__doc__)))

@@ -1,0 +1,52 @@
+"""Rotary position embedding: turn each pair of numbers of a head by an angle that grows with the
+position.
+
+A head of width E holds E/2 pairs (x[i], x[i + E/2]); pair i at position p is turned by the angle p
+· f[i]:
+
+    y[i]       = x[i] · cos(p·f[i]) - x[i + E/2] · sin(p·f[i])
+    y[i + E/2] = x[i + E/2] · cos(p·f[i]) + x[i] · sin(p·f[i])
+
+The product of a turned query and a turned key then depends on the distance of their positions only
+(Su et al., "RoFormer", arXiv 2104.09864). Worked example: E = 2, f = (1,), p = π/2: (1, 0) becomes
+(0, 1).
+
+What we chose: positions are given row by row, so packed texts, cached texts and replies that
+continue a shared prefix need nothing special. Hugging Face's pairing (i with i + E/2), which GGUF
+files of the Llama family do not use: the loader puts their rows back (see `nanopersrm/weights.py`).
+Angles are fp32 always; the turn is made in the type of x.
+
+Where to read next: `attention.py`.
+"""
+
+import torch
+from torch import Tensor
+
+
+def rotation(positions: Tensor, frequencies: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """positions (N,) int, frequencies (E/2,) fp32 -> cos and signed sin for every row: (2, N, 1, E)
+    in `dtype`.
+
+    `scale` multiplies both: YaRN's attention temperature, 1 elsewhere. The first half of the sines
+    carries the minus sign of the formula, so that the turn is `x · cos + swap(x) · sin`."""
+    angles = positions.float()[:, None] * frequencies  # (N, E/2)
+    cos, sin = angles.cos() * scale, angles.sin() * scale
+    both = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])  # (2, N, E)
+    return both.to(dtype).unsqueeze(2)  # (2, N, 1, E)
+
+
+def rope_reference(x: Tensor, rotation: Tensor) -> Tensor:
+    """x (N, heads, E), rotation (2, N, 1, E) -> (N, heads, E): the two lines of the formula, in
+    fp32.
+    """
+    cos, sin = rotation.float()
+    first, second = x.float().chunk(2, -1)
+    return (x.float() * cos + torch.cat([second, first], -1) * sin).to(x.dtype)
+
+
+def rope(x: Tensor, rotation: Tensor) -> Tensor:
+    """x (N, heads, E), rotation (2, N, 1, E) of x's type -> (N, heads, E), every head turned to its
+    row's position.
+    """
+    cos, sin = rotation
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

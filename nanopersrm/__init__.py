@@ -1,0 +1,14 @@
+"""nanopersrm: a personalized reasoning reward model for one GPU, written to be read.
+
+Import the part you need (`from nanopersrm.judge import Judge`); this file stays light so that the
+text side never pulls in torch. Where to read first: the walk through the code in README.md."""
+
+__version__ = "0.1.0"
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. The message is one line: what was expected, what came, and
+    where.
+
+    The scripts print it as `judge.py: error: …` and leave with exit code 2; library callers see the
+    exception."""

@@ -1,0 +1,184 @@
+"""From prompts to digits: the model thinks freely, the score line is forced, and only digits can be
+drawn.
+
+A judge that must always answer cannot rely on the model to keep the form. So the reply is drawn in
+three parts:
+
+    <think>\\n                     given, at the end of the prompt
+    …                             free text, until "</think>", a stop token or the thinking budget
+    \\n</think>\\n<scores>A=        given, as far as the model has not written it
+    7                             a digit, by the probabilities of the nine digit tokens
+     B=                           given (two candidates)
+    3                             a digit, under each of the nine digits that A could have got
+
+Whatever the model and the temperature, the reply parses. The last step is exact, not sampled: the
+nine possible digits of A become nine branches of the tree, so that p(a, b) is known for all 81
+pairs at the price of nine short rows.
+
+Where to read next: `judge.py` in this folder.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.sample import draw_key, sample
+from nanopersrm.model import Model
+from nanopersrm.sampler import Decoder, Prefix, Reply, SamplingConfig
+from nanopersrm.tokenizer import Tokenizer
+from nanopersrm.verdict import CLOSE, LABELS, OPEN, SCORES, write
+
+FORCED_ROOM = 32  # tokens that the given parts may take, at most
+NINE = 9
+TAIL = 8  # tokens that are looked at for "</think>", which is at most 8 characters
+DIGIT_POSITION = 1 << 32  # the noise of the digits is not that of any token of the thinking part
+
+# Called as on_text(prompt, sample, reasoning so far, ended) after each token.
+OnText = Callable[[int, int, str, bool], None]
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    think: bool = True
+    think_tokens: int = 160
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One reply, and the probabilities behind its digits."""
+
+    text: str  # the whole reply, in the grammar of verdict.py
+    digits: list[float]  # (9,) p(A = 1) … p(A = 9)
+    joint: list[list[float]] | None  # (9, 9) p(A, B) of two candidates
+    cut: bool  # the thinking was ended by the budget, not by the model
+    tokens: int  # that were drawn
+
+
+def answer(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: Sequence[list[int]],
+    labels: int,
+    config: AnswerConfig,
+    prefix: Prefix | None = None,
+    on_text: OnText | None = None,
+) -> list[list[Answer]]:
+    """`prompts` (ids that end with "<think>\\n"), each about 1 or 2 candidates -> config.samples
+    answers for each.
+    """
+    assert labels in (1, 2), f"{labels} candidates in a prompt"
+    room = config.think_tokens * config.think + FORCED_ROOM
+    decoder = Decoder(model, prompts, prefix, room=room if config.samples == 1 else 0)
+    decoder.fork([config.samples] * len(prompts), room)
+    rows = len(prompts) * config.samples
+    replies = [Reply(ended="stop") for _ in range(rows)]
+    if config.think:
+        replies = _think(decoder, tokenizer, config, on_text)
+    thoughts = []
+    given = []
+    for row, reply in enumerate(replies):
+        if reply.ended == "stop":
+            decoder.pending[row].clear()
+        thought, forced = _close(tokenizer.decode(_without_stop(reply)))
+        thoughts.append(thought)
+        given.append(tokenizer.encode(forced))
+    decoder.feed(given)
+    first, drawn = _digits(decoder, tokenizer, config)  # (rows, 9) float64, (rows,)
+    scores = [{"A": digit} for digit in drawn]
+    joint: Tensor | None = None
+    if labels == 2:
+        joint, seconds = _second_digits(decoder, tokenizer, config, first, drawn)
+        scores = [{**score, "B": digit} for score, digit in zip(scores, seconds, strict=True)]
+    answers = []
+    for row, reply in enumerate(replies):
+        sound = bool(first[row].isfinite().all())
+        text = write(thoughts[row], scores[row]) if sound else f"{OPEN}{thoughts[row]}\n{CLOSE}"
+        answers.append(
+            Answer(
+                text=text,
+                digits=first[row].tolist(),
+                joint=None if joint is None else joint[row].tolist(),
+                cut=reply.ended == "budget",
+                tokens=len(reply.ids) + labels,
+            )
+        )
+    return [answers[i : i + config.samples] for i in range(0, rows, config.samples)]
+
+
+def _think(
+    decoder: Decoder, tokenizer: Tokenizer, config: AnswerConfig, on_text: OnText | None
+) -> list[Reply]:
+    """Draw the free part of every row."""
+
+    def observe(row: int, ids: list[int]) -> bool:
+        ended = CLOSE in tokenizer.decode(ids[-TAIL:])
+        if on_text is not None:
+            thought, _ = _close(tokenizer.decode(ids))
+            on_text(*divmod(row, config.samples), thought, ended)
+        return ended
+
+    sampling = SamplingConfig(
+        temperature=config.temperature, max_new=config.think_tokens, seed=config.seed
+    )
+    replies = decoder.generate(sampling, tokenizer.eos_ids, observe)
+    if on_text is not None:
+        for row, reply in enumerate(replies):
+            if reply.ended != "observed":
+                thought, _ = _close(tokenizer.decode(_without_stop(reply)))
+                on_text(*divmod(row, config.samples), thought, True)
+    return replies
+
+
+def _without_stop(reply: Reply) -> list[int]:
+    return reply.ids[:-1] if reply.ended == "stop" else reply.ids
+
+
+def _close(free: str) -> tuple[str, str]:
+    """What was written after "<think>\\n" -> (the reasoning, what must follow it up to the first
+    digit).
+
+    >>> _close("Terse.\\n</think>")
+    ('Terse.', '\\n<scores>A=')
+    >>> _close("Terse.")
+    ('Terse.', '\\n</think>\\n<scores>A=')
+    """
+    thought, closed, after = free.partition(CLOSE)
+    line = f"{SCORES}{LABELS[0]}="
+    if closed:
+        return thought.strip(), line if after.endswith("\n") else f"\n{line}"
+    gap = "" if not free or free.endswith("\n") else "\n"
+    return thought.strip(), f"{gap}{CLOSE}\n{line}"
+
+
+def _digits(
+    decoder: Decoder, tokenizer: Tokenizer, config: AnswerConfig
+) -> tuple[Tensor, list[int]]:
+    """The digit that comes next in every row: probabilities (rows, 9) fp64, and one drawn (or the
+    likeliest).
+    """
+    logits = decoder.logits[:, list(tokenizer.digit_ids)].cpu()  # (rows, 9)
+    keys = [draw_key(config.seed, name, DIGIT_POSITION) for name in decoder.names]
+    drawn, _ = sample(logits, torch.tensor(keys, dtype=torch.int32), config.temperature)
+    return logits.double().softmax(-1), [digit + 1 for digit in drawn.tolist()]
+
+
+def _second_digits(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    config: AnswerConfig,
+    first: Tensor,
+    drawn: Sequence[int],
+) -> tuple[Tensor, list[int]]:
+    """p(a, b) (rows, 9, 9), and B's digit after the digit that A was given."""
+    rows = len(drawn)
+    between = tokenizer.encode(f" {LABELS[1]}=")
+    decoder.fork([NINE] * rows, len(between) + 1)
+    decoder.feed([[digit, *between] for _ in range(rows) for digit in tokenizer.digit_ids])
+    second, candidates = _digits(decoder, tokenizer, config)  # (rows·9, 9)
+    joint = first[:, :, None] * second.view(rows, NINE, NINE)
+    return joint, [candidates[row * NINE + digit - 1] for row, digit in enumerate(drawn)]

@@ -1,0 +1,199 @@
+"""Read a GGUF file: its metadata and its tensors, in one strict walk over the header.
+
+A GGUF file (version 2 or 3, little-endian) is a header and then a block of aligned tensor data:
+
+    "GGUF" | version u32 | tensor count u64 | metadata count u64
+    metadata:  key (u64 length + UTF-8) | type u32 | value
+               where an array is: type u32 | count u64 | values
+    tensors:   name | number of dimensions u32 | dimensions u64 each | type u32 | offset u64
+    padding to `general.alignment` (32) | the data, each tensor at its offset from here
+
+Dimensions are written innermost first: 576, 49152 is an embedding of 49,152 rows.
+
+What we chose. The `gguf` library knows the quantised types, their block sizes and how to dequantise
+them, and we use it for that. We do not use its `GGUFReader`: it makes a numpy view for every
+string, and a vocabulary is 150,000 of them, so opening SmolLM2 takes about 3 s where this walk
+takes 0.1 s; and it trusts lengths, so a damaged header can send it round a loop of 2^60 steps. Here
+every length is checked against the end of the file before it is used. A `GgufTensor` carries the
+same attributes as the library's `ReaderTensor`, so `gguf.dequantize(t.data, t.tensor_type)` works
+as it does in examples elsewhere.
+
+Left out: big-endian files, arrays of arrays, models split over several files, writing.
+The data is memory-mapped and nothing of it is read here; `weights.py` reads it. Next: `bases.py`.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from nanopersrm import InputError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)  # version 1 had 32-bit lengths and was replaced within weeks
+MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+STRING, ARRAY, BOOL = 8, 9, 7  # value type codes with a meaning beyond a number
+NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4"}
+NUMBERS |= {7: "<u1", 10: "<u8", 11: "<i8", 12: "<f8"}  # type code -> numpy dtype
+PLAIN = {
+    "F16": "<f2",
+    "F32": "<f4",
+    "F64": "<f8",
+    "I8": "<i1",
+    "I16": "<i2",
+    "I32": "<i4",
+    "I64": "<i8",
+}
+U64 = struct.Struct("<Q").unpack_from
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One stored matrix or vector; quantised data stays as the bytes of its blocks."""
+
+    name: str
+    tensor_type: gguf.GGMLQuantizationType
+    shape: np.ndarray  # uint64, innermost dimension first, as in the file
+    n_elements: int
+    n_bytes: int
+    data_offset: int  # from the start of the file
+    data: np.ndarray  # a view of the mapped file: rows outermost; uint8 blocks when quantised
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """The whole header as Python values, and views of the data."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: list[GgufTensor]
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Map `path` and read its header; damage is one `InputError` naming file and byte."""
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: expected a GGUF file, found an empty file")
+        data = np.asarray(np.memmap(path, mode="r"))
+    except OSError as error:
+        raise InputError(f"{path}: expected a readable GGUF file: {error.strerror}") from error
+    cursor = _Cursor(path, data)
+    magic = bytes(cursor.take(4, "the GGUF magic"))
+    if magic != MAGIC:
+        raise InputError(f"{path}: expected a GGUF file (first bytes {MAGIC!r}), found {magic!r}")
+    version = cursor.number(4)
+    if version not in VERSIONS:
+        raise InputError(f"{path}: expected GGUF version 2 or 3, little-endian, found {version}")
+    tensor_count, pair_count = cursor.number(10), cursor.number(10)
+    metadata: dict[str, Any] = {}
+    for _ in range(pair_count):
+        key = cursor.string()
+        if key in metadata:
+            raise cursor.error(f"each metadata key once, found {key!r} twice")
+        metadata[key] = cursor.value(cursor.number(4))
+    entries = [cursor.tensor() for _ in range(tensor_count)]
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise InputError(f"{path}: expected a positive general.alignment, found {alignment!r}")
+    start = -(-cursor.at // alignment) * alignment
+    tensors = [_tensor(path, data, start, *entry) for entry in entries]
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise InputError(f"{path}: expected each tensor name once, found one twice")
+    return GgufFile(path, metadata, tensors)
+
+
+def _tensor(
+    path: Path, data: np.ndarray, start: int, name: str, dims: list[int], code: int, offset: int
+) -> GgufTensor:
+    """Check one tensor entry against the type table and the end of the file, and view its data."""
+    if code not in gguf.GGML_QUANT_SIZES:
+        raise InputError(f"{path}: tensor {name!r} has the unknown type {code}")
+    kind = gguf.GGMLQuantizationType(code)
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    if not dims or dims[0] % block:
+        raise InputError(f"{path}: tensor {name!r}: expected rows of {block}s, found {dims}")
+    count = math.prod(dims)
+    size = count // block * block_bytes
+    begin = start + offset
+    if begin + size > len(data):
+        raise InputError(
+            f"{path}: tensor {name!r} should end at byte {begin + size}, but the file ends at "
+            f"{len(data)}: it is truncated or damaged; fetch it again"
+        )
+    shape = tuple(reversed(dims))
+    if kind.name not in PLAIN:
+        shape = gguf.quant_shape_to_byte_shape(shape, kind)
+    view = data[begin : begin + size].view(PLAIN.get(kind.name, "u1")).reshape(shape)
+    return GgufTensor(name, kind, np.array(dims, np.uint64), count, size, begin, view)
+
+
+class _Cursor:
+    """A position in the header. It owns the offset and never moves past the end of the file."""
+
+    def __init__(self, path: Path, data: np.ndarray):
+        self.path, self.view, self.at = path, data.data, 0
+
+    def error(self, expected: str) -> InputError:
+        return InputError(
+            f"{self.path}: expected {expected} at byte {self.at} of {len(self.view)}: "
+            "the file is truncated or damaged; fetch it again"
+        )
+
+    def take(self, size: int, what: str) -> memoryview:
+        if size > len(self.view) - self.at:
+            raise self.error(f"{what} ({size} bytes)")
+        self.at += size
+        return self.view[self.at - size : self.at]
+
+    def number(self, code: int) -> Any:
+        dtype = np.dtype(NUMBERS[code])
+        return np.frombuffer(self.take(dtype.itemsize, "a number"), dtype)[0].item()
+
+    def string(self) -> str:
+        return self.strings(1)[0]
+
+    def strings(self, count: int) -> list[str]:
+        """`count` strings in one tight loop: a vocabulary is 100,000 of them."""
+        view, at, end, found = self.view, self.at, len(self.view), []
+        for _ in range(count):
+            stop = at + 8 + U64(view, at)[0] if at + 8 <= end else end + 1
+            if stop > end:
+                self.at = at
+                raise self.error("a string")
+            try:
+                found.append(str(view[at + 8 : stop], "utf-8"))
+            except UnicodeDecodeError as error:
+                self.at = at
+                raise self.error("a string in UTF-8") from error
+            at = stop
+        self.at = at
+        return found
+
+    def value(self, code: int) -> Any:
+        if code == STRING:
+            return self.string()
+        if code == ARRAY:
+            code, count = self.number(4), self.number(10)
+            if code == STRING:
+                return self.strings(count)
+            if code in NUMBERS:
+                dtype = np.dtype(NUMBERS[code])
+                raw = self.take(count * dtype.itemsize, f"an array of {count} numbers")
+                return np.frombuffer(raw, dtype).tolist()
+        elif code in NUMBERS:
+            number = self.number(code)
+            return bool(number) if code == BOOL else number
+        raise self.error(f"a GGUF value type, found {code}")
+
+    def tensor(self) -> tuple[str, list[int], int, int]:
+        """One entry of the tensor list: name, dimensions, type code, offset."""
+        name, rank = self.string(), self.number(4)
+        if rank > MAX_DIMENSIONS:
+            raise self.error(
+                f"at most {MAX_DIMENSIONS} dimensions for tensor {name!r}, found {rank}"
+            )
+        return name, [self.number(10) for _ in range(rank)], self.number(4), self.number(10)

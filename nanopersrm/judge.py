@@ -1,0 +1,305 @@
+"""The judge: exemplars and candidates in, reasons and scores out.
+
+    judge = Judge.load()                                      # SmolLM2-135M-Instruct, fetched once
+    judgement = judge.judge([text_of_the_writer], [draft_one, draft_two])
+    judgement.scores, judgement.verdict                       # [6.1, 4.8], 0
+
+Two modes. *Pointwise* (the default) shows the model one candidate a prompt; no order exists, N
+candidates cost N replies. *Pairwise* shows two, in both orders, and averages; more than two
+candidates meet in pairs and are ranked by Bradley-Terry strengths (`ranking.py`).
+
+The swapped call has the mirrored answer, exactly: equal candidates are judged once and all others
+in an order of their own (sorted), so that any order of the same candidates runs the same numbers.
+What the exemplars cost is paid once: all prompts begin with them, and their keys and values are
+kept for the next call with the same exemplars.
+
+Where to read next: the script `judge.py` beside this package.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from kernels.linear import can_pack
+from nanopersrm import InputError, judgement, ranking, verdict, weights
+from nanopersrm.answer import FORCED_ROOM, Answer, AnswerConfig, OnText, answer
+from nanopersrm.bases import DEFAULT_BASE, resolve
+from nanopersrm.judgement import Asked, JudgeConfig, JudgedReply, Judgement
+from nanopersrm.model import Model
+from nanopersrm.profile import measured_block
+from nanopersrm.prompts import cut, messages
+from nanopersrm.sampler import SHARED_LEAST, Prefix, common_prefix, prefill
+from nanopersrm.tokenizer import Tokenizer
+
+MOST_CANDIDATES = len(verdict.LABELS)
+ROWS_AT_ONCE = 32  # replies in one batch: bounds memory, and more is hardly faster
+LEAST_EXEMPLAR = 24  # tokens; an exemplar cut shorter says nothing of its writer
+UNTRAINED = (
+    "this base has not been trained to judge: its scores show that everything runs, "
+    "not who wrote what"
+)
+
+
+class Judge:
+    """A loaded model that judges. Not for several threads at once."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, trained: bool = False):
+        self.model, self.tokenizer, self.trained = model, tokenizer, trained
+        self._prefix: Prefix | None = None  # of the last exemplars
+
+    @staticmethod
+    def load(
+        base: str = DEFAULT_BASE,
+        adapter: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        say: Callable[[str], None] | None = None,
+    ) -> "Judge":
+        """Fetch what is missing, load and check it. `say` gets a line before anything slow."""
+        if adapter is not None:
+            raise InputError(f"--adapter {adapter}: adapters cannot be loaded in this version")
+        place = _device(device)
+        found = resolve(base, say)
+        tokenizer = Tokenizer.load(found)
+        model = weights.load(found, _dtype(dtype, place), place)
+        return Judge(model.pack(), tokenizer)
+
+    def judge(
+        self,
+        exemplars: Sequence[str],
+        candidates: Sequence[str],
+        question: str | None = None,
+        principles: Sequence[str] = (),
+        config: JudgeConfig | None = None,
+        on_text: Callable[[int, str, bool], None] | None = None,
+    ) -> Judgement:
+        """How well does each candidate (1 to 26 texts) fit the writer of the exemplars (1 or more
+        texts)?
+
+        `on_text(candidate, reasoning so far, ended)` follows the first sample of pointwise replies
+        as they are drawn. Raises InputError for what cannot be judged."""
+        start, config = time.perf_counter(), config or JudgeConfig()
+        _check(exemplars, candidates, config)
+        notes = [] if self.trained else [UNTRAINED]
+        unique = sorted({candidate.strip() for candidate in candidates})
+        place = [unique.index(candidate.strip()) for candidate in candidates]
+        for i, spot in enumerate(place):
+            if spot in place[:i]:
+                notes.append(f"candidates {place.index(spot) + 1} and {i + 1} are identical: a tie")
+        pairs = ranking.schedule(len(unique)) if config.mode == "pairwise" else []
+        asked: Asked = [(i,) for i in range(len(unique))]
+        if pairs:
+            asked = [order for i, j in pairs for order in ((i, j), (j, i))]
+        exemplars = [text.strip() for text in exemplars]
+        ask = _Question(
+            self.tokenizer, list(exemplars), unique, question, principles, config.evidence
+        )
+        exemplars = self._fit(ask, exemplars, asked, config, notes)
+        prompts = [ask.ids(exemplars, which) for which in asked]
+        self._remember(ask, exemplars, prompts)
+
+        def follow(prompt: int, number: int, text: str, ended: bool) -> None:
+            if on_text is not None and number == 0 and len(asked[prompt]) == 1:
+                on_text(place.index(asked[prompt][0]), text, ended)
+
+        answers = self._answer(prompts, len(asked[0]), config, follow)
+        preferred = judgement.pairwise if pairs else judgement.pointwise
+        scores, table = preferred(len(unique), asked, answers)
+        replies = [
+            _read(tuple(place.index(i) for i in which), drawn)
+            for which, group in zip(asked, answers, strict=True)
+            for drawn in group
+        ]
+        scores = [scores[i] for i in place]
+        table = [[table[i][j] for j in place] for i in place]
+        order = judgement.ranked(table)
+        return Judgement(
+            scores=scores,
+            preference=table,
+            ranking=order,
+            verdict=judgement.verdict_of(scores, table, order),
+            reasoning=[reply.reasoning for reply in replies[:: config.samples]],
+            well_formed=all(reply.problem is None for reply in replies),
+            tokens=sum(drawn.tokens for group in answers for drawn in group),
+            prompt_tokens=_distinct(prompts, self._prefix),
+            seconds=time.perf_counter() - start,
+            replies=replies,
+            notes=notes,
+        )
+
+    def _answer(
+        self, prompts: list[list[int]], labels: int, config: JudgeConfig, follow: OnText
+    ) -> list[list[Answer]]:
+        """`answer` in batches of bounded size."""
+        batch = max(1, ROWS_AT_ONCE // config.samples)
+        answers: list[list[Answer]] = []
+        for begin in range(0, len(prompts), batch):
+
+            def shifted(p: int, k: int, text: str, ended: bool, begin: int = begin) -> None:
+                follow(begin + p, k, text, ended)
+
+            answers += answer(
+                self.model,
+                self.tokenizer,
+                prompts[begin : begin + batch],
+                labels,
+                _answering(config),
+                self._prefix,
+                shifted,
+            )
+        return answers
+
+    def _remember(self, ask: "_Question", exemplars: list[str], prompts: list[list[int]]) -> None:
+        """Keep the keys and values of what these prompts and any others about these exemplars begin
+        with.
+        """
+        shared = common_prefix([*prompts, ask.probe(exemplars)])
+        ids = prompts[0][:shared]
+        if self._prefix is None or self._prefix.ids != ids:
+            self._prefix = prefill(self.model, ids) if shared >= SHARED_LEAST else None
+
+    def _fit(
+        self,
+        ask: "_Question",
+        exemplars: list[str],
+        asked: Asked,
+        config: JudgeConfig,
+        notes: list[str],
+    ) -> list[str]:
+        """The exemplars, cut at sentence ends where a prompt would not fit the context."""
+        context = self.model.config.context
+        room = context - FORCED_ROOM - config.think_tokens * config.think
+        bare = max(len(ask.ids([""] * len(exemplars), which)) for which in asked)
+        share = room - bare - len(exemplars)  # joining two texts can cost a token
+        lengths = [self._count(text) for text in exemplars]
+        if sum(lengths) <= share:
+            return exemplars
+        if share < LEAST_EXEMPLAR * len(exemplars):
+            raise InputError(
+                f"expected texts that fit a context of {context} tokens: question, candidates and "
+                f"reply need {context - share}, and {len(exemplars)} exemplars at least "
+                f"{LEAST_EXEMPLAR} each"
+            )
+        limit = _water_level(lengths, share)
+        for i, length in enumerate(lengths):
+            if length > limit:
+                exemplars[i] = cut(exemplars[i], limit, self._count)
+                notes.append(
+                    f"exemplar {i + 1} was cut from {length} to {self._count(exemplars[i])} tokens "
+                    f"at the end of a sentence, to fit the context of {context}"
+                )
+        return exemplars
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer.encode(text))
+
+
+class _Question:
+    """A prompt but for the exemplars; what is measured of them is measured once."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        exemplars: Sequence[str],
+        candidates: Sequence[str],
+        question: str | None,
+        principles: Sequence[str],
+        evidence: bool,
+    ):
+        self.tokenizer, self.candidates = tokenizer, candidates
+        self.question, self.principles = question, principles
+        self.exemplars, self.evidence = exemplars, evidence
+        self.measured: dict[tuple[int, ...], str] = {}
+
+    def ids(self, exemplars: Sequence[str], which: tuple[int, ...]) -> list[int]:
+        """The prompt about candidates `which`, up to the start of the reply."""
+        texts = [self.candidates[i] for i in which]
+        if self.evidence and which not in self.measured:
+            self.measured[which] = measured_block(self.exemplars, texts)
+        measured = self.measured.get(which)
+        chat = messages(exemplars, texts, self.question, self.principles, measured)
+        return self.tokenizer.chat(chat, continuation=verdict.OPEN)
+
+    def probe(self, exemplars: Sequence[str]) -> list[int]:
+        """A prompt that has nothing but the exemplars and principles in common with any other."""
+        other = messages(exemplars, ["\u2060"], principles=self.principles)
+        return self.tokenizer.chat(other, continuation=verdict.OPEN)
+
+
+def _check(exemplars: Sequence[str], candidates: Sequence[str], config: JudgeConfig) -> None:
+    """What cannot be judged is said before anything is computed."""
+    if isinstance(exemplars, str) or isinstance(candidates, str):
+        raise InputError("expected lists of texts as exemplars and candidates, got a single text")
+    if not exemplars:
+        raise InputError("expected at least one exemplar, got none")
+    least = 2 if config.mode == "pairwise" else 1
+    if not least <= len(candidates) <= MOST_CANDIDATES:
+        raise InputError(
+            f"expected {least} to {MOST_CANDIDATES} candidates ({config.mode}), "
+            f"got {len(candidates)}"
+        )
+    for kind, texts in (("exemplar", exemplars), ("candidate", candidates)):
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{kind} {i + 1}: expected a text, got {text!r}")
+
+
+def _answering(config: JudgeConfig) -> AnswerConfig:
+    temperature = config.temperature
+    if temperature is None:
+        temperature = 0.0 if config.samples == 1 else 1.0
+    return AnswerConfig(config.think, config.think_tokens, config.samples, temperature, config.seed)
+
+
+def _read(which: tuple[int, ...], drawn: Answer) -> JudgedReply:
+    said = verdict.parse(drawn.text, verdict.LABELS[: len(which)])
+    return JudgedReply(which, drawn.text, said.reasoning, said.problem, drawn.cut)
+
+
+def _distinct(prompts: Sequence[list[int]], prefix: Prefix | None) -> int:
+    """Prompt tokens, with what all prompts begin with counted once."""
+    shared = len(prefix.ids) if prefix else 0
+    return shared + sum(len(prompt) - shared for prompt in prompts)
+
+
+def _water_level(lengths: Sequence[int], share: int) -> int:
+    """The largest limit with sum(min(length, limit)) <= share: the long ones are cut, the short
+    ones stay.
+
+    >>> _water_level([10, 500, 900], 410)
+    200
+    """
+    left = share
+    for i, length in enumerate(sorted(lengths)):
+        if length * (len(lengths) - i) > left:
+            return left // (len(lengths) - i)
+        left -= length
+    return max(lengths)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    """16 bits where the machine multiplies them fast, else 32."""
+    if name != "auto":
+        if name not in weights.DTYPES:
+            raise InputError(f"--dtype {name}: expected auto, {', '.join(weights.DTYPES)}")
+        return weights.DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if can_pack(torch.empty(0, dtype=torch.bfloat16)) else torch.float32

@@ -1,0 +1,159 @@
+"""From digit probabilities to a judgement: scores, preferences, a ranking and a verdict. Plain
+arithmetic, no model.
+
+Each answer of the model gives p(1) … p(9) for one candidate (pointwise) or p(a, b) for two
+(pairwise, in both orders).
+
+    pointwise   score = expected digit, over all samples
+                P(i beats j) = from the two digit distributions
+    pairwise    score = mean over the pairs that it is in
+                P(i beats j) = mean of both orders; more than two candidates: by their
+                Bradley-Terry strengths over the pairs compared
+
+P(j beats i) is always 1 - P(i beats j), so the mirrored call gives the mirrored table. A tie is a
+tie only when both are preferred exactly alike, as identical candidates are. Where a probability is
+not finite, the verdict is "invalid" and the score None: nothing stands in for it.
+
+Where to read next: `judge.py` in this folder.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from typing import Any, Literal, Protocol
+
+from nanopersrm import InputError
+from nanopersrm.ranking import bradley_terry, preference
+from nanopersrm.verdict import beats, beats_jointly, mean, soft_score
+
+Scores = list[float | None]
+Table = list[list[float]]
+Asked = Sequence[tuple[int, ...]]  # the candidates of each prompt, in its order
+
+
+class HasDigits(Protocol):
+    """What is read of an answer."""
+
+    @property
+    def digits(self) -> list[float]: ...  # (9,)
+
+    @property
+    def joint(self) -> list[list[float]] | None: ...  # (9, 9)
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """How to judge. Everything has a default that works."""
+
+    mode: Literal["pointwise", "pairwise"] = "pointwise"  # one candidate a prompt, or two
+    evidence: bool = True  # give the model what factors.py measured
+    think: bool = True  # reason before scoring
+    think_tokens: int = 160  # budget of the reasoning, in tokens
+    samples: int = 1  # replies for each prompt; their scores are averaged
+    temperature: float | None = None  # of the reasoning; default: 0 for one sample, 1 for several
+    seed: int = 0  # same seed, same judgement
+
+    def __post_init__(self) -> None:
+        for name in ("think_tokens", "samples"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.temperature is not None and not 0 <= self.temperature <= 100:
+            raise InputError(f"temperature: expected 0 to 100, got {self.temperature}")
+        if self.mode not in ("pointwise", "pairwise"):
+            raise InputError(f"mode: expected pointwise or pairwise, got {self.mode!r}")
+
+
+@dataclass(frozen=True)
+class JudgedReply:
+    """A reply of the model, and which candidates it saw as A (and B)."""
+
+    candidates: tuple[int, ...]  # indices into the call's candidates
+    text: str
+    reasoning: str
+    problem: str | None  # None: well formed
+    cut: bool  # the budget ended the reasoning
+
+
+@dataclass
+class Judgement:
+    """What `Judge.judge` found. Lists follow the order of the candidates in the call."""
+
+    scores: Scores  # expected digit, 1 to 9; None where nothing valid was said
+    preference: Table  # preference[i][j] = P(i fits better than j), ½ on the diagonal
+    ranking: list[int]  # indices, best first
+    verdict: int | Literal["tie", "invalid"]  # index of the best
+    reasoning: list[str]  # one text a candidate (pointwise) or an ordered pair (pairwise)
+    well_formed: bool  # every reply parses
+    tokens: int  # drawn
+    prompt_tokens: int  # of all prompts, the shared beginning counted once
+    seconds: float
+    replies: list[JudgedReply]
+    notes: list[str] = field(default_factory=list)  # what the caller should be told
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: plain lists, numbers and strings; a preference that is not finite is None."""
+        plain = asdict(self)
+        plain["preference"] = [
+            [p if math.isfinite(p) else None for p in row] for row in self.preference
+        ]
+        return plain
+
+
+def pointwise(n: int, asked: Asked, answers: Sequence[Sequence[HasDigits]]) -> tuple[Scores, Table]:
+    """answers[i] are the samples about candidate i -> n scores and the table of preferences."""
+    digits = [mean([drawn.digits for drawn in group]) for group in answers]
+    table = _half(n)
+    for i in range(n):
+        for j in range(i + 1, n):
+            _put(table, i, j, beats(digits[i], digits[j]))
+    return [_finite(soft_score(p)) for p in digits], table
+
+
+def pairwise(n: int, asked: Asked, answers: Sequence[Sequence[HasDigits]]) -> tuple[Scores, Table]:
+    """answers[k] are the samples about the ordered pair asked[k]; pairs stand in both orders."""
+    wins: dict[tuple[int, int], list[float]] = {}
+    digits: list[list[float]] = [[] for _ in range(n)]
+    for (a, b), group in zip(asked, answers, strict=True):
+        for drawn in group:
+            assert drawn.joint is not None, "a pair without joint digits"
+            p = beats_jointly(drawn.joint)
+            wins.setdefault((min(a, b), max(a, b)), []).append(p if a < b else 1 - p)
+            digits[a].append(soft_score([math.fsum(row) for row in drawn.joint]))
+            digits[b].append(soft_score(mean(drawn.joint, 1)))
+    pairs = {pair: math.fsum(ps) / len(ps) for pair, ps in wins.items()}
+    table = _half(n)
+    strengths = bradley_terry(n, pairs) if n > 2 else []
+    for i in range(n):
+        for j in range(i + 1, n):
+            _put(table, i, j, preference(strengths[i], strengths[j]) if n > 2 else pairs[i, j])
+    return [_finite(math.fsum(own) / len(own)) for own in digits], table
+
+
+def ranked(table: Table) -> list[int]:
+    """Indices, most preferred first; exact ties keep their order."""
+    wins = [math.fsum(row) for row in table]
+    return sorted(range(len(table)), key=lambda i: (-wins[i], i))
+
+
+def verdict_of(scores: Scores, table: Table, order: list[int]) -> int | Literal["tie", "invalid"]:
+    """The index of the best, "tie" when another is preferred exactly as much, "invalid" when any
+    score is.
+    """
+    if any(score is None for score in scores) or not all(map(math.isfinite, chain(*table))):
+        return "invalid"
+    if len(order) > 1 and table[order[0]][order[1]] == 0.5:
+        return "tie"
+    return order[0]
+
+
+def _half(n: int) -> Table:
+    return [[0.5] * n for _ in range(n)]
+
+
+def _put(table: Table, i: int, j: int, p: float) -> None:
+    table[i][j], table[j][i] = p, 1 - p
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None

@@ -1,0 +1,293 @@
+"""The transformer: one decoder for the Llama, Qwen2/2.5 and Qwen3 families, on flat tokens.
+
+    h = embed(ids)                                               (N, D)
+    for each block:   h = h + o(attention(rope(q(x)), rope(k(x)), v(x)))      x = rms_norm(h)
+                      h = h + down(silu(gate(x)) · up(x))                     x = rms_norm(h)
+    logits = head(rms_norm(h))                                   (N, V)
+
+The families differ in three switches only: Qwen2 has a bias on q, k and v; Qwen3 normalises each
+head of q and k; the head is either the embedding again (tied) or a matrix of its own.
+
+`forward` takes flat rows and says nothing of batches: a `Layout` packs texts and shared prefixes in
+one forward with gradients, a `KVCache` continues earlier forwards without (see `cache.py`). It
+returns hidden states; `logits` is a step of its own because almost nobody needs all of them.
+
+What we chose: parameters keep their checkpoint names. `pack()` turns the matrices into oneDNN's own
+order for fast inference on a CPU (`kernels/linear.py`). What we left out: dropout, sliding windows,
+mixture of experts.
+
+Where to read next: `weights.py` fills this, `sampler.py` runs it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels import attention
+from kernels.linear import can_pack, linear, linear_plus, linear_silu, linear_times, pack
+from kernels.rms_norm import rms_norm
+from kernels.rope import rope, rotation
+from nanopersrm import InputError
+from nanopersrm.cache import KVCache, Layout, Step
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes and switches of a base."""
+
+    family: str  # one of FAMILIES
+    layers: int
+    D: int  # width
+    H: int  # query heads
+    K: int  # key/value heads
+    E: int  # head width
+    F: int  # MLP width
+    V: int  # vocabulary
+    eps: float  # of RMSNorm
+    context: int  # longest text in tokens
+    tied: bool  # the head is the embedding
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None
+
+    @staticmethod
+    def of(config: dict[str, Any]) -> "ModelConfig":
+        """From the fields of a Hugging Face config.json, as `bases.resolve` normalises them."""
+        family = config["model_type"]
+        if family not in FAMILIES:
+            raise InputError(
+                f"expected a model of {', '.join(FAMILIES)}, got model_type {family!r}"
+            )
+        if config.get("hidden_act", "silu") != "silu":
+            raise InputError(f"expected hidden_act 'silu', got {config['hidden_act']!r}")
+        if config.get("use_sliding_window"):
+            raise InputError("sliding-window attention (use_sliding_window) is not supported")
+        if config.get("partial_rotary_factor", 1.0) != 1.0:
+            raise InputError("partial_rotary_factor other than 1 is not supported")
+        D, H = config["hidden_size"], config["num_attention_heads"]
+        bias = bool(config.get("attention_bias", False))
+        self = ModelConfig(
+            family=family,
+            layers=config["num_hidden_layers"],
+            D=D,
+            H=H,
+            K=config.get("num_key_value_heads") or H,
+            E=config.get("head_dim") or D // H,
+            F=config["intermediate_size"],
+            V=config["vocab_size"],
+            eps=config["rms_norm_eps"],
+            context=config["max_position_embeddings"],
+            tied=bool(config.get("tie_word_embeddings", False)),
+            qkv_bias=True if family == "qwen2" else bias,
+            o_bias=bias and family != "qwen2",
+            mlp_bias=bool(config.get("mlp_bias", False)),
+            rope_theta=config["rope_theta"],
+            rope_scaling=config.get("rope_scaling"),
+        )
+        if self.H % self.K or self.E % 2:
+            raise InputError(
+                f"expected num_attention_heads ({self.H}) to be a multiple of num_key_value_heads "
+                f"({self.K}) and an even head_dim ({self.E})"
+            )
+        return self
+
+
+def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
+    """(E/2,) fp32 angle per position of each pair, and the factor on cos and sin (1 but for YaRN).
+
+    Plain: theta^(-2i/E). Scaled as the config's `rope_scaling` says: `linear` divides all; `llama3`
+    divides the slow ones and blends between (Llama 3.1); `yarn` divides those that turn less than
+    once in the original context and warms the attention (Peng et al., arXiv 2309.00071)."""
+    E, theta = config.E, config.rope_theta
+    plain = theta ** -(torch.arange(0, E, 2, dtype=torch.float32) / E)  # (E/2,)
+    scaling = config.rope_scaling or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind == "default":
+        return plain, 1.0
+    if kind not in ("linear", "llama3", "yarn"):
+        raise InputError(f"expected rope_type default, linear, llama3 or yarn, got {kind!r}")
+    factor = float(scaling["factor"])
+    if kind == "linear":
+        return plain / factor, 1.0
+    context = scaling.get("original_max_position_embeddings") or config.context
+    turns = context * plain / (2 * math.pi)  # full turns of each pair within the original context
+    if kind == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: fast pairs, untouched
+        return plain / factor * (1 - keep) + plain * keep, 1.0
+
+    def pair_with(turns: float) -> float:
+        """The (fractional) pair that makes this many turns in the original context."""
+        return E * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first = pair_with(scaling.get("beta_fast") or 32)
+    last = pair_with(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, E - 1)
+    slow = ((torch.arange(E // 2) - first) / max(last - first, 0.001)).clamp(0, 1)
+
+    def warmth(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    warm = scaling.get("attention_factor")
+    if warm is None:
+        all_dims, some = scaling.get("mscale_all_dim"), scaling.get("mscale")
+        warm = warmth(some) / warmth(all_dims) if some and all_dims else warmth(1.0)
+    return plain / factor * slow + plain * (1 - slow), float(warm)
+
+
+class Linear(nn.Module):
+    """A matrix under its checkpoint name: weight (out, in), optional bias (out,)."""
+
+    def __init__(self, width_in: int, width_out: int, bias: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width_out, width_in))
+        self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+    def silu(self, x: Tensor) -> Tensor:
+        return linear_silu(x, self.weight, self.bias)
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        return linear_times(x, self.weight, other, self.bias)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return linear_plus(x, self.weight, other, self.bias)
+
+    def pack(self) -> None:
+        self.weight = nn.Parameter(pack(self.weight), requires_grad=False)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.empty(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = c = config
+        self.q_proj = Linear(c.D, c.H * c.E, c.qkv_bias)
+        self.k_proj = Linear(c.D, c.K * c.E, c.qkv_bias)
+        self.v_proj = Linear(c.D, c.K * c.E, c.qkv_bias)
+        self.o_proj = Linear(c.H * c.E, c.D, c.o_bias)
+        if c.family == "qwen3":
+            self.q_norm, self.k_norm = RMSNorm(c.E, c.eps), RMSNorm(c.E, c.eps)
+
+    def forward(
+        self, h: Tensor, x: Tensor, turn: Tensor, layout: Layout, step: Step | None, layer: int
+    ) -> Tensor:
+        """h (N, D) residual stream, x (N, D) its norm -> h with what this layer attended to added
+        (N, D).
+        """
+        c = self.config
+        q = self.q_proj(x).view(-1, c.H, c.E)  # (N, H, E)
+        k = self.k_proj(x).view(-1, c.K, c.E)  # (N, K, E)
+        v = self.v_proj(x).view(-1, c.K, c.E)
+        if c.family == "qwen3":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rope(q, turn), rope(k, turn)
+        if step is None:
+            out = attention.segments(q, k, v, layout.starts, layout.parents)  # (N, H, E)
+        else:
+            step.write(layer, k, v)
+            out = step.attend(layer, q, k, v)
+        return self.o_proj.plus(out.reshape(-1, c.H * c.E), h)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        c = config
+        self.gate_proj = Linear(c.D, c.F, c.mlp_bias)
+        self.up_proj = Linear(c.D, c.F, c.mlp_bias)
+        self.down_proj = Linear(c.F, c.D, c.mlp_bias)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        gated = self.up_proj.times(x, self.gate_proj.silu(x))  # (N, F)
+        return self.down_proj.plus(gated, h)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.D, config.eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.D, config.eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, h: Tensor, turn: Tensor, layout: Layout, step: Step | None, layer: int
+    ) -> Tensor:
+        h = self.self_attn(h, self.input_layernorm(h), turn, layout, step, layer)
+        return self.mlp(h, self.post_attention_layernorm(h))
+
+
+class Model(nn.Module):
+    """`forward` gives hidden states, `logits` reads them. Parameters are uninitialised until
+    `weights.load`.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = c = config
+        self.embed_tokens = nn.Parameter(torch.empty(c.V, c.D))
+        self.layers = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.norm = RMSNorm(c.D, c.eps)
+        self.lm_head = None if c.tied else Linear(c.D, c.V)
+        self.packed_head: Tensor | None = None
+        self.frequencies, self.warmth = rope_frequencies(c)
+
+    def forward(self, ids: Tensor, place: Layout | Step) -> Tensor:
+        """ids (N,) int64 -> hidden states after the last norm (N, D).
+
+        A `Layout` packs whole texts and shared prefixes, with gradients. A `Step` of a cache
+        continues what earlier forwards left there, without."""
+        step = place if isinstance(place, Step) else None
+        layout = place.layout if isinstance(place, Step) else place
+        assert len(ids) == layout.starts[-1], f"{len(ids)} ids for {layout.starts[-1]} rows"
+        if self.frequencies.device != ids.device:
+            self.frequencies = self.frequencies.to(ids.device)
+        h = F.embedding(ids, self.embed_tokens)  # (N, D)
+        turn = rotation(layout.positions, self.frequencies, self.warmth, h.dtype)
+        for i, block in enumerate(self.layers):
+            h = block(h, turn, layout, step, i)
+        return self.norm(h)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (M, D) -> (M, V) fp32."""
+        if self.lm_head is not None:
+            return self.lm_head(hidden).float()
+        head = self.embed_tokens if self.packed_head is None else self.packed_head
+        return linear(hidden, head).float()
+
+    def new_cache(self) -> KVCache:
+        c = self.config
+        return KVCache(c.layers, c.H, c.K, c.E, self.norm.weight)
+
+    def pack(self) -> "Model":
+        """Re-order the matrices for inference where that pays (bf16 on a CPU). One way: no training
+        afterwards.
+        """
+        if can_pack(self.embed_tokens):
+            for module in self.modules():
+                if isinstance(module, Linear):
+                    module.pack()
+            if self.lm_head is None:
+                self.packed_head = pack(self.embed_tokens)
+        return self

@@ -1,0 +1,101 @@
+"""What the model is asked, word for word.
+
+One prompt holds the exemplars, the question if there is one, and one candidate (pointwise) or two
+(pairwise):
+
+    system    what a judge is
+    user      <exemplar> … </exemplar>        one for each text of the writer ┐ the part that all
+              <principle> … </principle>      what the writer says they want  │ candidates share,
+              <question> … </question>        what the candidates answer      ┘ computed once
+              <candidate A> … </candidate A>
+              <measured> … </measured>        what `profile.py` found, when evidence is on
+              the task and the form of the answer
+
+The shared part comes first, so that the sampler finds the longest common beginning of the ids and
+keeps it. Nothing before the candidates depends on the mode or on how many there are.
+
+Where to read next: `judge.py` in this folder, which fills this in.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+from nanopersrm.verdict import CLOSE, LABELS, OPEN, SCORES, SCORES_END
+
+Message = dict[str, str]
+
+SYSTEM = (
+    "You are a judge of personal style. You read texts by one writer, name the habits of that "
+    "writer, and say how well a candidate text fits the writer."
+)
+TASK = (
+    "Compare {whom} with the writer of the exemplars. Inside {open} and {close}, name the habits "
+    "of the writer, say how {whom} keeps or breaks them, and quote telling words in "
+    '"double quotes". Then score {whom} with a digit from 1 (another writer) to 9 (surely this '
+    "writer), like {line}, and write nothing more."
+)
+SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|\n{2,}")
+LONGEST_TOKEN = 16  # characters; a text of more than 16 a token on average is not prose
+
+
+def messages(
+    exemplars: Sequence[str],
+    candidates: Sequence[str],
+    question: str | None = None,
+    principles: Sequence[str] = (),
+    measured: str | None = None,
+) -> list[Message]:
+    """The chat that asks for a judgement of 1 to 26 candidates, labelled A, B, C."""
+    assert 1 <= len(candidates) <= len(LABELS), f"{len(candidates)} candidates"
+    parts = [_tagged("exemplar", text) for text in exemplars]
+    parts += [_tagged("principle", text) for text in principles]
+    if question:
+        parts.append(_tagged("question", question))
+    labels = LABELS[: len(candidates)]
+    parts += [
+        _tagged(f"candidate {label}", text) for label, text in zip(labels, candidates, strict=True)
+    ]
+    if measured:
+        parts.append(_tagged("measured", measured))
+    parts.append(
+        TASK.format(
+            whom="candidate A" if len(labels) == 1 else "each candidate",
+            open=OPEN.strip(),
+            close=CLOSE,
+            line=SCORES + " ".join(f"{label}=digit" for label in labels) + SCORES_END,
+        )
+    )
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": "\n\n".join(parts)},
+    ]
+
+
+def _tagged(name: str, text: str) -> str:
+    return f"<{name}>\n{text.strip()}\n</{name}>"
+
+
+def cut(text: str, limit: int, count: Callable[[str], int]) -> str:
+    """The longest beginning of `text` that ends a sentence and has at most `limit` tokens by
+    `count`.
+
+    A first sentence that is too long alone is cut after a word, a first word that is too long
+    inside it."""
+    if len(text) <= limit * LONGEST_TOKEN and count(text) <= limit:
+        return text
+    text = text[: limit * LONGEST_TOKEN]  # no need to count the tokens of a whole library
+    for ends in (
+        [match.end() for match in SENTENCE_END.finditer(text)],
+        [match.end() for match in re.finditer(r"\s+", text)],
+        list(range(1, len(text))),
+    ):
+        low, high = 0, len(ends)  # the first `low` ends fit
+        while low < high:
+            middle = (low + high + 1) // 2
+            if count(text[: ends[middle - 1]].rstrip()) <= limit:
+                low = middle
+            else:
+                high = middle - 1
+        if low and text[: ends[low - 1]].strip():
+            return text[: ends[low - 1]].rstrip()
+    return ""

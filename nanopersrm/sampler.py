@@ -1,0 +1,260 @@
+"""Sampling replies: ids in, ids and log-probabilities out, each prompt computed once however many
+replies it gets.
+
+    decoder = Decoder(model, prompts)              prefill what all share, then the rest of each
+    decoder.fork([G] * len(prompts), room)         each prompt becomes G replies; nothing is copied
+    replies = decoder.generate(config, stop_ids)   one forward a token for all running replies
+    decoder.feed([[...], ...])                     append given tokens, e.g. a line that must stand
+
+Those are all the verbs; `sample` strings them together for plain use. Under it lies the tree of
+`cache.py`: common prefix -> prompts -> replies. A reply that has ended takes no further rows; it
+stays in the tree, so that it can be continued by `feed`.
+
+Each draw depends on (seed, sample, position) only, see `kernels/sample.py`; the sample is named by
+its prompt's ids and its number within the prompt. What else runs in the batch, and in which order,
+moves a logit by rounding at most.
+
+The log-probability of a token is that under softmax(logits / temperature) over the whole
+vocabulary, also when top-p or top-k forbids a part of it (temperature 0: at temperature 1).
+
+Where to read next: `judge.py` in this folder.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kernels.sample import draw_key
+from kernels.sample import sample as draw
+from nanopersrm.cache import KVCache
+from nanopersrm.model import Model
+
+SHARED_LEAST = 16  # a shorter common prefix is not worth a level of its own
+
+# Called as observe(row, ids so far) after each token of a row; True ends the row's reply.
+Observe = Callable[[int, list[int]], bool]
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    temperature: float = 1.0  # 0: always the likeliest token
+    top_p: float = 1.0  # keep the likeliest tokens that make up this share (1: all)
+    top_k: int = 0  # keep this many of the likeliest tokens (0: all)
+    max_new: int = 256  # token budget of a reply
+    seed: int = 0  # same seed, same replies
+
+    def __post_init__(self) -> None:
+        assert self.temperature >= 0, f"temperature {self.temperature} is negative"
+        assert 0 < self.top_p <= 1, f"top_p {self.top_p} is not in (0, 1]"
+        assert self.top_k >= 0, f"top_k {self.top_k} is negative"
+        assert self.max_new >= 1, f"max_new {self.max_new} leaves no token to draw"
+
+
+@dataclass
+class Reply:
+    ids: list[int] = field(default_factory=list)  # what was drawn, with the stop token if one was
+    log_probs: list[float] = field(default_factory=list)  # one for each id
+    ended: str = "budget"  # "stop": a stop token, "observed": `observe` said so, "budget": neither
+
+
+@dataclass
+class Prefix:
+    """The keys and values of a text that many prompts begin with, kept between calls."""
+
+    ids: list[int]
+    cache: KVCache
+
+
+def common_prefix(texts: Sequence[list[int]]) -> int:
+    """How many leading ids all texts have in common."""
+    first, last = min(texts), max(texts)
+    for i, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            return i
+    return min(len(first), len(last))
+
+
+def sample_name(prompt: Sequence[int], number: int) -> int:
+    """A 64-bit name for the number-th reply of a prompt, whatever batch it is in."""
+    digest = hashlib.blake2b(array("q", prompt).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") + number
+
+
+class Decoder:
+    """Replies in progress: a tree of keys and values, and the logits of each row's next token."""
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[list[int]],
+        prefix: Prefix | None = None,
+        room: int = 0,
+    ):
+        """Prefill `prompts` (ids, at least one each), reusing what they share with `prefix`.
+
+        `room` tokens can follow each prompt in its own slab, which saves single replies a level of
+        the tree."""
+        assert prompts, "no prompts"
+        assert all(prompts), "every prompt needs at least one id"
+        self.model = model
+        self.device = model.embed_tokens.device
+        self.names = [sample_name(prompt, 0) for prompt in prompts]
+        shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+        done = min(common_prefix([*prompts, prefix.ids]), shared) if prefix else 0
+        if prefix and done >= SHARED_LEAST:
+            self.cache = prefix.cache.branch(done)
+        else:
+            self.cache, done = model.new_cache(), 0
+        if len(prompts) > 1 and shared - done >= SHARED_LEAST:
+            _extend(model, self.cache, prompts[0][done:shared])
+            done = shared
+        self.pending: list[list[int]] = [[] for _ in prompts]  # drawn, not yet in the tree
+        tails = [prompt[done:] for prompt in prompts]
+        self.cache.grow([0] * len(prompts), max(map(len, tails)) + room)
+        self.room = room
+        self.logits = torch.empty(len(prompts), model.config.V, device=self.device)
+        self.feed(tails)
+
+    @torch.inference_mode()
+    def fork(self, counts: Sequence[int], room: int) -> None:
+        """Row i becomes counts[i] rows, each with room for `room` further tokens."""
+        assert not any(self.pending), "feed what is pending before a fork"
+        if set(counts) == {1} and room <= self.room:
+            return  # the replies continue in their prompts' slabs
+        self.room = 0
+        parents = [row for row, count in enumerate(counts) for _ in range(count)]
+        numbers = [number for count in counts for number in range(count)]
+        self.cache.grow(parents, room)
+        self.logits = self.logits[torch.tensor(parents, device=self.device)]
+        self.names = [self.names[p] + number for p, number in zip(parents, numbers, strict=True)]
+        self.pending = [[] for _ in parents]
+
+    @torch.inference_mode()
+    def feed(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Append tokens[i] (and what is pending) to row i; rows that get none keep their logits."""
+        tokens = [wait + list(new) for wait, new in zip(self.pending, tokens, strict=True)]
+        self.pending = [[] for _ in tokens]
+        lengths = [len(new) for new in tokens]
+        if not any(lengths):
+            return
+        ids = torch.tensor([i for new in tokens for i in new], device=self.device)
+        hidden = self.model(ids, self.cache.step(lengths))  # (N, D)
+        ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
+        fed = [row for row, length in enumerate(lengths) if length]
+        if len(fed) == len(tokens):
+            self.logits = self.model.logits(hidden[ends])
+        else:
+            rows = torch.tensor(fed, device=self.device)
+            self.logits[rows] = self.model.logits(hidden[ends[rows]])
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        config: SamplingConfig,
+        stop_ids: Collection[int] = (),
+        observe: Observe | None = None,
+    ) -> list[Reply]:
+        """Draw up to config.max_new tokens for every row. Afterwards `feed` can continue each row.
+
+        A stop token ends the reply, is part of its ids and is not fed. A token at which `observe`
+        returned True, or the last of the budget, waits in `pending` and is fed first by the next
+        `feed`."""
+        replies = [Reply() for _ in self.names]
+        running = list(range(len(replies)))
+        for position in range(config.max_new):
+            rows = torch.tensor(running, device=self.device)
+            logits = self.logits if len(running) == len(replies) else self.logits[rows]
+            keys = [draw_key(config.seed, self.names[row], position) for row in running]
+            ids, log_probs = _draw(logits, keys, config)
+            left, feeding = [], [[] for _ in replies]  # type: list[int], list[list[int]]
+            for row, i, log_prob in zip(running, ids.tolist(), log_probs.tolist(), strict=True):
+                reply = replies[row]
+                reply.ids.append(i)
+                reply.log_probs.append(log_prob)
+                if i in stop_ids:
+                    reply.ended = "stop"
+                elif observe is not None and observe(row, reply.ids):
+                    reply.ended = "observed"
+                    self.pending[row] = [i]
+                elif position + 1 == config.max_new:
+                    self.pending[row] = [i]
+                else:
+                    feeding[row] = [i]
+                    left.append(row)
+            running = left
+            if not running:
+                break
+            held, self.pending = self.pending, [[] for _ in replies]
+            self.feed(feeding)
+            self.pending = held
+        return replies
+
+
+def _draw(
+    logits: Tensor, keys: list[tuple[int, int]], config: SamplingConfig
+) -> tuple[Tensor, Tensor]:
+    """logits (R, V) -> ids (R,), log-probabilities (R,) under the whole distribution at this
+    temperature.
+    """
+    counters = torch.tensor(keys, dtype=torch.int32, device=logits.device)  # (R, 2)
+    if config.temperature == 0 or (config.top_k == 0 and config.top_p == 1):
+        return draw(logits, counters, config.temperature)
+    ids, _ = draw(truncate(logits, config), counters, config.temperature)
+    log_probs = (logits / config.temperature).log_softmax(-1)
+    return ids, log_probs.gather(-1, ids[:, None]).squeeze(-1)
+
+
+def truncate(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """logits (R, V) -> the same with -inf on what top-k and then top-p forbid; the likeliest always
+    stays.
+
+    Top-p keeps the smallest set of likeliest tokens whose share reaches p (Holtzman et al., arXiv
+    1904.09751)."""
+    if config.top_k:
+        floor = logits.topk(min(config.top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < floor, float("-inf"))
+    if config.top_p < 1:
+        ordered, order = (logits / config.temperature).softmax(-1).sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered  # share of the strictly likelier ones
+        drop = torch.zeros_like(logits, dtype=torch.bool).scatter_(
+            -1, order, before >= config.top_p
+        )
+        logits = logits.masked_fill(drop, float("-inf"))
+    return logits
+
+
+@torch.inference_mode()
+def prefill(model: Model, ids: list[int]) -> Prefix:
+    """Compute the keys and values of a common beginning once."""
+    cache = model.new_cache()
+    _extend(model, cache, ids)
+    return Prefix(ids, cache)
+
+
+def _extend(model: Model, cache: KVCache, ids: list[int]) -> None:
+    """A new level of one node that holds `ids`."""
+    cache.grow([0], len(ids))
+    model(torch.tensor(ids, device=model.embed_tokens.device), cache.step([len(ids)]))
+
+
+def sample(
+    model: Model,
+    prompts: Sequence[list[int]],
+    config: SamplingConfig,
+    replies: int = 1,
+    stop_ids: Collection[int] = (),
+    observe: Observe | None = None,
+    prefix: Prefix | None = None,
+) -> list[list[Reply]]:
+    """`replies` replies for each prompt: result[p][g]. Rows are counted p · replies + g for
+    `observe`.
+    """
+    decoder = Decoder(model, prompts, prefix, room=config.max_new if replies == 1 else 0)
+    decoder.fork([replies] * len(prompts), config.max_new)
+    flat = decoder.generate(config, stop_ids, observe)
+    return [flat[p * replies : (p + 1) * replies] for p in range(len(prompts))]

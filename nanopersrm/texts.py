@@ -1,0 +1,76 @@
+"""Texts as people have them: files, folders, several texts in one file, standard input.
+
+A folder gives each `.txt` and `.md` file in it, by name. A file with lines of three dashes (`---`)
+holds several texts. Everything must be UTF-8 text and not empty; what is not is named with file and
+place.
+
+Where to read next: `factors.py`.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanopersrm import InputError
+
+DIVIDER = re.compile(r"^[ \t]*---[ \t]*$", re.MULTILINE)
+SUFFIXES = (".txt", ".md")
+
+
+def split_texts(text: str) -> list[str]:
+    """One text, or several divided by lines of three dashes; blank ones are dropped.
+
+    >>> split_texts("One.\\n---\\nTwo.\\n")
+    ['One.', 'Two.']
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return [part.strip() for part in DIVIDER.split(text) if part.strip()]
+
+
+def decode(data: bytes, place: str) -> str:
+    """UTF-8 bytes -> text; what is not text is named with its place."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{place}, line {line}: expected UTF-8 text, found byte 0x{data[error.start]:02x}"
+        ) from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise InputError(f"{place}, line {line}: expected text, found a zero byte")
+    return text
+
+
+def read_file(path: Path) -> str:
+    """The text of one file, line ends as \\n, not empty."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: expected a file, found a folder") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    text = decode(data, str(path)).replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise InputError(f"{path}: expected a text, found an empty file")
+    return text
+
+
+def read_texts(paths: Sequence[Path]) -> list[str]:
+    """All texts of these files and folders, in order."""
+    texts: list[str] = []
+    for path in paths:
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+            if not files:
+                raise InputError(f"{path}: expected .txt or .md files in this folder, found none")
+        else:
+            files = [path]
+        for file in files:
+            parts = split_texts(read_file(file))
+            if not parts:
+                raise InputError(f"{file}: expected a text, found only dividing lines")
+            texts += parts
+    return texts

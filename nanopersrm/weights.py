@@ -1,0 +1,118 @@
+"""From files to tensors: fill a `Model` from a Hugging Face folder or a GGUF file, one tensor at a
+time.
+
+A safetensors folder is read shard by shard and copied tensor by tensor, so that the host never
+holds two copies. A GGUF file is memory-mapped and each tensor is expanded from its 4- or 8-bit
+blocks by the `gguf` library.
+
+Names are checked both ways: what the model needs and the file lacks, and what the file has and the
+model does not know, are errors that name the tensor. Shapes are checked too.
+
+GGUF files of the Llama family store the rows of q and k in another rotary order: there the pair i
+is (2i, 2i + 1), in Hugging Face's order it is (i, i + E/2). Row 2i + s of a head goes back to row i
++ s·E/2. Qwen files keep the order.
+
+Where to read next: `sampler.py`.
+"""
+
+import re
+from collections.abc import Iterator
+
+import gguf
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from nanopersrm import InputError
+from nanopersrm.bases import Base
+from nanopersrm.model import Model, ModelConfig
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+# GGUF name -> our name; * stands for ".weight" or ".bias"
+GGUF_NAMES = {
+    "token_embd.weight": "embed_tokens",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "lm_head.weight",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# Tables that files carry and the model computes for itself.
+DERIVED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$")
+
+
+def load(base: Base, dtype: torch.dtype, device: torch.device) -> Model:
+    """The model of `base`, on `device`, in `dtype`, ready for inference and without gradients."""
+    config = ModelConfig.of(base.config)
+    with torch.device(device):
+        model = Model(config).to(dtype)
+    model.requires_grad_(False)
+    wanted = dict(model.named_parameters())
+    missing = set(wanted)
+    tensors = _from_gguf(base, config) if base.kind == "gguf" else _from_safetensors(base)
+    for name, source, tensor in tensors:
+        if name == "lm_head.weight" and config.tied:
+            continue  # some files repeat the embedding here
+        if name not in wanted:
+            raise InputError(f"{base.path}: unexpected tensor {source}")
+        if tensor.shape != wanted[name].shape:
+            expected, came = tuple(wanted[name].shape), tuple(tensor.shape)
+            raise InputError(f"{base.path}: tensor {source} has shape {came}, expected {expected}")
+        wanted[name].copy_(tensor)
+        missing.discard(name)
+    if missing:
+        few = ", ".join(sorted(missing)[:3])
+        raise InputError(f"{base.path}: missing {len(missing)} tensors: {few}")
+    return model
+
+
+def _from_safetensors(base: Base) -> Iterator[tuple[str, str, Tensor]]:
+    """(our name, name in the file, tensor) of every shard."""
+    for shard in sorted(base.path.glob("*.safetensors")):
+        try:
+            with safe_open(shard, framework="pt") as file:
+                for source in file.keys():  # noqa: SIM118 (not a dict)
+                    if DERIVED.search(source):
+                        continue
+                    name = source.removeprefix("model.")
+                    name = "embed_tokens" if name == "embed_tokens.weight" else name
+                    yield name, source, file.get_tensor(source)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{shard}: truncated or not a safetensors file ({error})") from error
+
+
+def _from_gguf(base: Base, config: ModelConfig) -> Iterator[tuple[str, str, Tensor]]:
+    """(our name, name in the file, tensor), expanded to fp32 and in Hugging Face's row order."""
+    for entry in base.reader().tensors:
+        if DERIVED.search(entry.name):
+            continue
+        name = _name_of(entry.name)
+        values = gguf.dequantize(entry.data, entry.tensor_type)  # numpy fp32, rows first
+        tensor = torch.from_numpy(
+            np.array(values, dtype=np.float32)
+        )  # a copy: never the file's pages
+        if config.family == "llama" and re.search(r"attn_[qk]\.", entry.name):
+            heads = config.H if ".attn_q." in entry.name else config.K
+            pairs = tensor.reshape(heads, config.E // 2, 2, -1)
+            tensor = pairs.transpose(1, 2).reshape(tensor.shape)
+        yield name, entry.name, tensor
+
+
+def _name_of(source: str) -> str:
+    """ "blk.3.attn_q.weight" -> "layers.3.self_attn.q_proj.weight"; unknown names come back as they
+    are.
+    """
+    block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", source)
+    if block and block[2] in GGUF_NAMES:
+        return f"layers.{block[1]}.{GGUF_NAMES[block[2]]}.{block[3]}"
+    return GGUF_NAMES.get(source, source)

@@ -1,0 +1,93 @@
+"""What many tests share: tiny random models of every family (transformers is the oracle) and the
+real base.
+
+No test needs weights, a network or a GPU, except those marked `base` (the embedded SmolLM2, fetched
+once) and `gpu`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from nanopersrm.bases import DEFAULT_BASE, Base, resolve
+
+SIZES = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+TINY: dict[
+    str, tuple[Any, dict[str, Any]]
+] = {  # name -> (transformers' config class, its further arguments)
+    "llama-tied": (transformers.LlamaConfig, {"tie_word_embeddings": True}),
+    "llama-untied-llama3": (transformers.LlamaConfig, {"rope_parameters": LLAMA3}),
+    "llama-bias-linear": (
+        transformers.LlamaConfig,
+        {"rope_parameters": LINEAR, "attention_bias": True, "mlp_bias": True},
+    ),
+    "qwen2": (transformers.Qwen2Config, {}),
+    "qwen2-tied-yarn": (
+        transformers.Qwen2Config,
+        {"tie_word_embeddings": True, "rope_parameters": YARN},
+    ),
+    "qwen3": (transformers.Qwen3Config, {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3-untied": (transformers.Qwen3Config, {"head_dim": 8}),
+}
+
+
+def tiny(name: str, folder: Path) -> transformers.PreTrainedModel:
+    """A random fp32 model of a family, also saved under `folder` as a Hugging Face directory."""
+    kind, more = TINY[name]
+    torch.manual_seed(7)
+    oracle = transformers.AutoModelForCausalLM.from_config(kind(**SIZES, **more)).eval()
+    with torch.no_grad():
+        for parameter in oracle.parameters():  # larger than the default 0.02: attention must matter
+            parameter.normal_(0, 0.2 if parameter.ndim > 1 else 1.0)
+    oracle.save_pretrained(folder, max_shard_size="60KB")
+    return oracle
+
+
+@pytest.fixture(scope="session", params=list(TINY))
+def tiny_pair(request, tmp_path_factory) -> tuple[transformers.PreTrainedModel, Base]:
+    """(transformers' model, our Base of the same files) for every family in turn."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return tiny(request.param, folder), resolve(str(folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Base:
+    """One small model for tests that do not care which."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny("llama-tied", folder)
+    return resolve(str(folder))
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Base:
+    """The embedded default base."""
+    return resolve(DEFAULT_BASE)

@@ -12,10 +12,10 @@ cores with AMX, torch 2.13, bf16, microseconds a call:
     both   (3072 x 576)    plain  355   packed 214 to 306: gate and up stay two products
     head   (49152 x 576)   plain 2322   packed 1667
 
-What we chose: a packed weight is inference only and replaces the plain one, so nothing is held
-twice; silu, times and plus ride in oneDNN's epilogue and save a pass over the output each. Only
-bf16 on a CPU is packed (fp16 has no fast product there). Everywhere else the same functions are two
-plain PyTorch calls.
+What we chose: a packed weight is inference only and replaces the plain one; silu, times and plus
+ride in oneDNN's epilogue and save a pass over the output each. Only bf16 on a CPU is packed (fp16
+has no fast product there). A base that comes in 4-bit blocks keeps them beside, for few rows
+(`q4_linear.py`). Everywhere else the same functions are two plain PyTorch calls.
 
 Where to read next: `nanopersrm/model.py`.
 """
@@ -23,6 +23,8 @@ Where to read next: `nanopersrm/model.py`.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.q4_linear import MOST_ROWS, Q4, q4_linear
 
 # Rows that oneDNN is told to expect when it chooses the order; 1 to 2,048 ran equally well on it.
 PACK_ROWS = 16
@@ -45,29 +47,46 @@ def pack(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACK_ROWS)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (N, in), weight (out, in) plain or packed, bias (out,) -> x Wᵀ + b (N, out)."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, q4: Q4 | None = None) -> Tensor:
+    """x (N, in), weight (out, in) plain or packed, bias (out,) -> x Wᵀ + b (N, out).
+
+    `q4` is the same matrix in 4 bits, used when there are few rows.
+    """
+    if q4 is not None and len(x) <= MOST_ROWS:
+        return q4_linear(x, q4, bias)
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
-def linear_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_silu(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, q4: Q4 | None = None
+) -> Tensor:
     """silu(x Wᵀ + b) (N, out), where silu(z) = z · sigmoid(z)."""
+    if q4 is not None and len(x) <= MOST_ROWS:
+        return F.silu(q4_linear(x, q4, bias))
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "swish", [], "")
     return F.silu(F.linear(x, weight, bias))
 
 
-def linear_times(x: Tensor, weight: Tensor, other: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_times(
+    x: Tensor, weight: Tensor, other: Tensor, bias: Tensor | None = None, q4: Q4 | None = None
+) -> Tensor:
     """(x Wᵀ + b) · other (N, out), with other (N, out)."""
+    if q4 is not None and len(x) <= MOST_ROWS:
+        return q4_linear(x, q4, bias) * other
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "mul")
     return F.linear(x, weight, bias) * other
 
 
-def linear_plus(x: Tensor, weight: Tensor, other: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_plus(
+    x: Tensor, weight: Tensor, other: Tensor, bias: Tensor | None = None, q4: Q4 | None = None
+) -> Tensor:
     """x Wᵀ + b + other (N, out), with other (N, out): the residual sum."""
+    if q4 is not None and len(x) <= MOST_ROWS:
+        return q4_linear(x, q4, bias) + other
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "add")
     return F.linear(x, weight, bias) + other

@@ -23,30 +23,25 @@ import torch
 from torch import Tensor
 
 
-def rotation(positions: Tensor, frequencies: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """positions (N,) int, frequencies (E/2,) fp32 -> cos and signed sin for every row: (2, N, 1, E)
-    in `dtype`.
+def rotation(
+    positions: Tensor, frequencies: Tensor, scale: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """positions (N,) int, frequencies (E/2,) fp32 -> cos and signed sin of every row, (N, 1, E) each.
 
     `scale` multiplies both: YaRN's attention temperature, 1 elsewhere. The first half of the sines
-    carries the minus sign of the formula, so that the turn is `x · cos + swap(x) · sin`."""
-    angles = positions.float()[:, None] * frequencies  # (N, E/2)
+    carries the minus sign of the formula, so that the turn is `x · cos + swap(x) · sin`.
+    """
+    angles = positions.float()[:, None, None] * frequencies  # (N, 1, E/2)
     cos, sin = angles.cos() * scale, angles.sin() * scale
-    both = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])  # (2, N, E)
-    return both.to(dtype).unsqueeze(2)  # (2, N, 1, E)
+    return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
 
-def rope_reference(x: Tensor, rotation: Tensor) -> Tensor:
-    """x (N, heads, E), rotation (2, N, 1, E) -> (N, heads, E): the two lines of the formula, in
-    fp32.
-    """
-    cos, sin = rotation.float()
+def rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (N, heads, E), cos and signed sin (N, 1, E) -> (N, heads, E): the formula, in fp32."""
     first, second = x.float().chunk(2, -1)
-    return (x.float() * cos + torch.cat([second, first], -1) * sin).to(x.dtype)
+    return (x.float() * cos.float() + torch.cat([second, first], -1) * sin.float()).to(x.dtype)
 
 
-def rope(x: Tensor, rotation: Tensor) -> Tensor:
-    """x (N, heads, E), rotation (2, N, 1, E) of x's type -> (N, heads, E), every head turned to its
-    row's position.
-    """
-    cos, sin = rotation
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (N, heads, E), cos and signed sin (N, 1, E) of x's type -> every head turned (N, heads, E)."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

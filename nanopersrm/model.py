@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from kernels import attention
 from kernels.linear import can_pack, linear, linear_plus, linear_silu, linear_times, pack
+from kernels.q4_linear import Q4
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope, rotation
 from nanopersrm import InputError
@@ -146,27 +147,34 @@ def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
 
 
 class Linear(nn.Module):
-    """A matrix under its checkpoint name: weight (out, in), optional bias (out,)."""
+    """A matrix under its checkpoint name: weight (out, in), optional bias (out,).
+
+    `q4` is the same matrix in the base's own 4-bit blocks, where there are any; `pack` makes use
+    of it.
+    """
 
     def __init__(self, width_in: int, width_out: int, bias: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width_out, width_in))
         self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
+        self.q4: Q4 | None = None
+        self.few: Q4 | None = None  # q4 once packed
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias, self.few)
 
     def silu(self, x: Tensor) -> Tensor:
-        return linear_silu(x, self.weight, self.bias)
+        return linear_silu(x, self.weight, self.bias, self.few)
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
-        return linear_times(x, self.weight, other, self.bias)
+        return linear_times(x, self.weight, other, self.bias, self.few)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        return linear_plus(x, self.weight, other, self.bias)
+        return linear_plus(x, self.weight, other, self.bias, self.few)
 
     def pack(self) -> None:
         self.weight = nn.Parameter(pack(self.weight), requires_grad=False)
+        self.few = self.q4
 
 
 class RMSNorm(nn.Module):
@@ -190,7 +198,13 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = RMSNorm(c.E, c.eps), RMSNorm(c.E, c.eps)
 
     def forward(
-        self, h: Tensor, x: Tensor, turn: Tensor, layout: Layout, step: Step | None, layer: int
+        self,
+        h: Tensor,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor],
+        layout: Layout,
+        step: Step | None,
+        layer: int,
     ) -> Tensor:
         """h (N, D) residual stream, x (N, D) its norm -> h with what this layer attended to added
         (N, D).
@@ -201,7 +215,7 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(-1, c.K, c.E)
         if c.family == "qwen3":
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rope(q, turn), rope(k, turn)
+        q, k = rope(q, *turn), rope(k, *turn)
         if step is None:
             out = attention.segments(q, k, v, layout.starts, layout.parents)  # (N, H, E)
         else:
@@ -232,7 +246,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, h: Tensor, turn: Tensor, layout: Layout, step: Step | None, layer: int
+        self, h: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, step: Step | None, layer: int
     ) -> Tensor:
         h = self.self_attn(h, self.input_layernorm(h), turn, layout, step, layer)
         return self.mlp(h, self.post_attention_layernorm(h))

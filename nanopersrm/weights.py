@@ -24,10 +24,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from kernels.q4_linear import Q4, can_quantize, dequantize, quantize
 from nanopersrm import InputError
 from nanopersrm.bases import Base
-from nanopersrm.model import Model, ModelConfig
+from nanopersrm.model import Linear, Model, ModelConfig
 
+Found = tuple[str, str, Tensor, Q4 | None]  # our name, name in the file, tensor, 4-bit form
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # GGUF name -> our name; * stands for ".weight" or ".bias"
@@ -59,8 +61,9 @@ def load(base: Base, dtype: torch.dtype, device: torch.device) -> Model:
     model.requires_grad_(False)
     wanted = dict(model.named_parameters())
     missing = set(wanted)
-    tensors = _from_gguf(base, config) if base.kind == "gguf" else _from_safetensors(base)
-    for name, source, tensor in tensors:
+    in_gguf = base.kind == "gguf"
+    tensors = _from_gguf(base, config, wanted) if in_gguf else _from_safetensors(base)
+    for name, source, tensor, q4 in tensors:
         if name == "lm_head.weight" and config.tied:
             continue  # some files repeat the embedding here
         if name not in wanted:
@@ -70,14 +73,18 @@ def load(base: Base, dtype: torch.dtype, device: torch.device) -> Model:
             raise InputError(f"{base.path}: tensor {source} has shape {came}, expected {expected}")
         wanted[name].copy_(tensor)
         missing.discard(name)
+        if q4 is not None:
+            owner = model.get_submodule(name.removesuffix(".weight"))
+            assert isinstance(owner, Linear), f"{name} is not a matrix"
+            owner.q4 = q4
     if missing:
         few = ", ".join(sorted(missing)[:3])
         raise InputError(f"{base.path}: missing {len(missing)} tensors: {few}")
     return model
 
 
-def _from_safetensors(base: Base) -> Iterator[tuple[str, str, Tensor]]:
-    """(our name, name in the file, tensor) of every shard."""
+def _from_safetensors(base: Base) -> Iterator[Found]:
+    """(our name, name in the file, tensor, no 4-bit form) of every shard."""
     for shard in sorted(base.path.glob("*.safetensors")):
         try:
             with safe_open(shard, framework="pt") as file:
@@ -86,26 +93,50 @@ def _from_safetensors(base: Base) -> Iterator[tuple[str, str, Tensor]]:
                         continue
                     name = source.removeprefix("model.")
                     name = "embed_tokens" if name == "embed_tokens.weight" else name
-                    yield name, source, file.get_tensor(source)
+                    yield name, source, file.get_tensor(source), None
         except (SafetensorError, OSError) as error:
             raise InputError(f"{shard}: truncated or not a safetensors file ({error})") from error
 
 
-def _from_gguf(base: Base, config: ModelConfig) -> Iterator[tuple[str, str, Tensor]]:
-    """(our name, name in the file, tensor), expanded to fp32 and in Hugging Face's row order."""
+def _from_gguf(base: Base, config: ModelConfig, wanted: dict[str, Tensor]) -> Iterator[Found]:
+    """(our name, name in the file, tensor in Hugging Face's row order, its 4-bit form if any)."""
     for entry in base.reader().tensors:
         if DERIVED.search(entry.name):
             continue
         name = _name_of(entry.name)
-        values = gguf.dequantize(entry.data, entry.tensor_type)  # numpy fp32, rows first
-        tensor = torch.from_numpy(
-            np.array(values, dtype=np.float32)
-        )  # a copy: never the file's pages
-        if config.family == "llama" and re.search(r"attn_[qk]\.", entry.name):
-            heads = config.H if ".attn_q." in entry.name else config.K
-            pairs = tensor.reshape(heads, config.E // 2, 2, -1)
-            tensor = pairs.transpose(1, 2).reshape(tensor.shape)
-        yield name, entry.name, tensor
+        rows = int(entry.shape[-1])
+        order = _row_order(entry.name, rows, config)
+        is_q4 = entry.tensor_type == gguf.GGMLQuantizationType.Q4_1
+        if is_q4 and name in wanted and name != "embed_tokens" and can_quantize(wanted[name]):
+            parts = [part[order] for part in _q4_1(entry.data, rows)]
+            yield name, entry.name, dequantize(*parts), quantize(*parts)
+        else:
+            values = gguf.dequantize(entry.data, entry.tensor_type)  # numpy fp32, rows first
+            tensor = torch.from_numpy(np.array(values, dtype=np.float32))
+            yield name, entry.name, tensor[order], None
+
+
+def _row_order(source: str, rows: int, config: ModelConfig) -> slice | Tensor:
+    """Where each row of Hugging Face's order stands in the file."""
+    if config.family != "llama" or not re.search(r"attn_[qk]\.", source):
+        return slice(None)
+    pairs = torch.arange(rows).view(-1, config.E // 2, 2)  # (heads, E/2, 2)
+    return pairs.transpose(1, 2).flatten()
+
+
+def _q4_1(data: np.ndarray, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Blocks of 20 bytes -> codes (rows, in) int32, steps and floors (rows, in / 32) fp32.
+
+    A block is d and m in fp16 and 16 bytes whose low halves are codes 0 to 15, high halves 16 to 31.
+    """
+    blocks = np.ascontiguousarray(data).reshape(rows, -1, 20)
+    steps, floors = np.moveaxis(blocks[..., :4].copy().view(np.float16), -1, 0)
+    codes = np.concatenate([blocks[..., 4:] & 15, blocks[..., 4:] >> 4], -1)  # (rows, in / 32, 32)
+    return (
+        torch.from_numpy(codes.reshape(rows, -1).astype(np.int32)),
+        torch.from_numpy(steps.astype(np.float32)),
+        torch.from_numpy(floors.astype(np.float32)),
+    )
 
 
 def _name_of(source: str) -> str:

@@ -71,11 +71,9 @@ def sample(logits: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Te
     top, best = scaled.max(-1, keepdim=True)
     share = (scaled - top).exp_()  # (R, V), the largest is 1
     total = share.sum(-1)
-    # p / E with E = -log u: the sign is left out, so the smallest wins
-    ids = (
-        best[:, 0]
-        if temperature == 0
-        else share.div_(uniform(keys, share.shape[-1]).log_()).argmin(-1)
-    )
+    if temperature == 0:
+        ids = best[:, 0]
+    else:  # p / E with E = -log u: the sign is left out, so the smallest wins
+        ids = share.div_(uniform(keys, share.shape[-1]).log_()).min(-1).indices
     log_probs = scaled.gather(-1, ids[:, None]).squeeze(-1) - top[:, 0] - total.log()
     return ids, log_probs

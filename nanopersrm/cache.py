@@ -107,9 +107,10 @@ class Step:
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
         """k, v (N, K, E) of this forward -> their places in the slab."""
         keys, values = self.into.keys[layer], self.into.values[layer]  # (n, K, capacity, E)
-        if self.slot is not None:
-            keys[:, :, self.slot] = k
-            values[:, :, self.slot] = v
+        if self.even is not None:  # one copy instead of a scatter
+            n, K, _, E = keys.shape
+            keys[:, :, self.even] = k.view(n, -1, K, E).transpose(1, 2)
+            values[:, :, self.even] = v.view(n, -1, K, E).transpose(1, 2)
         else:
             keys[self.nodes, :, self.slots] = k
             values[self.nodes, :, self.slots] = v
@@ -191,7 +192,7 @@ class KVCache:
             if any(level.lengths):
                 views.append(self._view(level, above, [level.lengths[i] for i in above]))
         last.lengths = [have + new for have, new in zip(before, lengths, strict=True)]
-        lockstep = len(owners) == n and len(set(slots)) == 1
+        same = len(set(lengths)) == 1 and len(set(before)) == 1
         return Step(
             layout=Layout(layout.starts, layout.parents, layout.positions.to(self.like.device)),
             views=tuple(views),
@@ -199,7 +200,7 @@ class KVCache:
             into=last,
             nodes=self._ints(owners),
             slots=self._ints(slots),
-            slot=slots[0] if lockstep else None,
+            even=slice(before[0], before[0] + lengths[0]) if same else None,
         )
 
     def _ints(self, numbers: list[int] | list[list[int]]) -> Tensor:

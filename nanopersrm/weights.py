@@ -59,7 +59,7 @@ def load(base: Base, dtype: torch.dtype, device: torch.device) -> Model:
     with torch.device(device):
         model = Model(config).to(dtype)
     model.requires_grad_(False)
-    wanted = dict(model.named_parameters())
+    wanted: dict[str, Tensor] = dict(model.named_parameters())
     missing = set(wanted)
     in_gguf = base.kind == "gguf"
     tensors = _from_gguf(base, config, wanted) if in_gguf else _from_safetensors(base)

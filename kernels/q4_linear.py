@@ -11,11 +11,11 @@ PyTorch has a CPU product for such blocks, written with the middle of the range 
 
 With one to eight rows a product waits for its weights, and 66 MB arrive sooner than 212 MB.
 Measured for all 210 matrices of SmolLM2-135M's layers, 2 cores with AMX, torch 2.13, milliseconds
-(4-bit / packed bf16, see `linear.py`): 1 row 6 / 25, 4 rows 9 / 25, 8 rows 16 / 25, 16 rows 33 / 25.
-So this form serves up to `MOST_ROWS` rows, and bf16 the rest.
+(4-bit / packed bf16, see `linear.py`): 1 row 6 / 25, 4 rows 9 / 25, 8 rows 16 / 25, 16 rows
+33 / 25. So this form serves up to `MOST_ROWS` rows, and bf16 the rest.
 
 Is it as exact? Rounding d and z to bf16 moves the next-token distributions of SmolLM2 by a mean KL
-divergence of 1.1e-4 from fp32; computing in bf16 at all moves them by 1.1e-3. `dequantize` gives the
+divergence of 1.1e-4 from fp32; computing in bf16 at all moves them by 1.1e-3. `dequantize` gives
 16-bit form of the same numbers, so that both forms mean the same weights.
 
 Where to read next: `linear.py`.

@@ -26,7 +26,7 @@ from torch import Tensor
 def rotation(
     positions: Tensor, frequencies: Tensor, scale: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """positions (N,) int, frequencies (E/2,) fp32 -> cos and signed sin of every row, (N, 1, E) each.
+    """positions (N,) int, frequencies (E/2,) fp32 -> cos and signed sin per row, (N, 1, E) each.
 
     `scale` multiplies both: YaRN's attention temperature, 1 elsewhere. The first half of the sines
     carries the minus sign of the formula, so that the turn is `x · cos + swap(x) · sin`.
@@ -43,5 +43,5 @@ def rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (N, heads, E), cos and signed sin (N, 1, E) of x's type -> every head turned (N, heads, E)."""
+    """x (N, heads, E), cos and signed sin (N, 1, E) of x's type -> heads turned (N, heads, E)."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

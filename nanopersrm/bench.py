@@ -5,7 +5,7 @@
 
 One job is: read `prompts` prompts of 384 tokens, draw `replies` replies of 128 tokens for each, at
 temperature 1 without truncation, no stop token. Both sides get the same weights in the same 16-bit
-type. Ours and theirs take turns, and the table shows medians, so that a neighbour's load hurts both.
+type. Ours and theirs take turns, and the table shows medians, so that a neighbour hurts both.
 transformers has no prefill of its own to time: its prefill is a job of one token, its decode the
 rest of the whole job.
 

@@ -94,15 +94,11 @@ class Step:
 
     layout: Layout
     views: tuple[View, ...]  # the levels that are read from the cache
-    fresh: (
-        bool  # the nodes were empty: own keys are those of this forward, causal inside each segment
-    )
+    fresh: bool  # the nodes were empty: own keys are those of this forward, causal in each segment
     into: Level
     nodes: Tensor  # (N,) where each row is written: node ...
     slots: Tensor  # (N,) ... and position in its slab
-    slot: (
-        int | None
-    )  # the one slot of all rows when each node gets one token at the same place: a cheap write
+    even: slice | None  # the slots of every node, when all get as many tokens at the same place
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
         """k, v (N, K, E) of this forward -> their places in the slab."""

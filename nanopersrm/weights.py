@@ -127,7 +127,7 @@ def _row_order(source: str, rows: int, config: ModelConfig) -> slice | Tensor:
 def _q4_1(data: np.ndarray, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Blocks of 20 bytes -> codes (rows, in) int32, steps and floors (rows, in / 32) fp32.
 
-    A block is d and m in fp16 and 16 bytes whose low halves are codes 0 to 15, high halves 16 to 31.
+    A block is d and m in fp16 and 16 bytes: low halves are codes 0 to 15, high halves 16 to 31.
     """
     blocks = np.ascontiguousarray(data).reshape(rows, -1, 20)
     steps, floors = np.moveaxis(blocks[..., :4].copy().view(np.float16), -1, 0)

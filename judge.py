@@ -13,6 +13,7 @@ Where to read next: nanopersrm/judge.py, which does the work.
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from nanopersrm import InputError
@@ -76,21 +78,23 @@ def main(config: Config) -> None:
 
     from nanopersrm.judge import Judge  # torch takes seconds
 
-    with log.status("loading the base", spinner="line") if log.is_terminal else _Quiet():
+    status = log.status("loading the base", spinner="line")
+    if log.is_terminal:
+        status.start()
+    try:
         judge = Judge.load(config.base, config.adapter, config.device, config.dtype, say=log.print)
-    follow = _Follower(out, names)
-    judgement = judge.judge(
-        exemplars,
-        candidates,
-        question,
-        config.principle,
-        judging,
-        on_text=follow if out.is_terminal and not config.as_json else None,
-    )
+        status.update("reading the texts")
+        streams = out.is_terminal and not config.as_json and config.mode == "pointwise"
+        follow = _Follower(out, names, status) if streams else _Counter(status)
+        judgement = judge.judge(
+            exemplars, candidates, question, config.principle, judging, on_text=follow
+        )
+    finally:
+        status.stop()
     if config.as_json:
-        print(json.dumps({"candidates": names, **judgement.as_dict()}, allow_nan=False))
+        print(json.dumps({"candidates": names, **judgement.as_dict()}, allow_nan=False), flush=True)
     else:
-        _print_judgement(out, judgement, names, streamed=follow.used)
+        _print_judgement(out, judgement, names, streamed=streams and config.think)
 
 
 def _files(paths: tuple[Path, ...]) -> list[str]:
@@ -120,28 +124,34 @@ def _standard_input(log: Console) -> list[str]:
     return texts
 
 
-class _Quiet:
-    """Stands in for a spinner where nobody watches."""
+class _Counter:
+    """A progress line, where the reasoning is not shown as it grows."""
 
-    def __enter__(self) -> None: ...
+    def __init__(self, status: Status):
+        self.status, self.begun, self.ended = status, set[tuple[int, ...]](), 0
 
-    def __exit__(self, *_: object) -> None: ...
+    def __call__(self, which: tuple[int, ...], text: str, ended: bool) -> None:
+        self.begun.add(which)
+        self.ended += ended
+        self.status.update(f"reasoning: {self.ended} of {len(self.begun)} replies finished")
 
 
 class _Follower:
-    """Streams the reasoning. Replies are drawn side by side: the first is shown as it grows, the
-    others after it.
+    """Streams the reasoning about one candidate a prompt.
+
+    Replies are drawn side by side: the first is shown as it grows, the others after it.
     """
 
-    def __init__(self, out: Console, names: list[str]):
-        self.out, self.names, self.used = out, names, False
+    def __init__(self, out: Console, names: list[str], status: Status):
+        self.out, self.names, self.status = out, names, status
         self.texts: dict[int, str] = {}
         self.ended: set[int] = set()
         self.shown: list[int] = []  # the last one is the one being printed
         self.printed = 0  # characters of it
 
-    def __call__(self, candidate: int, text: str, ended: bool) -> None:
-        self.used = True
+    def __call__(self, which: tuple[int, ...], text: str, ended: bool) -> None:
+        self.status.stop()  # the first word is here
+        (candidate,) = which
         self.texts[candidate] = text.rstrip("\ufffd")  # half a character
         if ended:
             self.ended.add(candidate)
@@ -224,6 +234,9 @@ def run(config: Config) -> int:
     except InputError as error:
         print(f"judge.py: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has left, as `head` does; nothing can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("judge.py: interrupted", file=sys.stderr)
         return 130

@@ -72,13 +72,14 @@ class Judge:
         question: str | None = None,
         principles: Sequence[str] = (),
         config: JudgeConfig | None = None,
-        on_text: Callable[[int, str, bool], None] | None = None,
+        on_text: Callable[[tuple[int, ...], str, bool], None] | None = None,
     ) -> Judgement:
-        """How well does each candidate (1 to 26 texts) fit the writer of the exemplars (1 or more
-        texts)?
+        """How well does each candidate (1 to 26 texts) fit the writer of the exemplars?
 
-        `on_text(candidate, reasoning so far, ended)` follows the first sample of pointwise replies
-        as they are drawn. Raises InputError for what cannot be judged."""
+        `on_text(candidates, reasoning so far, ended)` follows the first sample of each prompt as it
+        is drawn; `candidates` are the indices that the prompt shows, in its order.
+        Raises InputError for what cannot be judged.
+        """
         start, config = time.perf_counter(), config or JudgeConfig()
         _check(exemplars, candidates, config)
         notes = [] if self.trained else [UNTRAINED]
@@ -100,8 +101,8 @@ class Judge:
         self._remember(ask, exemplars, prompts)
 
         def follow(prompt: int, number: int, text: str, ended: bool) -> None:
-            if on_text is not None and number == 0 and len(asked[prompt]) == 1:
-                on_text(place.index(asked[prompt][0]), text, ended)
+            if on_text is not None and number == 0:
+                on_text(tuple(place.index(i) for i in asked[prompt]), text, ended)
 
         answers = self._answer(prompts, len(asked[0]), config, follow)
         preferred = judgement.pairwise if pairs else judgement.pointwise

@@ -163,9 +163,7 @@ class _Follower:
             self.printed = 0
 
     def _current(self) -> list[int]:
-        """The candidate being printed, or the next one; none when all that began have ended and are
-        printed.
-        """
+        """The candidate being printed, or the next one; none when all that began are printed."""
         if self.shown and self.printed:
             return self.shown[-1:]
         left = [i for i in sorted(self.texts) if i not in self.shown]

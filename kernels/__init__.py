@@ -2,4 +2,5 @@
 
 The reference is the specification, the CPU path and the test oracle. Import the file you need, for
 example `from kernels.rms_norm import rms_norm`; this package imports nothing by itself. Where to
-read first: `rms_norm.py`."""
+read first: `rms_norm.py`.
+"""

@@ -34,14 +34,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Partial = tuple[
-    Tensor, Tensor
-]  # out (N, H, E) and its log-sum-exp (N, H) fp32, over some of the keys
+# out (N, H, E) and its log-sum-exp (N, H) in fp32, over some of the keys
+Partial = tuple[Tensor, Tensor]
 
 
 def partial_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Partial:
-    """The formula in fp32: q (n, K, M, E), k and v (n, K, T, E), mask (n, 1, 1 or M, T) added to
-    the scores.
+    """The formula in fp32 over q (n, K, M, E), k and v (n, K, T, E); `mask` is added to the scores.
 
     Returns out (n, K, M, E) in q's type and lse (n, K, M) fp32.
     """
@@ -60,9 +58,7 @@ def partial(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Part
 
 
 def merge(parts: Sequence[Partial]) -> Tensor:
-    """Partial results over different keys -> out (N, H, E) over all of them (the formula above,
-    part by part).
-    """
+    """Partial results over different keys -> out (N, H, E) over all of them, part by part."""
     out, lse = parts[0]
     for i, (other, other_lse) in enumerate(parts[1:], start=2):
         share = torch.sigmoid(lse - other_lse)[..., None]  # exp(lse) / (exp(lse) + exp(other_lse))
@@ -84,7 +80,8 @@ def level(
 
     q (N, H, E); keys, values (n, K, T, E). `rows` (n, M) int64 names the rows of each node, padded
     with any row, and `places` (N,) where to find each row in it; without them node i owns rows i·M
-    to (i+1)·M, M = N / n. `mask` (n, 1, 1 or M·H/K, T) is added to the scores: -inf hides."""
+    to (i+1)·M, M = N / n. `mask` (n, 1, 1 or M·H/K, T) is added to the scores: -inf hides.
+    """
     (n, K, _, E), (N, H, _) = keys.shape, q.shape
     group = H // K
     M = N // n if rows is None else rows.shape[1]
@@ -99,12 +96,12 @@ def level(
 def segments(
     q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], parents: Sequence[int]
 ) -> Tensor:
-    """Packed causal attention: segment s is rows starts[s]:starts[s+1] and continues segment
-    parents[s] (-1: none).
+    """Packed causal attention; segment s continues segment parents[s] (-1: none).
 
     q (N, H, E), k, v (N, K, E) -> (N, H, E). A row sees the whole chain of its ancestors and its
     own segment up to itself: bottom-right-aligned causal attention over [ancestors, own].
-    Differentiable; gradients of all segments that share an ancestor add up in it."""
+    Differentiable; gradients of all segments that share an ancestor add up in it.
+    """
     outs = []
     for s, parent in enumerate(parents):
         own = slice(starts[s], starts[s + 1])
@@ -129,9 +126,7 @@ def segments(
 
 
 def segments_partial(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int]) -> Partial:
-    """`segments` without parents, with its log-sum-exp, to be merged with the levels of a cache. No
-    gradient.
-    """
+    """`segments` without parents and without gradient, with its log-sum-exp for `merge`."""
     outs, sums = [], []
     group = q.shape[1] // k.shape[1]
     for begin, end in pairwise(starts):

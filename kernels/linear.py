@@ -41,9 +41,7 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """weight (out, in) -> an opaque tensor in oneDNN's own order, for the functions below;
-    inference only.
-    """
+    """weight (out, in) -> an opaque tensor in oneDNN's own order; inference only."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACK_ROWS)
 
 

@@ -1,5 +1,4 @@
-"""Rotary position embedding: turn each pair of numbers of a head by an angle that grows with the
-position.
+"""Rotary position embedding: pairs of a head's numbers are turned, further at each position.
 
 A head of width E holds E/2 pairs (x[i], x[i + E/2]); pair i at position p is turned by the angle p
 · f[i]:

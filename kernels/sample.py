@@ -40,9 +40,7 @@ def _mix64(word: int) -> int:
 
 
 def draw_key(seed: int, sample: int, position: int) -> tuple[int, int]:
-    """(seed, sample, position) -> the two 32-bit keys of one draw, as signed ints for a torch.int32
-    tensor.
-    """
+    """(seed, sample, position) -> the two keys of one draw, as signed 32-bit ints."""
     word = 0
     for part in (seed, sample, position):
         word = _mix64(word ^ (part & (1 << 64) - 1) + 0x9E3779B97F4A7C15 & (1 << 64) - 1)
@@ -50,9 +48,7 @@ def draw_key(seed: int, sample: int, position: int) -> tuple[int, int]:
 
 
 def uniform(keys: Tensor, width: int) -> Tensor:
-    """keys (R, 2) int32 -> u (R, width) fp32 in (0, 1): element i of a row is a hash of (its keys,
-    i).
-    """
+    """keys (R, 2) int32 -> u (R, width) fp32 in (0, 1): hashes of (the row's keys, i)."""
     x = torch.arange(width, dtype=torch.int32, device=keys.device) * _signed(GOLDEN)  # wraps
     x = x ^ keys[:, :1]  # (R, width)
     x = x.bitwise_xor_(x >> 16).mul_(_signed(ROUND_1))  # >> copies the sign bit; still one-to-one
@@ -62,11 +58,11 @@ def uniform(keys: Tensor, width: int) -> Tensor:
 
 
 def sample(logits: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """logits (R, V) fp32 (-inf: forbidden), keys (R, 2) int32 -> ids (R,) int64, log-probabilities
-    (R,) fp32.
+    """logits (R, V) fp32, keys (R, 2) int32 -> ids (R,) int64 and log-probabilities (R,).
 
     The log-probability is that of the drawn id under softmax(logits / temperature). Temperature 0
-    takes the largest logit and reports its log-probability at temperature 1."""
+    takes the largest logit and reports its log-probability at temperature 1.
+    """
     scaled = logits if temperature in (0, 1) else logits / temperature
     top, best = scaled.max(-1, keepdim=True)
     share = (scaled - top).exp_()  # (R, V), the largest is 1

@@ -1,12 +1,11 @@
-"""From prompts to digits: the model thinks freely, the score line is forced, and only digits can be
-drawn.
+"""From prompts to digits: free thinking, a given score line, and only digits can be drawn.
 
 A judge that must always answer cannot rely on the model to keep the form. So the reply is drawn in
 three parts:
 
-    <think>\\n                     given, at the end of the prompt
+    <think>↵                      given, at the end of the prompt
     …                             free text, until "</think>", a stop token or the thinking budget
-    \\n</think>\\n<scores>A=        given, as far as the model has not written it
+    ↵</think>↵<scores>A=          given, as far as the model has not written it
     7                             a digit, by the probabilities of the nine digit tokens
      B=                           given (two candidates)
     3                             a digit, under each of the nine digits that A could have got
@@ -68,9 +67,7 @@ def answer(
     prefix: Prefix | None = None,
     on_text: OnText | None = None,
 ) -> list[list[Answer]]:
-    """`prompts` (ids that end with "<think>\\n"), each about 1 or 2 candidates -> config.samples
-    answers for each.
-    """
+    """Prompts about 1 or 2 candidates, ending with OPEN -> config.samples answers for each."""
     assert labels in (1, 2), f"{labels} candidates in a prompt"
     room = config.think_tokens * config.think + FORCED_ROOM
     decoder = Decoder(model, prompts, prefix, room=room if config.samples == 1 else 0)
@@ -139,8 +136,7 @@ def _without_stop(reply: Reply) -> list[int]:
 
 
 def _close(free: str) -> tuple[str, str]:
-    """What was written after "<think>\\n" -> (the reasoning, what must follow it up to the first
-    digit).
+    """What was written after OPEN -> (the reasoning, what must follow up to the first digit).
 
     >>> _close("Terse.\\n</think>")
     ('Terse.', '\\n<scores>A=')
@@ -158,9 +154,7 @@ def _close(free: str) -> tuple[str, str]:
 def _digits(
     decoder: Decoder, tokenizer: Tokenizer, config: AnswerConfig
 ) -> tuple[Tensor, list[int]]:
-    """The digit that comes next in every row: probabilities (rows, 9) fp64, and one drawn (or the
-    likeliest).
-    """
+    """The next digit of every row: probabilities (rows, 9) fp64, and a drawn one."""
     logits = decoder.logits[:, list(tokenizer.digit_ids)].cpu()  # (rows, 9)
     keys = [draw_key(config.seed, name, DIGIT_POSITION) for name in decoder.names]
     drawn, _ = sample(logits, torch.tensor(keys, dtype=torch.int32), config.temperature)

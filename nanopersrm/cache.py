@@ -1,5 +1,4 @@
-"""Who continues whom: the layout of flat tokens, and the tree of keys and values kept from earlier
-forwards.
+"""Who continues whom: the layout of flat tokens, and the tree of cached keys and values.
 
 The model knows no batch and no padding. It runs on N flat rows, and a `Layout` says which rows form
 a segment and which segment continues which other:
@@ -149,9 +148,7 @@ class KVCache:
         return self.levels[-1]
 
     def branch(self, root_length: int) -> "KVCache":
-        """A tree that reads the first tokens of this one's root (same tensors) and grows without
-        touching it.
-        """
+        """A tree that reads the first tokens of this one's root and grows on its own."""
         twig = KVCache(
             self.layers, self.group * self.kv_heads, self.kv_heads, self.width, self.like
         )
@@ -203,9 +200,7 @@ class KVCache:
         return torch.tensor(numbers, dtype=torch.long, device=self.like.device)
 
     def _view(self, level: Level, owners: list[int], ends: list[int]) -> View:
-        """Row i lies under node owners[i] of `level` and sees its first ends[i] positions, at least
-        one.
-        """
+        """Row i lies under node owners[i] of `level` and sees its first ends[i] >= 1 positions."""
         assert min(ends) > 0, "a node without tokens above a row"
         n, T = len(level.parents), max(ends)
         under: list[list[int]] = [[] for _ in range(n)]

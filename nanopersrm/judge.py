@@ -152,9 +152,7 @@ class Judge:
         return answers
 
     def _remember(self, ask: "_Question", exemplars: list[str], prompts: list[list[int]]) -> None:
-        """Keep the keys and values of what these prompts and any others about these exemplars begin
-        with.
-        """
+        """Keep the keys and values of what all prompts about these exemplars begin with."""
         shared = common_prefix([*prompts, ask.probe(exemplars)])
         ids = prompts[0][:shared]
         if self._prefix is None or self._prefix.ids != ids:
@@ -265,8 +263,7 @@ def _distinct(prompts: Sequence[list[int]], prefix: Prefix | None) -> int:
 
 
 def _water_level(lengths: Sequence[int], share: int) -> int:
-    """The largest limit with sum(min(length, limit)) <= share: the long ones are cut, the short
-    ones stay.
+    """The largest limit with sum(min(length, limit)) <= share: only long texts are cut.
 
     >>> _water_level([10, 500, 900], 410)
     200

@@ -1,5 +1,4 @@
-"""From digit probabilities to a judgement: scores, preferences, a ranking and a verdict. Plain
-arithmetic, no model.
+"""From digit probabilities to a judgement: scores, preferences, ranking, verdict.
 
 Each answer of the model gives p(1) … p(9) for one candidate (pointwise) or p(a, b) for two
 (pairwise, in both orders).
@@ -137,9 +136,7 @@ def ranked(table: Table) -> list[int]:
 
 
 def verdict_of(scores: Scores, table: Table, order: list[int]) -> int | Literal["tie", "invalid"]:
-    """The index of the best, "tie" when another is preferred exactly as much, "invalid" when any
-    score is.
-    """
+    """The index of the best, or "tie" of the best two, or "invalid" if any score is."""
     if any(score is None for score in scores) or not all(map(math.isfinite, chain(*table))):
         return "invalid"
     if len(order) > 1 and table[order[0]][order[1]] == 0.5:

@@ -106,7 +106,8 @@ def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
 
     Plain: theta^(-2i/E). Scaled as the config's `rope_scaling` says: `linear` divides all; `llama3`
     divides the slow ones and blends between (Llama 3.1); `yarn` divides those that turn less than
-    once in the original context and warms the attention (Peng et al., arXiv 2309.00071)."""
+    once in the original context and warms the attention (Peng et al., arXiv 2309.00071).
+    """
     E, theta = config.E, config.rope_theta
     plain = theta ** -(torch.arange(0, E, 2, dtype=torch.float32) / E)  # (E/2,)
     scaling = config.rope_scaling or {}
@@ -206,9 +207,7 @@ class Attention(nn.Module):
         step: Step | None,
         layer: int,
     ) -> Tensor:
-        """h (N, D) residual stream, x (N, D) its norm -> h with what this layer attended to added
-        (N, D).
-        """
+        """h (N, D) residual stream, x (N, D) its norm -> h plus what was attended to (N, D)."""
         c = self.config
         q = self.q_proj(x).view(-1, c.H, c.E)  # (N, H, E)
         k = self.k_proj(x).view(-1, c.K, c.E)  # (N, K, E)
@@ -253,9 +252,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """`forward` gives hidden states, `logits` reads them. Parameters are uninitialised until
-    `weights.load`.
-    """
+    """`forward` gives hidden states, `logits` reads them; `weights.load` fills the parameters."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -271,7 +268,8 @@ class Model(nn.Module):
         """ids (N,) int64 -> hidden states after the last norm (N, D).
 
         A `Layout` packs whole texts and shared prefixes, with gradients. A `Step` of a cache
-        continues what earlier forwards left there, without."""
+        continues what earlier forwards left there, without.
+        """
         step = place if isinstance(place, Step) else None
         layout = place.layout if isinstance(place, Step) else place
         assert len(ids) == layout.starts[-1], f"{len(ids)} ids for {layout.starts[-1]} rows"
@@ -295,9 +293,7 @@ class Model(nn.Module):
         return KVCache(c.layers, c.H, c.K, c.E, self.norm.weight)
 
     def pack(self) -> "Model":
-        """Re-order the matrices for inference where that pays (bf16 on a CPU). One way: no training
-        afterwards.
-        """
+        """Re-order the matrices for inference where that pays (bf16, CPU); no training after it."""
         if can_pack(self.embed_tokens):
             for module in self.modules():
                 if isinstance(module, Linear):

@@ -76,11 +76,11 @@ def _tagged(name: str, text: str) -> str:
 
 
 def cut(text: str, limit: int, count: Callable[[str], int]) -> str:
-    """The longest beginning of `text` that ends a sentence and has at most `limit` tokens by
-    `count`.
+    """The longest beginning of `text` that ends a sentence and has at most `limit` tokens.
 
     A first sentence that is too long alone is cut after a word, a first word that is too long
-    inside it."""
+    inside it.
+    """
     if len(text) <= limit * LONGEST_TOKEN and count(text) <= limit:
         return text
     text = text[: limit * LONGEST_TOKEN]  # no need to count the tokens of a whole library

@@ -1,5 +1,4 @@
-"""From comparisons of two to a ranking of many: which pairs to compare, and the Bradley-Terry
-strengths behind them.
+"""From comparisons of two to a ranking of many: whom to compare, and Bradley-Terry.
 
 Bradley and Terry (Biometrika, 1952) give each candidate a strength s and say
 

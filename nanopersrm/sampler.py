@@ -1,5 +1,4 @@
-"""Sampling replies: ids in, ids and log-probabilities out, each prompt computed once however many
-replies it gets.
+"""Sampling replies: ids in, ids and log-probabilities out, each prompt computed once.
 
     decoder = Decoder(model, prompts)              prefill what all share, then the rest of each
     decoder.fork([G] * len(prompts), room)         each prompt becomes G replies; nothing is copied
@@ -98,7 +97,8 @@ class Decoder:
         """Prefill `prompts` (ids, at least one each), reusing what they share with `prefix`.
 
         `room` tokens can follow each prompt in its own slab, which saves single replies a level of
-        the tree."""
+        the tree.
+        """
         assert prompts, "no prompts"
         assert all(prompts), "every prompt needs at least one id"
         self.model = model
@@ -163,7 +163,8 @@ class Decoder:
 
         A stop token ends the reply, is part of its ids and is not fed. A token at which `observe`
         returned True, or the last of the budget, waits in `pending` and is fed first by the next
-        `feed`."""
+        `feed`.
+        """
         replies = [Reply() for _ in self.names]
         running = list(range(len(replies)))
         for position in range(config.max_new):
@@ -198,9 +199,7 @@ class Decoder:
 def _draw(
     logits: Tensor, keys: list[tuple[int, int]], config: SamplingConfig
 ) -> tuple[Tensor, Tensor]:
-    """logits (R, V) -> ids (R,), log-probabilities (R,) under the whole distribution at this
-    temperature.
-    """
+    """logits (R, V) -> ids (R,), log-probabilities (R,) under the whole distribution."""
     counters = torch.tensor(keys, dtype=torch.int32, device=logits.device)  # (R, 2)
     if config.temperature == 0 or (config.top_k == 0 and config.top_p == 1):
         return draw(logits, counters, config.temperature)
@@ -210,11 +209,11 @@ def _draw(
 
 
 def truncate(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """logits (R, V) -> the same with -inf on what top-k and then top-p forbid; the likeliest always
-    stays.
+    """logits (R, V) -> the same with -inf on what top-k and then top-p forbid.
 
     Top-p keeps the smallest set of likeliest tokens whose share reaches p (Holtzman et al., arXiv
-    1904.09751)."""
+    1904.09751).
+    """
     if config.top_k:
         floor = logits.topk(min(config.top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < floor, float("-inf"))
@@ -251,9 +250,7 @@ def sample(
     observe: Observe | None = None,
     prefix: Prefix | None = None,
 ) -> list[list[Reply]]:
-    """`replies` replies for each prompt: result[p][g]. Rows are counted p · replies + g for
-    `observe`.
-    """
+    """`replies` replies for each prompt: result[p][g]; `observe` sees row p · replies + g."""
     decoder = Decoder(model, prompts, prefix, room=config.max_new if replies == 1 else 0)
     decoder.fork([replies] * len(prompts), config.max_new)
     flat = decoder.generate(config, stop_ids, observe)

@@ -1,5 +1,4 @@
-"""From files to tensors: fill a `Model` from a Hugging Face folder or a GGUF file, one tensor at a
-time.
+"""From files to tensors: fill a `Model` from safetensors or GGUF, one tensor at a time.
 
 A safetensors folder is read shard by shard and copied tensor by tensor, so that the host never
 holds two copies. A GGUF file is memory-mapped and each tensor is expanded from its 4- or 8-bit
@@ -140,9 +139,7 @@ def _q4_1(data: np.ndarray, rows: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _name_of(source: str) -> str:
-    """ "blk.3.attn_q.weight" -> "layers.3.self_attn.q_proj.weight"; unknown names come back as they
-    are.
-    """
+    """ "blk.3.attn_q.weight" -> "layers.3.self_attn.q_proj.weight"; unknown names unchanged."""
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", source)
     if block and block[2] in GGUF_NAMES:
         return f"layers.{block[1]}.{GGUF_NAMES[block[2]]}.{block[3]}"

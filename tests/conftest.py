@@ -2,7 +2,10 @@
 real base.
 
 No test needs weights, a network or a GPU, except those marked `base` (the embedded SmolLM2, fetched
-once) and `gpu`."""
+once) and `gpu`.
+"""
+
+import nanopersrm  # noqa: F401, I001  (before torch: see the note on threads there)
 
 from pathlib import Path
 from typing import Any

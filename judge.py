@@ -105,8 +105,7 @@ def _text_or_file(given: str | None) -> str | None:
     """--question is a text, or the name of a file that holds it."""
     if given is None:
         return None
-    is_file = len(given) < 256 and "\n" not in given and Path(given).is_file()
-    text = read_file(Path(given)) if is_file else given
+    text = read_file(Path(given)) if os.path.isfile(given) else given
     if not text.strip():
         raise InputError("--question: expected a text or a file, got an empty text")
     return text.strip()

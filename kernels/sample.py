@@ -51,10 +51,15 @@ def uniform(keys: Tensor, width: int) -> Tensor:
     """keys (R, 2) int32 -> u (R, width) fp32 in (0, 1): hashes of (the row's keys, i)."""
     x = torch.arange(width, dtype=torch.int32, device=keys.device) * _signed(GOLDEN)  # wraps
     x = x ^ keys[:, :1]  # (R, width)
-    x = x.bitwise_xor_(x >> 16).mul_(_signed(ROUND_1))  # >> copies the sign bit; still one-to-one
-    x = x.bitwise_xor_(x >> 15).bitwise_xor_(keys[:, 1:]).mul_(_signed(ROUND_2))
-    x = x.bitwise_xor_(x >> 16)
+    x = _shift_xor(x, 16).mul_(_signed(ROUND_1))
+    x = _shift_xor(x, 15).bitwise_xor_(keys[:, 1:]).mul_(_signed(ROUND_2))
+    x = _shift_xor(x, 16)
     return x.float().mul_(2.0**-32 * (1 - 2.0**-22)).add_(0.5)  # ends 2⁻²³ short of 0 and of 1
+
+
+def _shift_xor(x: Tensor, shift: int) -> Tensor:
+    """x ^ (x >> shift), in place, with zeros shifted in (torch's int32 shift copies the sign)."""
+    return x.bitwise_xor_((x >> shift).bitwise_and_((1 << 32 - shift) - 1))
 
 
 def sample(logits: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -63,13 +68,15 @@ def sample(logits: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Te
     The log-probability is that of the drawn id under softmax(logits / temperature). Temperature 0
     takes the largest logit and reports its log-probability at temperature 1.
     """
-    scaled = logits if temperature in (0, 1) else logits / temperature
-    top, best = scaled.max(-1, keepdim=True)
-    share = (scaled - top).exp_()  # (R, V), the largest is 1
+    top, best = logits.max(-1, keepdim=True)
+    scaled = logits - top  # (R, V), the largest is 0: no temperature can overflow it
+    if temperature not in (0, 1):
+        scaled = scaled.div_(temperature)
+    share = scaled.exp()
     total = share.sum(-1)
     if temperature == 0:
         ids = best[:, 0]
     else:  # p / E with E = -log u: the sign is left out, so the smallest wins
         ids = share.div_(uniform(keys, share.shape[-1]).log_()).min(-1).indices
-    log_probs = scaled.gather(-1, ids[:, None]).squeeze(-1) - top[:, 0] - total.log()
+    log_probs = scaled.gather(-1, ids[:, None]).squeeze(-1) - total.log()
     return ids, log_probs

@@ -11,7 +11,8 @@ Statistics, 2004)
 
 with sums over the pairs that were compared.
 
-Worked example: two candidates, P = 0.75. Strengths in the ratio 3 : 1 reproduce it exactly.
+Worked example: two candidates, P = 0.75. Strengths in the ratio 3 : 1 reproduce it exactly (the
+reference below draws them a little closer).
 
 What we chose: up to 8 candidates every pair is compared. Above, candidate i meets i ± 1, 2, 4, 8, …
 around a circle, N · ⌈log2 N⌉ pairs at most, which keeps everyone within a few steps of everyone
@@ -25,7 +26,7 @@ import math
 
 ALL_PAIRS_UP_TO = 8
 PRIOR = 0.5  # weight of the draw against the reference
-ROUNDS, CLOSE_ENOUGH = 500, 1e-12
+ROUNDS, CLOSE_ENOUGH = 2000, 1e-12
 
 
 def schedule(n: int) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ place.
 Where to read next: `factors.py`.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,8 +30,9 @@ def split_texts(text: str) -> list[str]:
 
 def decode(data: bytes, place: str) -> str:
     """UTF-8 bytes -> text; what is not text is named with its place."""
+    data = data.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError(
@@ -58,12 +60,20 @@ def read_file(path: Path) -> str:
     return text
 
 
+def _files(folder: Path) -> list[Path]:
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
+    return [file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file()]
+
+
 def read_texts(paths: Sequence[Path]) -> list[str]:
     """All texts of these files and folders, in order."""
     texts: list[str] = []
     for path in paths:
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+        if os.path.isdir(path):  # False where Path.is_dir raises: a text in place of a name
+            files = _files(path)
             if not files:
                 raise InputError(f"{path}: expected .txt or .md files in this folder, found none")
         else:

@@ -1,0 +1,200 @@
+"""Products with packed and with 4-bit weights against fp64, no worse than twice plain PyTorch.
+
+What needs oneDNN's bf16 is skipped where `can_pack` says no.
+"""
+
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernels.linear import can_pack, linear, linear_plus, linear_silu, linear_times, pack
+from kernels.q4_linear import BLOCK, MOST_ROWS, Q4, can_quantize, dequantize, q4_linear, quantize
+from nanopersrm.weights import _q4_1
+
+BF16 = torch.bfloat16
+HAS_PACK = can_pack(torch.empty(0, dtype=BF16))
+packs = pytest.mark.skipif(not HAS_PACK, reason="no oneDNN with native bf16 here")
+OPS: dict[str, tuple[Any, bool, Any]] = {  # op, takes another tensor, what follows the product
+    "plain": (linear, False, lambda z, other: z),
+    "silu": (linear_silu, False, lambda z, other: F.silu(z)),
+    "times": (linear_times, True, lambda z, other: z * other),
+    "plus": (linear_plus, True, lambda z, other: z + other),
+}
+
+
+def close(y: Tensor, same: Tensor, truth: Tensor, roundings: int = 1) -> None:
+    """error(y) <= 2 · error(plain PyTorch, same type) + some roundings of the result."""
+    assert y.shape == truth.shape
+    small = roundings * torch.finfo(y.dtype).eps / 2 * truth.abs().max().item()
+    error = (y.double() - truth).abs().max().item()
+    assert error <= 2 * (same.double() - truth).abs().max().item() + small
+
+
+def draw(*shape: int, dtype: torch.dtype = BF16, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def run(op: Any, takes_other: bool, x: Tensor, weight: Any, other: Tensor, **more: Any) -> Tensor:
+    return op(x, weight, other, **more) if takes_other else op(x, weight, **more)
+
+
+@packs
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize(("N", "wide", "out"), [(1, 1, 1), (1, 576, 64), (5, 33, 7), (70, 48, 129)])
+def test_packed_is_plain(N, wide, out, name, biased):
+    op, takes_other, after = OPS[name]
+    x, weight, other = draw(N, wide), draw(out, wide, seed=1), draw(N, out, seed=2)
+    bias = draw(out, seed=3) if biased else None
+    wide_bias = bias.double() if bias is not None else None
+    truth = after(F.linear(x.double(), weight.double(), wide_bias), other.double())
+    same = after(F.linear(x, weight, bias), other)
+    for form in (weight, pack(weight)):
+        y = run(op, takes_other, x, form, other, bias=bias)
+        assert y.dtype == BF16
+        close(y, same, truth)
+
+
+@packs
+@pytest.mark.parametrize("name", OPS)
+def test_packed_takes_strided_inputs(name):
+    op, takes_other, after = OPS[name]
+    x, other = draw(6, 96)[:, ::2], draw(6, 80, seed=2)[:, :40]
+    weight = draw(48, 40, seed=1).t()
+    assert not any(t.is_contiguous() for t in (x, other, weight))
+    truth = after(F.linear(x.double(), weight.double()), other.double())
+    y = run(op, takes_other, x, pack(weight), other)
+    close(y, after(F.linear(x, weight), other), truth)
+
+
+@packs
+def test_packing_leaves_its_inputs_alone():
+    weight, x, other = draw(8, 16), draw(3, 16, seed=1), draw(3, 8, seed=2)
+    copies = weight.clone(), x.clone(), other.clone()
+    packed = pack(weight.requires_grad_())
+    assert packed.is_mkldnn
+    assert not packed.requires_grad
+    for op, takes_other, _ in OPS.values():
+        run(op, takes_other, x, packed, other)
+    assert all(map(torch.equal, (weight, x, other), copies))
+
+
+def test_fp32_is_never_packed():
+    assert not can_pack(torch.empty(4, 4))
+    assert not can_pack(torch.empty(4, 4, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_fp32_gradient(name):
+    """The plain path is differentiable: finite differences in fp64."""
+    op, takes_other, _ = OPS[name]
+    inputs = [draw(*s, dtype=torch.double).requires_grad_() for s in ((3, 5), (4, 5), (3, 4))]
+    assert torch.autograd.gradcheck(lambda x, w, o: run(op, takes_other, x, w, o), inputs)
+
+
+def blocks(out: int, wide: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Random codes, steps and floors, as a file of typical weights holds them."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 16, (out, wide), generator=generator, dtype=torch.int32)
+    steps = torch.rand(out, wide // BLOCK, generator=generator).half().float() * 0.02
+    floors = -8 * steps + torch.randn(out, wide // BLOCK, generator=generator) * 0.01
+    return codes, steps, floors
+
+
+def test_q4_worked_example():
+    """d = 0.1, m = -0.8: code 5 is -0.3, code 8 is 0, code 15 is 0.7, but for bf16."""
+    codes = torch.zeros(64, BLOCK, dtype=torch.int32)
+    codes[:, :3] = torch.tensor([5, 8, 15])
+    parts = codes, torch.full((64, 1), 0.1), torch.full((64, 1), -0.8)
+    weight = dequantize(*parts)
+    assert weight[0, :4].tolist() == pytest.approx([-0.3, 0, 0.7, -0.8], rel=2**-8, abs=1e-6)
+    x = torch.eye(BLOCK, dtype=BF16)[:4]
+    y = q4_linear(x, quantize(*parts))
+    assert y[:, 0].tolist() == pytest.approx([-0.3, 0, 0.7, -0.8], rel=2**-7, abs=1e-3)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize(("N", "wide", "out"), [(1, 32, 64), (8, 576, 192), (3, 96, 128)])
+def test_q4_is_the_product_with_its_dequantized_weights(N, wide, out, name, biased):
+    op, takes_other, after = OPS[name]
+    parts = blocks(out, wide)
+    weight, q4 = dequantize(*parts), quantize(*parts)
+    assert (q4.codes.dtype, q4.steps_and_zeros.shape) == (torch.uint8, (wide // BLOCK, out, 2))
+    x, other = draw(N, wide, seed=1), draw(N, out, seed=2)
+    bias = draw(out, seed=3) if biased else None
+    wide_bias = bias.double() if bias is not None else None
+    truth = after(F.linear(x.double(), weight.double(), wide_bias), other.double())
+    same = after(F.linear(x, weight.to(BF16), bias), other)
+    wrong = torch.full((out, wide), float("nan"), dtype=BF16)  # must not be used
+    close(run(op, takes_other, x, wrong, other, bias=bias, q4=q4), same, truth, roundings=2)
+
+
+def test_q4_serves_few_rows_only():
+    parts = blocks(64, 64)
+    q4, other = quantize(*parts), torch.zeros(64, 64, dtype=BF16)
+    for rows in (MOST_ROWS, MOST_ROWS + 1):
+        y = linear(draw(rows, 64), other, q4=q4)
+        assert bool(y.any()) == (rows <= MOST_ROWS)
+
+
+def test_q4_refuses_a_strided_input():
+    """PyTorch's product reads whole rows; it must say so, and never misread others."""
+    with pytest.raises(RuntimeError, match="contiguous"):
+        q4_linear(draw(4, 192)[:, ::2], quantize(*blocks(64, 96)))
+
+
+def test_where_4_bits_can_be_used():
+    assert can_quantize(torch.empty(64, 32, dtype=BF16))
+    assert not can_quantize(torch.empty(64, 32))
+    assert not can_quantize(torch.empty(64, 48, dtype=BF16))
+    assert not can_quantize(torch.empty(63, 32, dtype=BF16))
+    assert isinstance(quantize(*blocks(64, 32)), Q4)
+
+
+def exact(codes: Tensor, steps: Tensor, floors: Tensor) -> Tensor:
+    """w = d · q + m, in fp32 as the gguf library computes it."""
+    return (codes.view(*steps.shape, BLOCK) * steps[..., None] + floors[..., None]).view(
+        codes.shape
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_q4_1_blocks_decode_as_in_gguf(rows, across, seed):
+    """Any bytes with finite steps and floors, not only those that a quantizer writes."""
+    generator = np.random.default_rng(seed)
+    data = generator.integers(0, 256, (rows, across, 20), dtype=np.uint8)
+    scales = generator.normal(0, 2, (rows, across, 2)).astype(np.float16)
+    data[..., :4] = scales.view(np.uint8)
+    data = data.reshape(rows, across * 20)
+    codes, steps, floors = _q4_1(data, rows)
+    assert codes.shape == (rows, across * BLOCK)
+    assert steps.shape == floors.shape == (rows, across)
+    expected = gguf.dequantize(data, gguf.GGMLQuantizationType.Q4_1)
+    assert np.array_equal(exact(codes, steps, floors).numpy(), expected)
+
+
+def test_a_quantized_matrix_comes_back():
+    """Weights -> Q4_1 by the library -> our 4-bit form: off by half a step, and a bf16 rounding."""
+    kind = gguf.GGMLQuantizationType.Q4_1
+    weight = draw(64, 96, dtype=torch.float32) * 0.1
+    data = gguf.quantize(weight.numpy(), kind)
+    parts = _q4_1(data, 64)
+    codes, steps, _ = parts
+    assert (codes.min(), codes.max()) == (0, 15)
+    expected = torch.from_numpy(gguf.dequantize(data, kind))
+    assert torch.equal(exact(*parts), expected)
+    wide_steps = steps.repeat_interleave(BLOCK, 1)
+    assert ((expected - weight).abs() <= 0.51 * wide_steps + 1e-3).all()
+    # bf16 moves d, which counts 8 times at most, and z by up to 2⁻⁸ of themselves
+    zeros = (parts[2] + 8 * steps).abs().repeat_interleave(BLOCK, 1)
+    moved = (dequantize(*parts) - expected).abs()
+    assert (moved <= (8 * wide_steps + zeros) * 2**-8 * 1.01 + 1e-7).all()

@@ -21,12 +21,13 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
 from nanopersrm import InputError
 from nanopersrm.embedded import DEFAULT_BASE
-from nanopersrm.judgement import JudgeConfig, Judgement
+from nanopersrm.judgement import JudgeConfig, Judgement, check
 from nanopersrm.profile import profile
 from nanopersrm.texts import decode, read_file, read_texts, split_texts
 
@@ -68,13 +69,16 @@ def main(config: Config) -> None:
     )
     exemplars = read_texts(config.exemplar)
     names, candidates = [str(path) for path in config.candidates], _files(config.candidates)
+    question = _text_or_file(config.question)
+    if candidates:
+        check(exemplars, candidates, judging)
     out = Console(quiet=config.as_json, highlight=False, soft_wrap=True)
     log = Console(stderr=True, highlight=False, soft_wrap=True)
     _print_profile(out, exemplars)
     if not candidates:
         candidates = _standard_input(log)
         names = [f"candidate {i + 1}" for i in range(len(candidates))]
-    question = _text_or_file(config.question)
+        check(exemplars, candidates, judging)
 
     from nanopersrm.judge import Judge  # torch takes seconds
 
@@ -166,9 +170,11 @@ class _Follower:
         if self.shown and self.printed:
             return self.shown[-1:]
         left = [i for i in sorted(self.texts) if i not in self.shown]
+        if not self.shown and 0 not in left:
+            return []  # all begin in the same step; the first in the call is shown first
         if left:
             self.shown.append(left[0])
-            self.out.print(f"[bold]{self.names[left[0]]}[/bold]")
+            self.out.print(self.names[left[0]], style="bold", markup=False)
         return left[:1]
 
     def _print_rest(self, candidate: int) -> None:
@@ -192,7 +198,7 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
     if not streamed:
         for reply in judgement.replies:
             title = " against ".join(names[i] for i in reply.candidates)
-            out.print(f"[bold]{title}[/bold]")
+            out.print(title, style="bold", markup=False)
             out.print(reply.reasoning or "(no reasoning)", markup=False)
             if reply.problem:
                 out.print(f"(invalid reply: {reply.problem})", markup=False)
@@ -206,7 +212,7 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
         table.add_column("fits better than the next", justify="right")
     for rank, i in enumerate(judgement.ranking):
         score = judgement.scores[i]
-        cells = [str(rank + 1), names[i], "invalid" if score is None else f"{score:.2f}"]
+        cells = [str(rank + 1), escape(names[i]), "invalid" if score is None else f"{score:.2f}"]
         if many and rank + 1 < len(names):
             cells.append(f"{judgement.preference[i][judgement.ranking[rank + 1]]:.1%}")
         table.add_row(*cells)
@@ -215,7 +221,7 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
     out.print()
     if isinstance(best, int):
         if many:
-            out.print(f"closest to the writer: [bold]{names[best]}[/bold]")
+            out.print(f"closest to the writer: [bold]{escape(names[best])}[/bold]")
     else:
         out.print({"tie": "a tie", "invalid": "invalid: some replies gave no score"}[best])
     for note in judgement.notes:

@@ -78,9 +78,7 @@ def answer(
         replies = _think(decoder, tokenizer, config, on_text)
     thoughts = []
     given = []
-    for row, reply in enumerate(replies):
-        if reply.ended == "stop":
-            decoder.pending[row].clear()
+    for reply in replies:
         thought, forced = _close(tokenizer.decode(_without_stop(reply)))
         thoughts.append(thought)
         given.append(tokenizer.encode(forced))

@@ -158,6 +158,11 @@ class KVCache:
         twig.levels[0].lengths = [root_length]
         return twig
 
+    def room(self) -> int:
+        """Tokens that every node of the last level can still take."""
+        last = self.levels[-1]
+        return last.keys.shape[3] - max(last.lengths)
+
     def depths(self) -> list[int]:
         """(n,) tokens from the root to the end of each node of the last level."""
         below = [0]

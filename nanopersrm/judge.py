@@ -32,7 +32,6 @@ from nanopersrm.prompts import cut, messages
 from nanopersrm.sampler import SHARED_LEAST, Prefix, common_prefix, prefill
 from nanopersrm.tokenizer import Tokenizer
 
-MOST_CANDIDATES = len(verdict.LABELS)
 ROWS_AT_ONCE = 32  # replies in one batch: bounds memory, and more is hardly faster
 LEAST_EXEMPLAR = 24  # tokens; an exemplar cut shorter says nothing of its writer
 UNTRAINED = (
@@ -63,6 +62,11 @@ class Judge:
         found = resolve(base, say)
         tokenizer = Tokenizer.load(found)
         model = weights.load(found, _dtype(dtype, place), place)
+        if tokenizer.vocab_size > model.config.V:
+            raise InputError(
+                f"{found.path}: expected a tokenizer of at most {model.config.V} ids, as the model "
+                f"knows, found {tokenizer.vocab_size}"
+            )
         return Judge(model.pack(), tokenizer)
 
     def judge(
@@ -81,7 +85,7 @@ class Judge:
         Raises InputError for what cannot be judged.
         """
         start, config = time.perf_counter(), config or JudgeConfig()
-        _check(exemplars, candidates, config)
+        judgement.check(exemplars, candidates, config)
         notes = [] if self.trained else [UNTRAINED]
         unique = sorted({candidate.strip() for candidate in candidates})
         place = [unique.index(candidate.strip()) for candidate in candidates]
@@ -112,6 +116,10 @@ class Judge:
             for which, group in zip(asked, answers, strict=True)
             for drawn in group
         ]
+        reasoning = [reply.reasoning for reply in replies[:: config.samples]]
+        if not pairs:
+            reasoning = [reasoning[i] for i in place]
+        replies.sort(key=lambda reply: reply.candidates)  # stable: samples keep their order
         scores = [scores[i] for i in place]
         table = [[table[i][j] for j in place] for i in place]
         order = judgement.ranked(table)
@@ -120,7 +128,7 @@ class Judge:
             preference=table,
             ranking=order,
             verdict=judgement.verdict_of(scores, table, order),
-            reasoning=[reply.reasoning for reply in replies[:: config.samples]],
+            reasoning=reasoning,
             well_formed=all(reply.problem is None for reply in replies),
             tokens=sum(drawn.tokens for group in answers for drawn in group),
             prompt_tokens=_distinct(prompts, self._prefix),
@@ -224,24 +232,6 @@ class _Question:
         """A prompt that has nothing but the exemplars and principles in common with any other."""
         other = messages(exemplars, ["\u2060"], principles=self.principles)
         return self.tokenizer.chat(other, continuation=verdict.OPEN)
-
-
-def _check(exemplars: Sequence[str], candidates: Sequence[str], config: JudgeConfig) -> None:
-    """What cannot be judged is said before anything is computed."""
-    if isinstance(exemplars, str) or isinstance(candidates, str):
-        raise InputError("expected lists of texts as exemplars and candidates, got a single text")
-    if not exemplars:
-        raise InputError("expected at least one exemplar, got none")
-    least = 2 if config.mode == "pairwise" else 1
-    if not least <= len(candidates) <= MOST_CANDIDATES:
-        raise InputError(
-            f"expected {least} to {MOST_CANDIDATES} candidates ({config.mode}), "
-            f"got {len(candidates)}"
-        )
-    for kind, texts in (("exemplar", exemplars), ("candidate", candidates)):
-        for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{kind} {i + 1}: expected a text, got {text!r}")
 
 
 def _answering(config: JudgeConfig) -> AnswerConfig:

@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 
 from nanopersrm import InputError
 from nanopersrm.ranking import bradley_terry, preference
-from nanopersrm.verdict import beats, beats_jointly, mean, soft_score
+from nanopersrm.verdict import LABELS, beats, beats_jointly, mean, soft_score
 
 Scores = list[float | None]
 Table = list[list[float]]
@@ -82,7 +82,7 @@ class Judgement:
     preference: Table  # preference[i][j] = P(i fits better than j), ½ on the diagonal
     ranking: list[int]  # indices, best first
     verdict: int | Literal["tie", "invalid"]  # index of the best
-    reasoning: list[str]  # one text a candidate (pointwise) or an ordered pair (pairwise)
+    reasoning: list[str]  # a text for each candidate (pointwise) or ordered pair (pairwise)
     well_formed: bool  # every reply parses
     tokens: int  # drawn
     prompt_tokens: int  # of all prompts, the shared beginning counted once
@@ -97,6 +97,23 @@ class Judgement:
             [p if math.isfinite(p) else None for p in row] for row in self.preference
         ]
         return plain
+
+
+def check(exemplars: Sequence[str], candidates: Sequence[str], config: JudgeConfig) -> None:
+    """What cannot be judged is said before anything is loaded or computed."""
+    if isinstance(exemplars, str) or isinstance(candidates, str):
+        raise InputError("expected lists of texts as exemplars and candidates, got a single text")
+    if not exemplars:
+        raise InputError("expected at least one exemplar, got none")
+    least = 2 if config.mode == "pairwise" else 1
+    if not least <= len(candidates) <= len(LABELS):
+        raise InputError(
+            f"expected {least} to {len(LABELS)} candidates ({config.mode}), got {len(candidates)}"
+        )
+    for kind, texts in (("exemplar", exemplars), ("candidate", candidates)):
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{kind} {i + 1}: expected a text, got {text!r}")
 
 
 def pointwise(n: int, asked: Asked, answers: Sequence[Sequence[HasDigits]]) -> tuple[Scores, Table]:

@@ -109,20 +109,30 @@ def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
     once in the original context and warms the attention (Peng et al., arXiv 2309.00071).
     """
     E, theta = config.E, config.rope_theta
-    plain = theta ** -(torch.arange(0, E, 2, dtype=torch.float32) / E)  # (E/2,)
+    pairs = torch.arange(E // 2, dtype=torch.float32, device="cpu")  # also when built on "meta"
+    plain = theta ** -(2 * pairs / E)  # (E/2,)
     scaling = config.rope_scaling or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
         return plain, 1.0
     if kind not in ("linear", "llama3", "yarn"):
         raise InputError(f"expected rope_type default, linear, llama3 or yarn, got {kind!r}")
-    factor = float(scaling["factor"])
+
+    def number(field: str, default: float | None = None) -> float:
+        value = default if scaling.get(field) is None else scaling[field]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise InputError(
+                f"rope scaling {kind!r}: expected a positive number as {field}, got {value!r}"
+            )
+        return value
+
+    factor = number("factor")
     if kind == "linear":
         return plain / factor, 1.0
-    context = scaling.get("original_max_position_embeddings") or config.context
+    context = number("original_max_position_embeddings", config.context)
     turns = context * plain / (2 * math.pi)  # full turns of each pair within the original context
     if kind == "llama3":
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        low, high = number("low_freq_factor"), number("high_freq_factor")
         keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: fast pairs, untouched
         return plain / factor * (1 - keep) + plain * keep, 1.0
 
@@ -130,21 +140,22 @@ def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
         """The (fractional) pair that makes this many turns in the original context."""
         return E * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    first = pair_with(scaling.get("beta_fast") or 32)
-    last = pair_with(scaling.get("beta_slow") or 1)
+    first, last = pair_with(number("beta_fast", 32)), pair_with(number("beta_slow", 1))
     if scaling.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, E - 1)
-    slow = ((torch.arange(E // 2) - first) / max(last - first, 0.001)).clamp(0, 1)
+    slow = ((pairs - first) / max(last - first, 0.001)).clamp(0, 1)
 
     def warmth(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    warm = scaling.get("attention_factor")
-    if warm is None:
-        all_dims, some = scaling.get("mscale_all_dim"), scaling.get("mscale")
-        warm = warmth(some) / warmth(all_dims) if some and all_dims else warmth(1.0)
-    return plain / factor * slow + plain * (1 - slow), float(warm)
+    if scaling.get("attention_factor") is not None:
+        warm = number("attention_factor")
+    elif scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        warm = warmth(number("mscale")) / warmth(number("mscale_all_dim"))
+    else:
+        warm = warmth(1.0)
+    return plain / factor * slow + plain * (1 - slow), warm
 
 
 class Linear(nn.Module):

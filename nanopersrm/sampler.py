@@ -114,9 +114,9 @@ class Decoder:
             _extend(model, self.cache, prompts[0][done:shared])
             done = shared
         self.pending: list[list[int]] = [[] for _ in prompts]  # drawn, not yet in the tree
+        self.drawn = [0] * len(prompts)  # tokens so far: no two draws of a row share their noise
         tails = [prompt[done:] for prompt in prompts]
         self.cache.grow([0] * len(prompts), max(map(len, tails)) + room)
-        self.room = room
         self.logits = torch.empty(len(prompts), model.config.V, device=self.device)
         self.feed(tails)
 
@@ -124,15 +124,15 @@ class Decoder:
     def fork(self, counts: Sequence[int], room: int) -> None:
         """Row i becomes counts[i] rows, each with room for `room` further tokens."""
         assert not any(self.pending), "feed what is pending before a fork"
-        if set(counts) == {1} and room <= self.room:
-            return  # the replies continue in their prompts' slabs
-        self.room = 0
+        if set(counts) == {1} and room <= self.cache.room():
+            return  # the replies continue in the slabs they are in
         parents = [row for row, count in enumerate(counts) for _ in range(count)]
         numbers = [number for count in counts for number in range(count)]
         self.cache.grow(parents, room)
         self.logits = self.logits[torch.tensor(parents, device=self.device)]
         self.names = [self.names[p] + number for p, number in zip(parents, numbers, strict=True)]
         self.pending = [[] for _ in parents]
+        self.drawn = [self.drawn[parent] for parent in parents]
 
     @torch.inference_mode()
     def feed(self, tokens: Sequence[Sequence[int]]) -> None:
@@ -165,16 +165,17 @@ class Decoder:
         returned True, or the last of the budget, waits in `pending` and is fed first by the next
         `feed`.
         """
+        self.feed([[] for _ in self.names])  # what is pending
         replies = [Reply() for _ in self.names]
         running = list(range(len(replies)))
         for position in range(config.max_new):
             rows = torch.tensor(running, device=self.device)
             logits = self.logits if len(running) == len(replies) else self.logits[rows]
-            keys = [draw_key(config.seed, self.names[row], position) for row in running]
+            keys = [draw_key(config.seed, self.names[row], self.drawn[row]) for row in running]
             ids, log_probs = _draw(logits, keys, config)
             left, feeding = [], [[] for _ in replies]  # type: list[int], list[list[int]]
             for row, i, log_prob in zip(running, ids.tolist(), log_probs.tolist(), strict=True):
-                reply = replies[row]
+                reply, self.drawn[row] = replies[row], self.drawn[row] + 1
                 reply.ids.append(i)
                 reply.log_probs.append(log_prob)
                 if i in stop_ids:

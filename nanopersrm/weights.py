@@ -16,6 +16,7 @@ Where to read next: `sampler.py`.
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from kernels.q4_linear import Q4, can_quantize, dequantize, quantize
 from nanopersrm import InputError
-from nanopersrm.bases import Base
+from nanopersrm.bases import Base, read_json
 from nanopersrm.model import Linear, Model, ModelConfig
 
 Found = tuple[str, str, Tensor, Q4 | None]  # our name, name in the file, tensor, 4-bit form
@@ -55,9 +56,9 @@ DERIVED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$")
 def load(base: Base, dtype: torch.dtype, device: torch.device) -> Model:
     """The model of `base`, on `device`, in `dtype`, ready for inference and without gradients."""
     config = ModelConfig.of(base.config)
-    with torch.device(device):
+    with torch.device("meta"):  # shapes only, so that no fp32 copy is ever allocated
         model = Model(config).to(dtype)
-    model.requires_grad_(False)
+    model = model.to_empty(device=device).requires_grad_(False)
     wanted: dict[str, Tensor] = dict(model.named_parameters())
     missing = set(wanted)
     in_gguf = base.kind == "gguf"
@@ -70,6 +71,8 @@ def load(base: Base, dtype: torch.dtype, device: torch.device) -> Model:
         if tensor.shape != wanted[name].shape:
             expected, came = tuple(wanted[name].shape), tuple(tensor.shape)
             raise InputError(f"{base.path}: tensor {source} has shape {came}, expected {expected}")
+        if not tensor.is_floating_point():
+            raise InputError(f"{base.path}: tensor {source} is {tensor.dtype}, expected floats")
         wanted[name].copy_(tensor)
         missing.discard(name)
         if q4 is not None:
@@ -84,7 +87,7 @@ def load(base: Base, dtype: torch.dtype, device: torch.device) -> Model:
 
 def _from_safetensors(base: Base) -> Iterator[Found]:
     """(our name, name in the file, tensor, no 4-bit form) of every shard."""
-    for shard in sorted(base.path.glob("*.safetensors")):
+    for shard in _shards(base.path):
         try:
             with safe_open(shard, framework="pt") as file:
                 for source in file.keys():  # noqa: SIM118 (not a dict)
@@ -95,6 +98,21 @@ def _from_safetensors(base: Base) -> Iterator[Found]:
                     yield name, source, file.get_tensor(source), None
         except (SafetensorError, OSError) as error:
             raise InputError(f"{shard}: truncated or not a safetensors file ({error})") from error
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of the model itself: those its index names, or model.safetensors, or any."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise InputError(f"{index}: expected an object as weight_map")
+        return [folder / name for name in sorted({str(name) for name in shards.values()})]
+    whole = folder / "model.safetensors"
+    if whole.exists():
+        return [whole]
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if not file.name.startswith("adapter")]
 
 
 def _from_gguf(base: Base, config: ModelConfig, wanted: dict[str, Tensor]) -> Iterator[Found]:

@@ -116,10 +116,11 @@ class Judge:
             for which, group in zip(asked, answers, strict=True)
             for drawn in group
         ]
-        reasoning = [reply.reasoning for reply in replies[:: config.samples]]
-        if not pairs:
-            reasoning = [reasoning[i] for i in place]
         replies.sort(key=lambda reply: reply.candidates)  # stable: samples keep their order
+        first = {reply.candidates: reply.reasoning for reply in reversed(replies)}
+        reasoning = list(reversed(first.values()))  # of the first sample of each prompt
+        if not pairs:
+            reasoning = [first[(place.index(i),)] for i in place]  # of each candidate
         scores = [scores[i] for i in place]
         table = [[table[i][j] for j in place] for i in place]
         order = judgement.ranked(table)

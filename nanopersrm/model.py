@@ -119,8 +119,9 @@ def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
         raise InputError(f"expected rope_type default, linear, llama3 or yarn, got {kind!r}")
 
     def number(field: str, default: float | None = None) -> float:
-        value = default if scaling.get(field) is None else scaling[field]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        value: Any = default if scaling.get(field) is None else scaling[field]
+        known = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not known or not 0 < value < math.inf:
             raise InputError(
                 f"rope scaling {kind!r}: expected a positive number as {field}, got {value!r}"
             )
@@ -133,6 +134,8 @@ def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
     turns = context * plain / (2 * math.pi)  # full turns of each pair within the original context
     if kind == "llama3":
         low, high = number("low_freq_factor"), number("high_freq_factor")
+        if low >= high:
+            raise InputError(f"rope scaling: expected low_freq_factor {low} < high {high}")
         keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: fast pairs, untouched
         return plain / factor * (1 - keep) + plain * keep, 1.0
 

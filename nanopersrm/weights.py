@@ -55,9 +55,12 @@ DERIVED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$")
 
 def load(base: Base, dtype: torch.dtype, device: torch.device) -> Model:
     """The model of `base`, on `device`, in `dtype`, ready for inference and without gradients."""
-    config = ModelConfig.of(base.config)
-    with torch.device("meta"):  # shapes only, so that no fp32 copy is ever allocated
-        model = Model(config).to(dtype)
+    try:
+        config = ModelConfig.of(base.config)
+        with torch.device("meta"):  # shapes only, so that no fp32 copy is ever allocated
+            model = Model(config).to(dtype)
+    except InputError as error:
+        raise InputError(f"{base.path}: {error}") from error
     model = model.to_empty(device=device).requires_grad_(False)
     wanted: dict[str, Tensor] = dict(model.named_parameters())
     missing = set(wanted)

@@ -1,5 +1,7 @@
 """The decoder equals transformers' on every family, and all its forwards equal the plain one."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,6 +11,17 @@ from nanopersrm.model import Model, ModelConfig, rope_frequencies
 from nanopersrm.weights import load
 
 CPU = torch.device("cpu")
+SMALL = {  # a configuration to be broken
+    "model_type": "llama",
+    "hidden_size": 8,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 8,
+    "vocab_size": 10,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 16,
+    "rope_theta": 1e4,
+}
 
 
 def plain(model: Model, ids: torch.Tensor) -> torch.Tensor:
@@ -140,19 +153,35 @@ def test_16_bit_stays_close(tiny_base, dtype):
 
 
 def test_unknown_rope_is_named():
-    config = {
-        "model_type": "llama",
-        "hidden_size": 8,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 1,
-        "intermediate_size": 8,
-        "vocab_size": 10,
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 16,
-        "rope_theta": 1e4,
-        "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
-    }
+    config: dict[str, Any] = {**SMALL, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
     with pytest.raises(InputError, match="'dynamic'"):
         rope_frequencies(ModelConfig.of(config))
     with pytest.raises(InputError, match="'gelu'"):
         ModelConfig.of({**config, "hidden_act": "gelu"})
+
+
+LENGTH = "original_max_position_embeddings"
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "bad"),
+    [
+        *((k, "factor", bad) for k in ("linear", "llama3", "yarn") for bad in (None, "x", 0, -2)),
+        *((k, LENGTH, bad) for k in ("llama3", "yarn") for bad in ("x", 0, -64, [64], True)),
+        ("llama3", "low_freq_factor", None),
+        ("llama3", "high_freq_factor", "4"),
+        ("yarn", "beta_fast", 0),
+        ("yarn", "attention_factor", "x"),
+    ],
+)
+def test_malformed_rope_scaling_is_named(kind, field, bad):
+    """None: the field is null, or not there at all."""
+    good = {"rope_type": kind, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope_frequencies(ModelConfig.of({**SMALL, "rope_scaling": good}))
+    broken: list[dict[str, Any]] = [{**good, field: bad}]
+    if bad is None:
+        broken.append({k: v for k, v in good.items() if k != field})
+    for scaling in broken:
+        with pytest.raises(InputError, match=f"{kind}.*{field}") as caught:
+            rope_frequencies(ModelConfig.of({**SMALL, "rope_scaling": scaling}))
+        assert "\n" not in str(caught.value)

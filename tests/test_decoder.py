@@ -1,0 +1,198 @@
+"""A decoder in use: fed, forked and generating by turns, every logit equals a plain forward's."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from test_sampler import CPU, plain, random_ids
+
+from nanopersrm.model import Model
+from nanopersrm.sampler import (
+    SHARED_LEAST,
+    Decoder,
+    SamplingConfig,
+    prefill,
+    sample,
+)
+from nanopersrm.weights import load
+
+LONG = SamplingConfig(temperature=4.0, max_new=12, seed=5)
+
+
+def check_logits(decoder: Decoder, texts: Sequence[list[int]]) -> None:
+    """Row i of the decoder stands at the end of texts[i]."""
+    assert decoder.logits.shape[0] == len(texts)
+    for row, text in enumerate(texts):
+        error = (decoder.logits[row] - plain(decoder.model, text)[-1]).abs().max()
+        assert error < 1e-4, f"row {row}: {error}"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base) -> Model:
+    return load(tiny_base, torch.float32, CPU)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """Unequal lengths; all begin with the same 20 ids."""
+    return [random_ids(20, 1) + random_ids(n, 30 + n) for n in (21, 1, 40, 9)]
+
+
+# Continuing
+
+
+@pytest.mark.parametrize("replies", [1, 2])
+def test_feed_after_generate(tiny_pair, replies):
+    """One row stopped, one was observed, others used their budget; then all are fed unequally,
+    twice, and generate once more.
+    """
+    model = load(tiny_pair[1], torch.float32, CPU)
+    prompts = [random_ids(18, 1) + random_ids(n, n) for n in (4, 11, 30)]
+    decoder = Decoder(model, prompts, room=60 if replies == 1 else 0)
+    check_logits(decoder, prompts)
+    decoder.fork([replies] * 3, 60)
+    texts = [prompt for prompt in prompts for _ in range(replies)]
+    check_logits(decoder, texts)
+    config = SamplingConfig(temperature=4.0, max_new=8, seed=1)  # so hot that ids hardly repeat
+    free = [reply.ids for group in sample(model, prompts, config, replies) for reply in group]
+    stop = next(i for i in free[0] if not any(i in ids for ids in free[1:]))
+    out = decoder.generate(config, {stop}, lambda row, ids: row == 1 and len(ids) == 5)
+    ends = {"stop": 0, "observed": 0, "budget": 0}
+    for row, reply in enumerate(out):
+        ends[reply.ended] += 1
+        assert reply.ids == free[row][: len(reply.ids)]
+        texts[row] = texts[row] + (reply.ids[:-1] if reply.ended == "stop" else reply.ids)
+    assert min(ends.values()) > 0
+    fed = [random_ids((3, 0, 1, 7, 0, 2)[row], 50 + row) for row in range(len(texts))]
+    for turn in range(2):
+        decoder.feed(fed)
+        texts = [text + more for text, more in zip(texts, fed, strict=True)]
+        check_logits(decoder, texts)
+        fed = [random_ids((0, 4, 0, 1, 5, 1)[row], 70 + row + turn) for row in range(len(texts))]
+    decoder.feed([[] for _ in texts])
+    check_logits(decoder, texts)
+    again = decoder.generate(config, (), None)
+    decoder.feed([[] for _ in texts])
+    texts = [text + reply.ids for text, reply in zip(texts, again, strict=True)]
+    check_logits(decoder, texts)
+
+
+@pytest.mark.parametrize("counts", [[9, 9], [1, 4], [2, 1], [1, 1]])
+def test_fork_after_feed(tiny_pair, counts):
+    """Replies become several replies: a tree of four levels."""
+    model = load(tiny_pair[1], torch.float32, CPU)
+    prompts = [random_ids(18, 1) + random_ids(n, n) for n in (4, 11)]
+    decoder = Decoder(model, prompts)
+    decoder.fork([1, 1], 12)
+    fed = [random_ids(5, 2), random_ids(9, 3)]
+    decoder.feed(fed)
+    decoder.fork(counts, 16)
+    texts = [
+        prompts[i] + fed[i] + random_ids(1 + j % 3, 10 * i + j)
+        for i in range(2)
+        for j in range(counts[i])
+    ]
+    starts = [len(prompts[i] + fed[i]) for i in range(2) for _ in range(counts[i])]
+    decoder.feed([text[start:] for text, start in zip(texts, starts, strict=True)])
+    check_logits(decoder, texts)
+    replies = decoder.generate(SamplingConfig(temperature=1.0, max_new=6))
+    decoder.feed([[] for _ in texts])
+    check_logits(decoder, [text + r.ids for text, r in zip(texts, replies, strict=True)])
+    assert len({tuple(reply.ids) for reply in replies}) == len(replies)
+
+
+def test_fork_wants_nothing_pending(model, prompts):
+    decoder = Decoder(model, prompts)
+    decoder.fork([1] * 4, 20)
+    decoder.generate(SamplingConfig(max_new=2))
+    with pytest.raises(AssertionError, match="pending"):
+        decoder.fork([2] * 4, 20)
+
+
+def test_a_second_fork_without_room_makes_a_level(model, prompts):
+    """The slab has room for 8 tokens and 6 are taken; the next 8 need one of their own."""
+    decoder = Decoder(model, prompts, room=8)
+    levels = len(decoder.cache.levels)
+    decoder.fork([1] * 4, 8)
+    assert len(decoder.cache.levels) == levels
+    fed = [random_ids(6, seed) for seed in range(4)]
+    decoder.feed(fed)
+    decoder.fork([1] * 4, 2)
+    assert len(decoder.cache.levels) == levels  # two fit
+    decoder.fork([1] * 4, 8)
+    assert len(decoder.cache.levels) == levels + 1
+    more = [random_ids(8, 10 + seed) for seed in range(4)]
+    decoder.feed(more)
+    check_logits(decoder, [a + b + c for a, b, c in zip(prompts, fed, more, strict=True)])
+
+
+@pytest.mark.parametrize("fed", [True, False], ids=["after feed", "at once"])
+@pytest.mark.parametrize("n", [1, 5])
+def test_generate_goes_on_where_it_stopped(model, prompts, fed, n):
+    """n tokens and then 12 - n are the 12 of one call: no noise twice, and none left out."""
+    [whole] = zip(*sample(model, prompts, LONG), strict=True)
+    decoder = Decoder(model, prompts, room=12)
+    first = decoder.generate(replace(LONG, max_new=n))
+    if fed:
+        decoder.feed([[] for _ in prompts])
+    second = decoder.generate(replace(LONG, max_new=12 - n))
+    for one, a, b in zip(whole, first, second, strict=True):
+        assert a.ids + b.ids == one.ids
+        assert a.log_probs + b.log_probs == pytest.approx(one.log_probs, abs=1e-4)
+        assert len(set(one.ids)) > 6
+    decoder.feed([[] for _ in prompts])
+    check_logits(decoder, [prompt + one.ids for prompt, one in zip(prompts, whole, strict=True)])
+
+
+# The prefix
+
+
+@pytest.mark.parametrize("held", [0, 5, 15, 16, 17, 20, 25, 40, 60])
+def test_prefix_with_any_common_part(tiny_pair, held):
+    """A prefix of 60 ids of which the prompts share `held`, whatever that is worth."""
+    model = load(tiny_pair[1], torch.float32, CPU)
+    prefix = prefill(model, random_ids(60, 1))
+    prompts = [prefix.ids[:held] + random_ids(n, 40 + n) for n in (1, 30)]
+    if held > 20:  # one of them leaves earlier
+        prompts.append(prefix.ids[:20] + random_ids(9, 44))
+    check_logits(Decoder(model, prompts, prefix), prompts)
+    assert prefix.cache.levels[0].lengths == [60]
+    assert len(prefix.cache.levels) == 1
+    check_logits(Decoder(model, prompts[:1], prefix), prompts[:1])  # and it was not written to
+
+
+def test_prompts_inside_the_prefix(model):
+    """Prompts that are the prefix, or end within it, still get the logits of their last id."""
+    prefix = prefill(model, random_ids(40, 1))
+    for prompts in ([prefix.ids], [prefix.ids[:25]], [prefix.ids, prefix.ids], [prefix.ids[:1]]):
+        check_logits(Decoder(model, prompts, prefix), prompts)
+    check_logits(Decoder(model, [prefix.ids[:25], prefix.ids]), [prefix.ids[:25], prefix.ids])
+
+
+# Memory and work
+
+
+def held(decoder: Decoder) -> list[list[int]]:
+    return [level.lengths for level in decoder.cache.levels]
+
+
+def test_a_prompt_is_held_once(model, prompts):
+    decoder = Decoder(model, [random_ids(60)])
+    decoder.fork([8], 20)
+    assert held(decoder) == [[60], [0] * 8]
+    assert [level.keys.shape[1] * level.keys.shape[3] for level in decoder.cache.levels] == [
+        60,
+        160,
+    ]
+    decoder = Decoder(model, prompts)
+    decoder.fork([8] * 4, 20)
+    assert held(decoder) == [[20], [21, 1, 40, 9], [0] * 32]
+    assert [level.keys.shape[1] for level in decoder.cache.levels] == [1, 4, 32]
+    prefix = prefill(model, prompts[0][:18])
+    decoder = Decoder(model, prompts, prefix)
+    root, kept = decoder.cache.levels[0], prefix.cache.levels[0]
+    assert root.keys.data_ptr() == kept.keys.data_ptr()
+    assert root.values.data_ptr() == kept.values.data_ptr()
+    assert sum(held(decoder)[0]) == 18
+    assert SHARED_LEAST <= 18

@@ -29,7 +29,8 @@ from nanopersrm import InputError
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.judgement import JudgeConfig, Judgement, check
 from nanopersrm.profile import profile
-from nanopersrm.texts import decode, read_file, read_texts, split_texts
+from nanopersrm.texts import SUFFIXES, decode, expand, read_file, read_texts, split_texts
+from nanopersrm.verdict import CLOSE
 
 HABITS = 8  # factors that the profile shows
 
@@ -39,7 +40,7 @@ class Config:
     """Score how well texts fit a writer: exemplars and candidates in, reasons and scores out."""
 
     exemplar: tuple[Path, ...]  # texts of the writer: files, folders, or one file with --- lines
-    candidates: tuple[Path, ...] = ()  # 1 to 26 files; none: read from standard input, --- between
+    candidates: tuple[Path, ...] = ()  # 1 to 26 files or folders; none: standard input, --- between
     question: str | None = None  # what the candidates answer: a text or a file
     principle: tuple[str, ...] = ()  # what the writer says they want, in their own words
     mode: Literal["pointwise", "pairwise"] = JudgeConfig.mode  # one candidate a prompt, or two
@@ -53,7 +54,7 @@ class Config:
     base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
     adapter: str | None = None  # a folder with a trained adapter
     device: str = "auto"  # auto, cpu, cuda, cuda:N
-    dtype: str = "auto"  # auto, bf16, fp16, fp32
+    dtype: str = "auto"  # auto (16 bits where they are fast), bf16, fp16, fp32
 
 
 def main(config: Config) -> None:
@@ -68,7 +69,8 @@ def main(config: Config) -> None:
         seed=config.seed,
     )
     exemplars = read_texts(config.exemplar)
-    names, candidates = [str(path) for path in config.candidates], _files(config.candidates)
+    files = expand(config.candidates)
+    names, candidates = [str(file) for file in files], [read_file(file) for file in files]
     question = _text_or_file(config.question)
     if candidates:
         check(exemplars, candidates, judging)
@@ -101,18 +103,19 @@ def main(config: Config) -> None:
         _print_judgement(out, judgement, names, streamed=streams and config.think)
 
 
-def _files(paths: tuple[Path, ...]) -> list[str]:
-    return [read_file(path) for path in paths]
-
-
 def _text_or_file(given: str | None) -> str | None:
     """--question is a text, or the name of a file that holds it."""
     if given is None:
         return None
-    text = read_file(Path(given)) if os.path.isfile(given) else given
+    text = read_file(Path(given)) if os.path.isfile(given) or _names_file(given) else given
     if not text.strip():
         raise InputError("--question: expected a text or a file, got an empty text")
     return text.strip()
+
+
+def _names_file(given: str) -> bool:
+    """A single word that ends like a file is a file, there or not, and no question."""
+    return given.endswith(SUFFIXES) and len(given.split()) == 1
 
 
 def _standard_input(log: Console) -> list[str]:
@@ -148,7 +151,8 @@ class _Follower:
     def __init__(self, out: Console, names: list[str], status: Status):
         self.out, self.names, self.status = out, names, status
         self.texts: dict[int, str] = {}
-        self.ended: set[int] = set()
+        self.ended: set[int] = set()  # nothing more will come
+        self.finished: set[int] = set()  # and all of it is printed
         self.shown: list[int] = []  # the last one is the one being printed
         self.printed = 0  # characters of it
 
@@ -163,11 +167,12 @@ class _Follower:
             if waiting[0] not in self.ended:
                 break
             self.out.print("\n")
+            self.finished.add(waiting[0])
             self.printed = 0
 
     def _current(self) -> list[int]:
         """The candidate being printed, or the next one; none when all that began are printed."""
-        if self.shown and self.printed:
+        if self.shown and self.shown[-1] not in self.finished:
             return self.shown[-1:]
         left = [i for i in sorted(self.texts) if i not in self.shown]
         if not self.shown and 0 not in left:
@@ -178,9 +183,13 @@ class _Follower:
         return left[:1]
 
     def _print_rest(self, candidate: int) -> None:
+        """What is new, but for an ending that may become "</think>"."""
         text = self.texts[candidate]
+        if candidate not in self.ended:
+            held = max(n for n in range(len(CLOSE)) if text.endswith(CLOSE[:n]))
+            text = text[: len(text) - held]
         self.out.print(text[self.printed :], end="", markup=False)
-        self.printed = max(len(text), 1)
+        self.printed = max(self.printed, len(text))
 
 
 def _print_profile(out: Console, exemplars: list[str]) -> None:
@@ -205,7 +214,7 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
             out.print()
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    table.add_column("candidate")
+    table.add_column("candidate", overflow="fold")  # the ends of file names tell them apart
     table.add_column("score", justify="right")
     many = len(names) > 1
     if many:
@@ -216,6 +225,10 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
         if many and rank + 1 < len(names):
             cells.append(f"{judgement.preference[i][judgement.ranking[rank + 1]]:.1%}")
         table.add_row(*cells)
+    for note in judgement.notes:
+        out.print(f"note: {note}", markup=False)
+    if judgement.notes:
+        out.print()
     out.print(table)
     best = judgement.verdict
     out.print()
@@ -224,8 +237,6 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
             out.print(f"closest to the writer: [bold]{escape(names[best])}[/bold]")
     else:
         out.print({"tie": "a tie", "invalid": "invalid: some replies gave no score"}[best])
-    for note in judgement.notes:
-        out.print(f"note: {note}", markup=False)
     speed = f"{judgement.tokens} tokens drawn, {judgement.prompt_tokens} read"
     out.print(f"{speed}, {judgement.seconds:.1f} s", style="dim")
 
@@ -247,4 +258,4 @@ def run(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(tyro.cli(Config, description=__doc__)))
+    sys.exit(run(tyro.cli(Config, description=__doc__.split("What is slow")[0])))

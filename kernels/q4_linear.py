@@ -16,8 +16,7 @@ Measured for all 210 matrices of SmolLM2-135M's layers, 2 cores with AMX, torch 
 
 Is it as exact? Rounding d and z to bf16 moves the next-token distributions of SmolLM2 by a mean KL
 divergence of 1.1e-4 from fp32; computing in bf16 at all moves them by 1.1e-3 (a test keeps watch:
-tests/test_q4.py). `dequantize` gives the 16-bit form of the same numbers, so that both forms mean
-the same weights.
+tests/test_q4.py). `dequantize` gives the same numbers for the 16-bit form, which rounds them once.
 
 Where to read next: `linear.py`.
 """
@@ -44,6 +43,7 @@ def can_quantize(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16
+        and weight.ndim == 2
         and weight.shape[1] % BLOCK == 0
         and weight.shape[0] % 64 == 0
     )

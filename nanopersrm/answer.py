@@ -32,7 +32,7 @@ from nanopersrm.verdict import CLOSE, LABELS, OPEN, SCORES, write
 FORCED_ROOM = 32  # tokens that the given parts may take, at most
 NINE = 9
 TAIL = 8  # tokens that are looked at for "</think>", which is at most 8 characters
-DIGIT_POSITION = 1 << 32  # the noise of the digits is not that of any token of the thinking part
+DIGIT_POSITION = 1 << 32  # and one more for B: the noise of the digits is that of no other draw
 
 # Called as on_text(prompt, sample, reasoning so far, ended) after each token.
 OnText = Callable[[int, int, str, bool], None]
@@ -150,11 +150,12 @@ def _close(free: str) -> tuple[str, str]:
 
 
 def _digits(
-    decoder: Decoder, tokenizer: Tokenizer, config: AnswerConfig
+    decoder: Decoder, tokenizer: Tokenizer, config: AnswerConfig, place: int = 0
 ) -> tuple[Tensor, list[int]]:
     """The next digit of every row: probabilities (rows, 9) fp64, and a drawn one."""
-    logits = decoder.logits[:, list(tokenizer.digit_ids)].cpu()  # (rows, 9)
-    keys = [draw_key(config.seed, name, DIGIT_POSITION) for name in decoder.names]
+    ids = torch.tensor(tokenizer.digit_ids, device=decoder.hidden.device)
+    logits = decoder.model.logits_of(decoder.hidden, ids).cpu()  # (rows, 9)
+    keys = [draw_key(config.seed, name, DIGIT_POSITION + place) for name in decoder.names]
     drawn, _ = sample(logits, torch.tensor(keys, dtype=torch.int32), config.temperature)
     return logits.double().softmax(-1), [digit + 1 for digit in drawn.tolist()]
 
@@ -171,6 +172,6 @@ def _second_digits(
     between = tokenizer.encode(f" {LABELS[1]}=")
     decoder.fork([NINE] * rows, len(between) + 1)
     decoder.feed([[digit, *between] for _ in range(rows) for digit in tokenizer.digit_ids])
-    second, candidates = _digits(decoder, tokenizer, config)  # (rows·9, 9)
+    second, candidates = _digits(decoder, tokenizer, config, place=1)  # (rows·9, 9)
     joint = first[:, :, None] * second.view(rows, NINE, NINE)
     return joint, [candidates[row * NINE + digit - 1] for row, digit in enumerate(drawn)]

@@ -18,6 +18,7 @@ Where to read next: the script `judge.py` beside this package.
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -28,7 +29,7 @@ from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.judgement import Asked, JudgeConfig, JudgedReply, Judgement
 from nanopersrm.model import Model
 from nanopersrm.profile import measured_block
-from nanopersrm.prompts import cut, messages
+from nanopersrm.prompts import LONGEST_TOKEN, cut, messages
 from nanopersrm.sampler import SHARED_LEAST, Prefix, common_prefix, prefill
 from nanopersrm.tokenizer import Tokenizer
 
@@ -49,7 +50,7 @@ class Judge:
 
     @staticmethod
     def load(
-        base: str = DEFAULT_BASE,
+        base: str | Path = DEFAULT_BASE,
         adapter: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -59,7 +60,7 @@ class Judge:
         if adapter is not None:
             raise InputError(f"--adapter {adapter}: adapters cannot be loaded in this version")
         place = _device(device)
-        found = resolve(base, say)
+        found = resolve(str(base), say)
         tokenizer = Tokenizer.load(found)
         model = weights.load(found, _dtype(dtype, place), place)
         if tokenizer.vocab_size > model.config.V:
@@ -85,8 +86,11 @@ class Judge:
         Raises InputError for what cannot be judged.
         """
         start, config = time.perf_counter(), config or JudgeConfig()
-        judgement.check(exemplars, candidates, config)
+        judgement.check(exemplars, candidates, config, question, principles)
         notes = [] if self.trained else [UNTRAINED]
+        for i, candidate in enumerate(candidates):
+            self._check_length(f"candidate {i + 1}", candidate)
+        self._check_length("the question", question or "")
         unique = sorted({candidate.strip() for candidate in candidates})
         place = [unique.index(candidate.strip()) for candidate in candidates]
         for i, spot in enumerate(place):
@@ -108,7 +112,7 @@ class Judge:
             if on_text is not None and number == 0:
                 on_text(tuple(place.index(i) for i in asked[prompt]), text, ended)
 
-        answers = self._answer(prompts, len(asked[0]), config, follow)
+        answers = self._answer(prompts, len(asked[0]), config, follow if on_text else None)
         preferred = judgement.pairwise if pairs else judgement.pointwise
         scores, table = preferred(len(unique), asked, answers)
         replies = [
@@ -123,7 +127,7 @@ class Judge:
             reasoning = [first[(place.index(i),)] for i in place]  # of each candidate
         scores = [scores[i] for i in place]
         table = [[table[i][j] for j in place] for i in place]
-        order = judgement.ranked(table)
+        order = judgement.ranked(table, None if pairs else scores)
         return Judgement(
             scores=scores,
             preference=table,
@@ -139,7 +143,7 @@ class Judge:
         )
 
     def _answer(
-        self, prompts: list[list[int]], labels: int, config: JudgeConfig, follow: OnText
+        self, prompts: list[list[int]], labels: int, config: JudgeConfig, follow: OnText | None
     ) -> list[list[Answer]]:
         """`answer` in batches of bounded size."""
         batch = max(1, ROWS_AT_ONCE // config.samples)
@@ -147,7 +151,8 @@ class Judge:
         for begin in range(0, len(prompts), batch):
 
             def shifted(p: int, k: int, text: str, ended: bool, begin: int = begin) -> None:
-                follow(begin + p, k, text, ended)
+                if follow is not None:
+                    follow(begin + p, k, text, ended)
 
             answers += answer(
                 self.model,
@@ -156,7 +161,7 @@ class Judge:
                 labels,
                 _answering(config),
                 self._prefix,
-                shifted,
+                shifted if follow is not None else None,
             )
         return answers
 
@@ -186,8 +191,7 @@ class Judge:
         if share < LEAST_EXEMPLAR * len(exemplars):
             raise InputError(
                 f"expected texts that fit a context of {context} tokens: question, candidates and "
-                f"reply need {context - share}, and {len(exemplars)} exemplars at least "
-                f"{LEAST_EXEMPLAR} each"
+                f"reply need {context - share}, and each exemplar at least {LEAST_EXEMPLAR}"
             )
         limit = _water_level(lengths, share)
         for i, length in enumerate(lengths):
@@ -199,12 +203,22 @@ class Judge:
                 )
         return exemplars
 
+    def _check_length(self, name: str, text: str) -> None:
+        """A text that alone is longer than the context is named before anything is measured."""
+        context = self.model.config.context
+        tokens = self._count(text[: context * LONGEST_TOKEN])
+        if tokens > context:
+            raise InputError(
+                f"{name}: expected a text that fits a context of {context} tokens, got {len(text)} "
+                f"characters, at least {tokens} tokens"
+            )
+
     def _count(self, text: str) -> int:
         return len(self.tokenizer.encode(text))
 
 
 class _Question:
-    """A prompt but for the exemplars; what is measured of them is measured once."""
+    """A prompt but for the exemplars, which may have to be cut; what is measured is of all."""
 
     def __init__(
         self,

@@ -54,9 +54,12 @@ class JudgeConfig:
     seed: int = 0  # same seed, same judgement
 
     def __post_init__(self) -> None:
-        for name in ("think_tokens", "samples"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name, least in (("think_tokens", 1), ("samples", 1), ("seed", None)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or (least is not None and value < least):
+                wanted = "a whole number" + (f" of at least {least}" if least else "")
+                raise InputError(f"{name}: expected {wanted}, got {value!r}")
         if self.temperature is not None and not 0 <= self.temperature <= 100:
             raise InputError(f"temperature: expected 0 to 100, got {self.temperature}")
         if self.mode not in ("pointwise", "pairwise"):
@@ -99,10 +102,20 @@ class Judgement:
         return plain
 
 
-def check(exemplars: Sequence[str], candidates: Sequence[str], config: JudgeConfig) -> None:
+def check(
+    exemplars: Sequence[str],
+    candidates: Sequence[str],
+    config: JudgeConfig,
+    question: str | None = None,
+    principles: Sequence[str] = (),
+) -> None:
     """What cannot be judged is said before anything is loaded or computed."""
-    if isinstance(exemplars, str) or isinstance(candidates, str):
-        raise InputError("expected lists of texts as exemplars and candidates, got a single text")
+    given = {"exemplars": exemplars, "candidates": candidates, "principles": principles}
+    for name, texts in given.items():
+        if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
+            raise InputError(f"{name}: expected a list of texts, got {type(texts).__name__}")
+    if question is not None and not isinstance(question, str):
+        raise InputError(f"question: expected a text, got {type(question).__name__}")
     if not exemplars:
         raise InputError("expected at least one exemplar, got none")
     least = 2 if config.mode == "pairwise" else 1
@@ -110,10 +123,10 @@ def check(exemplars: Sequence[str], candidates: Sequence[str], config: JudgeConf
         raise InputError(
             f"expected {least} to {len(LABELS)} candidates ({config.mode}), got {len(candidates)}"
         )
-    for kind, texts in (("exemplar", exemplars), ("candidate", candidates)):
+    for name, texts in given.items():
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{kind} {i + 1}: expected a text, got {text!r}")
+                raise InputError(f"{name[:-1]} {i + 1}: expected a text, got {text!r}")
 
 
 def pointwise(n: int, asked: Asked, answers: Sequence[Sequence[HasDigits]]) -> tuple[Scores, Table]:
@@ -146,10 +159,11 @@ def pairwise(n: int, asked: Asked, answers: Sequence[Sequence[HasDigits]]) -> tu
     return [_finite(math.fsum(own) / len(own)) for own in digits], table
 
 
-def ranked(table: Table) -> list[int]:
-    """Indices, most preferred first; exact ties keep their order."""
+def ranked(table: Table, scores: Scores | None = None) -> list[int]:
+    """Indices, best first: by score if given, then by preference; exact ties keep their order."""
     wins = [math.fsum(row) for row in table]
-    return sorted(range(len(table)), key=lambda i: (-wins[i], i))
+    worth = [0.0 if score is None else score for score in scores or [None] * len(table)]
+    return sorted(range(len(table)), key=lambda i: (-worth[i], -wins[i], i))
 
 
 def verdict_of(scores: Scores, table: Table, order: list[int]) -> int | Literal["tie", "invalid"]:

@@ -296,11 +296,21 @@ class Model(nn.Module):
         return self.norm(h)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (M, D) -> (M, V) fp32."""
-        if self.lm_head is not None:
-            return self.lm_head(hidden).float()
-        head = self.embed_tokens if self.packed_head is None else self.packed_head
-        return linear(hidden, head).float()
+        """hidden (M, D) -> (M, V) fp32, rounded to the model's type on the way."""
+        packed = self.packed_head
+        return linear(hidden, self.head() if packed is None else packed).float()
+
+    def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """hidden (M, D), ids (n,) -> (M, n) fp32, computed in fp32.
+
+        A bf16 logit of 33 is rounded to a multiple of 1/8 or 1/4: good enough to draw from 49,152,
+        too coarse to tell how likely each of nine digits is.
+        """
+        return hidden.float() @ self.head()[ids].float().T
+
+    def head(self) -> Tensor:
+        """(V, D) the rows of the output, the embedding's own where they are tied."""
+        return self.embed_tokens if self.lm_head is None else self.lm_head.weight
 
     def new_cache(self) -> KVCache:
         c = self.config
@@ -310,8 +320,7 @@ class Model(nn.Module):
         """Re-order the matrices for inference where that pays (bf16, CPU); no training after it."""
         if can_pack(self.embed_tokens):
             for module in self.modules():
-                if isinstance(module, Linear):
+                if isinstance(module, Linear) and module is not self.lm_head:
                     module.pack()
-            if self.lm_head is None:
-                self.packed_head = pack(self.embed_tokens)
+            self.packed_head = pack(self.head())  # beside the plain one, which `logits_of` reads
         return self

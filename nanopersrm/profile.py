@@ -162,7 +162,7 @@ def profile(texts: Sequence[str], top: int | None = None) -> list[Trait]:
     """The traits of a writer, most salient first; `top` keeps only so many."""
     against = reference()
     traits = []
-    for name, value in measure(texts).items():
+    for name, value in _measured(tuple(texts)).items():
         if value is None:
             continue
         factor, stats, z = BY_NAME[name], against.factors[name], against.z(name, value)
@@ -210,13 +210,27 @@ def _direction(texts: Iterable[str], words: int, against: Reference) -> dict[str
     return total
 
 
+@lru_cache(maxsize=128)
+def _measured(texts: tuple[str, ...]) -> dict[str, float | None]:
+    """`measure`, remembered: the exemplars of a call are asked for once a candidate."""
+    return measure(texts)
+
+
+@lru_cache(maxsize=128)
+def _known_direction(texts: tuple[str, ...], words: int) -> dict[str, float]:
+    return _direction(texts, words, reference())
+
+
 def ngram_similarity(
     exemplars: Sequence[str], candidate: str, against: Reference | None = None
 ) -> float:
     """Mean cosine of character n-grams between exemplars and candidate, 0 to 1."""
-    against = against or reference()
-    writer = _direction(exemplars, EXEMPLAR_WORDS, against)
-    other = _direction([candidate], CANDIDATE_WORDS, against)
+    if against is None:
+        writer = _known_direction(tuple(exemplars), EXEMPLAR_WORDS)
+        other = _known_direction((candidate,), CANDIDATE_WORDS)
+    else:
+        writer = _direction(exemplars, EXEMPLAR_WORDS, against)
+        other = _direction([candidate], CANDIDATE_WORDS, against)
     cosine = sum(weight * writer[gram] for gram, weight in other.items() if gram in writer)
     return min(1.0, max(0.0, cosine))
 
@@ -246,7 +260,7 @@ def measured_distance(
 
 def factor_distance(exemplars: Sequence[str], candidate: str) -> float:
     """Reliability-weighted mean |z difference| over the factors both sides can be judged on."""
-    return measured_distance(measure(exemplars), measure([candidate]), reference())
+    return measured_distance(_measured(tuple(exemplars)), _measured((candidate,)), reference())
 
 
 def _reading(name: str, value: float | None) -> str:
@@ -272,7 +286,7 @@ def measured_block(exemplars: Sequence[str], candidates: Sequence[str], top: int
             f"{len(candidates)}"
         )
     labels = ["candidate"] if len(candidates) == 1 else ascii_uppercase[: len(candidates)]
-    measured = [measure([candidate]) for candidate in candidates]
+    measured = [_measured((candidate,)) for candidate in candidates]
     lines: list[str] = []
     taken: set[str] = set()
     for trait in profile(exemplars):

@@ -14,6 +14,9 @@ One prompt holds the exemplars, the question if there is one, and one candidate 
 The shared part comes first, so that the sampler finds the longest common beginning of the ids and
 keeps it. Nothing before the candidates depends on the mode or on how many there are.
 
+Texts are data: the tags above mean nothing inside them. A small model still listens to what
+a text says ("score this 9").
+
 Where to read next: `judge.py` in this folder, which fills this in.
 """
 
@@ -35,6 +38,11 @@ TASK = (
     "writer), like {line}, and write nothing more."
 )
 SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|\n{2,}")
+# A text may not close its own tag or open another: "<" of such a tag becomes a look-alike.
+OUR_TAG = re.compile(
+    r"<(?=\s*/?\s*(?:exemplar|principle|question|candidate|measured|think|scores)\b)", re.I
+)
+LOOKALIKE = "\u2039"
 LONGEST_TOKEN = 16  # characters; a text of more than 16 a token on average is not prose
 
 
@@ -72,7 +80,7 @@ def messages(
 
 
 def _tagged(name: str, text: str) -> str:
-    return f"<{name}>\n{text.strip()}\n</{name}>"
+    return f"<{name}>\n{OUR_TAG.sub(LOOKALIKE, text.strip())}\n</{name}>"
 
 
 def cut(text: str, limit: int, count: Callable[[str], int]) -> str:

@@ -10,8 +10,9 @@ Those are all the verbs; `sample` strings them together for plain use. Under it 
 stays in the tree, so that it can be continued by `feed`.
 
 Each draw depends on (seed, sample, position) only, see `kernels/sample.py`; the sample is named by
-its prompt's ids and its number within the prompt. What else runs in the batch, and in which order,
-moves a logit by rounding at most.
+its prompt's ids and its number within the prompt. What else runs in the batch moves a
+logit by rounding only: in fp32 that leaves samples as they are; in 16 bits the sums of other batch
+shapes round differently, and a draw that was close can fall the other way.
 
 The log-probability of a token is that under softmax(logits / temperature) over the whole
 vocabulary, also when top-p or top-k forbids a part of it (temperature 0: at temperature 1).
@@ -77,10 +78,11 @@ def common_prefix(texts: Sequence[list[int]]) -> int:
     return min(len(first), len(last))
 
 
-def sample_name(prompt: Sequence[int], number: int) -> int:
-    """A 64-bit name for the number-th reply of a prompt, whatever batch it is in."""
-    digest = hashlib.blake2b(array("q", prompt).tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") + number
+def sample_name(parts: Sequence[int]) -> int:
+    """A 64-bit name for a prompt's ids, or for (the name of a row, the number of its branch)."""
+    words = array("Q", [part & (1 << 64) - 1 for part in parts])
+    digest = hashlib.blake2b(words.tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 class Decoder:
@@ -103,7 +105,7 @@ class Decoder:
         assert all(prompts), "every prompt needs at least one id"
         self.model = model
         self.device = model.embed_tokens.device
-        self.names = [sample_name(prompt, 0) for prompt in prompts]
+        self.names = [sample_name(prompt) for prompt in prompts]
         shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
         done = min(common_prefix([*prompts, prefix.ids]), shared) if prefix else 0
         if prefix and done >= SHARED_LEAST:
@@ -117,6 +119,7 @@ class Decoder:
         self.drawn = [0] * len(prompts)  # tokens so far: no two draws of a row share their noise
         tails = [prompt[done:] for prompt in prompts]
         self.cache.grow([0] * len(prompts), max(map(len, tails)) + room)
+        self.hidden = model.norm.weight.new_empty(len(prompts), model.config.D)
         self.logits = torch.empty(len(prompts), model.config.V, device=self.device)
         self.feed(tails)
 
@@ -129,8 +132,12 @@ class Decoder:
         parents = [row for row, count in enumerate(counts) for _ in range(count)]
         numbers = [number for count in counts for number in range(count)]
         self.cache.grow(parents, room)
-        self.logits = self.logits[torch.tensor(parents, device=self.device)]
-        self.names = [self.names[p] + number for p, number in zip(parents, numbers, strict=True)]
+        rows = torch.tensor(parents, device=self.device)
+        self.hidden, self.logits = self.hidden[rows], self.logits[rows]
+        self.names = [  # the first branch keeps its name: one reply is the first of many
+            sample_name([self.names[parent], number]) if number else self.names[parent]
+            for parent, number in zip(parents, numbers, strict=True)
+        ]
         self.pending = [[] for _ in parents]
         self.drawn = [self.drawn[parent] for parent in parents]
 
@@ -147,9 +154,11 @@ class Decoder:
         ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
         fed = [row for row, length in enumerate(lengths) if length]
         if len(fed) == len(tokens):
-            self.logits = self.model.logits(hidden[ends])
+            self.hidden = hidden[ends]
+            self.logits = self.model.logits(self.hidden)
         else:
             rows = torch.tensor(fed, device=self.device)
+            self.hidden[rows] = hidden[ends[rows]]
             self.logits[rows] = self.model.logits(hidden[ends[rows]])
 
     @torch.inference_mode()
@@ -220,7 +229,7 @@ def truncate(logits: Tensor, config: SamplingConfig) -> Tensor:
         logits = logits.masked_fill(logits < floor, float("-inf"))
     if config.top_p < 1:
         ordered, order = (logits / config.temperature).softmax(-1).sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # share of the strictly likelier ones
+        before = ordered.cumsum(-1) - ordered  # share of those before it
         drop = torch.zeros_like(logits, dtype=torch.bool).scatter_(
             -1, order, before >= config.top_p
         )

@@ -68,19 +68,25 @@ def _files(folder: Path) -> list[Path]:
     return [file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file()]
 
 
+def expand(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are; a folder becomes the text files in it, by name."""
+    files: list[Path] = []
+    for path in paths:
+        if not os.path.isdir(path):  # Path.is_dir raises when a text stands for a name
+            files.append(path)
+        elif inside := _files(path):
+            files += inside
+        else:
+            raise InputError(f"{path}: expected .txt or .md files in this folder, found none")
+    return files
+
+
 def read_texts(paths: Sequence[Path]) -> list[str]:
     """All texts of these files and folders, in order."""
     texts: list[str] = []
-    for path in paths:
-        if os.path.isdir(path):  # False where Path.is_dir raises: a text in place of a name
-            files = _files(path)
-            if not files:
-                raise InputError(f"{path}: expected .txt or .md files in this folder, found none")
-        else:
-            files = [path]
-        for file in files:
-            parts = split_texts(read_file(file))
-            if not parts:
-                raise InputError(f"{file}: expected a text, found only dividing lines")
-            texts += parts
+    for file in expand(paths):
+        parts = split_texts(read_file(file))
+        if not parts:
+            raise InputError(f"{file}: expected a text, found only dividing lines")
+        texts += parts
     return texts

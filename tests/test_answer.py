@@ -217,6 +217,16 @@ def test_samples_do_not_depend_on_each_other(tiny):
         assert len({found.text for found in many}) == 4
 
 
+def test_the_digits_of_a_pair_are_drawn_apart(tiny):
+    """A's noise is not B's: on a random model, far from all pairs are equal."""
+    model, tokenizer = tiny
+    config = AnswerConfig(think=False, samples=24, temperature=3.0)
+    (drawn,) = answer(model, tokenizer, prompts_of(tokenizer, 2)[:1], 2, config)
+    scores = [verdict.parse(found.text, "AB").scores for found in drawn]
+    equal = sum(score is not None and score["A"] == score["B"] for score in scores)
+    assert equal <= 12  # of 24; about 3 are expected, nearly all when the noise is shared
+
+
 def test_on_text_follows_every_reply(tiny):
     model, tokenizer = tiny
     told: dict[tuple[int, int], list[tuple[str, bool]]] = {}

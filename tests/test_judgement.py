@@ -263,8 +263,9 @@ def test_json_has_no_nan():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"think_tokens": 0}, "think_tokens: expected at least 1, got 0"),
-        ({"samples": -1}, "samples: expected at least 1, got -1"),
+        ({"think_tokens": 0}, "think_tokens: expected a whole number of at least 1, got 0"),
+        ({"samples": -1}, "samples: expected a whole number of at least 1, got -1"),
+        ({"seed": 0.5}, "seed: expected a whole number, got 0.5"),
         ({"temperature": -0.1}, "temperature: expected 0 to 100, got -0.1"),
         ({"temperature": NAN}, "temperature: expected 0 to 100, got nan"),
         ({"mode": "listwise"}, "mode: expected pointwise or pairwise, got 'listwise'"),

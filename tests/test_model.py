@@ -137,6 +137,19 @@ def test_cached_equals_plain(tiny_pair, fanout):
             assert (torch.cat(got[i]) - expected).abs().max() < 1e-4, f"reply {i}"
 
 
+def test_logits_of_some_ids_are_exact(tiny_pair):
+    """In 16 bits the whole row is rounded; `logits_of` is not, packed or not."""
+    model = load(tiny_pair[1], torch.bfloat16, CPU)
+    head = model.head().float()
+    ids = torch.tensor([7, 3, 99])
+    with torch.inference_mode():
+        hidden = model(random_ids(9), Layout.of([9]))
+        expected = (hidden.float() @ head.T)[:, ids]
+        for again in (model, model.pack()):
+            assert (again.logits_of(hidden, ids) - expected).abs().max() < 1e-5
+            assert again.logits_of(hidden, ids).dtype == torch.float32
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_stays_close(tiny_base, dtype):
     """16-bit forwards, packed for the CPU or not, stay within a few roundings of fp32 (spread of

@@ -3,14 +3,19 @@
 A decode step of a small model is a walk over its weights: SmolLM2-135M holds 269 MB in bf16, and
 two CPU cores stream 24 GB/s, so 11 ms is the floor of a step however few rows it has. PyTorch's
 plain `F.linear` stays far above this floor because oneDNN (its CPU library) re-orders the weight
-inside every call. `pack` re-orders it once. Measured for one decode layer of SmolLM2 with 8 rows, 2
-cores with AMX, torch 2.13, bf16, microseconds a call:
+inside every call. `pack` re-orders it once.
 
-    o      (576 x 576)     plain   50   packed  37
-    down   (576 x 1536)    plain   85   packed  58
-    gate   (1536 x 576)                 packed  95, silu included
-    both   (3072 x 576)    plain  355   packed 214 to 306: gate and up stay two products
-    head   (49152 x 576)   plain 2322   packed 1667
+All 210 matrices of its layers, in milliseconds (`python -m kernels.bench linear`: bf16, torch 2.13,
+2 cores with AMX; in brackets with a neighbour on the memory bus):
+
+    rows      plain          packed         4-bit, see q4_linear.py
+       1    18.6 (26.8)    13.7 (23.0)     5.6  (6.7)
+       4    19.4 (29.6)    14.3 (24.4)     8.8 (14.2)
+       8    19.3 (28.4)    14.0 (24.7)    15.2 (17.8)
+      16    20.4 (30.3)    15.2 (25.9)    28.5 (31.1)
+      32    22.5 (37.9)    15.9 (36.9)    53.2 (86.5)
+
+Gate and up stay two products: as one matrix of 3,072 rows, packed, they were slower than apart.
 
 What we chose: a packed weight is inference only and replaces the plain one; silu, times and plus
 ride in oneDNN's epilogue and save a pass over the output each. Only bf16 on a CPU is packed (fp16

@@ -9,10 +9,10 @@ PyTorch has a CPU product for such blocks, written with the middle of the range 
 
     w = d · (q - 8) + z      z = m + 8 · d      d and z in bf16
 
-With one to eight rows a product waits for its weights, and 66 MB arrive sooner than 212 MB.
-Measured for all 210 matrices of SmolLM2-135M's layers, 2 cores with AMX, torch 2.13, milliseconds
-(4-bit / packed bf16, see `linear.py`): 1 row 6 / 25, 4 rows 9 / 25, 8 rows 16 / 25, 16 rows
-33 / 25. So this form serves up to `MOST_ROWS` rows, and bf16 the rest.
+With few rows a product waits for its weights, and 66 MB arrive sooner than 212 MB: one row took 5.6
+ms for all matrices of SmolLM2-135M's layers, against 13.7 in bf16; at eight rows both are equal on
+an idle machine and 4-bit is ahead on a busy one (the table in `linear.py`). So this form serves up
+to `MOST_ROWS` rows, and bf16 the rest.
 
 Is it as exact? Rounding d and z to bf16 moves the next-token distributions of SmolLM2 by a mean KL
 divergence of 1.1e-4 from fp32; computing in bf16 at all moves them by 1.1e-3 (a test keeps watch:

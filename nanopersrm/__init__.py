@@ -8,10 +8,10 @@ import os
 
 __version__ = "0.1.0"
 
-# Threads of GNU OpenMP spin while they wait for each other, by default for a long time. When another
-# program wants the same core, that turned a decode step of 15 ms into one of 230 to 580 (2 cores, 1
-# of them busy). Spinning briefly costs 21 ms on idle cores and 32 to 44 on busy ones; not at all, 27
-# and 24 to 34. This is read once, when torch is first imported; set it yourself to choose.
+# Threads of GNU OpenMP spin while they wait for each other, by default for a long time. When
+# another program wants the same core, that turned a decode step of 15 ms into one of 230 to 580 (2
+# cores, 1 of them busy). To spin briefly costs 21 ms on idle cores and 32 to 44 on busy ones; not
+# at all, 27 and 24 to 34. Read once, when torch is first imported; set it yourself to choose.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 

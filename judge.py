@@ -91,9 +91,15 @@ def main(config: Config) -> None:
         judge = Judge.load(config.base, config.adapter, config.device, config.dtype, say=log.print)
         status.update("reading the texts")
         streams = out.is_terminal and not config.as_json and config.mode == "pointwise"
+        shows = streams or log.is_terminal  # else nobody reads along, and nothing is decoded for it
         follow = _Follower(out, names, status) if streams else _Counter(status)
         judgement = judge.judge(
-            exemplars, candidates, question, config.principle, judging, on_text=follow
+            exemplars,
+            candidates,
+            question,
+            config.principle,
+            judging,
+            on_text=follow if shows else None,
         )
     finally:
         status.stop()

@@ -1,9 +1,8 @@
 """A matrix product with what follows it in the same pass: y = x Wᵀ + b, then silu, times, or plus.
 
-A decode step of a small model is a walk over its weights: SmolLM2-135M holds 269 MB in bf16, and
-two CPU cores stream 24 GB/s, so 11 ms is the floor of a step however few rows it has. PyTorch's
-plain `F.linear` stays far above this floor because oneDNN (its CPU library) re-orders the weight
-inside every call. `pack` re-orders it once.
+A decode step of a small model is a walk over its weights: the 269 MB of SmolLM2-135M in bf16 have
+to arrive however few rows wait for them. oneDNN, PyTorch's CPU library, computes fastest on an
+order of its own; `pack` puts a weight in that order once.
 
 All 210 matrices of its layers, in milliseconds (`python -m kernels.bench linear`: bf16, torch 2.13,
 2 cores with AMX; in brackets with a neighbour on the memory bus):

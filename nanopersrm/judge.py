@@ -2,7 +2,7 @@
 
     judge = Judge.load()                                      # SmolLM2-135M-Instruct, fetched once
     judgement = judge.judge([text_of_the_writer], [draft_one, draft_two])
-    judgement.scores, judgement.verdict                       # [6.1, 4.8], 0
+    judgement.scores, judgement.verdict                       # 1 to 9 each; index of the best
 
 Two modes. *Pointwise* (the default) shows the model one candidate a prompt; no order exists, N
 candidates cost N replies. *Pairwise* shows two, in both orders, and averages; more than two

@@ -303,7 +303,7 @@ class Model(nn.Module):
     def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """hidden (M, D), ids (n,) -> (M, n) fp32, computed in fp32.
 
-        A bf16 logit of 33 is rounded to a multiple of 1/8 or 1/4: good enough to draw from 49,152,
+        A bf16 logit of 33 is rounded to a multiple of 1/4: good enough to draw from 49,152,
         too coarse to tell how likely each of nine digits is.
         """
         return hidden.float() @ self.head()[ids].float().T

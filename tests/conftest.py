@@ -8,13 +8,15 @@ once) and `gpu`.
 import nanopersrm  # noqa: F401, I001  (before torch: see the note on threads there)
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import transformers
 
 from nanopersrm.bases import DEFAULT_BASE, Base, resolve
+
+if TYPE_CHECKING:
+    import transformers
 
 SIZES = {
     "vocab_size": 131,
@@ -45,29 +47,33 @@ YARN = {
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 TINY: dict[
-    str, tuple[Any, dict[str, Any]]
+    str, tuple[str, dict[str, Any]]
 ] = {  # name -> (transformers' config class, its further arguments)
-    "llama-tied": (transformers.LlamaConfig, {"tie_word_embeddings": True}),
-    "llama-untied-llama3": (transformers.LlamaConfig, {"rope_parameters": LLAMA3}),
+    "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "llama-untied-llama3": ("LlamaConfig", {"rope_parameters": LLAMA3}),
     "llama-bias-linear": (
-        transformers.LlamaConfig,
+        "LlamaConfig",
         {"rope_parameters": LINEAR, "attention_bias": True, "mlp_bias": True},
     ),
-    "qwen2": (transformers.Qwen2Config, {}),
+    "qwen2": ("Qwen2Config", {}),
     "qwen2-tied-yarn": (
-        transformers.Qwen2Config,
+        "Qwen2Config",
         {"tie_word_embeddings": True, "rope_parameters": YARN},
     ),
-    "qwen3": (transformers.Qwen3Config, {"head_dim": 16, "tie_word_embeddings": True}),
-    "qwen3-untied": (transformers.Qwen3Config, {"head_dim": 8}),
+    "qwen3": ("Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3-untied": ("Qwen3Config", {"head_dim": 8}),
 }
 
 
-def tiny(name: str, folder: Path) -> transformers.PreTrainedModel:
+def tiny(name: str, folder: Path) -> "transformers.PreTrainedModel":
     """A random fp32 model of a family, also saved under `folder` as a Hugging Face directory."""
+    import transformers  # takes seconds, and many files do not need it
+
     kind, more = TINY[name]
     torch.manual_seed(7)
-    oracle = transformers.AutoModelForCausalLM.from_config(kind(**SIZES, **more)).eval()
+    oracle = transformers.AutoModelForCausalLM.from_config(
+        getattr(transformers, kind)(**SIZES, **more)
+    ).eval()
     with torch.no_grad():
         for parameter in oracle.parameters():  # larger than the default 0.02: attention must matter
             parameter.normal_(0, 0.2 if parameter.ndim > 1 else 1.0)
@@ -76,7 +82,7 @@ def tiny(name: str, folder: Path) -> transformers.PreTrainedModel:
 
 
 @pytest.fixture(scope="session", params=list(TINY))
-def tiny_pair(request, tmp_path_factory) -> tuple[transformers.PreTrainedModel, Base]:
+def tiny_pair(request, tmp_path_factory) -> "tuple[transformers.PreTrainedModel, Base]":
     """(transformers' model, our Base of the same files) for every family in turn."""
     folder = tmp_path_factory.mktemp(request.param)
     return tiny(request.param, folder), resolve(str(folder))

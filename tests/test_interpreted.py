@@ -1,0 +1,33 @@
+"""Every test file of `tests/kernels` once more, on the Triton kernels instead of the references.
+
+Triton decides on import whether it interprets, so each file runs in a Python of its own.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernels._dispatch import triton
+
+FILES = sorted(Path(__file__).parent.glob("kernels/test_*.py"))
+OTHERS = ("test_compiled.py", "test_linear.py", "test_q4_linear.py")  # no Triton form to run
+
+pytestmark = pytest.mark.skipif(triton is None, reason="Triton is not installed")
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.name not in OTHERS], ids=lambda f: f.stem)
+def test_kernels_pass_under_the_interpreter(file: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not gpu and not base", str(file)],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=file.parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", result.stdout)
+    assert passed, f"no test ran:\n{result.stdout}"

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(triton is None, reason="Triton is not installed"
 @pytest.mark.parametrize("file", [f for f in FILES if f.name not in OTHERS], ids=lambda f: f.stem)
 def test_kernels_pass_under_the_interpreter(file: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not gpu and not base", str(file)],
+        [sys.executable, "-m", "pytest", "-m", "not gpu and not base", str(file)],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         cwd=file.parents[2],
         capture_output=True,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kernels._compile import CAPABILITIES, Variant, build
 
-OPS = ("rms_norm",)
+OPS = ("rms_norm", "rope", "swiglu", "sample")
 START, END = "<!-- made by python -m kernels.aot --write -->", "<!-- end -->"
 
 

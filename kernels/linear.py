@@ -1,4 +1,4 @@
-"""A matrix product with what follows it in the same pass: y = x Wᵀ + b, then silu, times, or plus.
+"""A product with a 16-bit matrix, y = x Wᵀ + b, in the order of weights that the machine likes.
 
 A decode step of a small model is a walk over its weights: the 269 MB of SmolLM2-135M in bf16 have
 to arrive however few rows wait for them. oneDNN, PyTorch's CPU library, computes fastest on an
@@ -16,10 +16,11 @@ All 210 matrices of its layers, in milliseconds (`python -m kernels.bench linear
 
 Gate and up stay two products: as one matrix of 3,072 rows, packed, they were slower than apart.
 
-What we chose: a packed weight is inference only and replaces the plain one; silu, times and plus
-ride in oneDNN's epilogue and save a pass over the output each. Only bf16 on a CPU is packed (fp16
-has no fast product there). A base that comes in 4-bit blocks keeps them beside, for few rows
-(`q4_linear.py`). Everywhere else the same functions are two plain PyTorch calls.
+What we chose: a packed weight is inference only and replaces the plain one. Only bf16 on a CPU is
+packed (fp16 has no fast product there). A base that comes in 4-bit blocks keeps them beside, for few
+rows (`q4_linear.py`). Everywhere else this is PyTorch's own product. What we left out: oneDNN can
+add, multiply and apply silu while it stores; with up to 384 rows that gained nothing (the MLPs of 30
+layers: 1 row 20.4 ms against 20.1, 384 rows 154 against 143), with 1,024 about 10 %.
 
 Where to read next: `nanopersrm/model.py`.
 """
@@ -59,36 +60,3 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, q4: Q4 | None 
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
-
-
-def linear_silu(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, q4: Q4 | None = None
-) -> Tensor:
-    """silu(x Wᵀ + b) (N, out), where silu(z) = z · sigmoid(z)."""
-    if q4 is not None and len(x) <= MOST_ROWS:
-        return F.silu(q4_linear(x, q4, bias))
-    if weight.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "swish", [], "")
-    return F.silu(F.linear(x, weight, bias))
-
-
-def linear_times(
-    x: Tensor, weight: Tensor, other: Tensor, bias: Tensor | None = None, q4: Q4 | None = None
-) -> Tensor:
-    """(x Wᵀ + b) · other (N, out), with other (N, out)."""
-    if q4 is not None and len(x) <= MOST_ROWS:
-        return q4_linear(x, q4, bias) * other
-    if weight.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "mul")
-    return F.linear(x, weight, bias) * other
-
-
-def linear_plus(
-    x: Tensor, weight: Tensor, other: Tensor, bias: Tensor | None = None, q4: Q4 | None = None
-) -> Tensor:
-    """x Wᵀ + b + other (N, out), with other (N, out): the residual sum."""
-    if q4 is not None and len(x) <= MOST_ROWS:
-        return q4_linear(x, q4, bias) + other
-    if weight.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "add")
-    return F.linear(x, weight, bias) + other

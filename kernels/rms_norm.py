@@ -125,7 +125,7 @@ def _forward(
         other = x if residual is None else residual
         _rms_norm_forward_kernel[(N,)](
             x, other, weight, y, h, rstd, x.stride(0), other.stride(0), D, eps,
-            ADD=residual is not None, BLOCK=block, num_warps=warps,
+            ADD=residual is not None, BLOCK=block, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
     return y, h, rstd
 
@@ -145,6 +145,7 @@ def _backward(
             dy, other, h, weight, rstd, dx, sums,
             dy.stride(0), other.stride(0), h.stride(0), N, D,
             ADD=dh is not None, WEIGHT=with_weight, BLOCK=block, num_warps=warps,
+            enable_fp_fusion=True,
         )  # fmt: skip
     return dx, sums.sum(0).to(weight.dtype) if with_weight else None
 

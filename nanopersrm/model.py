@@ -5,6 +5,9 @@
                       h = h + down(silu(gate(x)) · up(x))                     x = rms_norm(h)
     logits = head(rms_norm(h))                                   (N, V)
 
+Each sum is made by the norm that follows it (`kernels/rms_norm.py`: one pass instead of two), so a
+block takes and returns two tensors: the residual stream h, and y, still to be added to it.
+
 The families differ in three switches only: Qwen2 has a bias on q, k and v; Qwen3 normalises each
 head of q and k; the head is either the embedding again (tied) or a matrix of its own.
 
@@ -28,10 +31,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import attention
-from kernels.linear import can_pack, linear, linear_plus, linear_silu, linear_times, pack
+from kernels.linear import can_pack, linear, pack
 from kernels.q4_linear import Q4
-from kernels.rms_norm import rms_norm
+from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import rope, rotation
+from kernels.swiglu import swiglu
 from nanopersrm import InputError
 from nanopersrm.cache import KVCache, Layout, Step
 
@@ -178,15 +182,6 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias, self.few)
 
-    def silu(self, x: Tensor) -> Tensor:
-        return linear_silu(x, self.weight, self.bias, self.few)
-
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
-        return linear_times(x, self.weight, other, self.bias, self.few)
-
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        return linear_plus(x, self.weight, other, self.bias, self.few)
-
     def pack(self) -> None:
         self.weight = nn.Parameter(pack(self.weight), requires_grad=False)
         self.few = self.q4
@@ -197,8 +192,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.empty(width)), eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, y: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y and h (N, D) -> the norm of their sum, and the sum; y alone where there is no h yet."""
+        if h is None:
+            return rms_norm(y, self.weight, self.eps), y
+        return add_rms_norm(y, h, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -213,28 +211,21 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = RMSNorm(c.E, c.eps), RMSNorm(c.E, c.eps)
 
     def forward(
-        self,
-        h: Tensor,
-        x: Tensor,
-        turn: tuple[Tensor, Tensor],
-        layout: Layout,
-        step: Step | None,
-        layer: int,
+        self, x: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, step: Step | None, layer: int
     ) -> Tensor:
-        """h (N, D) residual stream, x (N, D) its norm -> h plus what was attended to (N, D)."""
+        """x (N, D) -> what each row attended to (N, D)."""
         c = self.config
         q = self.q_proj(x).view(-1, c.H, c.E)  # (N, H, E)
         k = self.k_proj(x).view(-1, c.K, c.E)  # (N, K, E)
         v = self.v_proj(x).view(-1, c.K, c.E)
-        if c.family == "qwen3":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rope(q, *turn), rope(k, *turn)
+        norms = (self.q_norm.weight, self.k_norm.weight) if c.family == "qwen3" else (None, None)
+        q, k = rope(q, k, *turn, *norms, c.eps)
         if step is None:
             out = attention.segments(q, k, v, layout.starts, layout.parents)  # (N, H, E)
         else:
             step.write(layer, k, v)
             out = step.attend(layer, q, k, v)
-        return self.o_proj.plus(out.reshape(-1, c.H * c.E), h)
+        return self.o_proj(out.reshape(-1, c.H * c.E))
 
 
 class MLP(nn.Module):
@@ -245,9 +236,9 @@ class MLP(nn.Module):
         self.up_proj = Linear(c.D, c.F, c.mlp_bias)
         self.down_proj = Linear(c.F, c.D, c.mlp_bias)
 
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        gated = self.up_proj.times(x, self.gate_proj.silu(x))  # (N, F)
-        return self.down_proj.plus(gated, h)
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, D)"""
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):
@@ -259,10 +250,18 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, h: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, step: Step | None, layer: int
-    ) -> Tensor:
-        h = self.self_attn(h, self.input_layernorm(h), turn, layout, step, layer)
-        return self.mlp(h, self.post_attention_layernorm(h))
+        self,
+        y: Tensor,
+        h: Tensor | None,
+        turn: tuple[Tensor, Tensor],
+        layout: Layout,
+        step: Step | None,
+        layer: int,
+    ) -> tuple[Tensor, Tensor]:
+        """h (N, D) residual stream, y (N, D) to be added to it -> the next y and h."""
+        x, h = self.input_layernorm(y, h)
+        x, h = self.post_attention_layernorm(self.self_attn(x, turn, layout, step, layer), h)
+        return self.mlp(x), h
 
 
 class Model(nn.Module):
@@ -289,11 +288,11 @@ class Model(nn.Module):
         assert len(ids) == layout.starts[-1], f"{len(ids)} ids for {layout.starts[-1]} rows"
         if self.frequencies.device != ids.device:
             self.frequencies = self.frequencies.to(ids.device)
-        h = F.embedding(ids, self.embed_tokens)  # (N, D)
-        turn = rotation(layout.positions, self.frequencies, self.warmth, h.dtype)
+        y, h = F.embedding(ids, self.embed_tokens), None  # (N, D)
+        turn = rotation(layout.positions, self.frequencies, self.warmth, y.dtype)
         for i, block in enumerate(self.layers):
-            h = block(h, turn, layout, step, i)
-        return self.norm(h)
+            y, h = block(y, h, turn, layout, step, i)
+        return self.norm(y, h)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (M, D) -> (M, V) fp32, rounded to the model's type on the way."""

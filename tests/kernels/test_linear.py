@@ -3,8 +3,6 @@
 What needs oneDNN's bf16 is skipped where `can_pack` says no.
 """
 
-from typing import Any
-
 import gguf
 import numpy as np
 import pytest
@@ -14,19 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.linear import can_pack, linear, linear_plus, linear_silu, linear_times, pack
+from kernels.linear import can_pack, linear, pack
 from kernels.q4_linear import BLOCK, MOST_ROWS, Q4, can_quantize, dequantize, q4_linear, quantize
 from nanopersrm.weights import _q4_1
 
 BF16 = torch.bfloat16
 HAS_PACK = can_pack(torch.empty(0, dtype=BF16))
 packs = pytest.mark.skipif(not HAS_PACK, reason="no oneDNN with native bf16 here")
-OPS: dict[str, tuple[Any, bool, Any]] = {  # op, takes another tensor, what follows the product
-    "plain": (linear, False, lambda z, other: z),
-    "silu": (linear_silu, False, lambda z, other: F.silu(z)),
-    "times": (linear_times, True, lambda z, other: z * other),
-    "plus": (linear_plus, True, lambda z, other: z + other),
-}
 
 
 def close(y: Tensor, same: Tensor, truth: Tensor, roundings: int = 1) -> None:
@@ -41,62 +33,41 @@ def draw(*shape: int, dtype: torch.dtype = BF16, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def run(op: Any, takes_other: bool, x: Tensor, weight: Any, other: Tensor, **more: Any) -> Tensor:
-    return op(x, weight, other, **more) if takes_other else op(x, weight, **more)
-
-
 @packs
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize(("N", "wide", "out"), [(1, 1, 1), (1, 576, 64), (5, 33, 7), (70, 48, 129)])
-def test_packed_is_plain(N, wide, out, name, biased):
-    op, takes_other, after = OPS[name]
-    x, weight, other = draw(N, wide), draw(out, wide, seed=1), draw(N, out, seed=2)
+def test_packed_is_plain(N, wide, out, biased):
+    x, weight = draw(N, wide), draw(out, wide, seed=1)
     bias = draw(out, seed=3) if biased else None
-    wide_bias = bias.double() if bias is not None else None
-    truth = after(F.linear(x.double(), weight.double(), wide_bias), other.double())
-    same = after(F.linear(x, weight, bias), other)
+    truth = F.linear(x.double(), weight.double(), bias.double() if bias is not None else None)
     for form in (weight, pack(weight)):
-        y = run(op, takes_other, x, form, other, bias=bias)
+        y = linear(x, form, bias)
         assert y.dtype == BF16
-        close(y, same, truth)
+        close(y, F.linear(x, weight, bias), truth)
 
 
 @packs
-@pytest.mark.parametrize("name", OPS)
-def test_packed_takes_strided_inputs(name):
-    op, takes_other, after = OPS[name]
-    x, other = draw(6, 96)[:, ::2], draw(6, 80, seed=2)[:, :40]
-    weight = draw(48, 40, seed=1).t()
-    assert not any(t.is_contiguous() for t in (x, other, weight))
-    truth = after(F.linear(x.double(), weight.double()), other.double())
-    y = run(op, takes_other, x, pack(weight), other)
-    close(y, after(F.linear(x, weight), other), truth)
+def test_packed_takes_strided_inputs():
+    x, weight = draw(6, 96)[:, ::2], draw(48, 40, seed=1).t()
+    assert not any(t.is_contiguous() for t in (x, weight))
+    truth = F.linear(x.double(), weight.double())
+    close(linear(x, pack(weight)), F.linear(x, weight), truth)
 
 
 @packs
 def test_packing_leaves_its_inputs_alone():
-    weight, x, other = draw(8, 16), draw(3, 16, seed=1), draw(3, 8, seed=2)
-    copies = weight.clone(), x.clone(), other.clone()
+    weight, x = draw(8, 16), draw(3, 16, seed=1)
+    copies = weight.clone(), x.clone()
     packed = pack(weight.requires_grad_())
     assert packed.is_mkldnn
     assert not packed.requires_grad
-    for op, takes_other, _ in OPS.values():
-        run(op, takes_other, x, packed, other)
-    assert all(map(torch.equal, (weight, x, other), copies))
+    linear(x, packed)
+    assert all(map(torch.equal, (weight, x), copies))
 
 
 def test_fp32_is_never_packed():
     assert not can_pack(torch.empty(4, 4))
     assert not can_pack(torch.empty(4, 4, dtype=torch.float16))
-
-
-@pytest.mark.parametrize("name", OPS)
-def test_fp32_gradient(name):
-    """The plain path is differentiable: finite differences in fp64."""
-    op, takes_other, _ = OPS[name]
-    inputs = [draw(*s, dtype=torch.double).requires_grad_() for s in ((3, 5), (4, 5), (3, 4))]
-    assert torch.autograd.gradcheck(lambda x, w, o: run(op, takes_other, x, w, o), inputs)
 
 
 def blocks(out: int, wide: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,20 +92,17 @@ def test_q4_worked_example():
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize(("N", "wide", "out"), [(1, 32, 64), (8, 576, 192), (3, 96, 128)])
-def test_q4_is_the_product_with_its_dequantized_weights(N, wide, out, name, biased):
-    op, takes_other, after = OPS[name]
+def test_q4_is_the_product_with_its_dequantized_weights(N, wide, out, biased):
     parts = blocks(out, wide)
     weight, q4 = dequantize(*parts), quantize(*parts)
     assert (q4.codes.dtype, q4.steps_and_zeros.shape) == (torch.uint8, (wide // BLOCK, out, 2))
-    x, other = draw(N, wide, seed=1), draw(N, out, seed=2)
+    x = draw(N, wide, seed=1)
     bias = draw(out, seed=3) if biased else None
-    wide_bias = bias.double() if bias is not None else None
-    truth = after(F.linear(x.double(), weight.double(), wide_bias), other.double())
-    same = after(F.linear(x, weight.to(BF16), bias), other)
+    truth = F.linear(x.double(), weight.double(), bias.double() if bias is not None else None)
     wrong = torch.full((out, wide), float("nan"), dtype=BF16)  # must not be used
-    close(run(op, takes_other, x, wrong, other, bias=bias, q4=q4), same, truth, roundings=2)
+    y = linear(x, wrong, bias, q4)
+    close(y, F.linear(x, weight.to(BF16), bias), truth, roundings=2)
 
 
 def test_q4_serves_few_rows_only():

@@ -12,7 +12,7 @@ from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.weights import load
 
 CPU = torch.device("cpu")
-TEXT = Path(__file__).parents[1] / "data" / "demo" / "edmund" / "1.txt"
+TEXT = Path(__file__).parents[2] / "data" / "demo" / "edmund" / "1.txt"
 
 pytestmark = pytest.mark.base
 

@@ -1,119 +1,281 @@
 """Rotary embedding against rotation by complex numbers in fp64, and what a rotation must keep."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from oracle import BF16, FP16, FP32, INTERPRETED, KINDS, gappy, no_worse_than_plain, spread, strided
 from torch import Tensor
 
-from kernels.rope import rope, rope_reference, rotation
+from kernels.rope import _NormTurn, _Turn, rope, rope_reference, rotation
 
-TYPES = [torch.float32, torch.bfloat16, torch.float16]
+EPS = 1e-6
+SIZES = [(1, 1, 1, 2), (1, 9, 3, 64), (5, 2, 1, 6), (2, 1, 4, 10), (7, 9, 3, 64)]  # N, H, K, E
 
 
 def frequencies(E: int) -> Tensor:
     return 1e4 ** -(torch.arange(0, E, 2).float() / E)
 
 
-def turned(x: Tensor, positions: Tensor, E: int, scale: float = 1.0) -> Tensor:
+def turned(x: Tensor, positions: Tensor, scale: float = 1.0) -> Tensor:
     """The truth: pair (i, i + E/2) is one complex number, times e^(i·p·f), in fp64."""
     first, second = x.double().chunk(2, -1)
-    angles = positions.double()[:, None, None] * frequencies(E).double()
+    angles = positions.double()[:, None, None] * frequencies(x.shape[-1]).to(x.device).double()
     y = torch.complex(first, second) * torch.polar(torch.full_like(angles, scale), angles)
     return torch.cat([y.real, y.imag], -1)
 
 
-def naive(x: Tensor, positions: Tensor, E: int) -> Tensor:
+def naive(x: Tensor, positions: Tensor) -> Tensor:
     """The two lines of the formula in x's type, rounding after each step, from fp32 angles."""
     a, b = x.chunk(2, -1)
-    angles = positions.float()[:, None, None] * frequencies(E)
+    angles = positions.float()[:, None, None] * frequencies(x.shape[-1]).to(x.device)
     c, s = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     return torch.cat([a * c - b * s, b * c + a * s], -1)
 
 
-def worst(x: Tensor, truth: Tensor) -> float:
+def plain(positions: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+    def op(q: Tensor, k: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        if weights:
+            q, k = (
+                x * torch.rsqrt((x * x).mean(-1, keepdim=True) + EPS) * w
+                for x, w in zip((q, k), weights, strict=True)
+            )
+        form = turned if q.dtype == torch.double else naive
+        return tuple(form(x, positions.to(q.device)) for x in (q, k))
+
+    return op
+
+
+def ours(positions: Tensor, form=rope, layout=Tensor.clone) -> Callable[..., tuple[Tensor, ...]]:
+    """`form` on copies of q and k, which it may consume, laid out by `layout`."""
+
+    def op(q: Tensor, k: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        at = positions.to(q.device), frequencies(q.shape[-1]).to(q.device)
+        return form(layout(q), layout(k), *rotation(*at, 1.0, q.dtype), *weights, eps=EPS)
+
+    return op
+
+
+def fused(x: Tensor) -> Tensor:
+    """The same numbers as they lie in the output of one product for q, k and v."""
+    other = torch.full_like(x, float("nan"))
+    return torch.cat([other, x, other], 1)[:, x.shape[1] : -x.shape[1]]
+
+
+def off(x: Tensor, truth: Tensor) -> float:
     assert x.shape == truth.shape
     return (x.double() - truth).abs().max().item()
 
 
-@pytest.mark.parametrize("strided", [False, True])
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize(("N", "heads", "E"), [(1, 1, 2), (1, 3, 64), (5, 2, 6), (33, 9, 64)])
-def test_no_worse_than_twice_plain_pytorch(N, heads, E, dtype, strided):
-    torch.manual_seed(0)
-    positions = torch.randint(0, 2000, (N,))
-    if strided:  # q as it lies in the output of one product for q, k and v
-        x = torch.randn(N, heads * 3, E).to(dtype)[:, heads : 2 * heads]
-        assert N == 1 or not x.is_contiguous()
-    else:
-        x = torch.randn(N, heads, E).to(dtype)
-    cos, sin = rotation(positions, frequencies(E), 1.0, dtype)
-    assert cos.shape == sin.shape == (N, 1, E)
-    assert cos.dtype == sin.dtype == dtype
-    truth = turned(x, positions, E)
-    allowed = 2 * worst(naive(x, positions, E), truth) + torch.finfo(dtype).eps
-    for op in (rope, rope_reference):
-        y = op(x, cos, sin)
-        assert y.dtype == dtype
-        assert worst(y, truth) <= allowed
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("layout", [Tensor.clone, fused, strided, gappy])
+@pytest.mark.parametrize(("device", "dtype"), KINDS)
+@pytest.mark.parametrize(("N", "H", "K", "E"), SIZES)
+def test_no_worse_than_plain_pytorch(N, H, K, E, device, dtype, layout, norm):
+    positions = torch.randint(0, 2000, (N,), generator=torch.Generator().manual_seed(5))
+    inputs = [spread(N, H, E, dtype=dtype, size=3), spread(N, K, E, dtype=dtype, seed=1)]
+    if norm:
+        inputs += [spread(E, dtype=dtype, seed=2), spread(E, dtype=dtype, seed=3)]
+    for form in (rope,) if INTERPRETED else (rope, rope_reference):
+        if device == "cpu" or layout not in (strided, gappy):  # these two make CPU tensors
+            no_worse_than_plain(ours(positions, form, layout), plain(positions), inputs, device)
 
 
 def test_angles_are_fp32_for_every_type():
     """At position 8,000 a bf16 angle would be off by many turns."""
     positions = torch.tensor([8000, 8001])
-    for dtype in TYPES:
+    for dtype in (FP32, BF16, FP16):
         cos, sin = rotation(positions, frequencies(64), 1.0, dtype)
+        assert cos.shape == sin.shape == (2, 1, 64)
+        assert cos.dtype == sin.dtype == dtype
         angles = positions.double()[:, None, None] * frequencies(64).double()
         allowed = torch.finfo(dtype).eps + 8001 * 2.0**-24
-        assert worst(cos[..., :32], angles.cos()) <= allowed
-        assert worst(sin[..., 32:], angles.sin()) <= allowed
+        assert off(cos[..., :32], angles.cos()) <= allowed
+        assert off(sin[..., 32:], angles.sin()) <= allowed
+        assert torch.equal(cos[..., :32], cos[..., 32:])
         assert torch.equal(sin[..., :32], -sin[..., 32:])
 
 
 @pytest.mark.parametrize("op", [rope, rope_reference])
 def test_worked_example(op):
-    cos, sin = rotation(torch.tensor([1]), torch.tensor([math.pi / 2]), 1.0, torch.float32)
-    y = op(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]), cos, sin)
-    assert y.flatten().tolist() == pytest.approx([0, 1, -1, 0], abs=1e-6)
+    turn = rotation(torch.tensor([1]), torch.tensor([math.pi / 2]), 1.0, torch.float32)
+    q, k = op(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0], [3.0, 0.0]]]), *turn)
+    assert q.flatten().tolist() == pytest.approx([0, 1], abs=1e-6)
+    assert k.flatten().tolist() == pytest.approx([-1, 0, 0, 3], abs=1e-6)
+
+
+@pytest.mark.parametrize("op", [rope, rope_reference])
+def test_worked_example_of_the_norm(op):
+    """(3, 4) has mean square 12.5; with eps = 12.5 it is divided by 5."""
+    turn = rotation(torch.tensor([1]), torch.tensor([math.pi / 2]), 1.0, torch.float32)
+    ones, weight = torch.ones(2), torch.tensor([2.0, -1.0])
+    q, k = op(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[3.0, 4.0]]]), *turn, ones, weight, 0.0)
+    assert q.flatten().tolist() == pytest.approx([0, 1.4142], abs=5e-5)
+    assert k.flatten().tolist() == pytest.approx([4 / 3.5355, 6 / 3.5355], abs=5e-5)
+    q, k = op(torch.ones(1, 1, 2), torch.tensor([[[3.0, 4.0]]]), *turn, ones, weight, 12.5)
+    assert k.flatten().tolist() == pytest.approx([4 / 5, 6 / 5], abs=5e-5)
 
 
 @pytest.mark.parametrize("op", [rope, rope_reference])
 def test_position_zero_changes_nothing(op):
-    x = torch.randn(2, 3, 8)
-    assert torch.equal(op(x, *rotation(torch.zeros(2), frequencies(8), 1.0, x.dtype)), x)
+    q, k = spread(2, 3, 8), spread(2, 1, 8, seed=1)
+    turn = rotation(torch.zeros(2), frequencies(8), 1.0, q.dtype)
+    assert all(map(torch.equal, op(q.clone(), k.clone(), *turn), (q, k)))
 
 
 def test_scale_multiplies_the_result():
-    x, positions = torch.randn(4, 2, 8), torch.arange(4)
-    y = rope(x, *rotation(positions, frequencies(8), 1.25, x.dtype))
-    assert worst(y, turned(x, positions, 8, scale=1.25)) < 1e-5
-    assert y.norm().item() == pytest.approx(1.25 * x.norm().item())
+    q, k, positions = spread(4, 2, 8), spread(4, 1, 8, seed=1), torch.arange(4)
+    turn = rotation(positions, frequencies(8), 1.25, q.dtype)
+    for x, y in zip((q, k), rope(q.clone(), k.clone(), *turn), strict=True):
+        assert off(y, turned(x, positions, scale=1.25)) < 1e-5
+        assert y.norm().item() == pytest.approx(1.25 * x.norm().item())
 
 
 def test_a_product_depends_on_the_distance_only():
-    torch.manual_seed(1)
-    q, k = torch.randn(2, 1, 1, 16, dtype=torch.double)
+    q, k = spread(1, 1, 16).double(), spread(1, 1, 16, seed=1).double()
 
     def score(query_at: int, key_at: int) -> float:
         at = [
             rotation(torch.tensor([p]), frequencies(16), 1.0, q.dtype) for p in (query_at, key_at)
         ]
-        return (rope(q, *at[0]) * rope(k, *at[1])).sum().item()
+        y, _ = rope(q.clone(), k.clone(), *at[0])
+        _, z = rope(q.clone(), k.clone(), *at[1])
+        return (y * z).sum().item()
 
     assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
     assert score(7, 3) != pytest.approx(score(3, 7), abs=1e-2)
 
 
-def test_rows_are_placed_one_by_one():
+@pytest.mark.parametrize("norm", [False, True])
+def test_rows_are_placed_one_by_one(norm):
     """Packed rows in any order are turned as if each stood alone."""
-    x, positions = torch.randn(5, 2, 8), torch.tensor([4, 0, 9, 4, 1])
-    y = rope(x, *rotation(positions, frequencies(8), 1.0, x.dtype))
+    q, k, positions = spread(5, 2, 8), spread(5, 1, 8, seed=1), torch.tensor([4, 0, 9, 4, 1])
+    weights = [spread(8, seed=2), spread(8, seed=3)] * norm
+    y, z = ours(positions)(q, k, *weights)
     for i in range(5):
-        alone = rotation(positions[i : i + 1], frequencies(8), 1.0, x.dtype)
-        assert torch.allclose(rope(x[i : i + 1], *alone)[0], y[i], atol=1e-6)
+        alone = ours(positions[i : i + 1])(q[i : i + 1], k[i : i + 1], *weights)
+        assert torch.allclose(alone[0][0], y[i], atol=1e-6)
+        assert torch.allclose(alone[1][0], z[i], atol=1e-6)
 
 
-def test_gradient():
-    x = torch.randn(3, 2, 6, dtype=torch.double, requires_grad=True)
-    cos, sin = rotation(torch.tensor([0, 5, 17]), frequencies(6), 1.0, torch.double)
-    assert torch.autograd.gradcheck(lambda a: rope(a, cos, sin), (x,))
+def test_one_position_for_all_rows():
+    """cos and sin may be one row, repeated without memory."""
+    q, k = spread(3, 2, 8), spread(3, 1, 8, seed=1)
+    once = rotation(torch.tensor([7]), frequencies(8), 1.0, q.dtype)
+    y, z = rope(q.clone(), k.clone(), once[0].expand(3, 1, 8), once[1].expand(3, 1, 8))
+    assert off(y, turned(q, torch.full((3,), 7))) < 1e-5
+    assert off(z, turned(k, torch.full((3,), 7))) < 1e-5
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_works_in_place_and_nowhere_else(grad):
+    """q and k as parts of one product: their memory holds the result, v's is not touched."""
+    qkv, positions = spread(3, 4, 8).requires_grad_(grad) * 1, torch.tensor([3, 0, 8])
+    before = qkv.detach().clone()
+    turn = rotation(positions, frequencies(8), 1.0, qkv.dtype)
+    with torch.set_grad_enabled(grad):
+        q, k = rope(qkv[:, :2], qkv[:, 2:3], *turn)
+    assert (q.data_ptr(), k.data_ptr()) == (qkv.data_ptr(), qkv[:, 2:].data_ptr())
+    assert q.requires_grad == k.requires_grad == grad
+    assert off(q, turned(before[:, :2], positions)) < 1e-5
+    assert torch.equal(k, qkv[:, 2:3])
+    assert torch.equal(qkv[:, 3], before[:, 3])
+
+
+def test_norm_leaves_its_inputs_alone():
+    q, k, ones = spread(3, 2, 8), spread(3, 1, 8, seed=1), torch.ones(8)
+    before = q.clone(), k.clone()
+    rope(q, k, *rotation(torch.arange(3), frequencies(8), 1.0, q.dtype), ones, ones, EPS)
+    assert all(map(torch.equal, (q, k), before))
+
+
+def test_whoever_saved_the_consumed_numbers_is_told():
+    """The derivative of exp is its result, which the turn overwrites."""
+    x = spread(3, 2, 8).requires_grad_()
+    q, k = rope(x.exp(), x * 2, *rotation(torch.arange(3), frequencies(8), 1.0, x.dtype))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (q + k).sum().backward()
+
+
+def test_gradients_are_not_turned_in_place():
+    """y + z hands one buffer to both: z's gradient is all ones, not ones turned."""
+    q, k = spread(3, 2, 8).requires_grad_(), spread(3, 1, 8, seed=1).requires_grad_()
+    z, dy = torch.zeros(3, 2, 8, requires_grad=True), torch.ones(3, 2, 8)
+    y = ours(torch.arange(3))(q, k)[0] + z
+    dz, dq, dk = torch.autograd.grad(y, (z, q, k), dy)
+    assert torch.equal(dz, torch.ones(3, 2, 8))
+    assert torch.equal(dy, torch.ones(3, 2, 8))
+    assert off(dq, turned(dy, -torch.arange(3))) < 1e-6
+    assert torch.equal(dk, torch.zeros(3, 1, 8))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("layout", [fused, strided, gappy])
+def test_gradients_that_arrive_with_strides(layout, norm):
+    inputs = [
+        spread(3, 2, 8),
+        spread(3, 1, 8, seed=1),
+        *[spread(8, seed=i) for i in (2, 3) if norm],
+    ]
+    inputs = [x.requires_grad_() for x in inputs]
+    dq, dk = spread(3, 2, 8, seed=4), spread(3, 1, 8, seed=5)
+    op = ours(torch.arange(3))
+    expected = torch.autograd.grad(op(*inputs), inputs, (dq, dk))
+    got = torch.autograd.grad(op(*inputs), inputs, (layout(dq), layout(dk)))
+    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_no_rows(norm):
+    q, k = (torch.empty(0, heads, 8, requires_grad=True) for heads in (2, 1))
+    weights = [torch.ones(8, requires_grad=True) for _ in range(2 * norm)]
+    y, z = ours(torch.empty(0))(q, k, *weights)
+    assert (y.shape, z.shape) == ((0, 2, 8), (0, 1, 8))
+    dq, dk, *d_weights = torch.autograd.grad(y.sum() + z.sum(), (q, k, *weights))
+    assert (dq.shape, dk.shape) == ((0, 2, 8), (0, 1, 8))
+    assert all(dw.tolist() == [0.0] * 8 for dw in d_weights)
+
+
+def test_inputs_are_checked():
+    turn = rotation(torch.arange(3), frequencies(8), 1.0, FP32)
+    q, k, ones = spread(3, 2, 8), spread(3, 1, 8), torch.ones(8)
+    wrongs: list[tuple[tuple[Any, ...], str]] = [
+        ((q.requires_grad_(), k, *turn), "leaf"),
+        ((q[:2], k, *turn), r"\(2, 2, 8\)"),
+        ((q[..., :7], k[..., :7], *turn), "even"),
+        ((q[:2], k[:2], *turn), "cos"),
+        ((q.to(BF16), k.to(BF16), *turn), "bfloat16"),
+        ((q, k, *turn, ones), "both"),
+        ((q, k, *turn, ones, ones[:4]), r"\[4\]"),
+        ((q, k, *turn, ones, torch.ones(16)[::2]), "strided"),
+    ]
+    for wrong, match in wrongs:
+        with pytest.raises(AssertionError, match=match):
+            rope(*wrong)
+
+
+def test_backward_of_the_turn_against_finite_differences():
+    q, k = (spread(1, heads, 4, seed=heads).double().requires_grad_() for heads in (2, 1))
+    turn = rotation(torch.tensor([5]), frequencies(4), 1.0, torch.double)
+    assert torch.autograd.gradcheck(lambda q, k: _Turn.apply(q * 1, k * 1, *turn), (q, k))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the hand-derived backward belongs to the kernels")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_backward_of_the_norm_against_finite_differences(frozen):
+    q, k = (spread(1, heads, 2, seed=heads).double().requires_grad_() for heads in (3, 1))
+    weights = [spread(2, seed=i).double().requires_grad_(not frozen) for i in (5, 6)]
+    turn = rotation(torch.tensor([5]), frequencies(2), 1.0, torch.double)
+    assert torch.autograd.gradcheck(
+        lambda q, k, *w: _NormTurn.apply(q, k, *turn, *w, 0.0), (q, k, *weights)
+    )
+
+
+def test_every_row_counts_when_programs_share_them(monkeypatch):
+    """More rows than programs: the weights' gradients are sums over all."""
+    monkeypatch.setattr("kernels.rope.PARTIALS", 4)
+    positions = torch.arange(11)
+    inputs = [spread(11, 3, 6), spread(11, 2, 6, seed=1), spread(6, seed=2), spread(6, seed=3)]
+    no_worse_than_plain(ours(positions), plain(positions), inputs, "cpu")

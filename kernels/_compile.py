@@ -1,8 +1,8 @@
 """Compile kernels for cards that are not here, and read what came out.
 
-Triton needs no GPU to compile for one: a `Variant` names a kernel, the types of its arguments and its
-compile-time constants; `build` turns it into the machine code of a compute capability and returns a
-`Build` with what decides its speed and whether it runs at all:
+Triton needs no GPU to compile for one: a `Variant` names a kernel, the types of its arguments and
+its compile-time constants; `build` turns it into the machine code of a compute capability and
+returns a `Build` with what decides its speed and whether it runs at all:
 
     registers     a thread, of 255; 65,536 a multiprocessor are shared by the threads on it
     shared        bytes of shared memory a block; sm_86, 89 and 120 stop at 101,376
@@ -40,6 +40,7 @@ class Variant:
     warps: int
     stages: int = 3
     dot: bool = False  # it multiplies on tensor cores
+    fusion: bool = True  # of products and sums, as its launcher asks
     most_registers: int = 128
     odd: frozenset[str] = field(default_factory=frozenset)  # arguments not divisible by 16
     weights: int = 0  # quantized weights that one turn of the main loop consumes, a block
@@ -77,7 +78,11 @@ def build(variant: Variant, capability: int) -> Build:
         if kind[0] in "*i" and name not in variant.odd
     }
     source = ASTSource(variant.kernel, signature, dict(variant.constants), divisible)
-    options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": True}
+    options = {
+        "num_warps": variant.warps,
+        "num_stages": variant.stages,
+        "enable_fp_fusion": variant.fusion,
+    }
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     usage, sass = _dump(compiled.asm["cubin"])
     loop, mma = _main_loop(sass)
@@ -101,9 +106,7 @@ def _dump(cubin: bytes) -> tuple[str, list[str]]:
     """(resource usage, lines of machine code) of a compiled kernel."""
     import triton
 
-    tool = os.path.join(
-        os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump"
-    )
+    tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "kernel.cubin")
         with open(path, "wb") as file:
@@ -112,7 +115,9 @@ def _dump(cubin: bytes) -> tuple[str, list[str]]:
             subprocess.run([tool, flag, path], capture_output=True, text=True, check=True).stdout
             for flag in ("--dump-resource-usage", "--dump-sass")
         ]
-    return run[0], [line for line in run[1].splitlines() if re.match(r"\s+/\*[0-9a-f]{4,}\*/", line)]
+    return run[0], [
+        line for line in run[1].splitlines() if re.match(r"\s+/\*[0-9a-f]{4,}\*/", line)
+    ]
 
 
 def _main_loop(sass: list[str]) -> tuple[int, int]:

@@ -10,8 +10,8 @@ up: Triton 3.3 dropped those of 7.5), and for everything when Python was started
 else, and where Triton is not installed (macOS, Windows), the reference does the work.
 
 There is no autotuning: it needs a GPU to choose, and chooses differently from run to run. Block
-sizes are functions of the shapes, written beside their kernels; `python -m kernels.bench OP` repeats
-the measurement on the card at hand, and `python -m kernels.aot` shows what they compile to.
+sizes are functions of the shapes, written beside their kernels; `python -m kernels.bench OP`
+repeats the measurement on the card at hand, and `python -m kernels.aot` shows what they compile to.
 
 Where to read next: `rms_norm.py`, the pattern of a kernel file.
 """

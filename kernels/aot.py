@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kernels._compile import CAPABILITIES, Variant, build
 
-OPS = ("rms_norm", "rope", "swiglu", "sample")
+OPS = ("rms_norm", "rope", "swiglu", "logprob_rows", "nf4", "sample")
 START, END = "<!-- made by python -m kernels.aot --write -->", "<!-- end -->"
 
 
@@ -31,7 +31,9 @@ def table() -> str:
 
     heads = ["kernel", "warps", *(f"sm_{c}" for c in CAPABILITIES)]
     lines = [
-        "| " + " | ".join([*heads, "shared, bytes", "stack", "mma", "instructions a weight"]) + " |",
+        "| "
+        + " | ".join([*heads, "shared, bytes", "stack", "mma", "instructions a weight"])
+        + " |",
         "| --- |" + " ---: |" * (len(heads) + 3),
     ]
     for variant in variants():

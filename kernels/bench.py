@@ -1,98 +1,108 @@
-"""Time the operations of this folder against the plain PyTorch they replace.
+"""Time the operations of this folder against plain PyTorch and against peers, and print a table.
 
-    python -m kernels.bench linear       every matrix of SmolLM2-135M's layers, once, by rows
-    python -m kernels.bench attention    decode over a shared prompt, by replies
+    python -m kernels.bench rms_norm                one operation (or several)
+    python -m kernels.bench --all --report          all of them, as one Markdown table
+    python -m kernels.bench --all --json FILE       the same numbers for machines, every round
 
-Each figure is the median of interleaved rounds, in milliseconds; all layers are walked in turn, so
-that weights come from memory and not from a cache. These are the tables behind the choices in
-`linear.py`, `q4_linear.py` and `attention.py`.
+It runs where it is: on a CUDA card with the shapes of Qwen2.5-7B, on a CPU with those of
+SmolLM2-135M, where "ours" is the reference, the path that a CPU takes. What each operation is
+compared with stands in `bench_cases.py`; a peer that is not installed, or needs a GPU, is named and
+left out.
+
+How a figure is made stands in `timing.py`.
 """
 
+import argparse
+import json
 import os
-import statistics
+import platform
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before PyTorch: see nanopersrm/__init__.py
 
 import torch
-import torch.nn.functional as F
 
-from kernels import attention, q4_linear
-from kernels.linear import can_pack, linear, pack
-
-LAYERS = 30
-SHAPES = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536))
-H, K, E = 9, 3, 64  # of SmolLM2-135M
-PROMPT, OWN = 384, 64  # tokens of the shared prompt, and of each reply so far
-ROUNDS = 15
+from kernels import bench_cases
+from kernels.timing import HEADS, measure, row, table
 
 
-def interleaved(sides: dict[str, Callable[[], object]]) -> list[float]:
-    """Median milliseconds of each side, taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(ROUNDS):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return [statistics.median(t) for t in times.values()]
+def versions() -> dict[str, str]:
+    """What the figures depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("triton", "bitsandbytes", "liger-kernel", "cut-cross-entropy", "flash-attn"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
-def bench_linear() -> None:
-    """Plain, packed and 4-bit products."""
-    weights = [torch.randn(shape).bfloat16() for _ in range(LAYERS) for shape in SHAPES]
-    packed = [pack(weight) for weight in weights]
-    blocks = []
-    for rows, width in (weight.shape for weight in weights):
-        codes = torch.randint(16, (rows, width), dtype=torch.int32)
-        blocks.append(q4_linear.quantize(codes, *torch.rand(2, rows, width // q4_linear.BLOCK)))
-    print(f"rows {'plain':>8} {'packed':>8} {'4-bit':>8}   ms for all {len(weights)} matrices")
-    for rows in (1, 4, 8, 16, 32):
-        x = {width: torch.randn(rows, width).bfloat16() for width in (576, 1536)}
-        figures = interleaved(
-            {
-                "plain": lambda x=x: [F.linear(x[w.shape[1]], w) for w in weights],
-                "packed": lambda x=x: [linear(x[w.shape[1]], w) for w in packed],
-                "q4": lambda x=x: [
-                    q4_linear.q4_linear(x[w.shape[1]], q)
-                    for w, q in zip(weights, blocks, strict=True)
-                ],
-            }
+def place(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    return (
+        f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
+        f"load {load:.1f}"
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m kernels.bench",
+        description="Time operations against plain PyTorch and peers, in turns.",
+    )
+    parser.add_argument("ops", nargs="*", metavar="OP", help=", ".join(bench_cases.OPS))
+    parser.add_argument("--all", action="store_true", help="every operation")
+    parser.add_argument("--report", action="store_true", help="one Markdown table at the end")
+    parser.add_argument("--json", metavar="FILE", help="also write every round's seconds")
+    parser.add_argument("--rounds", type=int, default=15, help="measured rounds (default 15)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: cuda where there is one"
+    )
+    asked = parser.parse_args(argv)
+    unknown = [op for op in asked.ops if op not in bench_cases.OPS]
+    if unknown or not (asked.ops or asked.all) or asked.rounds < 1:
+        parser.error(
+            f"expected --all or some of {', '.join(bench_cases.OPS)}, got {unknown or 'nothing'}"
+            if asked.rounds >= 1
+            else f"expected at least 1 round, got {asked.rounds}"
         )
-        print(f"{rows:>4} " + " ".join(f"{ms:8.1f}" for ms in figures))
-
-
-def bench_attention() -> None:
-    """The prompt read once and merged, against a full copy of it for every reply."""
-    print(f"replies {'shared':>8} {'copies':>8}   ms for {LAYERS} layers")
-    for rows in (1, 8, 32):
-        q = torch.randn(rows, H, E).bfloat16()
-        prompts = [torch.randn(2, 1, K, PROMPT, E).bfloat16() for _ in range(LAYERS)]
-        own = [torch.randn(2, rows, K, OWN, E).bfloat16() for _ in range(LAYERS)]
-        whole = [
-            torch.cat([p.expand(2, rows, K, PROMPT, E), o], 3).contiguous()
-            for p, o in zip(prompts, own, strict=True)
-        ]
-
-        def shared(q=q, prompts=prompts, own=own) -> None:
-            for p, o in zip(prompts, own, strict=True):
-                attention.merge([attention.level(q, *o), attention.level(q, *p)])
-
-        def copies(q=q, whole=whole) -> None:
-            for keys, values in whole:
-                F.scaled_dot_product_attention(q[:, :, None], keys, values, enable_gqa=True)
-
-        figures = interleaved({"shared": shared, "copies": copies})
-        print(f"{rows:>7} " + " ".join(f"{ms:8.1f}" for ms in figures))
+    device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no CUDA device here")
+    torch.manual_seed(0)
+    results = []
+    for op in bench_cases.OPS if asked.all else asked.ops:
+        for case in bench_cases.OPS[op](device):
+            result = measure(case, asked.rounds, device)
+            results.append(result)
+            if not asked.report:
+                named = zip(HEADS, row(result), strict=True)
+                print(", ".join(f"{head} {cell}" for head, cell in named if cell), flush=True)
+            else:
+                print(f"{op}: {case.shape}", file=sys.stderr, flush=True)
+    facts = {"device": place(device), **versions(), "rounds": asked.rounds, "seed": 0}
+    if asked.report:
+        print(table(results))
+        missing = {name: why for r in results for name, why in r.case.missing.items()}
+        print("\n" + "; ".join(f"{name} {value}" for name, value in facts.items()) + ".")
+        if missing:
+            print("Left out: " + "; ".join(f"{n} ({why})" for n, why in missing.items()) + ".")
+    if asked.json:
+        rows = [
+            {"op": r.case.op, "shape": r.case.shape, "seconds": r.seconds, "peak": r.peak,
+             "moved": r.case.moved, "least": r.case.least, "missing": r.case.missing}
+            for r in results
+        ]  # fmt: skip
+        fresh = asked.json + ".new"
+        with open(fresh, "w", encoding="utf-8") as file:
+            json.dump({"facts": facts, "results": rows}, file, indent=1)
+        os.replace(fresh, asked.json)
 
 
 if __name__ == "__main__":
-    choices = {"linear": bench_linear, "attention": bench_attention}
-    if len(sys.argv) != 2 or sys.argv[1] not in choices:
-        sys.exit(f"expected one of: {', '.join(choices)}")
-    if not can_pack(torch.empty(0, dtype=torch.bfloat16)):
-        sys.exit("expected a CPU on which PyTorch has native bf16")
-    with torch.inference_mode():
-        choices[sys.argv[1]]()
-    threads, load = torch.get_num_threads(), os.getloadavg()[0]
-    print(f"bf16, torch {torch.__version__}, {threads} CPU threads, load {load:.1f}")
+    main(sys.argv[1:])

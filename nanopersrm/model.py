@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from kernels import attention
 from kernels.linear import can_pack, linear, pack
+from kernels.logprob import wide_mm
 from kernels.q4_linear import Q4
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import rope, rotation
@@ -295,9 +296,10 @@ class Model(nn.Module):
         return self.norm(y, h)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (M, D) -> (M, V) fp32, rounded to the model's type on the way."""
-        packed = self.packed_head
-        return linear(hidden, self.head() if packed is None else packed).float()
+        """hidden (M, D) -> (M, V) fp32; on a CPU rounded to the model's type on the way."""
+        if self.packed_head is not None:
+            return linear(hidden, self.packed_head).float()
+        return wide_mm(hidden, self.head().T)  # as the trainer's log-probabilities have them
 
     def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """hidden (M, D), ids (n,) -> (M, n) fp32, computed in fp32.

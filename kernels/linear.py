@@ -17,10 +17,10 @@ All 210 matrices of its layers, in milliseconds (`python -m kernels.bench linear
 Gate and up stay two products: as one matrix of 3,072 rows, packed, they were slower than apart.
 
 What we chose: a packed weight is inference only and replaces the plain one. Only bf16 on a CPU is
-packed (fp16 has no fast product there). A base that comes in 4-bit blocks keeps them beside, for few
-rows (`q4_linear.py`). Everywhere else this is PyTorch's own product. What we left out: oneDNN can
-add, multiply and apply silu while it stores; with up to 384 rows that gained nothing (the MLPs of 30
-layers: 1 row 20.4 ms against 20.1, 384 rows 154 against 143), with 1,024 about 10 %.
+packed (fp16 has no fast product there). A base that comes in 4-bit blocks keeps them beside, for
+few rows (`q4_linear.py`). Everywhere else this is PyTorch's own product. What we left out: oneDNN
+can add, multiply and apply silu while it stores; with up to 384 rows that gained nothing (the MLPs
+of 30 layers: 1 row 20.4 ms against 20.1, 384 rows 154 against 143), with 1,024 about 10 %.
 
 Where to read next: `nanopersrm/model.py`.
 """

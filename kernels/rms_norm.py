@@ -116,7 +116,8 @@ def _forward(
     """x, residual (N, D) with contiguous rows -> y, h (N, D) and rstd (N,)."""
     N, D = x.shape
     assert D <= MOST_WIDTH, f"expected at most {MOST_WIDTH} columns, got {D}"
-    assert weight.shape == (D,) and weight.is_contiguous(), f"weight {weight.shape}, {D} columns"
+    assert weight.shape == (D,), f"weight {tuple(weight.shape)} for {D} columns"
+    assert weight.is_contiguous(), f"weight with stride {weight.stride(0)}"
     y = torch.empty(N, D, dtype=x.dtype, device=x.device)
     h = x if residual is None else torch.empty_like(y)
     rstd = torch.empty(N, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
@@ -210,9 +211,7 @@ class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, dh):
         h, weight, rstd = ctx.saved_tensors
-        dx, d_weight = _backward(
-            rows_of(dy), rows_of(dh), h, weight, rstd, ctx.needs_input_grad[2]
-        )
+        dx, d_weight = _backward(rows_of(dy), rows_of(dh), h, weight, rstd, ctx.needs_input_grad[2])
         return dx.view(dy.shape), dx.view(dy.shape), d_weight, None
 
 

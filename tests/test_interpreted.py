@@ -15,7 +15,13 @@ from kernels._dispatch import triton
 
 FILES = sorted(Path(__file__).parent.glob("kernels/test_*.py"))
 # No Triton form to run, or none that the interpreter can.
-OTHERS = ("test_compiled.py", "test_linear.py", "test_q4_linear.py", "test_logprob_memory.py")
+OTHERS = (
+    "test_compiled.py",
+    "test_linear.py",
+    "test_q4_linear.py",
+    "test_logprob_memory.py",
+    "test_process.py",
+)
 
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is not installed")
 

@@ -1,4 +1,4 @@
-"""Every kernel variant, compiled for the five architectures: no GPU is needed to see that it fits."""
+"""Every kernel variant, compiled for five architectures: no GPU is needed to see that it fits."""
 
 import pytest
 

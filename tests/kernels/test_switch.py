@@ -1,5 +1,5 @@
-"""The model runs on the kernels of this folder, and on nothing else: with every one of them switched
-to its reference, one at a time, loss and gradients move by rounding only."""
+"""The model runs on the kernels of this project, and on nothing else: with every one of them
+switched to its reference, one at a time, loss and gradients move by rounding only."""
 
 import pytest
 import torch

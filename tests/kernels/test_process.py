@@ -1,0 +1,49 @@
+"""What importing `kernels.process` changes in a fresh process."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import ctypes, os
+import kernels.process
+
+class Info(ctypes.Structure):  # glibc's mallinfo2
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+        "fordblks", "keepcost")]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+before = libc.mallinfo2()
+place = libc.malloc(ctypes.c_size_t(64 << 20))
+apart = libc.mallinfo2().hblkhd - before.hblkhd  # bytes fetched from the system on their own
+libc.free(place)
+kept = libc.mallinfo2().arena - before.arena
+print(apart >= 64 << 20, kept >= 64 << 20, os.environ["GOMP_SPINCOUNT"])
+"""
+
+
+def probe(**variables: str) -> list[str]:
+    names = ("GOMP_SPINCOUNT", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    env = {k: v for k, v in os.environ.items() if k not in names} | variables
+    run = [sys.executable, "-c", PROBE]
+    return subprocess.run(run, env=env, capture_output=True, text=True, check=True).stdout.split()
+
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
+
+
+@glibc
+def test_freed_memory_stays_and_threads_spin_briefly():
+    assert probe() == ["False", "True", "1000"]
+
+
+@glibc
+def test_what_is_set_is_left_alone():
+    settings = {"GOMP_SPINCOUNT": "7", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    assert probe(**settings) == ["True", "False", "7"]

@@ -13,6 +13,9 @@ There is no autotuning: it needs a GPU to choose, and chooses differently from r
 sizes are functions of the shapes, written beside their kernels; `python -m kernels.bench OP`
 repeats the measurement on the card at hand, and `python -m kernels.aot` shows what they compile to.
 
+Nor is there a choice by card: every kernel asks for at most 101,376 bytes of shared memory, what
+sm_86, 89 and 120 have (datacenter cards have more), and the tests hold it to that.
+
 Where to read next: `rms_norm.py`, the pattern of a kernel file.
 """
 
@@ -46,15 +49,6 @@ def _fit(device: torch.device) -> bool:
 def on_triton(x: Tensor) -> bool:
     """True where the Triton form of an operation on x is the one to run."""
     return INTERPRETED or (x.is_cuda and _fit(x.device))
-
-
-@cache
-def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that one block may ask for: 101,376 on sm_86, 89 and 120, more on
-    datacenter cards. Asked of the driver, never guessed from the compute capability."""
-    if device.type != "cuda":
-        return 101_376
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 @jit

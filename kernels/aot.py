@@ -16,7 +16,16 @@ from pathlib import Path
 
 from kernels._compile import CAPABILITIES, Variant, build
 
-OPS = ("rms_norm", "rope", "swiglu", "logprob_rows", "nf4", "sample")
+OPS = (
+    "rms_norm",
+    "rope",
+    "swiglu",
+    "decode_attention",
+    "logprob_rows",
+    "nf4",
+    "nf4_product",
+    "sample",
+)
 START, END = "<!-- made by python -m kernels.aot --write -->", "<!-- end -->"
 
 

@@ -33,7 +33,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from kernels import attention
+from kernels.decode_attention import Look, decode_attention, kernel_serves, look
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,7 @@ class View:
     """How the rows of one forward look at one level; the same for every layer."""
 
     level: Level
-    seen: int  # T: positions 0:T of the slab are read
-    rows: Tensor | None  # (n, M) rows under each node, padded; None: node i has rows i·M to (i+1)·M
-    places: Tensor | None  # (N,) where row i stands in `rows`, flattened
-    mask: Tensor | None  # (n, 1, 1 or M·H/K, T)
+    look: Look
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Step:
 
     layout: Layout
     views: tuple[View, ...]  # the levels that are read from the cache
-    fresh: bool  # the nodes were empty: own keys are those of this forward, causal in each segment
+    fresh: bool  # own keys are not read from the cache: all are this forward's, causal in each node
     into: Level
     nodes: Tensor  # (N,) where each row is written: node ...
     slots: Tensor  # (N,) ... and position in its slab
@@ -112,20 +109,10 @@ class Step:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (N, H, E), k, v (N, K, E), already written -> what each row attends to (N, H, E)."""
-        parts = [
-            attention.level(
-                q,
-                view.level.keys[layer, :, :, : view.seen],
-                view.level.values[layer, :, :, : view.seen],
-                view.rows,
-                view.places,
-                view.mask,
-            )
-            for view in self.views
+        levels = [
+            (view.level.keys[layer], view.level.values[layer], view.look) for view in self.views
         ]
-        if self.fresh:
-            parts.append(attention.segments_partial(q, k, v, self.layout.starts))
-        return attention.merge(parts)
+        return decode_attention(q, levels, (k, v, self.layout.starts) if self.fresh else None)
 
 
 class KVCache:
@@ -181,14 +168,16 @@ class KVCache:
         layout = Layout(_starts(lengths), (-1,) * n, _positions(self.depths(), lengths))
         slots = [have + i for have, new in zip(before, lengths, strict=True) for i in range(new)]
         owners = [node for node, new in enumerate(lengths) for _ in range(new)]
-        fresh = not any(before)
-        views = [] if fresh else [self._view(last, owners, [slot + 1 for slot in slots])]
+        fresh = not any(before) and not kernel_serves(self.like)  # the kernel reads the slab
+        few = max(lengths) <= 1
+        views = [] if fresh else [self._view(last, owners, [slot + 1 for slot in slots], few)]
         above = owners
         for depth in range(len(self.levels) - 2, -1, -1):
             above = [self.levels[depth + 1].parents[i] for i in above]
             level = self.levels[depth]
             if any(level.lengths):
-                views.append(self._view(level, above, [level.lengths[i] for i in above]))
+                ends = [level.lengths[i] for i in above]
+                views.append(self._view(level, above, ends, few))
         last.lengths = [have + new for have, new in zip(before, lengths, strict=True)]
         same = len(set(lengths)) == 1 and len(set(before)) == 1
         return Step(
@@ -204,31 +193,9 @@ class KVCache:
     def _ints(self, numbers: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self.like.device)
 
-    def _view(self, level: Level, owners: list[int], ends: list[int]) -> View:
-        """Row i lies under node owners[i] of `level` and sees its first ends[i] >= 1 positions."""
-        assert min(ends) > 0, "a node without tokens above a row"
-        n, T = len(level.parents), max(ends)
-        under: list[list[int]] = [[] for _ in range(n)]
-        for row, owner in enumerate(owners):
-            under[owner].append(row)
-        M = max(map(len, under))
-        rows = places = None
-        if any(len(mine) < M for mine in under) or owners != sorted(owners):
-            under = [mine + (mine[-1:] or [0]) * (M - len(mine)) for mine in under]
-            place = {}
-            for node in range(n):
-                for j, row in enumerate(under[node]):
-                    if owners[row] == node:
-                        place[row] = node * M + j
-            rows, places = self._ints(under), self._ints([place[i] for i in range(len(owners))])
-        mask = None
-        if min(ends) < T:
-            limits = self._ints([[ends[row] for row in mine] for mine in under])  # (n, M)
-            if bool((limits == limits[:, :1]).all()):
-                limits = limits[:, :1]  # every row of a node sees as much of it
-            else:
-                limits = limits.repeat_interleave(self.group, 1)  # (n, M·H/K)
-            hidden = torch.arange(T, device=limits.device) >= limits[..., None]
-            zeros = torch.zeros(hidden.shape, dtype=self.like.dtype, device=limits.device)
-            mask = zeros.masked_fill_(hidden, float("-inf"))[:, None]
-        return View(level, T, rows, places, mask)
+    def _view(self, level: Level, owners: list[int], ends: list[int], few: bool) -> View:
+        """Row i lies under node owners[i] of `level` and sees its first ends[i] >= 1 positions;
+        `few`: no node of the last level gets more than one row."""
+        n, room = level.keys.shape[1], level.keys.shape[3]
+        last = level is self.levels[-1]
+        return View(level, look(owners, ends, n, room, self.group, self.like, few, last))

@@ -1,0 +1,236 @@
+"""Packed segments on trees: outputs and every gradient, in parts, by flash-attn's contract, and by
+PyTorch's own attention.
+"""
+
+import inspect
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from oracle import (
+    BF16,
+    FP16,
+    FP32,
+    INTERPRETED,
+    KINDS,
+    gappy,
+    no_worse_than_plain,
+    off,
+    outputs_and_gradients,
+    spread,
+    strided,
+)
+from torch import Tensor
+
+from kernels import attention
+from kernels.attention import segments, segments_reference
+
+TREES = [
+    ([0, 7], [-1]),
+    ([0, 4, 5, 9], [-1, -1, -1]),
+    ([0, 5, 6, 9], [-1, 0, 0]),
+    ([0, 3, 5, 6, 10, 12], [-1, 0, 1, 0, 3]),  # depth 3
+    ([0, 4, 6, 9, 11, 14], [-1, -1, 0, 1, 0]),  # the rows under a prompt do not stand together
+    ([0, 0, 3, 3, 5, 7], [-1, 0, 1, 1, 2]),  # empty segments, as roots, leaves and on the way
+    ([0, 70, 170, 171, 240], [-1, 0, 0, 2]),  # longer than the blocks of PyTorch's kernel
+]
+# The signature of `flash_attn.flash_attn_varlen_func` in flash-attn 2.8.3
+FLASH_ATTN = (
+    "q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, "
+    "softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None, "
+    "deterministic=False, return_attn_probs=False, block_table=None"
+)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, starts: list[int], parents: list[int]) -> Tensor:
+    """Every segment over its ancestors' keys and its own, masked, in the type of the inputs."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, 1) for x in (k, v))
+    outs = []
+    for s, parent in enumerate(parents):
+        rows = list(range(starts[s], starts[s + 1]))
+        while parent >= 0:
+            rows = [*range(starts[parent], starts[parent + 1]), *rows]
+            parent = parents[parent]
+        M, T = starts[s + 1] - starts[s], len(rows)
+        hidden = torch.ones(M, T, dtype=torch.bool, device=q.device).triu(T - M + 1)
+        asks = q[starts[s] : starts[s + 1]].transpose(0, 1)  # (H, M, E)
+        scores = asks @ k[rows].permute(1, 2, 0) / math.sqrt(q.shape[2])
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        outs.append((weights @ v[rows].transpose(0, 1)).transpose(0, 1))
+    return torch.cat(outs)
+
+
+def draw(N: int, H: int, K: int, E: int, dtype: torch.dtype = FP32) -> list[Tensor]:
+    return [spread(N, heads, E, dtype=dtype, seed=s, size=1.5) for s, heads in enumerate((H, K, K))]
+
+
+@pytest.mark.parametrize("form", [segments, segments_reference])
+@pytest.mark.parametrize(("device", "dtype"), KINDS)
+@pytest.mark.parametrize("heads", [(1, 1, 8), (6, 2, 16)])
+@pytest.mark.parametrize("tree", TREES)
+def test_no_worse_than_plain_pytorch(tree, heads, device, dtype, form):
+    inputs = draw(tree[0][-1], *heads, dtype)
+    no_worse_than_plain(
+        lambda q, k, v: form(q, k, v, *tree), lambda q, k, v: plain(q, k, v, *tree), inputs, device
+    )
+
+
+@pytest.mark.parametrize(("device", "dtype"), KINDS)
+@pytest.mark.parametrize("layout", [strided, gappy])
+def test_strided_inputs(device, dtype, layout):
+    tree = TREES[4]
+    inputs = [layout(x) for x in draw(tree[0][-1], 6, 2, 16, dtype)]
+    no_worse_than_plain(
+        lambda q, k, v: segments(q, k, v, *tree),
+        lambda q, k, v: plain(q, k, v, *tree),
+        inputs,
+        device,
+    )
+
+
+def test_gradients_that_arrive_with_strides():
+    """Those of a sum are one number, expanded: they have no stride at all."""
+    inputs = [x.requires_grad_() for x in draw(9, 6, 2, 16)]
+    ours = torch.autograd.grad(segments(*inputs, *TREES[2]).sum(), inputs)
+    theirs = torch.autograd.grad(plain(*inputs, *TREES[2]).sum(), inputs)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_worked_example_of_the_backward():
+    """Scores 0 and log 3, values 8 and 16, one key in each of two segments: dL/ds = ∓1.5."""
+    q = torch.tensor([0.0, 1.0]).view(2, 1, 1).requires_grad_()
+    k = torch.tensor([0.0, math.log(3)]).view(2, 1, 1).requires_grad_()
+    v = torch.tensor([8.0, 16.0]).view(2, 1, 1).requires_grad_()
+    out = segments(q, k, v, [0, 1, 2], [-1, 0])
+    assert out.flatten().tolist() == pytest.approx([8.0, 14.0])
+    out[1].sum().backward()
+    assert k.grad.flatten().tolist() == pytest.approx([-1.5, 1.5])
+    assert v.grad.flatten().tolist() == pytest.approx([0.25, 0.75])
+    assert q.grad.flatten().tolist() == pytest.approx([0.0, 1.5 * math.log(3)])
+
+
+@pytest.mark.parametrize("form", [segments, segments_reference])
+def test_one_token_is_its_value(form):
+    """Its weight is 1 whatever q and k are: their gradients are rounding only."""
+    inputs = draw(1, 6, 2, 16)
+    out, dq, dk, dv = outputs_and_gradients(lambda *x: form(*x, [0, 1], [-1]), inputs)
+    q, k, v = inputs
+    assert torch.allclose(out, v.repeat_interleave(3, 1), rtol=1e-6)
+    g = outputs_and_gradients(lambda x: x, [q])[1]  # what the oracle sends back
+    assert torch.allclose(dv, g.view(1, 2, 3, 16).sum(2), rtol=1e-5, atol=1e-6)
+    small = 8 * torch.finfo(FP32).eps * (g * out).sum(-1).abs().max()
+    assert dq.abs().max() <= small * k.abs().max()
+    assert dk.abs().max() <= 3 * small * q.abs().max()
+
+
+@pytest.mark.parametrize("tree", TREES[2:6])
+def test_backward_against_finite_differences(tree):
+    inputs = [x.double().requires_grad_() for x in draw(tree[0][-1], 2, 1, 2)]
+    assert torch.autograd.gradcheck(lambda *x: segments(*x, *tree), inputs)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing of Triton in it")
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+def test_gradients_of_keys_are_exact_to_a_rounding(dtype):
+    """The backward computes in fp32; PyTorch's in 16 bits is several times less exact."""
+    tree = TREES[6]
+    inputs = draw(tree[0][-1], 6, 2, 16, dtype)
+    ours = outputs_and_gradients(lambda *x: segments(*x, *tree), inputs)
+    exact = outputs_and_gradients(lambda *x: plain(*x, *tree), [x.double() for x in inputs])
+    for x, truth in zip(ours[2:], exact[2:], strict=True):
+        assert off(x, truth) <= 2 * torch.finfo(dtype).eps * truth.abs().max()
+
+
+@pytest.mark.parametrize("form", [segments, segments_reference])
+def test_no_rows(form):
+    q, k, v = draw(0, 6, 2, 16)
+    if form is segments:
+        assert segments(q, k, v, [0], []).shape == (0, 6, 16)
+        assert segments(q, k, v, [0, 0], [-1]).shape == (0, 6, 16)
+
+
+def test_refuses_starts_of_other_rows():
+    with pytest.raises(AssertionError, match="5 rows for segments that end at 4"):
+        segments(*draw(5, 6, 2, 16), [0, 4], [-1])
+
+
+# flash-attn, played by PyTorch
+
+
+def fake_flash_attn(calls: list[dict]):
+    """What its documentation promises, and it takes nothing that was not promised."""
+    signature = inspect.signature(eval(f"lambda {FLASH_ATTN}: None"))
+
+    def flash_attn_varlen_func(*args, **options) -> Tensor:
+        bound = signature.bind(*args, **options)
+        bound.apply_defaults()
+        calls.append(given := bound.arguments)
+        q, k, v = given["q"], given["k"], given["v"]
+        assert all(x.stride(-1) == 1 for x in (q, k, v))
+        bounds = []
+        for x, name in ((q, "q"), (k, "k")):
+            cu, most = given[f"cu_seqlens_{name}"], given[f"max_seqlen_{name}"]
+            assert cu.dtype == torch.int32
+            assert cu.is_contiguous()
+            assert cu.device == x.device
+            assert isinstance(most, int)
+            assert most == int(cu.diff().max())
+            assert (int(cu[0]), int(cu[-1])) == (0, len(x))
+            bounds.append(list(pairwise(cu.tolist())))
+        assert k.shape == v.shape
+        assert q.shape[1] % k.shape[1] == 0
+        group, outs = q.shape[1] // k.shape[1], []
+        for (a, b), (c, d) in zip(*bounds, strict=True):
+            keys, values = (x[c:d].repeat_interleave(group, 1) for x in (k, v))
+            scores = torch.einsum("mhe,the->hmt", q[a:b], keys) / math.sqrt(q.shape[2])
+            if given["causal"]:  # aligned to the bottom right
+                hidden = torch.ones(b - a, d - c, dtype=torch.bool).triu(d - c - (b - a) + 1)
+                scores = scores.masked_fill(hidden, float("-inf"))
+            outs.append(torch.einsum("hmt,the->mhe", scores.softmax(-1), values))
+        return torch.cat(outs)
+
+    return flash_attn_varlen_func
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_contract_with_flash_attn(tree, monkeypatch):
+    """One call for all segments, however deep the tree, and the right gradients through it."""
+    calls: list[dict] = []
+    monkeypatch.setattr(attention, "flash_attn_varlen_func", fake_flash_attn(calls))
+    no_worse_than_plain(
+        lambda q, k, v: attention._segments_flash_attn(q, k, v, *tree),
+        lambda q, k, v: plain(q, k, v, *tree),
+        draw(tree[0][-1], 6, 2, 16),
+        "cpu",
+    )
+    assert len(calls) == 1
+    assert calls[0]["cu_seqlens_q"].tolist() == tree[0]
+
+
+def test_flash_attn_reads_keys_in_place_where_nothing_is_shared(monkeypatch):
+    calls: list[dict] = []
+    monkeypatch.setattr(attention, "flash_attn_varlen_func", fake_flash_attn(calls))
+    q, k, v = draw(9, 6, 2, 16)
+    attention._segments_flash_attn(q, k, v, *TREES[1])
+    assert calls[0]["k"] is k
+    attention._segments_flash_attn(q, k, v, *TREES[2])
+    assert calls[1]["cu_seqlens_k"].tolist() == [0, 5, 11, 19]
+    assert calls[1]["max_seqlen_k"] == 8
+
+
+def test_flash_attn_serves_16_bits_on_cards_only(monkeypatch):
+    class Card:  # what the choice looks at
+        is_cuda, dtype, device = True, BF16, "cuda"
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert not attention._flash_attn_serves(Card()) or attention.flash_attn_varlen_func
+    monkeypatch.setattr(attention, "flash_attn_varlen_func", fake_flash_attn([]))
+    assert attention._flash_attn_serves(Card())
+    assert not attention._flash_attn_serves(torch.empty(1, dtype=BF16))
+    Card.dtype = FP32
+    assert not attention._flash_attn_serves(Card())
+    Card.dtype = FP16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not attention._flash_attn_serves(Card())

@@ -219,8 +219,11 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(-1, c.H, c.E)  # (N, H, E)
         k = self.k_proj(x).view(-1, c.K, c.E)  # (N, K, E)
         v = self.v_proj(x).view(-1, c.K, c.E)
-        norms = (self.q_norm.weight, self.k_norm.weight) if c.family == "qwen3" else (None, None)
-        q, k = rope(q, k, *turn, *norms, c.eps)
+        cos, sin = turn
+        if c.family == "qwen3":
+            q, k = rope(q, k, cos, sin, self.q_norm.weight, self.k_norm.weight, c.eps)
+        else:
+            q, k = rope(q, k, cos, sin)
         if step is None:
             out = attention.segments(q, k, v, layout.starts, layout.parents)  # (N, H, E)
         else:

@@ -6,7 +6,7 @@ reads a folder with one folder per writer, JSON-lines files, or a JSON file of p
 (`nanopersrm/writings.py`), and writes train.jsonl, validation.jsonl, test.jsonl (writers that are
 not in train), ood.jsonl (whole domains that are not in train), summary.json and summary.md.
 
-    read_writings -> shelves -> kind.draft -> accept.fault -> pair_and_twin -> files
+    read_writings -> shelves -> kind.draft -> accept.fault -> pair_and_twin -> leak gate -> files
 
 How it works. For each split and kind there are proposals 0, 1, 2, …, each with a random generator
 of its own, seeded with its number. Proposals are made in chunks, judged in order, and counted by
@@ -17,6 +17,9 @@ What we chose. Cross-author pairs are half of a set, the other kinds share the r
 twin stand one after the other; otherwise the order is shuffled. A passage is a candidate once,
 whatever the kind, unless `--reuse` says otherwise. When the writings are used up, the set is
 smaller than asked for and the summary says so.
+
+Before anything is written, the leak gate (`leakgate.py`) tries to solve every set without reading
+an exemplar. If it can, the build ends with exit code 1, names what gave it away, and writes no set.
 
 A kind is a module with `draft(shelf, rng, exemplars)`. One that needs a model has `load(base)`
 instead, which gives a function that makes many proposals at once.
@@ -44,6 +47,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data import shards, summary
 from data.accept import Taken, fault
 from data.drafts import Draft, Rejection, pair_and_twin
+from data.leakgate import Leak, gate
 from data.shards import Chunk
 from data.shelf import Lengths, Shelf, shelves
 from nanopersrm import InputError, __version__
@@ -301,9 +305,17 @@ def main(config: Config, command: str = "") -> None:
         if not sets["train"]:
             shards.close_folder(config.out)
             raise InputError(f"{config.corpora}: no pair could be made: {summary.reasons(rows)}")
+        log.print("leak gate: trying to solve the sets without their exemplars")
+        try:
+            audits = gate(sets, asked.seed)
+        except Leak:
+            shards.close_folder(config.out)
+            raise
         for split in SPLITS:
             write(config.out / f"{split}.jsonl", sets[split])
         facts = summary.facts(settings, command, shelf_of, rows)
+        facts["leak_gate"] = {split: found.as_dict() for split, found in audits.items()}
+        facts["leak_tables"] = {split: found.table() for split, found in audits.items()}
         shards.write_text(config.out / "summary.md", summary.page(facts))
         shards.write_text(config.out / "summary.json", summary.dump(facts))
     shards.close_folder(config.out)
@@ -317,6 +329,9 @@ def run(config: Config, command: str = "") -> int:
     except InputError as error:
         print(f"data.build: error: {error}", file=sys.stderr)
         return 2
+    except Leak as leak:
+        print(f"{leak}\ndata.build: error: the sets leak, nothing was written", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader has left, as `head` does; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -10,11 +10,14 @@ so nothing but the exemplars can tell which of the two is meant. Writer 2 may be
 same person after a rewrite, or a model. `author` is the person whose writings the draft came from;
 when writer 2 is another person, `meta["author_2"]` names them, and the twin is theirs.
 
-`meta` speaks of the draft: "_1" is the pair's writer, "_2" the twin's, in both records.
+A coin decides which of the two stands first and ends in "a": were it always the person's, whoever
+keeps every second record would have a set in which people are always right. `meta` speaks of the
+draft: "_1" is writer 1 and "_2" writer 2, in both records.
 Where to read next: `cross_author.py`, the simplest kind; `accept.py` for what is rejected.
 """
 
-from dataclasses import dataclass, field
+import random
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nanopersrm.pairs import Pair
@@ -52,10 +55,12 @@ def author_2(draft: Draft) -> str:
 
 def pair_and_twin(draft: Draft, id: str, split: str) -> tuple[Pair, Pair]:
     """The two records of a draft, with the ids `id` + "a" and `id` + "b"."""
-    first, second = f"{id}a", f"{id}b"
+    ids = [f"{id}a", f"{id}b"]
+    if random.Random(f"{id}/order").random() < 0.5:
+        ids.reverse()
     pair = Pair(
-        id=first,
-        twin=second,
+        id=ids[0],
+        twin=ids[1],
         author=draft.author,
         domain=draft.domain,
         split=split,
@@ -68,19 +73,16 @@ def pair_and_twin(draft: Draft, id: str, split: str) -> tuple[Pair, Pair]:
         rejected_from=draft.from_2,
         meta=dict(draft.meta),
     )
-    twin = Pair(
-        id=second,
-        twin=first,
+    twin = replace(
+        pair,
+        id=ids[1],
+        twin=ids[0],
         author=author_2(draft),
-        domain=draft.domain,
-        split=split,
-        kind=draft.kind,
         exemplars=draft.exemplars_2,
-        question=draft.question,
         chosen=draft.text_2,
         rejected=draft.text_1,
         chosen_from=draft.from_2,
         rejected_from=draft.from_1,
         meta=dict(draft.meta),
     )
-    return pair, twin
+    return (pair, twin) if ids[0] < ids[1] else (twin, pair)

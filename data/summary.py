@@ -134,4 +134,6 @@ def page(facts: Mapping[str, Any]) -> str:
         cells = [*(counts.get(domain, 0) for domain in domains), sum(counts.values())]
         lines.append(f"| {split} | {' | '.join(map(str, cells))} |")
     lines += ["", *(f"* {note}" for note in facts["notes"])]
+    for split, table in facts.get("leak_tables", {}).items():
+        lines += ["", f"## What a reader without exemplars can tell: {split}\n", table]
     return "\n".join(line for line in lines if line is not None).rstrip() + "\n"

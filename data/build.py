@@ -21,10 +21,11 @@ smaller than asked for and the summary says so.
 Before anything is written, the leak gate (`leakgate.py`) tries to solve every set without reading
 an exemplar. If it can, the build ends with exit code 1, names what gave it away, and writes no set.
 
-A kind is a module with `draft(shelf, rng, exemplars)`. One that needs a model has `load(base)`
-instead, which gives a function that makes many proposals at once.
+A kind is a module with `draft(shelf, rng, exemplars)`. One that needs a model has `load(base, seed,
+folder)` instead, which gives a function that makes many proposals at once and keeps what the model
+wrote in the folder; there are at most `--model-pairs` of it.
 
-Where to read next: `shelf.py`, then `accept.py`.
+Where to read next: `recipe.py` for the flags, `shelf.py`, then `accept.py`.
 """
 
 import os
@@ -33,10 +34,8 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,96 +47,27 @@ from data import shards, summary
 from data.accept import Taken, fault
 from data.drafts import Draft, Rejection, pair_and_twin
 from data.leakgate import Leak, gate
+from data.recipe import MODULES, WORD_LIMITS, Config, Recipe, recipe, shares, span
 from data.shards import Chunk
 from data.shelf import Lengths, Shelf, shelves
 from nanopersrm import InputError, __version__
 from nanopersrm.embedded import DEFAULT_BASE
-from nanopersrm.pairs import KINDS, SPLITS, Pair, write
+from nanopersrm.pairs import SPLITS, Pair, write
 from nanopersrm.writings import Piece, read_writings
 
-MODULES = {kind: f"data.{kind}" for kind in KINDS}
 HELD_OUT = ("court_opinions", "british_novels")  # by default, where both are there
 CHUNK = 64  # proposals
 PATIENCE, LEAST = 10, 7  # give up when so many chunks together gave fewer drafts: about 1 %
-MOST_EXEMPLARS = 16
-WORD_LIMITS = (20, 400)
 DEMO = Path(__file__).parent / "demo"
 
-Propose = Callable[[Shelf, Sequence[random.Random], Sequence[int]], list[Draft | Rejection]]
+Propose = Callable[[Shelf, Sequence[random.Random], Sequence[int]], Iterable[Draft | Rejection]]
 
 
-@dataclass(frozen=True)
-class Config:
-    """Turn writings into preference pairs with twins."""
-
-    corpora: Path  # a folder per writer, .jsonl or .jsonl.gz files, or a .json file
-    out: Path  # the folder to write
-    pairs: int = 12_000  # in the train split, twins counted
-    eval_pairs: int | None = None  # in each other split; default: a twentieth, at least 200
-    kinds: str = ",".join(KINDS)  # by name, with commas between
-    exemplars: str = "1-4"  # how many a pair has, from and to
-    words: str = "80-120"  # of a candidate
-    exemplar_words: str = "120-180"  # of an exemplar
-    seed: int = 0  # same seed, same bytes
-    hold_out: tuple[str, ...] | None = None  # domains kept out of all other splits
-    reuse: int = 1  # how often a passage may be a candidate
-    base: str = DEFAULT_BASE  # of the kinds that a language model writes
-    overwrite: bool = False  # throw away what another build left in the folder
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What to build, checked."""
-
-    kinds: tuple[str, ...]
-    drafts: dict[str, int]  # split -> how many
-    exemplars: tuple[int, int]
-    seed: int
-    reuse: int
-
-
-def span(text: str, flag: str, least: int, most: int) -> tuple[int, int]:
-    """Two numbers of "80-120", or twice the one of "100"."""
-    first, _, last = text.partition("-")
-    try:
-        low, high = int(first), int(last or first)
-    except ValueError:
-        low, high = 0, 0
-    if not least <= low <= high <= most:
-        raise InputError(f"{flag}: expected A-B with {least} <= A <= B <= {most}, got {text!r}")
-    return low, high
-
-
-def recipe(config: Config) -> Recipe:
-    """Check the flags that say what is built."""
-    named = [name.strip() for name in config.kinds.split(",") if name.strip()]
-    if unknown := [name for name in named if name not in KINDS]:
-        raise InputError(f"--kinds: expected names out of {', '.join(KINDS)}, got {unknown[0]!r}")
-    if not named:
-        raise InputError(f"--kinds: expected names out of {', '.join(KINDS)}, got none")
-    for name in named:
-        if find_spec(MODULES[name]) is None:
-            raise InputError(f"--kinds: {name} cannot be made, {MODULES[name]} is missing")
-    others = max(200, config.pairs // 40 * 2) if config.eval_pairs is None else config.eval_pairs
-    for flag, number, least in (("--pairs", config.pairs, 2), ("--eval-pairs", others, 0)):
-        if number < least or number % 2:
-            raise InputError(f"{flag}: expected an even number from {least}, got {number}")
-    if config.reuse < 1:
-        raise InputError(f"--reuse: expected a number from 1, got {config.reuse}")
-    return Recipe(
-        kinds=tuple(kind for kind in KINDS if kind in named),
-        drafts={s: (config.pairs if s == "train" else others) // 2 for s in SPLITS},
-        exemplars=span(config.exemplars, "--exemplars", 1, MOST_EXEMPLARS),
-        seed=config.seed,
-        reuse=config.reuse,
-    )
-
-
-def load_kind(kind: str, base: str) -> Propose:
-    """What makes the proposals of a kind."""
+def load_kind(kind: str, base: str, seed: int, pool: Path | None) -> Propose:
+    """What makes the proposals of a kind; what a model writes is kept in the folder `pool`."""
     module = import_module(MODULES[kind])
     if hasattr(module, "load"):
-        return module.load(base)
+        return module.load(base, seed, pool)
 
     def propose(
         shelf: Shelf, rngs: Sequence[random.Random], exemplars: Sequence[int]
@@ -145,21 +75,6 @@ def load_kind(kind: str, base: str) -> Propose:
         return [module.draft(shelf, rng, n) for rng, n in zip(rngs, exemplars, strict=True)]
 
     return propose
-
-
-def shares(drafts: int, kinds: Sequence[str]) -> dict[str, int]:
-    """How many drafts of each kind: half cross_author, the others the rest, evenly.
-
-    >>> shares(8, ("cross_author", "minor_replacement", "restyle"))
-    {'cross_author': 4, 'minor_replacement': 2, 'restyle': 2}
-    """
-    others = [kind for kind in kinds if kind != "cross_author"]
-    first = (drafts + 1) // 2 if others else drafts
-    found = {"cross_author": first} if "cross_author" in kinds else {}
-    rest = drafts - sum(found.values())
-    for i, kind in enumerate(others):
-        found[kind] = rest // len(others) + (i < rest % len(others))
-    return found
 
 
 def make_chunk(
@@ -224,13 +139,15 @@ def build_sets(
     progress: Progress | None = None,
 ) -> tuple[dict[str, list[Pair]], list[summary.Row]]:
     """The pairs of every split, twins side by side, and a row of figures for each kind in it."""
-    makers = {kind: load_kind(kind, base) for kind in asked.kinds}
+    pool = out / "pool" if out else None
+    makers = {kind: load_kind(kind, base, asked.seed, pool) for kind in asked.kinds}
     sets: dict[str, list[Pair]] = {}
     rows = []
     for split in SPLITS:
         shelf, taken = shelf_of[split], Taken(asked.reuse)
         sets[split] = []
-        for kind, wanted in shares(asked.drafts[split] * bool(shelf.sources), asked.kinds).items():
+        drafts = asked.drafts[split] * bool(shelf.sources)
+        for kind, wanted in shares(drafts, asked.kinds, asked.model_drafts[split]).items():
             task = progress.add_task(f"{split} {kind}", total=wanted) if progress else None
 
             def advance(drafts: int, task: Any = task) -> None:
@@ -251,7 +168,7 @@ def demo_pairs(
 ) -> list[Pair]:
     """Pairs of the invented writers of data/demo, in memory: 8 to train on, 2 and 2 others."""
     drafts = {split: (pairs if split == "train" else max(20, pairs // 10)) // 2 for split in SPLITS}
-    asked = Recipe(tuple(kinds), drafts, (1, 3), seed, reuse=10)
+    asked = Recipe(tuple(kinds), drafts, drafts, (1, 3), seed, reuse=10)
     sets, _ = build_sets(shelves(read_writings(DEMO), seed), asked)
     return [pair for split in SPLITS for pair in sets[split]]
 
@@ -282,6 +199,7 @@ def main(config: Config, command: str = "") -> None:
         "writings": shards.digest(pieces),
         "kinds": asked.kinds,
         "pairs": config.pairs,
+        "model_pairs": config.model_pairs,
         "eval_pairs": 2 * asked.drafts["test"],
         "exemplars": asked.exemplars,
         "words": lengths.candidate,

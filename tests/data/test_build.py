@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from data import build, shards
-from data.build import DEMO, Config, demo_pairs, main, recipe, run, shares, span
+from data.build import DEMO, demo_pairs, main, run
 from data.cross_author import draft
 from data.drafts import Rejection
+from data.recipe import Config, Recipe, recipe, shares, span
 from nanopersrm import InputError
 from nanopersrm.pairs import KINDS, SPLITS, Pair, check_twins, read
 
@@ -233,18 +234,18 @@ def test_defaults_and_ranges():
 
 
 def test_kinds_share_by_weight():
-    assert list(shares(6000, KINDS).values()) == [3000, 750, 750, 750, 750]
-    assert shares(7, ("cross_author", "restyle")) == {"cross_author": 4, "restyle": 3}
-    assert shares(7, ("cross_author",)) == {"cross_author": 7}
-    assert shares(5, ("minor_replacement", "restyle")) == {"minor_replacement": 3, "restyle": 2}
-    assert shares(3, ("restyle",)) == {"restyle": 3}
-    assert all(sum(shares(n, KINDS).values()) == n for n in range(50))
+    assert list(shares(6000, KINDS, 750).values()) == [3000, 750, 750, 750, 750]
+    assert shares(7, ("cross_author", "restyle"), 1) == {"cross_author": 4, "restyle": 3}
+    assert shares(7, ("cross_author",), 0) == {"cross_author": 7}
+    assert shares(5, ("minor_replacement", "restyle"), 0) == {"minor_replacement": 3, "restyle": 2}
+    assert shares(3, ("restyle",), 0) == {"restyle": 3}
+    assert all(sum(shares(n, KINDS, most).values()) == n for n in range(50) for most in (0, 2, 99))
 
 
 def test_a_kind_with_a_model_makes_many_at_once(tmp_path, monkeypatch):
     asked: list[tuple[str, int]] = []
 
-    def load(base: str) -> build.Propose:
+    def load(base: str, seed: int, folder: Path | None) -> build.Propose:
         def propose(shelf, rngs, exemplars):
             asked.append((base, len(rngs)))
             return [
@@ -258,10 +259,10 @@ def test_a_kind_with_a_model_makes_many_at_once(tmp_path, monkeypatch):
     module.load = load  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "data.model_kind", module)
     monkeypatch.setitem(build.MODULES, "restyle", "data.model_kind")
-    found = build.load_kind("restyle", "a base")
+    found = build.load_kind("restyle", "a base", 0, None)
     shelf = build.shelves(build.read_writings(DEMO), 0)["train"]
     chunk = build.make_chunk(
-        shelf, "restyle", 0, 3, found, build.Taken(2), build.Recipe(("restyle",), {}, (1, 2), 0, 2)
+        shelf, "restyle", 0, 3, found, build.Taken(2), Recipe(("restyle",), {}, {}, (1, 2), 0, 2)
     )
     assert asked == [("a base", build.CHUNK)]
     assert len(chunk.pairs) == 6

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from data import build
-from data.build import DEMO, Config
+from data.build import DEMO
 from data.drafts import Draft, pair_and_twin
 from data.leakgate import Leak
+from data.recipe import Config
 
 
 def test_a_leak_ends_the_build_before_anything_is_written(

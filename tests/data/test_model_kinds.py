@@ -1,0 +1,244 @@
+"""The two kinds that a model writes, with a scripted writer: whose text is whose, and what never
+may be shown."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from data import style_mimicking, style_randomization
+from data.accept import Taken, fault, shared_share
+from data.continuing import Ask
+from data.drafts import Draft, Rejection, pair_and_twin
+from data.personas import OPENINGS, of_split
+from data.shelf import Lengths, Shelf, shelves
+from data.style_randomization import aim
+from nanopersrm.pairs import check_twins
+from nanopersrm.writings import Piece
+
+LENGTHS = Lengths((30, 40), (36, 48))
+KINDS = {"style_randomization": style_randomization, "style_mimicking": style_mimicking}
+
+
+def prose(stem: str, sentences: int = 30) -> str:
+    return " ".join(
+        f"The {stem}{i}x went far away from {stem}{i}y when it was late." for i in range(sentences)
+    )
+
+
+def shelf_of(works: int = 9, question: str = "", split: str = "train") -> Shelf:
+    pieces = [
+        Piece(author, f"{author}{k}", None, prose(f"{author}{k}q"), domain, question)
+        for author, domain in (("ann", "d"), ("bob", "d"), ("cyd", "e"))
+        for k in range(works)
+    ]
+    sources = shelves(pieces, 0, (), LENGTHS)["train"]
+    return Shelf(split, sources.sources, sources.names, LENGTHS)
+
+
+class Writer:
+    """Writes sentences of its own, another text for every opening; keeps what it was asked."""
+
+    def __init__(self, spoil: str = ""):
+        self.spoil, self.asks, self.calls = spoil, [], 0  # type: str, list[Ask], int
+
+    def __call__(self, asks: Sequence[Ask]) -> list[str]:
+        self.asks += asks
+        self.calls += 1
+        return [self.text(ask) for ask in asks]
+
+    def text(self, ask: Ask) -> str:
+        rng = random.Random(ask.opening + ask.turns[0][1])
+        words = [f"m{rng.randrange(10**9)}" for _ in range(ask.words - 1)]
+        words[9::10] = [f"{word}." for word in words[9::10]]
+        return f"{self.spoil} {' '.join(words)} end.".strip()
+
+
+def propose(kind: str, shelf: Shelf, writer: Writer, number: int = 32, seed: int = 0):
+    rngs = [random.Random(f"{seed}/{i}") for i in range(number)]
+    counts = [rng.randint(1, 4) for rng in rngs]
+    return list(KINDS[kind].proposals("fake", writer, shelf, rngs, counts))
+
+
+def drafts(kind: str, shelf: Shelf, writer: Writer | None = None, number: int = 32) -> list[Draft]:
+    found = propose(kind, shelf, writer or Writer(), number)
+    assert len(found) == number
+    return [one for one in found if isinstance(one, Draft)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_person_and_the_model_each_have_their_own(kind: str):
+    found = drafts(kind, shelf_of())
+    assert len(found) > 20
+    for one in found:
+        assert one.kind == kind
+        work = one.from_1.split("/")[1]
+        assert one.from_1 == f"{one.author}/{work}"
+        assert f"The {work}q" in one.text_1
+        assert one.question.startswith(f"The {work}q")
+        assert one.question not in one.text_1
+        for text in one.exemplars_1:
+            assert f"The {one.author}" in text
+            assert work not in text
+        for text in (one.text_2, *one.exemplars_2):
+            assert text.startswith("m")
+        assert one.text_2 not in one.exemplars_2
+        assert len(one.exemplars_1) == len(one.exemplars_2) == len(set(one.exemplars_2))
+        assert one.from_2.startswith("model:fake:")
+        assert one.meta["base"] == "fake"
+        assert 0 < one.meta["temperature"] <= 1.2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_text_of_the_person_follows_the_opening_and_fits_the_length(kind: str):
+    source = {s.label: s.text for own in shelf_of().sources.values() for s in own}
+    for one in drafts(kind, shelf_of()):
+        assert f"{one.question} {one.text_1}" in source[one.from_1]
+        assert 0.8 < len(one.text_1.split()) / len(one.text_2.split()) < 1.25
+        for mine, theirs in zip(one.exemplars_1, one.exemplars_2, strict=True):
+            assert 0.7 < len(mine.split()) / len(theirs.split()) < 1.3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_drafts_are_accepted_and_become_twins(kind: str):
+    shelf, taken = shelf_of(), Taken(reuse=9)
+    found = [one for one in drafts(kind, shelf) if fault(one, shelf, taken) is None]
+    assert len(found) > 10
+    check_twins(
+        [pair for i, one in enumerate(found) for pair in pair_and_twin(one, f"{i}", "test")]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_is_a_candidate_once(kind: str):
+    texts = [one.text_2 for one in drafts(kind, shelf_of(), number=64)]
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_generators_give_the_same_drafts(kind: str):
+    shelf = shelf_of()
+    assert propose(kind, shelf, Writer()) == propose(kind, shelf, Writer())
+    assert propose(kind, shelf, Writer()) != propose(kind, shelf, Writer(), seed=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_written_before_it_is_asked_for(kind: str):
+    writer = Writer()
+    rngs = [random.Random(i) for i in range(64)]
+    for number, _ in enumerate(KINDS[kind].proposals("fake", writer, shelf_of(), rngs, [1] * 64)):
+        if number == 15:
+            break
+    assert writer.calls == 1
+    assert len(writer.asks) <= 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        ("Here is the text.", "model: chat phrase"),
+        ("**Bold**", "model: markup"),
+        ("so it was now " * 3, "model: repetition"),
+    ],
+)
+def test_a_text_that_fails_is_rejected_with_its_reason(kind: str, spoil: str, reason: str):
+    found = propose(kind, shelf_of(), Writer(spoil))
+    assert {one.reason for one in found if isinstance(one, Rejection)} >= {reason}
+    assert not [one for one in found if isinstance(one, Draft)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_recites_the_writing_is_rejected(kind: str):
+    class Reciter(Writer):
+        def text(self, ask: Ask) -> str:
+            stem = ask.opening.split()[1].removesuffix("x")  # annKqI: the next sentence is I + 1
+            name, _, number = stem.rpartition("q")
+            return (
+                super().text(ask)
+                + f" The {name}q{int(number) + 1}x went far away from "
+                + (f"{name}q{int(number) + 1}y when it was late.")
+            )
+
+    found = propose(kind, shelf_of(), Reciter())
+    assert {one.reason for one in found if isinstance(one, Rejection)} >= {"model: echo"}
+    assert not [one for one in found if isinstance(one, Draft)]
+
+
+def test_a_persona_has_its_own_turns_and_splits_do_not_share_any():
+    named = {}
+    for split in ("train", "validation", "test", "ood"):
+        writer = Writer()
+        found = drafts("style_randomization", shelf_of(split=split), writer)
+        named[split] = {one.meta["persona"] for one in found}
+        known = {persona.name: persona for persona in of_split(split)}
+        assert named[split] <= set(known)
+        assert {one.from_2 for one in found} == {f"model:fake:{name}" for name in named[split]}
+        shown = {tuple(zip(OPENINGS, known[n].paragraphs, strict=True)) for n in named[split]}
+        assert {ask.turns for ask in writer.asks} == shown
+    assert len(named["train"]) == 2  # two cells
+    assert not named["train"] & (named["validation"] | named["test"] | named["ood"])
+
+
+def test_exemplars_of_a_persona_are_of_the_domain_and_from_other_works():
+    for one in drafts("style_randomization", shelf_of()):
+        writer = Writer()
+        persona = next(p for p in of_split("train") if p.name == one.meta["persona"])
+        turns = tuple(zip(OPENINGS, persona.paragraphs, strict=True))
+        own = {
+            source.title: sentence
+            for w, sources in shelf_of().sources.items()
+            if w[0] == one.domain
+            for source in sources
+            for sentence in [source.text]
+        }
+        possible = {
+            writer.text(Ask(f"{opening}.", turns, words, 0, 0)): title
+            for title, text in own.items()
+            for opening in text.removesuffix(".").split(". ")
+            for words in range(*[n + k for k, n in enumerate(aim(LENGTHS))])
+        }
+        titles = {possible[text] for text in one.exemplars_2}
+        assert one.from_1.split("/")[1] not in titles
+
+
+def test_the_imitated_passage_is_in_no_text_of_the_pair():
+    writer = Writer()
+    found = drafts("style_mimicking", shelf_of(), writer)
+    assert len({one.author for one in found}) > 1
+    for one in found:
+        author, work = one.meta["imitated"].split("/")
+        assert (author, one.from_2) == (one.author, f"model:fake:mimic:{one.author}")
+        assert work not in one.from_1
+        for text in (one.text_1, *one.exemplars_1):
+            assert f"{work}q" not in text
+    turns = {ask.turns for ask in writer.asks}
+    assert all(len(turn) == 1 and turn[0][0].endswith("late.") for turn in turns)
+    assert len(turns) == 4  # one for each cell
+    shown = [turn[0][1] for turn in turns]
+    for one in found:
+        mine = (one.text_1, *one.exemplars_1)
+        cell = [text for text in shown if f"{one.meta['imitated'].split('/')[1]}q" in text]
+        assert cell
+        assert all(shared_share(text, tuple(cell)) == 0 for text in mine)
+
+
+def test_who_has_few_sources_gives_few_imitations():
+    found = propose("style_mimicking", shelf_of(works=5), Writer(), 8)
+    reasons = [one.reason for one in found if isinstance(one, Rejection)]
+    assert reasons.count("no opening in the source") == 4  # 8 of the cell, 4 sources
+    found = propose("style_mimicking", shelf_of(works=3), Writer(), 8)
+    assert found == [Rejection("style_mimicking", "no passage to imitate")] * 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_question_of_a_writing_is_the_opening(kind: str):
+    for one in drafts(kind, shelf_of(question="What happened to them all?")):
+        assert one.question == "What happened to them all?"
+
+
+def test_a_text_serves_as_candidate_and_as_exemplar():
+    least, most = aim(Lengths((80, 120), (120, 180)))
+    assert 0.75 * 120 < least <= most <= 120
+    assert aim(Lengths((200, 220), (30, 40))) == (210, 220)
+    assert aim(Lengths((30, 40), (100, 120))) == (82, 82)

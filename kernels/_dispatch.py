@@ -47,8 +47,15 @@ def _fit(device: torch.device) -> bool:
 
 
 def on_triton(x: Tensor) -> bool:
-    """True where the Triton form of an operation on x is the one to run."""
-    return INTERPRETED or (x.is_cuda and _fit(x.device))
+    """True where the Triton form of an operation on x is the one to run.
+
+    Triton launches on the current device, whatever device its tensors are on.
+    """
+    if INTERPRETED or not (x.is_cuda and _fit(x.device)):
+        return INTERPRETED
+    here = torch.cuda.current_device()
+    assert x.device.index == here, f"{x.device} is not the current device, cuda:{here}"
+    return True
 
 
 @jit

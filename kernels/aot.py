@@ -80,7 +80,8 @@ if __name__ == "__main__":
         description="Compile every kernel for sm_80, 86, 89, 90 and 120 and show what came out.",
     )
     parser.add_argument("--write", action="store_true", help="also update kernels/README.md")
+    asked = parser.parse_args()
     made = table()
     print(made)
-    if parser.parse_args().write:
+    if asked.write:
         write(made, Path(__file__).parent / "README.md")

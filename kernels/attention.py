@@ -61,6 +61,7 @@ Where to read next: `decode_attention.py`, then `nanopersrm/cache.py`, which kee
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import torch
@@ -224,6 +225,12 @@ def segments_reference(
     return torch.cat(outs)
 
 
+@lru_cache(maxsize=16)
+def _bounds(starts: tuple[int, ...], ends: tuple[int, ...], device: torch.device) -> Tensor:
+    """(2, S + 1) int32 on the device: the same for every layer, so it is sent there once."""
+    return torch.tensor([starts, ends], dtype=torch.int32, device=device)
+
+
 def _segments_flash_attn(
     q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], parents: Sequence[int]
 ) -> Tensor:
@@ -236,9 +243,7 @@ def _segments_flash_attn(
         gathered = _gather(k, v, starts, parents)
         k = torch.cat([piece for keys, _ in gathered for piece in keys])  # (sum of depths, K, E)
         v = torch.cat([piece for _, values in gathered for piece in values])
-    bounds = torch.tensor(
-        [list(starts), list(accumulate(depths, initial=0))], dtype=torch.int32, device=q.device
-    )
+    bounds = _bounds(tuple(starts), tuple(accumulate(depths, initial=0)), q.device)
     return flash_attn_varlen_func(
         q, k, v, bounds[0], bounds[1], max(lengths), max(depths), causal=True
     )

@@ -38,7 +38,8 @@ def rms_norm_cases(device: str) -> list[Case]:
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype) * weight
 
     def formula_add(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        return formula(x + residual), x + residual
+        h = x + residual
+        return formula(h), h
 
     def liger() -> Callable[[Tensor], Tensor]:
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
@@ -94,7 +95,7 @@ def rope_cases(device: str) -> list[Case]:
 
     def turn(x: Tensor) -> Tensor:
         one, two = x.chunk(2, -1)
-        return x * cos + torch.cat([one, two], -1).roll(E // 2, -1) * sin
+        return x * cos + torch.cat([two, one], -1) * sin
 
     def ours(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         return rope(q.view_as(q), k.view_as(k), cos, sin)
@@ -102,7 +103,8 @@ def rope_cases(device: str) -> list[Case]:
     def liger() -> Run:
         from liger_kernel.ops.rope import LigerRopeFunction
 
-        flat = cos[:, 0][None], sin[:, 0].abs()[None]
+        plain = sin[:, 0, E // 2 :]  # without the minus of our first half
+        flat = cos[:, 0][None], torch.cat([plain, plain], -1)[None]
         asks, keys = q.transpose(0, 1)[None].contiguous(), k.transpose(0, 1)[None].contiguous()
         return lambda: LigerRopeFunction.apply(asks, keys, *flat)
 

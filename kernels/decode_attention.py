@@ -184,7 +184,7 @@ def _look_kernel(
             weights.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee"
         )
         m = greatest
-    seen = total > 0
+    seen = total != 0  # also of NaN, which must not vanish with its split
     total = tl.where(seen, total, 1.0)
     lse = tl.where(seen, (m + tl.log2(total)) * 0.6931471805599453, float("-inf"))
     line = tl.cast(part, tl.int64) * lines_stride + row * (K * GROUP) + heads
@@ -212,7 +212,7 @@ def _merge_kernel(
     for part in range(S):
         at = tl.cast(part, tl.int64) * lines_stride + line
         lse = tl.load(Lse + at, mask=mine, other=float("-inf"))
-        seen = lse > float("-inf")  # otherwise its out was never written
+        seen = lse != float("-inf")  # otherwise its out was never written
         out = tl.load(
             Parts + at[:, None] * E + wide[None, :],
             mask=seen[:, None] & inside[None, :], other=0.0,

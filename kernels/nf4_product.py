@@ -50,8 +50,9 @@ which are 16 weights, and issue 128 instructions, 8 for each. All this is counte
 
 Matrices with few outputs are too few programs to keep a card busy, so each row of W is split in
 equal parts, their partial sums written in fp32, and a second kernel adds them, always in the same
-order. How many parts depends on the matrix only, and so does the order in which a sum is taken: a
-row's result does not depend on how many rows are with it. No atomics.
+order, and the bias and the adapter after them. (Where one part is the whole and nothing is to be
+added, there is no second kernel.) How many parts depends on the matrix only, and so does the order
+in which a sum is taken: a row's result does not depend on how many rows are with it. No atomics.
 
 Numerics: fp32 sums; partial sums, bias and the adapter are added in fp32 and rounded once. `a` =
 x Aᵀ comes rounded to x's type. What we left out: permuting the weights when they are loaded, which
@@ -80,6 +81,7 @@ STAGES = 4  # turns on their way at a time: 24 KB of weights a multiprocessor wi
 PROGRAMS = 384  # enough for 132 multiprocessors to have their reads under way
 LEAST = 3  # blocks of 64 columns in a part: fewer, and a program only starts and ends
 BYTES = BLOCK // 2  # of codes, in a block
+MOST_RANK = 64  # columns of B at a time: with 256 the sum spills its registers
 
 
 @jit
@@ -92,11 +94,16 @@ def _zero():
 def _adapted(acc, n, m, Bias, A, B, scale, M, OUT, R, RANK: tl.constexpr, BIAS: tl.constexpr):
     """acc (BN, BM) + bias + scale · B aᵀ."""
     if RANK:
-        r = tl.arange(0, RANK)
-        low = tl.load(B + n[:, None] * R + r[None, :], mask=(n < OUT)[:, None] & (r < R), other=0.0)
-        a = tl.load(A + m[None, :] * R + r[:, None], mask=(m < M)[None, :] & (r < R)[:, None],
-                    other=0.0)  # fmt: skip
-        acc += scale * tl.dot(low, a, input_precision="ieee")
+        for start in tl.range(0, R, RANK, num_stages=1):
+            r = start + tl.arange(0, RANK)
+            low = tl.load(
+                B + n[:, None] * R + r[None, :], mask=(n < OUT)[:, None] & (r < R), other=0.0
+            )
+            a = tl.load(
+                A + m[None, :] * R + r[:, None],
+                mask=(m < M)[None, :] & (r < R)[:, None], other=0.0,
+            )  # fmt: skip
+            acc += scale * tl.dot(low, a, input_precision="ieee")
     if BIAS:
         acc += tl.load(Bias + n, mask=n < OUT, other=0.0).to(tl.float32)[:, None]
     return acc
@@ -104,15 +111,15 @@ def _adapted(acc, n, m, Bias, A, B, scale, M, OUT, R, RANK: tl.constexpr, BIAS: 
 
 @jit
 def _nf4_product_kernel(
-    Pairs, Codes, Absmax, Scales, Offset, Dynamic, Table, Y, Bias, A, B,
-    scale, pairs_stride, M, OUT, BLOCKS, PART, R,
-    ASM: tl.constexpr, CONSTRAINTS: tl.constexpr, SPLIT: tl.constexpr, RANK: tl.constexpr,
-    BIAS: tl.constexpr, TURN: tl.constexpr, BYTES: tl.constexpr, RUN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    X, Pairs, Codes, Absmax, Scales, Offset, Dynamic, Table, Y,
+    pairs_stride, M, OUT, BLOCKS, PART,
+    ASM: tl.constexpr, CONSTRAINTS: tl.constexpr, TURN: tl.constexpr, BYTES: tl.constexpr,
+    RUN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """One program: BN outputs, BM rows, PART of the BLOCKS of 64 columns, TURN of them a turn.
 
-    Rows and outputs past the end are read as the last one, which keeps masks out of the loop."""
+    Y is (parts, M, OUT) in fp32, or (1, M, OUT) in x's type. Rows and outputs past the end are read
+    as the last one, which keeps masks out of the loop. Of X only its type is read."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.program_id(2) * BM + tl.arange(0, BM)
     first = tl.program_id(1) * PART
@@ -125,7 +132,7 @@ def _nf4_product_kernel(
     if ASM is not None:
         table = Table + _zero() + tl.zeros((1, 1), tl.int32)
         t0, t1, t2, t3 = tl.load(table), tl.load(table + 1), tl.load(table + 2), tl.load(table + 3)
-    kind = Bias.dtype.element_ty  # the type of x
+    kind = X.dtype.element_ty
     half: tl.constexpr = kind.primitive_bitwidth
     acc = tl.zeros((BN, BM), tl.float32)
     for at in range(first, first + PART, TURN):
@@ -154,11 +161,8 @@ def _nf4_product_kernel(
         pairs += TURN * BYTES
     inside = (n < OUT)[:, None] & (m < M)[None, :]
     at = m.to(tl.int64)[None, :] * OUT + n[:, None]
-    if SPLIT:  # Y (parts, M, OUT) fp32
-        tl.store(Y + tl.program_id(1).to(tl.int64) * M * OUT + at, acc, mask=inside)
-    else:
-        acc = _adapted(acc, n, m, Bias, A, B, scale, M, OUT, R, RANK, BIAS)
-        tl.store(Y + at, acc.to(Y.dtype.element_ty), mask=inside)
+    at += tl.program_id(1).to(tl.int64) * M * OUT
+    tl.store(Y + at, acc.to(Y.dtype.element_ty), mask=inside)
 
 
 @jit
@@ -200,7 +204,7 @@ def _turn(rows: int, part: int) -> int:
 
 
 def _rank(a: Tensor | None) -> int:
-    return 0 if a is None else max(16, triton.next_power_of_2(a.shape[1]))
+    return 0 if a is None else min(max(16, triton.next_power_of_2(a.shape[1])), MOST_RANK)
 
 
 def fits(x: Tensor, weight: NF4) -> bool:
@@ -250,18 +254,18 @@ def product(
     R = 0 if a is None else a.shape[1]
     codebook, dynamic = tables(x.device)
     table = codebook if INTERPRETED else decode_tables(x.dtype, x.device)
-    sums = y if parts == 1 else torch.empty(parts, N, out, dtype=torch.float32, device=x.device)
+    whole = parts == 1 and bias is None and a is None
+    sums = y if whole else torch.empty(parts, N, out, dtype=torch.float32, device=x.device)
     tiles, groups = triton.cdiv(out, BN), triton.cdiv(N, BM)
     bias_, a_, B_ = (y if t is None else t for t in (bias, a, B))  # any pointer will do, unread
     _nf4_product_kernel[(tiles, parts, groups)](
-        pairs, weight.codes, weight.absmax, weight.scales, weight.offset, dynamic, table, sums,
-        bias_, a_, B_, scale, pairs.stride(0), N, out, blocks, part, R,
+        x, pairs, weight.codes, weight.absmax, weight.scales, weight.offset, dynamic, table, sums,
+        pairs.stride(0), N, out, blocks, part,
         ASM=None if INTERPRETED else decode_asm(x.dtype), CONSTRAINTS=CONSTRAINTS,
-        SPLIT=parts > 1, RANK=rank, BIAS=bias is not None, TURN=_turn(N, part), BYTES=BYTES,
-        RUN=RUN, BM=BM, BN=BN,
+        TURN=_turn(N, part), BYTES=BYTES, RUN=RUN, BM=BM, BN=BN,
         num_warps=WARPS, num_stages=STAGES, enable_fp_fusion=True,
     )  # fmt: skip
-    if parts > 1:
+    if not whole:
         _nf4_sum_kernel[(tiles, groups)](
             sums, y, bias_, a_, B_, scale, N, out, R, parts,
             RANK=rank, BIAS=bias is not None, BM=BM, BN=BN, num_warps=WARPS, enable_fp_fusion=True,
@@ -271,7 +275,7 @@ def product(
 
 def variants() -> list[Variant]:
     """What the launcher asks for: Qwen2.5-7B's gate, k, down and o projections and SmolLM2-135M's
-    q, with as many rows of x as fill a program."""
+    q, and a head that is one part, with as many rows of x as fill a program."""
     # out, in, rows, type, rank of the adapter, bias, most registers, most instructions a weight
     shapes = [
         (18944, 3584, 8, torch.float16, 0, False, 128, 3.8),
@@ -280,6 +284,7 @@ def variants() -> list[Variant]:
         (3584, 18944, 16, torch.float16, 0, False, 128, 4.5),
         (576, 576, 8, torch.bfloat16, 0, False, 128, 4.1),
         (3584, 3584, 32, torch.float16, 16, False, 168, 5.5),
+        (151936, 4096, 16, torch.bfloat16, 0, False, 128, 4.2),
     ]
     made = []
     for out, columns, rows, dtype, rank, bias, registers, instructions in shapes:
@@ -288,25 +293,24 @@ def variants() -> list[Variant]:
         parts = _parts(out, blocks)
         BM, turn = _rows(rows), _turn(rows, blocks // parts)
         name = f"{out} x {columns}, {rows} rows, {kind}"
+        whole = parts == 1 and not rank and not bias
         shared = {"Bias": f"*{kind}", "A": f"*{kind}", "B": f"*{kind}", "scale": "fp32"}
         made.append(
             Variant(
                 f"nf4 product, {name}",
                 _nf4_product_kernel,
-                {"Pairs": "*i32", "Codes": "*u8", "Absmax": "*u8", "Scales": "*fp32",
-                 "Offset": "*fp32", "Dynamic": "*fp32", "Table": "*i32",
-                 "Y": "*fp32" if parts > 1 else f"*{kind}", **shared,
-                 "pairs_stride": "i32", "M": "i32", "OUT": "i32", "BLOCKS": "i32", "PART": "i32",
-                 "R": "i32"},
-                {"ASM": decode_asm(dtype), "CONSTRAINTS": CONSTRAINTS, "SPLIT": parts > 1,
-                 "RANK": rank, "BIAS": bias, "TURN": turn, "BYTES": BYTES,
-                 "RUN": RUN, "BM": BM, "BN": BN},
+                {"X": f"*{kind}", "Pairs": "*i32", "Codes": "*u8", "Absmax": "*u8",
+                 "Scales": "*fp32", "Offset": "*fp32", "Dynamic": "*fp32", "Table": "*i32",
+                 "Y": f"*{kind}" if whole else "*fp32",
+                 "pairs_stride": "i32", "M": "i32", "OUT": "i32", "BLOCKS": "i32", "PART": "i32"},
+                {"ASM": decode_asm(dtype), "CONSTRAINTS": CONSTRAINTS, "TURN": turn,
+                 "BYTES": BYTES, "RUN": RUN, "BM": BM, "BN": BN},
                 WARPS, STAGES, dot=True, most_registers=registers,
                 odd=frozenset({"M", "BLOCKS", "PART"}),
                 weights=BN * BLOCK * turn, most_per_weight=instructions,
             )
         )  # fmt: skip
-        if parts > 1 and rank:
+        if rank:
             made.append(
                 Variant(
                     f"nf4 sum of {name}",

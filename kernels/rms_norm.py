@@ -32,11 +32,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels._compile import Variant
 from kernels._dispatch import jit, on_triton, rows_of, tl, triton, wide
 
-MOST_WIDTH = 32_768  # columns that one program holds in registers
+MOST_WIDTH = 8192  # columns that one program holds in registers; more would spill
 PARTIALS = 256  # programs that sum the weight's gradient, each over its share of the rows
 
 
@@ -168,14 +169,16 @@ def variants() -> list[Variant]:
                     warps,
                 )
             )  # fmt: skip
+        for add, learns in ((False, False), (True, False), (True, True)):
+            of_weight = ", weight" * learns
             made.append(
                 Variant(
-                    f"rms_norm backward, D {D}{', add' * add}",
+                    f"rms_norm backward, D {D}{', add' * add}{of_weight}",
                     _rms_norm_backward_kernel,
                     {"DY": "*bf16", "DH": "*bf16", "H": "*bf16", "Weight": "*bf16",
                      "Rstd": "*fp32", "DX": "*bf16", "DWeight": "*fp32", "dy_stride": "i32",
                      "dh_stride": "i32", "h_stride": "i32", "N": "i32", "D": "i32"},
-                    {"ADD": add, "WEIGHT": add, "BLOCK": block},
+                    {"ADD": add, "WEIGHT": learns, "BLOCK": block},
                     warps,
                 )
             )  # fmt: skip
@@ -193,6 +196,7 @@ class _RMSNorm(torch.autograd.Function):
         return y.view(x.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
         flat, weight, rstd = ctx.saved_tensors
         dx, d_weight = _backward(rows_of(dy), None, flat, weight, rstd, ctx.needs_input_grad[1])
@@ -209,10 +213,12 @@ class _AddRMSNorm(torch.autograd.Function):
         return y.view(x.shape), h.view(x.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy, dh):
         h, weight, rstd = ctx.saved_tensors
         dx, d_weight = _backward(rows_of(dy), rows_of(dh), h, weight, rstd, ctx.needs_input_grad[2])
-        return dx.view(dy.shape), dx.view(dy.shape), d_weight, None
+        dx = dx.view(dy.shape)
+        return dx, dx, d_weight, None  # one object: two would be two .grad in the same memory
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

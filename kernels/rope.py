@@ -9,7 +9,7 @@ A head of width E holds E/2 pairs (x[i], x[i + E/2]); pair i at position p is tu
 The product of a turned query and a turned key then depends on the distance of their positions only
 (Su et al., "RoFormer", arXiv 2104.09864). Worked example: E = 2, f = (1,), p = π/2: (1, 0) becomes
 (0, 1). Qwen3 first brings each head to unit root mean square and scales its columns: n = x · rstd,
-z = n · weight, as in `rms_norm.py`, and turns z. The example with that norm and weight 1: (√2, 0).
+z = n · weight, as in `rms_norm.py`, and turns z. The example with that norm and weight 1: (0, √2).
 
 Why one kernel: as PyTorch calls each of q and k is read or written seven times (a product, a
 swapped copy, a product and sum), here once each, for both tensors and for all heads that share an
@@ -36,15 +36,13 @@ what `rope` returns. PyTorch's name for this, `mark_dirty`, is refused for two v
 views of their projections), and costs three copies of the gradient for one. So we return new names
 for the same memory and raise its version: whoever saved the old numbers for a backward gets
 PyTorch's "modified by an inplace operation". Gradients are never turned in place: autograd may
-hand one buffer to several users (y + z gives both the same). That costs one buffer of q's and k's
-size while a layer's backward runs.
+hand one buffer to several users (y + z gives both the same). That costs a buffer of their size.
 
 What we chose: positions are given row by row, so packed texts, cached texts and replies that
 continue a shared prefix need nothing special. Hugging Face's pairing (i with i + E/2), which GGUF
 files of the Llama family do not use: the loader puts their rows back (see `nanopersrm/weights.py`).
 Angles are fp32 always, their cosine and sine are rounded to the model's type; a kernel computes in
-fp32 and rounds once. What we left out: turning only a part of each head, and writing k straight
-into a cache.
+fp32 and rounds once. What we left out: turning a part of each head, and writing k into a cache.
 
 Where to read next: `attention.py`.
 """
@@ -53,6 +51,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels._compile import Variant
 from kernels._dispatch import jit, on_triton, rows_of, tl, triton, wide
@@ -213,8 +212,7 @@ def _turn_plainly(
     Microseconds, 9 and 3 heads of 64, bf16, 2 cores (AMX), at 1, 8, 32 and 512 rows: in place, as
     here, 21, 29, 49, 273; with fresh results 23, 32, 54, 293; on q and k joined by a copy 20, 27,
     49, 301; half by half, without the swapped copy, 47, 57, 74, 324; in fp32 and back 47, 57, 80,
-    492. At 512 rows in fp32: 183, 283, 351, 213.
-    """
+    492. At 512 rows in fp32: 183, 283, 351, 213."""
     for x, out in ((q, q_out), (k, k_out)):
         swapped = x.roll(x.shape[-1] // 2, -1)
         product = x.mul_(cos) if out is x else torch.mul(x, cos, out=out)  # mul_ saves 3 µs
@@ -295,6 +293,7 @@ class _Turn(torch.autograd.Function):
         return q.detach(), k.detach()  # the same memory and version under a name of its own
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dq, dk):
         cos, sin = ctx.saved_tensors
         into_q, into_k = (torch.empty(d.shape, dtype=d.dtype, device=d.device) for d in (dq, dk))
@@ -316,6 +315,7 @@ class _NormTurn(torch.autograd.Function):
         return q_out, k_out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dq, dk):
         q, k, cos, sin, *weights = ctx.saved_tensors
         asked = any(ctx.needs_input_grad[4:6])

@@ -35,6 +35,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels._compile import Variant
 from kernels._dispatch import jit, on_triton, rows_of, tl, triton, wide
@@ -132,6 +133,7 @@ class _SwiGLU(torch.autograd.Function):
         return _forward(*flat).view(gate.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
         d_gate, d_up = _backward(rows_of(dy), *ctx.saved_tensors)
         return d_gate.view(dy.shape), d_up.view(dy.shape)

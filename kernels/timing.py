@@ -150,8 +150,17 @@ def _timer(run: Run, calls: int, device: str) -> Run:
 
 
 def measure(case: Case, rounds: int, device: str) -> Result:
-    """All sides in turns, after one round to warm up."""
-    peak = {name: peak_bytes(run, device) for name, run in case.sides.items()}
+    """All sides in turns, after one round to warm up. Others than ours may lack the memory."""
+    peak = {}
+    for name, run in list(case.sides.items()):
+        try:
+            peak[name] = peak_bytes(run, device)
+        except torch.OutOfMemoryError:
+            if name == "ours":
+                raise
+            del case.sides[name]
+            case.missing[name] = "out of memory"
+            torch.cuda.empty_cache()
     timers = {name: _timer(run, case.calls, device) for name, run in case.sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in timers}
     for turn in range(rounds + 1):

@@ -294,6 +294,8 @@ def _device(name: str) -> torch.device:
         raise InputError(
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices"
         )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton launches on the current one
     return device
 
 

@@ -133,6 +133,18 @@ def test_great_and_small_scores_are_finite(size):
     assert off(out, plain(q.double(), tuple(x.double() for x in slab), [SHARED])) < 1e-3
 
 
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_none_do_not_vanish(bad, which):
+    """One key or value of the shared level is not finite: nobody who sees it may look healthy."""
+    levels = [OWN, SHARED]
+    q, slab = spread(7, 6, 24), slabs(levels, 2, 24, FP32)
+    slab[2 + which][0, :, 200] = bad
+    q = q.abs()  # so that an infinite key has an infinite score
+    healthy = attend(q, tuple(slab), levels).isfinite().any(-1).any(-1)
+    assert not any(ok for ok, end in zip(healthy, SHARED["ends"], strict=True) if end > 200)
+
+
 @KERNEL
 @pytest.mark.parametrize("levels", [[SHARED], [OWN, UNEVEN, SHARED]])
 def test_neighbours_do_not_move_a_bit(levels):

@@ -132,7 +132,7 @@ def test_against_fp64(rows, columns, out):
 
 @interpreted
 @pytest.mark.parametrize("programs", [1, 384])  # parts are added in the product or in the sum
-@pytest.mark.parametrize("rank", [1, 16, 20])
+@pytest.mark.parametrize("rank", [1, 16, 20, 130])
 def test_bias_and_adapter(programs, rank, monkeypatch):
     monkeypatch.setattr(nf4_product, "PROGRAMS", programs)
     weight, x = base(70, 384), spread(5, 384)

@@ -83,6 +83,28 @@ def test_rows_do_not_meet():
     assert all(torch.equal(rms_norm(x[i : i + 1], weight, EPS)[0], together[i]) for i in range(9))
 
 
+def test_gradients_of_the_sum_do_not_share_memory():
+    """Both are dL/dh; a second backward adds to each where it is, once."""
+    x, residual = spread(3, 5).requires_grad_(), spread(3, 5, seed=1).requires_grad_()
+    weight = spread(5, seed=2)
+    sums = []
+    for _ in range(2):
+        y, h = add_rms_norm(x, residual, weight, EPS)
+        (y + h).square().sum().backward()
+        sums.append((x.grad.clone(), residual.grad.clone()))
+    for once, twice in zip(*sums, strict=True):
+        assert torch.allclose(twice, 2 * once)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the hand-derived backward belongs to the kernels")
+def test_a_second_derivative_fails_instead_of_being_zero():
+    x, weight = spread(3, 5).requires_grad_(), spread(5, seed=2)
+    for y in (rms_norm(x, weight, EPS), add_rms_norm(x, x, weight, EPS)[0]):
+        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            (dx.square().sum() + x.sum()).backward()
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="the hand-derived backward belongs to the kernels")
 @pytest.mark.parametrize("frozen", [False, True])
 def test_backward_against_finite_differences(frozen):

@@ -273,6 +273,15 @@ def test_backward_of_the_norm_against_finite_differences(frozen):
     )
 
 
+@pytest.mark.parametrize("norm", [False, True] if INTERPRETED else [False])
+def test_a_second_derivative_fails_instead_of_being_zero(norm):
+    q, k = spread(3, 2, 8).requires_grad_(), spread(3, 1, 8, seed=1)
+    y, _ = ours(torch.arange(3))(q, k, *[torch.ones(8)] * 2 * norm)
+    (dq,) = torch.autograd.grad(y.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        (dq.square().sum() + q.sum()).backward()
+
+
 def test_every_row_counts_when_programs_share_them(monkeypatch):
     """More rows than programs: the weights' gradients are sums over all."""
     monkeypatch.setattr("kernels.rope.PARTIALS", 4)

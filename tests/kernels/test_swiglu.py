@@ -115,6 +115,14 @@ def test_backward_against_finite_differences():
     assert torch.autograd.gradcheck(_SwiGLU.apply, (gate, up))
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="the hand-derived backward belongs to the kernels")
+def test_a_second_derivative_fails_instead_of_being_zero():
+    x = spread(3, 5).requires_grad_()
+    (dx,) = torch.autograd.grad(swiglu(x, x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        (dx.square().sum() + x.sum()).backward()
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="the offsets belong to the kernels")
 def test_rows_beyond_two_to_the_31_numbers(tmp_path):
     """A file of zeros that takes no room: its rows 0 and 2 lie 2^31 numbers apart."""

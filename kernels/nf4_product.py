@@ -50,9 +50,9 @@ which are 16 weights, and issue 128 instructions, 8 for each. All this is counte
 
 Matrices with few outputs are too few programs to keep a card busy, so each row of W is split in
 equal parts, their partial sums written in fp32, and a second kernel adds them, always in the same
-order, and the bias and the adapter after them. (Where one part is the whole and nothing is to be
-added, there is no second kernel.) How many parts depends on the matrix only, and so does the order
-in which a sum is taken: a row's result does not depend on how many rows are with it. No atomics.
+order, and the bias and the adapter after them. How many parts depends on the matrix only, and so
+does the order in which a sum is taken: a row's result does not depend on how many rows are with it.
+No atomics.
 
 Numerics: fp32 sums; partial sums, bias and the adapter are added in fp32 and rounded once. `a` =
 x Aᵀ comes rounded to x's type. What we left out: permuting the weights when they are loaded, which
@@ -111,15 +111,17 @@ def _adapted(acc, n, m, Bias, A, B, scale, M, OUT, R, RANK: tl.constexpr, BIAS: 
 
 @jit
 def _nf4_product_kernel(
-    X, Pairs, Codes, Absmax, Scales, Offset, Dynamic, Table, Y,
-    pairs_stride, M, OUT, BLOCKS, PART,
-    ASM: tl.constexpr, CONSTRAINTS: tl.constexpr, TURN: tl.constexpr, BYTES: tl.constexpr,
-    RUN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    Pairs, Codes, Absmax, Scales, Offset, Dynamic, Table, Y, Bias, A, B,
+    scale, pairs_stride, M, OUT, BLOCKS, PART, R,
+    ASM: tl.constexpr, CONSTRAINTS: tl.constexpr, SPLIT: tl.constexpr, RANK: tl.constexpr,
+    BIAS: tl.constexpr, TURN: tl.constexpr, BYTES: tl.constexpr, RUN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """One program: BN outputs, BM rows, PART of the BLOCKS of 64 columns, TURN of them a turn.
 
-    Y is (parts, M, OUT) in fp32, or (1, M, OUT) in x's type. Rows and outputs past the end are read
-    as the last one, which keeps masks out of the loop. Of X only its type is read."""
+    Rows and outputs past the end are read as the last one, which keeps masks out of the loop. Of
+    Bias only the type is read, that of x; A, B, scale and R are the sum's, and stand here because
+    without them the assembler spills 8 bytes on sm_90."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.program_id(2) * BM + tl.arange(0, BM)
     first = tl.program_id(1) * PART
@@ -132,7 +134,7 @@ def _nf4_product_kernel(
     if ASM is not None:
         table = Table + _zero() + tl.zeros((1, 1), tl.int32)
         t0, t1, t2, t3 = tl.load(table), tl.load(table + 1), tl.load(table + 2), tl.load(table + 3)
-    kind = X.dtype.element_ty
+    kind = Bias.dtype.element_ty  # the type of x
     half: tl.constexpr = kind.primitive_bitwidth
     acc = tl.zeros((BN, BM), tl.float32)
     for at in range(first, first + PART, TURN):
@@ -161,8 +163,10 @@ def _nf4_product_kernel(
         pairs += TURN * BYTES
     inside = (n < OUT)[:, None] & (m < M)[None, :]
     at = m.to(tl.int64)[None, :] * OUT + n[:, None]
-    at += tl.program_id(1).to(tl.int64) * M * OUT
-    tl.store(Y + at, acc.to(Y.dtype.element_ty), mask=inside)
+    if SPLIT:  # Y (parts, M, OUT) fp32, to be added up, with bias and adapter
+        tl.store(Y + tl.program_id(1).to(tl.int64) * M * OUT + at, acc, mask=inside)
+    else:
+        tl.store(Y + at, acc.to(Y.dtype.element_ty), mask=inside)
 
 
 @jit
@@ -254,15 +258,16 @@ def product(
     R = 0 if a is None else a.shape[1]
     codebook, dynamic = tables(x.device)
     table = codebook if INTERPRETED else decode_tables(x.dtype, x.device)
-    whole = parts == 1 and bias is None and a is None
+    whole = parts == 1 and bias is None and a is None  # else there is something to add
     sums = y if whole else torch.empty(parts, N, out, dtype=torch.float32, device=x.device)
     tiles, groups = triton.cdiv(out, BN), triton.cdiv(N, BM)
     bias_, a_, B_ = (y if t is None else t for t in (bias, a, B))  # any pointer will do, unread
     _nf4_product_kernel[(tiles, parts, groups)](
-        x, pairs, weight.codes, weight.absmax, weight.scales, weight.offset, dynamic, table, sums,
-        pairs.stride(0), N, out, blocks, part,
+        pairs, weight.codes, weight.absmax, weight.scales, weight.offset, dynamic, table, sums,
+        bias_, a_, B_, scale, pairs.stride(0), N, out, blocks, part, R,
         ASM=None if INTERPRETED else decode_asm(x.dtype), CONSTRAINTS=CONSTRAINTS,
-        TURN=_turn(N, part), BYTES=BYTES, RUN=RUN, BM=BM, BN=BN,
+        SPLIT=not whole, RANK=rank, BIAS=bias is not None, TURN=_turn(N, part), BYTES=BYTES,
+        RUN=RUN, BM=BM, BN=BN,
         num_warps=WARPS, num_stages=STAGES, enable_fp_fusion=True,
     )  # fmt: skip
     if not whole:
@@ -284,7 +289,7 @@ def variants() -> list[Variant]:
         (3584, 18944, 16, torch.float16, 0, False, 128, 4.5),
         (576, 576, 8, torch.bfloat16, 0, False, 128, 4.1),
         (3584, 3584, 32, torch.float16, 16, False, 168, 5.5),
-        (151936, 4096, 16, torch.bfloat16, 0, False, 128, 4.2),
+        (151936, 4096, 16, torch.float16, 0, False, 128, 4.2),
     ]
     made = []
     for out, columns, rows, dtype, rank, bias, registers, instructions in shapes:
@@ -299,12 +304,14 @@ def variants() -> list[Variant]:
             Variant(
                 f"nf4 product, {name}",
                 _nf4_product_kernel,
-                {"X": f"*{kind}", "Pairs": "*i32", "Codes": "*u8", "Absmax": "*u8",
-                 "Scales": "*fp32", "Offset": "*fp32", "Dynamic": "*fp32", "Table": "*i32",
-                 "Y": f"*{kind}" if whole else "*fp32",
-                 "pairs_stride": "i32", "M": "i32", "OUT": "i32", "BLOCKS": "i32", "PART": "i32"},
-                {"ASM": decode_asm(dtype), "CONSTRAINTS": CONSTRAINTS, "TURN": turn,
-                 "BYTES": BYTES, "RUN": RUN, "BM": BM, "BN": BN},
+                {"Pairs": "*i32", "Codes": "*u8", "Absmax": "*u8", "Scales": "*fp32",
+                 "Offset": "*fp32", "Dynamic": "*fp32", "Table": "*i32",
+                 "Y": f"*{kind}" if whole else "*fp32", **shared,
+                 "pairs_stride": "i32", "M": "i32", "OUT": "i32", "BLOCKS": "i32", "PART": "i32",
+                 "R": "i32"},
+                {"ASM": decode_asm(dtype), "CONSTRAINTS": CONSTRAINTS, "SPLIT": not whole,
+                 "RANK": rank, "BIAS": bias, "TURN": turn, "BYTES": BYTES,
+                 "RUN": RUN, "BM": BM, "BN": BN},
                 WARPS, STAGES, dot=True, most_registers=registers,
                 odd=frozenset({"M", "BLOCKS", "PART"}),
                 weights=BN * BLOCK * turn, most_per_weight=instructions,

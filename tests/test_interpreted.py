@@ -1,4 +1,4 @@
-"""Every test file of `tests/kernels` once more, on the Triton kernels instead of the references.
+"""Every test file of `tests/test_kernels` once more, on the Triton kernels, not the references.
 
 Triton decides on import whether it interprets, so each file runs in a Python of its own.
 """
@@ -13,7 +13,7 @@ import pytest
 
 from kernels._dispatch import triton
 
-FILES = sorted(Path(__file__).parent.glob("kernels/test_*.py"))
+FILES = sorted(Path(__file__).parent.glob("test_kernels/test_*.py"))
 # No Triton form to run, or none that the interpreter can.
 OTHERS = (
     "test_compiled.py",

@@ -237,7 +237,7 @@ def main(config: Config, command: str = "") -> None:
         shards.write_text(config.out / "summary.md", summary.page(facts))
         shards.write_text(config.out / "summary.json", summary.dump(facts))
     shards.close_folder(config.out)
-    print(summary.page(facts), flush=True)
+    print(summary.page(facts, probes=False), flush=True)
 
 
 def run(config: Config, command: str = "") -> int:

@@ -23,7 +23,7 @@ WRITER = (
     "The exemplars have {p}",
     "The exemplars show {p}",
     "The exemplars carry {p}",
-    "The exemplars are written with {p}",
+    "Found in the exemplars: {p}",
     "Habits of the writer: {p}",
     "What marks the writer: {p}",
     "Typical of the writer: {p}",

@@ -1,7 +1,8 @@
 """A linear layer whose weight stays in 4 bits: y = x Wᵀ + bias + scale · (x Aᵀ) Bᵀ.
 
 W is NF4 (`nf4.py`) and frozen, as in QLoRA (Dettmers et al., arXiv 2305.14314); the adapter (A, B)
-is what learns. How W is read depends on the number of rows:
+is what learns. `lora_linear` is the same for a weight in 16 or 32 bits, without the decoding. How a
+4-bit W is read depends on the number of rows:
 
     1 to 64 rows, a GPU, 16-bit x   packed, decoded in registers: `nf4_product.py`, 0.52 bytes a
                                     weight, bias and the adapter's B side in the same pass
@@ -65,8 +66,10 @@ def nf4_linear_reference(
     return y.to(x.dtype)
 
 
-def _dense(weight: NF4, dtype: torch.dtype) -> Tensor:
-    """The weight (out, in) in the buffer, valid until the next call."""
+def _dense(weight: NF4 | Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight (out, in); of 4 bits in the buffer, valid until the next call."""
+    if isinstance(weight, Tensor):
+        return weight
     out, columns = weight.shape
     place = (weight.device, dtype)
     if place not in _BUFFERS or _BUFFERS[place].numel() < out * columns:
@@ -76,11 +79,16 @@ def _dense(weight: NF4, dtype: torch.dtype) -> Tensor:
 
 
 def _forward(
-    x: Tensor, weight: NF4, bias: Tensor | None, A: Tensor | None, B: Tensor | None, scale: float
+    x: Tensor,
+    weight: NF4 | Tensor,
+    bias: Tensor | None,
+    A: Tensor | None,
+    B: Tensor | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor | None]:
     """y (N, out) and a = x Aᵀ (N, R); bias, A and B in x's type."""
     a = None if A is None else F.linear(x, A)
-    if on_triton(x) and fits(x, weight):
+    if not isinstance(weight, Tensor) and on_triton(x) and fits(x, weight):
         return product(x, weight, bias, a, B, scale), a
     y = F.linear(x, _dense(weight, x.dtype), bias)
     if a is not None and B is not None:
@@ -88,7 +96,7 @@ def _forward(
     return y, a
 
 
-class _NF4Linear(torch.autograd.Function):
+class _FrozenLinear(torch.autograd.Function):
     """Saves x, A, B and a = x Aᵀ."""
 
     @staticmethod
@@ -123,6 +131,18 @@ def nf4_linear(
 ) -> Tensor:
     """x (N, in), weight (out, in), bias (out,), adapter A (R, in) and B (out, R)
     -> x Wᵀ + bias + scale · (x Aᵀ) Bᵀ (N, out) in x's type."""
+    return _frozen_linear(x, weight, bias, adapter)
+
+
+def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, adapter: Adapter) -> Tensor:
+    """As `nf4_linear` for a plain weight (out, in) of x's type, which gets no gradient."""
+    assert weight.dtype == x.dtype, f"expected a weight of {x.dtype}, got {weight.dtype}"
+    return _frozen_linear(x, weight, bias, adapter)
+
+
+def _frozen_linear(
+    x: Tensor, weight: NF4 | Tensor, bias: Tensor | None, adapter: Adapter | None
+) -> Tensor:
     out, inner = weight.shape
     assert x.ndim == 2, f"expected x (N, {inner}), got {tuple(x.shape)}"
     assert x.shape[1] == inner, f"expected x (N, {inner}), got {tuple(x.shape)}"
@@ -133,6 +153,6 @@ def nf4_linear(
         assert B.shape == (out, R), f"expected B ({out}, {R}), got {tuple(B.shape)}"
     learns = any(t is not None and t.requires_grad for t in (x, bias, A, B))
     if learns and torch.is_grad_enabled():
-        return _NF4Linear.apply(x, weight, bias, A, B, scale)
+        return _FrozenLinear.apply(x, weight, bias, A, B, scale)
     bias, A, B = (None if t is None else t.to(x.dtype) for t in (bias, A, B))
     return _forward(x, weight, bias, A, B, scale)[0]

@@ -78,7 +78,7 @@ def log_likelihoods(
 ) -> list[float]:
     """(after the context, or after a blank line; ids) of each text -> its log p, in nats."""
     assert len(context) > 1, f"a context of {len(context)} tokens"
-    device = model.embed_tokens.device
+    device = model.device
     rows, parents = [context[:-1]], [-1]
     for told, ids in asked:
         rows.append([*(context[-1:] if told else blank), *ids[:-1]])

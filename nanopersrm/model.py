@@ -15,30 +15,36 @@ head of q and k; the head is either the embedding again (tied) or a matrix of it
 one forward with gradients, a `KVCache` continues earlier forwards without (see `cache.py`). It
 returns hidden states; `logits` is a step of its own because almost nobody needs all of them.
 
-What we chose: parameters keep their checkpoint names. `pack()` turns the matrices into oneDNN's own
-order for fast inference on a CPU (`kernels/linear.py`). What we left out: dropout, sliding windows,
-mixture of experts.
+To train, what a block computes on the way can be forgotten and computed again in its backward
+(Chen et al., arXiv 1604.06174): `recompute` keeps one (N, D) tensor a block, about 1/20 of what
+there is, for a third more work, and with `offload` even those wait in the host's memory.
+
+What we chose: parameters keep their checkpoint names. The matrices are of `linear.py`, which knows
+of adapters, of 4 bits and of oneDNN. What we left out: sliding windows, mixture of experts.
 
 Where to read next: `weights.py` fills this, `sampler.py` runs it.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
 
 from kernels import attention
 from kernels.linear import can_pack, linear, pack
 from kernels.logprob import wide_mm
-from kernels.q4_linear import Q4
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import rope, rotation
 from kernels.swiglu import swiglu
 from nanopersrm import InputError
 from nanopersrm.cache import KVCache, Layout, Step
+from nanopersrm.linear import Linear
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 
@@ -166,28 +172,6 @@ def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
     return plain / factor * slow + plain * (1 - slow), warm
 
 
-class Linear(nn.Module):
-    """A matrix under its checkpoint name: weight (out, in), optional bias (out,).
-
-    `q4` is the same matrix in the base's own 4-bit blocks, where there are any; `pack` makes use
-    of it.
-    """
-
-    def __init__(self, width_in: int, width_out: int, bias: bool = False):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width_out, width_in))
-        self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
-        self.q4: Q4 | None = None
-        self.few: Q4 | None = None  # q4 once packed
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias, self.few)
-
-    def pack(self) -> None:
-        self.weight = nn.Parameter(pack(self.weight), requires_grad=False)
-        self.few = self.q4
-
-
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -268,6 +252,21 @@ class Block(nn.Module):
         return self.mlp(x), h
 
 
+def _forgetful(
+    block: nn.Module, h: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, offload: bool
+) -> Tensor:
+    """h (N, D) -> the residual stream after the block; only h is kept for the backward."""
+
+    def run(h: Tensor) -> Tensor:
+        y, h = block(h, None, turn, layout, None, 0)
+        return y + h
+
+    h = h if h.requires_grad else h.detach().requires_grad_()  # of the first: the base is frozen
+    keep = save_on_cpu(pin_memory=h.is_cuda) if offload else nullcontext()
+    with keep:
+        return checkpoint(run, h, use_reentrant=True)
+
+
 class Model(nn.Module):
     """`forward` gives hidden states, `logits` reads them; `weights.load` fills the parameters."""
 
@@ -281,21 +280,32 @@ class Model(nn.Module):
         self.packed_head: Tensor | None = None
         self.frequencies, self.warmth = rope_frequencies(c)
 
-    def forward(self, ids: Tensor, place: Layout | Step) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        place: Layout | Step,
+        layers: int | None = None,
+        recompute: bool = False,
+        offload: bool = False,
+    ) -> Tensor:
         """ids (N,) int64 -> hidden states after the last norm (N, D).
 
         A `Layout` packs whole texts and shared prefixes, with gradients. A `Step` of a cache
-        continues what earlier forwards left there, without.
+        continues what earlier forwards left there, without. `layers`: only so many blocks.
         """
         step = place if isinstance(place, Step) else None
         layout = place.layout if isinstance(place, Step) else place
         assert len(ids) == layout.starts[-1], f"{len(ids)} ids for {layout.starts[-1]} rows"
         if self.frequencies.device != ids.device:
             self.frequencies = self.frequencies.to(ids.device)
-        y, h = F.embedding(ids, self.embed_tokens), None  # (N, D)
+        rows = ids.to(self.embed_tokens.device)  # in host memory this waits for the GPU
+        y, h = F.embedding(rows, self.embed_tokens).to(ids.device), None  # (N, D)
         turn = rotation(layout.positions, self.frequencies, self.warmth, y.dtype)
-        for i, block in enumerate(self.layers):
-            y, h = block(y, h, turn, layout, step, i)
+        for i, block in enumerate(self.layers[:layers]):
+            if recompute and torch.is_grad_enabled():
+                y = _forgetful(block, y, turn, layout, offload)
+            else:
+                y, h = block(y, h, turn, layout, step, i)
         return self.norm(y, h)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -315,6 +325,10 @@ class Model(nn.Module):
     def head(self) -> Tensor:
         """(V, D) the rows of the output, the embedding's own where they are tied."""
         return self.embed_tokens if self.lm_head is None else self.lm_head.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.norm.weight.device
 
     def new_cache(self) -> KVCache:
         c = self.config

@@ -104,7 +104,7 @@ class Decoder:
         assert prompts, "no prompts"
         assert all(prompts), "every prompt needs at least one id"
         self.model = model
-        self.device = model.embed_tokens.device
+        self.device = model.device
         self.names = [sample_name(prompt) for prompt in prompts]
         shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
         done = min(common_prefix([*prompts, prefix.ids]), shared) if prefix else 0
@@ -248,7 +248,7 @@ def prefill(model: Model, ids: list[int]) -> Prefix:
 def _extend(model: Model, cache: KVCache, ids: list[int]) -> None:
     """A new level of one node that holds `ids`."""
     cache.grow([0], len(ids))
-    model(torch.tensor(ids, device=model.embed_tokens.device), cache.step([len(ids)]))
+    model(torch.tensor(ids, device=model.device), cache.step([len(ids)]))
 
 
 def sample(

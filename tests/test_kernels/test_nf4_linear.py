@@ -1,4 +1,7 @@
-"""The linear layer on NF4 weights: against its formula, gradients included, and its buffer."""
+"""The linear layer on NF4 weights: against its formula, gradients included, and its buffer.
+
+Then the same layer on a plain weight with an adapter.
+"""
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch import Tensor
 from kernels import nf4_linear as file
 from kernels.adapter import Adapter
 from kernels.nf4 import NF4, dequantize, quantize
-from kernels.nf4_linear import _NF4Linear, nf4_linear, nf4_linear_reference
+from kernels.nf4_linear import _FrozenLinear, lora_linear, nf4_linear, nf4_linear_reference
 
 # rows, in, out, rank: few rows and many, whole blocks in a row or not, outputs of any number
 SHAPES = [(1, 64, 1, 1), (3, 128, 70, 4), (33, 64, 40, 16), (65, 64, 6, 3), (2, 32, 4, 2)]
@@ -88,10 +91,10 @@ def test_backward_against_finite_differences():
     x, bias, A, B = (t.double().requires_grad_() for t in parts(3, 64, 5, 2))
     weight = base(5, 64)
     assert torch.autograd.gradcheck(
-        lambda *inputs: _NF4Linear.apply(inputs[0], weight, *inputs[1:], 0.7), (x, bias, A, B)
+        lambda *inputs: _FrozenLinear.apply(inputs[0], weight, *inputs[1:], 0.7), (x, bias, A, B)
     )
     assert torch.autograd.gradcheck(
-        lambda x: _NF4Linear.apply(x, weight, None, None, None, 0.0), (x,)
+        lambda x: _FrozenLinear.apply(x, weight, None, None, None, 0.0), (x,)
     )
 
 
@@ -179,3 +182,52 @@ def test_says_what_does_not_fit():
         nf4_linear(x, base(4, 128))
     with pytest.raises(AssertionError, match="expected B"):
         nf4_linear(x, base(4, 64), bias, Adapter(A, B.t(), 1.0))
+
+
+@pytest.mark.parametrize("layout", [Tensor.contiguous, strided, gappy])
+@pytest.mark.parametrize(("device", "dtype"), KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_plain_weight_no_worse_than_plain_pytorch(shape, device, dtype, layout):
+    """The weight is among the inputs, so that this also sees that it gets no gradient."""
+    x, bias, A, B = parts(*shape, dtype=dtype)
+    W = spread(shape[2], shape[1], dtype=dtype, seed=9)
+    no_worse_than_plain(
+        lambda x, W, bias, A, B: lora_linear(x, W, bias, Adapter(A, B, 0.7)),
+        lambda x, W, bias, A, B: x @ W.detach().t() + bias + 0.7 * ((x @ A.t()) @ B.t()),
+        [layout(x), W, bias, A, B],
+        device,
+    )
+
+
+@pytest.mark.parametrize(("device", "dtype"), KINDS)
+def test_plain_weight_without_bias(device, dtype):
+    x, _, A, B = parts(33, 48, 40, 4, dtype)  # 48 columns: no whole block of NF4
+    W = spread(40, 48, dtype=dtype, seed=9)
+    no_worse_than_plain(
+        lambda x, W, A, B: lora_linear(x, W, None, Adapter(A, B, -2.0)),
+        lambda x, W, A, B: x @ W.detach().t() - 2.0 * ((x @ A.t()) @ B.t()),
+        [x, W, A, B],
+        device,
+    )
+
+
+def test_plain_weight_against_finite_differences():
+    x, bias, A, B = (t.double().requires_grad_() for t in parts(3, 6, 5, 2))
+    W = spread(5, 6, seed=9).double()
+    assert torch.autograd.gradcheck(
+        lambda x, bias, A, B: lora_linear(x, W, bias, Adapter(A, B, 0.7)), (x, bias, A, B)
+    )
+
+
+def test_plain_weight_beside_an_adapter_in_fp32():
+    x, _, A, B = parts(4, 64, 8, 2)
+    adapter = Adapter(A.requires_grad_(), B.requires_grad_(), 0.5)
+    y = lora_linear(x.bfloat16(), spread(8, 64, dtype=BF16), None, adapter)
+    y.float().sum().backward()
+    assert (y.dtype, A.grad.dtype, B.grad.dtype) == (BF16, FP32, FP32)
+
+
+def test_plain_weight_of_another_type():
+    x, _, A, B = parts(4, 64, 8, 2)
+    with pytest.raises(AssertionError, match=r"expected a weight of torch\.float32"):
+        lora_linear(x, spread(8, 64, dtype=BF16), None, Adapter(A, B, 0.5))

@@ -35,31 +35,10 @@ from torch import Tensor
 
 from nanopersrm import InputError
 from nanopersrm.bases import DEFAULT_BASE, resolve
-from nanopersrm.model import Model, ModelConfig
+from nanopersrm.model import Model
 from nanopersrm.sampler import Decoder, SamplingConfig
-from nanopersrm.weights import DTYPES, load
+from nanopersrm.weights import DTYPES, SHAPES, load, random
 
-SHAPES: dict[str, dict[str, Any]] = {  # public config.json files, random weights
-    "qwen2.5-1.5b": {
-        "hidden_size": 1536,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "intermediate_size": 8960,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-    },
-    "qwen2.5-7b": {
-        "hidden_size": 3584,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "intermediate_size": 18944,
-        "vocab_size": 152064,
-        "tie_word_embeddings": False,
-    },
-}
-QWEN2 = {"model_type": "qwen2", "rms_norm_eps": 1e-6, "max_position_embeddings": 32768}
 JOBS = ((1, 1), (1, 8), (4, 8))  # prompts, replies of each: batches of 1, 8 and 32
 
 
@@ -68,7 +47,7 @@ class Config:
     """Prefill and decode speed beside transformers."""
 
     base: str = DEFAULT_BASE  # whose weights
-    shape: str | None = None  # instead of a base: random weights of qwen2.5-1.5b or qwen2.5-7b
+    shape: str | None = None  # instead of a base: random weights of a shape in weights.py
     prompt: int = 384  # tokens of a prompt
     reply: int = 128  # tokens of a reply
     repeats: int = 5  # interleaved pairs of runs
@@ -141,12 +120,8 @@ def build(config: Config) -> tuple[Model, Any]:
     else:
         if config.shape not in SHAPES:
             raise InputError(f"--shape: expected {' or '.join(SHAPES)}, got {config.shape!r}")
-        sizes = QWEN2 | SHAPES[config.shape] | {"rope_theta": 1e6, "rope_scaling": None}
-        with torch.device(device):
-            model = Model(ModelConfig.of(sizes)).to(dtype).requires_grad_(False)
-        torch.manual_seed(config.seed)
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.fill_(1)
+        sizes = SHAPES[config.shape]
+        model = random(sizes, dtype, device, seed=config.seed)
     plain = {k: v for k, v in sizes.items() if k not in ("rope_theta", "rope_scaling")}
     plain["rope_parameters"] = sizes["rope_scaling"] or {"rope_type": "default"}
     plain["rope_parameters"] |= {"rope_theta": sizes["rope_theta"]}

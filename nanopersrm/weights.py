@@ -1,8 +1,19 @@
 """From files to tensors: fill a `Model` from safetensors or GGUF, one tensor at a time.
 
-A safetensors folder is read shard by shard and copied tensor by tensor, so that the host never
-holds two copies. A GGUF file is memory-mapped and each tensor is expanded from its 4- or 8-bit
-blocks by the `gguf` library.
+The model starts on "meta", as shapes without bytes, and every tensor takes its place as it is read.
+A safetensors folder is read shard by shard, so that the host never holds two copies. A GGUF file is
+memory-mapped and each tensor is expanded from its 4- or 8-bit blocks by the `gguf` library.
+
+In NF4 a matrix is rounded to the model's 16 bits (as transformers does before bitsandbytes packs
+it), moved to the device, quantized there (`quant.py`) and dropped. So a model of 7 billion weights
+comes to 5.5 GB on a device that never sees more of its 15 than one matrix of 136 MB. A GGUF file's
+own 4 bits are expanded first; NF4 of them is a second rounding.
+
+The embedding can stay in the host's memory, page-locked if the device is a GPU: a step needs a few
+thousand of its rows, 29 MB of 1.09 GB. Where it is the head as well (tied) it moves all the same:
+the head multiplies all of it.
+
+`random` gives a model of any size without files, for measurements that need no sense.
 
 Names are checked both ways: what the model needs and the file lacks, and what the file has and the
 model does not know, are errors that name the tensor. Shapes are checked too.
@@ -17,20 +28,80 @@ Where to read next: `sampler.py`.
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels.q4_linear import Q4, can_quantize, dequantize, quantize
 from nanopersrm import InputError
 from nanopersrm.bases import Base, read_json
-from nanopersrm.model import Linear, Model, ModelConfig
+from nanopersrm.linear import Linear
+from nanopersrm.model import Model, ModelConfig
+from nanopersrm.quant import matrices, quantize_linear
 
 Found = tuple[str, str, Tensor, Q4 | None]  # our name, name in the file, tensor, 4-bit form
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+QWEN = {
+    "model_type": "qwen2",
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1e6,
+    "rope_scaling": None,
+}
+SHAPES: dict[str, dict[str, Any]] = {  # public config.json files, for random weights and sums
+    "smollm2-135m": {
+        "model_type": "llama",
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 8192,
+        "rope_theta": 1e5,
+        "rope_scaling": None,
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    "qwen2.5-1.5b": QWEN
+    | {
+        "hidden_size": 1536,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8960,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "qwen2.5-7b": QWEN
+    | {
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    },
+    "qwen3-8b": QWEN
+    | {
+        "model_type": "qwen3",
+        "max_position_embeddings": 40960,
+        "hidden_size": 4096,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 12288,
+        "vocab_size": 151936,
+        "tie_word_embeddings": False,
+    },
+}
 
 # GGUF name -> our name; * stands for ".weight" or ".bias"
 GGUF_NAMES = {
@@ -53,19 +124,29 @@ GGUF_NAMES = {
 DERIVED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$")
 
 
-def load(base: Base, dtype: torch.dtype, device: torch.device) -> Model:
-    """The model of `base`, on `device`, in `dtype`, ready for inference and without gradients."""
+def load(
+    base: Base,
+    dtype: torch.dtype,
+    device: torch.device,
+    nf4: bool = False,
+    host_embedding: bool = False,
+) -> Model:
+    """The model of `base`, on `device`, in `dtype`, ready for inference and without gradients.
+
+    `nf4`: the matrices of its blocks in 4 bits. `host_embedding`: the embedding in host memory;
+    nothing changes where it is also the head.
+    """
     try:
-        config = ModelConfig.of(base.config)
-        with torch.device("meta"):  # shapes only, so that no fp32 copy is ever allocated
-            model = Model(config).to(dtype)
+        model = _shapes(base.config, dtype)
     except InputError as error:
         raise InputError(f"{base.path}: {error}") from error
-    model = model.to_empty(device=device).requires_grad_(False)
-    wanted: dict[str, Tensor] = dict(model.named_parameters())
+    config = model.config
+    one = torch.empty((), dtype=dtype, device=device)  # stands for each parameter: shape and place
+    wanted = {name: one.expand(parameter.shape) for name, parameter in model.named_parameters()}
+    quantized = dict(matrices(model)) if nf4 else {}
     missing = set(wanted)
     in_gguf = base.kind == "gguf"
-    tensors = _from_gguf(base, config, wanted) if in_gguf else _from_safetensors(base)
+    tensors = _from_gguf(base, config, wanted, not nf4) if in_gguf else _from_safetensors(base)
     for name, source, tensor, q4 in tensors:
         if name == "lm_head.weight" and config.tied:
             continue  # some files repeat the embedding here
@@ -76,7 +157,15 @@ def load(base: Base, dtype: torch.dtype, device: torch.device) -> Model:
             raise InputError(f"{base.path}: tensor {source} has shape {came}, expected {expected}")
         if not tensor.is_floating_point():
             raise InputError(f"{base.path}: tensor {source} is {tensor.dtype}, expected floats")
-        wanted[name].copy_(tensor)
+        matrix = quantized.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        if matrix is not None:
+            try:
+                quantize_linear(matrix, tensor.to(dtype).to(device))
+            except InputError as error:
+                raise InputError(f"{base.path}: tensor {source}: {error}") from error
+        else:
+            on_host = host_embedding and name == "embed_tokens"
+            _room(model, name, device, on_host).copy_(tensor)
         missing.discard(name)
         if q4 is not None:
             owner = model.get_submodule(name.removesuffix(".weight"))
@@ -85,7 +174,56 @@ def load(base: Base, dtype: torch.dtype, device: torch.device) -> Model:
     if missing:
         few = ", ".join(sorted(missing)[:3])
         raise InputError(f"{base.path}: missing {len(missing)} tensors: {few}")
-    return model
+    return model.eval()
+
+
+@torch.no_grad()
+def random(
+    sizes: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    nf4: bool = False,
+    seed: int = 0,
+    host_embedding: bool = False,
+) -> Model:
+    """A model of these sizes, fields of a config.json as in SHAPES: matrices and biases normal with
+    deviation 0.02, norms 1. In NF4 they are the same numbers, quantized one by one. A CPU and a GPU
+    draw different numbers from one seed."""
+    model = _shapes(sizes, dtype)
+    quantized = dict(matrices(model)) if nf4 else {}
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, parameter in list(model.named_parameters()):
+        matrix = quantized.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        if "norm" in name:
+            _room(model, name, device).fill_(1)
+            continue
+        values = torch.empty(parameter.shape, dtype=dtype, device=device)
+        values.normal_(0, 0.02, generator=generator)
+        if matrix is not None:
+            quantize_linear(matrix, values)
+        else:
+            on_host = host_embedding and name == "embed_tokens"
+            _room(model, name, device, on_host).copy_(values)
+    return model.eval()
+
+
+def _shapes(sizes: dict[str, Any], dtype: torch.dtype) -> Model:
+    """The model on "meta": no fp32 copy is ever allocated."""
+    with torch.device("meta"):
+        return Model(ModelConfig.of(sizes)).to(dtype).requires_grad_(False)
+
+
+def _room(model: Model, name: str, device: torch.device, on_host: bool = False) -> Tensor:
+    """A parameter of the model, no longer on "meta", to be written to."""
+    owner, _, own = name.rpartition(".")
+    module = model.get_submodule(owner)
+    like = getattr(module, own)
+    on_host = on_host and not model.config.tied
+    place = torch.device("cpu") if on_host else device
+    pinned = on_host and device.type == "cuda"
+    room = torch.empty(like.shape, dtype=like.dtype, device=place, pin_memory=pinned)
+    setattr(module, own, nn.Parameter(room, requires_grad=False))
+    return room
 
 
 def _from_safetensors(base: Base) -> Iterator[Found]:
@@ -118,7 +256,9 @@ def _shards(folder: Path) -> list[Path]:
     return [file for file in files if not file.name.startswith("adapter")]
 
 
-def _from_gguf(base: Base, config: ModelConfig, wanted: dict[str, Tensor]) -> Iterator[Found]:
+def _from_gguf(
+    base: Base, config: ModelConfig, wanted: dict[str, Tensor], keep_q4: bool
+) -> Iterator[Found]:
     """(our name, name in the file, tensor in Hugging Face's row order, its 4-bit form if any)."""
     for entry in base.reader().tensors:
         if DERIVED.search(entry.name):
@@ -126,7 +266,7 @@ def _from_gguf(base: Base, config: ModelConfig, wanted: dict[str, Tensor]) -> It
         name = _name_of(entry.name)
         rows = int(entry.shape[-1])
         order = _row_order(entry.name, rows, config)
-        is_q4 = entry.tensor_type == gguf.GGMLQuantizationType.Q4_1
+        is_q4 = keep_q4 and entry.tensor_type == gguf.GGMLQuantizationType.Q4_1
         if is_q4 and name in wanted and name != "embed_tokens" and can_quantize(wanted[name]):
             parts = [part[order] for part in _q4_1(entry.data, rows)]
             yield name, entry.name, dequantize(*parts), quantize(*parts)

@@ -1,0 +1,67 @@
+"""Presets: what fits on which card.
+
+A preset sets how a step is computed, never what it computes: the same pairs and seeds give the same
+losses up to rounding. `python -m nanopersrm.memory` prints what each needs.
+
+    tiny   a random model of some thousand weights, to see that everything runs: seconds
+    cpu    SmolLM2-135M in 16 bits, everything kept: 2 cores, 6 GB of memory
+    24gb   7 billion weights in 4 bits, blocks computed again in the backward
+    12gb   the same, with a smaller budget, 8-bit Adam and the kept states in host memory
+    8gb    the same, with the embedding in host memory and the smallest budget
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a training step is computed."""
+
+    nf4: bool  # matrices of the blocks in 4 bits
+    dtype: str  # of everything else and of all products: auto, bf16, fp16, fp32
+    budget: int  # packed tokens in a micro-batch
+    recompute: bool  # compute each block again in its backward, instead of keeping all of it
+    offload: bool  # keep what is kept of each block in host memory
+    eight_bit: bool  # Adam's moments in 8 bits (bitsandbytes, paged)
+    host_embedding: bool  # the embedding stays in host memory (where it is not the head as well)
+    chunk_mb: int  # logits that exist at a time
+    card_gb: float | None  # memory of the card; None: not a card
+    steps: int  # of imitation and contrast
+    warmup_steps: int  # of the pooled contrast before
+    bundles: int  # pairs a step
+
+
+PRESETS = {
+    "tiny": Preset(
+        False, "fp32", 2048, False, False, False, False, 16, None, steps=6, warmup_steps=3,
+        bundles=2,
+    ),
+    "cpu": Preset(
+        False, "auto", 4096, False, False, False, False, 64, None, steps=40, warmup_steps=20,
+        bundles=4,
+    ),
+    "24gb": Preset(
+        True, "auto", 8192, True, False, False, False, 512, 24.0,
+        steps=600, warmup_steps=150, bundles=32,
+    ),
+    "12gb": Preset(
+        True, "auto", 4096, True, True, True, False, 256, 12.0,
+        steps=600, warmup_steps=150, bundles=32,
+    ),
+    "8gb": Preset(
+        True, "auto", 2048, True, True, True, True, 128, 8.0,
+        steps=600, warmup_steps=150, bundles=32,
+    ),
+}  # fmt: skip
+
+
+def for_card(memory: int | None) -> str:
+    """The preset of a machine whose card has so many bytes; None: no card."""
+    if memory is None:
+        return "cpu"
+    fitting = [
+        name
+        for name, preset in PRESETS.items()
+        if preset.card_gb is not None and preset.card_gb * 0.9e9 <= memory
+    ]
+    return fitting[0] if fitting else "8gb"

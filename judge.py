@@ -4,7 +4,8 @@
 
 reads what the writer wrote (files, folders, or one file with lines of three dashes between texts),
 prints the writer's habits, reasons about each candidate and ends with a table. Without --candidates
-it reads them from standard input. `--json` prints one JSON object instead.
+it reads them from standard input. `--json` prints one JSON object instead. `--adapter FOLDER` uses
+what `train_sft.py` has learned; without it the base has not been trained to judge.
 
 What is slow is imported late, so that `--help` and a mistyped file name answer at once. Errors of
 use are one line on standard error and exit code 2.
@@ -52,7 +53,7 @@ class Config:
     seed: int = JudgeConfig.seed  # same seed, same judgement
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False  # print one JSON object
     base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
-    adapter: str | None = None  # a folder with a trained adapter
+    adapter: str | None = None  # a folder with a trained adapter, as train_sft.py or PEFT writes it
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     dtype: str = "auto"  # auto (16 bits where they are fast), bf16, fp16, fp32
 

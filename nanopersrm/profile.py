@@ -119,7 +119,7 @@ def reference() -> Reference:
     )
 
 
-def _percentile(quantiles: Sequence[float], value: float) -> float:
+def percentile(quantiles: Sequence[float], value: float) -> float:
     """Percent of the reference below `value`; equals count half, linear between points."""
     steps = len(quantiles) - 1
     left, right = bisect_left(quantiles, value), bisect_right(quantiles, value)
@@ -169,8 +169,8 @@ def profile(texts: Sequence[str], top: int | None = None) -> list[Trait]:
         phrase = level(name, value)
         if factor.words == COUNTED and value > 0:
             phrase += f" ({_figure(value)} {factor.unit})"
-        percentile = _percentile(stats.quantiles, value)
-        traits.append(Trait(name, value, z, percentile, abs(z) * stats.reliability, phrase))
+        rank = percentile(stats.quantiles, value)
+        traits.append(Trait(name, value, z, rank, abs(z) * stats.reliability, phrase))
     return sorted(traits, key=lambda trait: -trait.salience)[:top]
 
 
@@ -237,12 +237,12 @@ def ngram_similarity(
 
 def ngram_percentile(similarity: float) -> float:
     """Percent of the pairs of strangers that are less similar than `similarity`."""
-    return _percentile(reference().similarity, similarity)
+    return percentile(reference().similarity, similarity)
 
 
 def distance_percentile(distance: float) -> float:
     """Percent of the pairs of strangers that are closer."""
-    return _percentile(reference().distance, distance)
+    return percentile(reference().distance, distance)
 
 
 def measured_distance(
@@ -274,17 +274,24 @@ def _reading(name: str, value: float | None) -> str:
     return f"{word} {_figure(value)}{SUFFIX.get(factor.unit, '%')}"
 
 
-def measured_block(exemplars: Sequence[str], candidates: Sequence[str], top: int = 6) -> str:
+def measured_block(
+    exemplars: Sequence[str],
+    candidates: Sequence[str],
+    top: int = 6,
+    style: Sequence[float] | None = None,
+) -> str:
     """What stands between the measured tags of a prompt: one line a factor, one a candidate.
 
     Rates without a unit are per 100 words. The last lines say how many strangers are farther from
-    the exemplars than the candidate is, by n-gram similarity and by factor distance.
+    the exemplars than the candidate is, by n-gram similarity, by factor distance and, where they
+    are given, by `style`: a percentile a candidate, from `style.py`, which needs a model.
     """
     if not exemplars or not 1 <= len(candidates) <= len(ascii_uppercase):
         raise InputError(
             f"expected at least 1 exemplar and 1 to 26 candidates, got {len(exemplars)} and "
             f"{len(candidates)}"
         )
+    assert style is None or len(style) == len(candidates), f"{style} for {len(candidates)} texts"
     labels = ["candidate"] if len(candidates) == 1 else ascii_uppercase[: len(candidates)]
     measured = [_measured((candidate,)) for candidate in candidates]
     lines: list[str] = []
@@ -301,8 +308,11 @@ def measured_block(exemplars: Sequence[str], candidates: Sequence[str], top: int
         ]
         writer = f"writer {_reading(trait.factor, trait.value)}"
         lines.append(f"{BY_NAME[trait.factor].label}: {', '.join([writer, *others])}")
-    for label, candidate in zip(labels, candidates, strict=True):
+    for i, (label, candidate) in enumerate(zip(labels, candidates, strict=True)):
         near = ngram_percentile(ngram_similarity(exemplars, candidate))
         close = 100.0 - distance_percentile(factor_distance(exemplars, candidate))
-        lines.append(f"{label} closer than strangers: n-grams {near:.0f}%, factors {close:.0f}%")
+        kin = "" if style is None else f", style {style[i]:.0f}%"
+        lines.append(
+            f"{label} closer than strangers: n-grams {near:.0f}%, factors {close:.0f}%{kin}"
+        )
     return "\n".join(lines)

@@ -15,6 +15,7 @@ import pytest
 import tyro
 from rich.console import Console
 from test_answer import make_base
+from test_judge_adapter import make_adapter
 
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.judge import Judge
@@ -132,6 +133,17 @@ def test_the_table_and_the_profile(cli):
     assert any(line.startswith(("closest to the writer: ", "a tie")) for line in lines)
     assert "tokens drawn" in lines[-1]
     assert "not been trained" in out
+
+
+def test_an_adapter_in_a_process_of_its_own(tiny_folder, tmp_path):
+    made = make_adapter(tmp_path, resolve(str(tiny_folder)))
+    done = start(
+        *("--exemplar", EDMUND, "--candidates", *DRAFTS, "--no-think"),
+        *("--base", tiny_folder, "--adapter", made, "--dtype", "fp32"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "not been trained" not in done.stdout
+    assert "note:" not in done.stdout
 
 
 def test_exemplars_from_files_folders_and_dividers(cli, tmp_path):

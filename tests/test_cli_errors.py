@@ -11,8 +11,9 @@ import tyro
 from safetensors.torch import save_file
 from test_answer import make_base
 from test_cli import DRAFTS, EDMUND, ROOT, SCRIPT, Pipe, caller, script, start
+from test_judge_adapter import make_adapter
 
-from nanopersrm.bases import DEFAULT_BASE
+from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.judge import Judge
 
 
@@ -134,10 +135,18 @@ def test_refused_by_the_loader(really, tmp_path):
     drafts = ("--exemplar", EDMUND, "--candidates", *DRAFTS)
     refused(really(*drafts, "--base", "no-such-base"), "'no-such-base'", DEFAULT_BASE)
     refused(really(*drafts, "--base", tmp_path), str(tmp_path), "config.json")
-    refused(really(*drafts, "--adapter", "runs/mine"), "runs/mine")
+    refused(really(*drafts, "--adapter", "runs/mine"), "runs/mine", "no such folder")
+    refused(really(*drafts, "--adapter", tmp_path), str(tmp_path), "adapter_config.json")
     refused(really(*drafts, "--device", "nonsense"), "nonsense")
     refused(really(*drafts, "--device", "mps"), "mps")
     refused(really(*drafts, "--dtype", "int3"), "int3")
+
+
+def test_an_adapter_of_another_base_says_which(really, tiny_folder, tmp_path):
+    base = resolve(str(tiny_folder))
+    made = make_adapter(tmp_path, base)
+    result = really("--exemplar", EDMUND, "--candidates", *DRAFTS, "--adapter", made)
+    refused(result, str(made), f"--base {tiny_folder}")
 
 
 def test_refused_folders(really, tiny_folder, tmp_path):

@@ -1,6 +1,7 @@
 """The command: sanity judges, resume, JSON keys, and one line for every mistake."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 import tyro
 from test_answer import make_base
 from test_baselines import PAIRS, TRAIN
+from test_judge_adapter import make_adapter
 
 from nanopersrm import InputError, evaluate, judges
+from nanopersrm.bases import resolve
 from nanopersrm.judge import Judge
 from nanopersrm.judgement import JudgeConfig
 from nanopersrm.metrics import KEYS
@@ -43,6 +46,10 @@ def call(capsys):
         return code, *capsys.readouterr()
 
     return call
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def plant(monkeypatch, opine) -> list[Any]:
@@ -185,6 +192,81 @@ def test_all_judges_on_a_tiny_base(call, files, tmp_path, tiny_folder, mode):
     assert expected <= set(result["judges"])
     assert result["facts"]["left_out"]["untrained"].startswith("the same as model")
     assert "untrained: left out" in out
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_folder, tmp_path_factory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapter"), resolve(str(tiny_folder)))
+
+
+def test_an_adapter_and_the_same_base_without_it(
+    call, files, tmp_path, tiny_folder, adapter, monkeypatch
+):
+    """One model serves all; untrained and likelihood are what they are without --adapter."""
+    loads: list[object] = []
+    load = Judge.load
+
+    def counting(*arguments, **named):
+        loads.append(arguments)
+        return load(*arguments, **named)
+
+    monkeypatch.setattr(Judge, "load", counting)
+    common = ("--pairs", files[0], "--base", tiny_folder, "--dtype", "fp32", "--limit", 4)
+    for names, more in (
+        ("likelihood,untrained,style,model", ("--adapter", adapter)),
+        ("model,likelihood,style", ()),
+    ):
+        out = tmp_path / f"{len(more)}.json"
+        code, _, error = call(*common, "--judges", names, *more, "--out", out)
+        assert code == 0, error
+    assert len(loads) == 2
+    tuned, plain = (
+        {(o["judge"], o["pair"]): o for o in read_lines(tmp_path / f"{n}.opinions.jsonl")}
+        for n in (2, 0)
+    )
+    pairs = {pair for _, pair in plain}
+    assert len(pairs) == 4
+    for pair in pairs:
+        base, likely = plain["model", pair], plain["likelihood", pair]
+        assert tuned["untrained", pair]["scores"] == base["scores"]
+        assert tuned["untrained", pair]["key"] == base["key"]  # remembered as the same
+        assert tuned["likelihood", pair]["scores"] == likely["scores"]
+        assert tuned["model", pair]["scores"] != base["scores"]
+        assert all(-1 <= cosine <= 1 for cosine in tuned["style", pair]["scores"])
+    facts = [json.loads((tmp_path / f"{n}.json").read_text())["facts"] for n in (2, 0)]
+    assert facts[0]["left_out"] == {}
+    assert facts[0]["adapter"] == str(adapter)
+    assert facts[1]["left_out"] == {"style": "there is no --adapter"}
+
+
+def test_every_file_of_an_adapter_is_in_the_settings(tiny_folder, tmp_path):
+    """A changed file can never meet an old opinion."""
+    made = make_adapter(tmp_path / "a", resolve(str(tiny_folder)))
+    config = JudgeConfig(think=False)
+
+    def settings() -> str:
+        load = judges.loader(str(tiny_folder), str(made), "cpu", "fp32")
+        kit = judges.Kit(str(tiny_folder), str(made), "cpu", "fp32", config, PAIRS, [], load)
+        found = judges.make("model", kit)
+        assert isinstance(found, judges.Named)
+        return json.dumps(found.settings, sort_keys=True)
+
+    seen = {settings()}
+    for name in sorted(file for file in made.rglob("*") if file.is_file()):
+        stat = name.stat()
+        os.utime(name, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+        seen.add(settings())
+    assert len(seen) == 7  # judge.json, and three files of style, two of the adapter
+    make_adapter(made, resolve(str(tiny_folder)), nf4=True)
+    assert '"nf4": true' in settings()
+
+
+def test_an_adapter_without_style(tiny_folder, tmp_path):
+    made = make_adapter(tmp_path / "a", resolve(str(tiny_folder)), style=False)
+    (made / "style").rename(tmp_path / "elsewhere")
+    load = judges.loader(str(tiny_folder), str(made), "cpu", "fp32")
+    kit = judges.Kit(str(tiny_folder), str(made), "cpu", "fp32", JudgeConfig(), PAIRS, [], load)
+    assert judges.make("style", kit) == f"{made} has no folder style"
 
 
 def test_the_model_is_asked_as_judge_py_asks(tiny_folder):

@@ -164,6 +164,10 @@ def test_block_numbers_are_measured() -> None:
         near = 100 - distance_percentile(factor_distance(exemplars, candidate))
         expected = f"{who} closer than strangers: n-grams {alike:.0f}%, factors {near:.0f}%"
         assert lines["AB".index(who) + 6] == expected
+    styled = measured_block(exemplars, candidates, style=[90.6, 3.0]).splitlines()
+    assert styled == [*lines[:6], f"{lines[6]}, style 91%", f"{lines[7]}, style 3%"]
+    with pytest.raises(AssertionError, match="for 2 texts"):
+        measured_block(exemplars, candidates, style=[90.6])
 
 
 def test_block_is_short_and_shows_no_echoes() -> None:

@@ -1,0 +1,129 @@
+"""What a folder with a trained adapter says of itself: judge.json.
+
+    runs/sft/adapter/
+      adapter_config.json  adapter_model.safetensors    the judge adapter, in PEFT's format
+      judge.json                                        what it was trained on, and for
+      style/                                            the style adapter, see `style.py`
+
+An adapter is a correction to one base. On another of the same shape it loads and judges nonsense,
+so the base is named here, with the SHA-256 of its weights for when it lies elsewhere under another
+name. An adapter that was trained beside weights in 4 bits (`nf4`) has learned to correct their
+rounding too: it is judged with beside the same weights. A folder of PEFT's own making has no
+judge.json; then nothing is checked but the shapes.
+
+Where to read next: `judge.py` in this folder, which loads it.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from nanopersrm import InputError, __version__
+from nanopersrm.bases import Base, read_json
+from nanopersrm.embedded import DEFAULT_BASE
+
+FILE = "judge.json"
+FORMS = ("pointwise", "pairwise", "both")
+CHUNK = 1 << 24  # bytes read at a time
+
+
+@dataclass(frozen=True)
+class Trained:
+    """On what base, and for what prompts."""
+
+    base: str  # as it was named to `bases.resolve`
+    base_sha256: str | None  # of its weights, see `weights_sha256`
+    nf4: bool  # the matrices of the base were held in 4 bits
+    dtype: str  # that it was computed in: bf16, fp16 or fp32
+    evidence: bool  # the prompts had a measured block
+    form: str  # one of FORMS
+    style: bool  # the measured block had the style percentile
+
+    def save(self, folder: Path) -> None:
+        """Write judge.json to a temporary name, then rename."""
+        part = folder / f"{FILE}.part"
+        try:
+            text = json.dumps({"nanopersrm": __version__, **asdict(self)}, indent=1)
+            part.write_text(text + "\n", encoding="utf-8")
+            os.replace(part, folder / FILE)
+        except OSError as error:
+            raise InputError(f"{folder / FILE}: cannot be written ({error.strerror})") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def same_base(self, folder: Path, base: Base) -> str | None:
+        """A note if `base` may be another than it was trained on, an error if it surely is.
+
+        Equal names are believed. Of others all weights are read and hashed, which takes a while.
+        """
+        if self.base == base.name or _same_path(self.base, base.name):
+            return None
+        if base.name == DEFAULT_BASE:  # nobody asked for it
+            raise InputError(
+                f"{folder}: this adapter was trained on {self.base}, so say --base {self.base}"
+            )
+        if self.base_sha256 is not None and weights_sha256(base) == self.base_sha256:
+            return None
+        return (
+            f"this adapter was trained on {self.base}, and {base.name} has other weights: "
+            "the scores may mean nothing"
+        )
+
+    def asked_otherwise(self, evidence: bool, mode: str) -> list[str]:
+        """Notes about prompts of another form than it was trained on."""
+        notes = []
+        if evidence != self.evidence:
+            way, now = ("with", "without") if self.evidence else ("without", "with")
+            notes.append(f"this adapter was trained {way} measured evidence and is asked {now}")
+        if self.form not in (mode, "both"):
+            notes.append(f"this adapter was trained on {self.form} prompts and is asked {mode}")
+        return notes
+
+
+def read(folder: Path) -> Trained | None:
+    """judge.json of a folder with an adapter; None if it has none."""
+    if not (folder / "adapter_config.json").is_file():
+        found = "no such folder" if not folder.is_dir() else "found none"
+        inside = sorted(file.parent for file in folder.glob("*/adapter_config.json"))
+        if inside:
+            found += f"; did you mean {inside[0]}?"
+        raise InputError(f"--adapter {folder}: expected a folder with adapter_config.json, {found}")
+    file = folder / FILE
+    if not file.exists():
+        return None
+    raw = read_json(file)
+    for field in fields(Trained):
+        value = raw.get(field.name)
+        if field.name == "base_sha256" and value is None:
+            continue
+        kind = bool if field.type is bool else str
+        if not isinstance(value, kind):
+            raise InputError(
+                f"{file}, field {field.name}: expected a {kind.__name__}, found {value!r}"
+            )
+    if raw["form"] not in FORMS:
+        raise InputError(f"{file}, field form: expected {', '.join(FORMS)}, found {raw['form']!r}")
+    known: dict[str, Any] = {field.name: raw.get(field.name) for field in fields(Trained)}
+    return Trained(**known)
+
+
+def weights_sha256(base: Base) -> str:
+    """Of the weight file of a base, or of all its shards one after another, by name."""
+    one = [base.path] if base.path.is_file() else sorted(base.path.glob("*.safetensors"))
+    sha = hashlib.sha256()
+    for path in one:
+        if path.name.startswith("adapter"):
+            continue
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _same_path(one: str, two: str) -> bool:
+    """Both are files or folders here, and the same."""
+    first, second = Path(one).expanduser(), Path(two).expanduser()
+    return first.exists() and second.exists() and first.samefile(second)

@@ -1,0 +1,98 @@
+"""judge.json: written and read back, checked, and held against the base at hand."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from nanopersrm import InputError, __version__, trained
+from nanopersrm.bases import Base
+from nanopersrm.embedded import DEFAULT_BASE
+from nanopersrm.trained import Trained, weights_sha256
+
+FACTS = Trained("org/name", "ab12", False, "bf16", True, "pointwise", True)
+
+
+def base_at(folder: Path, name: str, shards: dict[str, bytes]) -> Base:
+    folder.mkdir(exist_ok=True)
+    for file, content in shards.items():
+        (folder / file).write_bytes(content)
+    return Base(name, folder, "safetensors", {})
+
+
+def adapter_at(folder: Path) -> Path:
+    (folder / "adapter_config.json").write_text("{}")
+    return folder
+
+
+def test_what_is_saved_is_read(tmp_path):
+    adapter_at(tmp_path)
+    assert trained.read(tmp_path) is None
+    for facts in (FACTS, Trained("b.gguf", None, True, "fp16", False, "both", False)):
+        facts.save(tmp_path)
+        assert trained.read(tmp_path) == facts
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["adapter_config.json", "judge.json"]
+    assert json.loads((tmp_path / "judge.json").read_text())["nanopersrm"] == __version__
+    with pytest.raises(InputError, match="cannot be written"):
+        FACTS.save(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "part"),
+    [
+        ("base", None, "field base: expected a str, found None"),
+        ("base_sha256", 7, "field base_sha256"),
+        ("nf4", "yes", "field nf4: expected a bool, found 'yes'"),
+        ("dtype", 16, "field dtype"),
+        ("evidence", 1, "field evidence"),
+        ("form", "listwise", "field form: expected pointwise, pairwise, both, found 'listwise'"),
+        ("style", None, "field style"),
+    ],
+)
+def test_a_broken_field_is_named(tmp_path, field, value, part):
+    FACTS.save(adapter_at(tmp_path))
+    file = tmp_path / "judge.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(InputError, match=part) as caught:
+        trained.read(tmp_path)
+    assert str(file) in str(caught.value)
+
+
+def test_the_hash_of_weights(tmp_path):
+    shards = {"model-2.safetensors": b"two", "model-1.safetensors": b"one"}
+    base = base_at(tmp_path / "a", "a", shards | {"adapter_model.safetensors": b"x"})
+    assert weights_sha256(base) == hashlib.sha256(b"onetwo").hexdigest()
+    one = Base("b", tmp_path / "a" / "model-2.safetensors", "gguf", {})
+    assert weights_sha256(one) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_the_base_at_hand(tmp_path, monkeypatch):
+    here = base_at(tmp_path / "here", str(tmp_path / "here"), {"model.safetensors": b"weights"})
+    sha = weights_sha256(here)
+
+    def made_on(name: str, sha256: str | None) -> Trained:
+        return Trained(name, sha256, False, "bf16", True, "both", True)
+
+    assert made_on(here.name, "other").same_base(tmp_path, here) is None  # names are believed
+    assert made_on("org/name", sha).same_base(tmp_path, here) is None
+    monkeypatch.chdir(tmp_path)
+    assert made_on("here", None).same_base(tmp_path, here) is None  # the same folder
+    for unknown in (None, "0" * 64):
+        note = made_on("org/name", unknown).same_base(tmp_path, here)
+        assert note is not None
+        assert "trained on org/name, and" in note
+    default = Base(DEFAULT_BASE, here.path, "safetensors", {})
+    assert made_on(DEFAULT_BASE, None).same_base(tmp_path, default) is None
+    with pytest.raises(InputError, match="was trained on org/name, so say --base org/name"):
+        made_on("org/name", sha).same_base(tmp_path, default)
+
+
+def test_prompts_of_another_form():
+    assert FACTS.asked_otherwise(True, "pointwise") == []
+    assert FACTS.asked_otherwise(False, "pairwise") == [
+        "this adapter was trained with measured evidence and is asked without",
+        "this adapter was trained on pointwise prompts and is asked pairwise",
+    ]
+    both = Trained("b", None, False, "bf16", False, "both", False)
+    assert both.asked_otherwise(False, "pairwise") == both.asked_otherwise(False, "pointwise") == []

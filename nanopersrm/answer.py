@@ -27,7 +27,7 @@ from kernels.sample import draw_key, sample
 from nanopersrm.model import Model
 from nanopersrm.sampler import Decoder, Prefix, Reply, SamplingConfig
 from nanopersrm.tokenizer import Tokenizer
-from nanopersrm.verdict import CLOSE, LABELS, OPEN, SCORES, write
+from nanopersrm.verdict import CLOSE, LABELS, OPEN, closing, write
 
 FORCED_ROOM = 32  # tokens that the given parts may take, at most
 NINE = 9
@@ -79,7 +79,7 @@ def answer(
     thoughts = []
     given = []
     for reply in replies:
-        thought, forced = _close(tokenizer.decode(_without_stop(reply)))
+        thought, forced = closing(tokenizer.decode(_without_stop(reply)))
         thoughts.append(thought)
         given.append(tokenizer.encode(forced))
     decoder.feed(given)
@@ -113,7 +113,7 @@ def _think(
     def observe(row: int, ids: list[int]) -> bool:
         ended = CLOSE in tokenizer.decode(ids[-TAIL:])
         if on_text is not None:
-            thought, _ = _close(tokenizer.decode(ids))
+            thought, _ = closing(tokenizer.decode(ids))
             on_text(*divmod(row, config.samples), thought, ended)
         return ended
 
@@ -124,29 +124,13 @@ def _think(
     if on_text is not None:
         for row, reply in enumerate(replies):
             if reply.ended != "observed":
-                thought, _ = _close(tokenizer.decode(_without_stop(reply)))
+                thought, _ = closing(tokenizer.decode(_without_stop(reply)))
                 on_text(*divmod(row, config.samples), thought, True)
     return replies
 
 
 def _without_stop(reply: Reply) -> list[int]:
     return reply.ids[:-1] if reply.ended == "stop" else reply.ids
-
-
-def _close(free: str) -> tuple[str, str]:
-    """What was written after OPEN -> (the reasoning, what must follow up to the first digit).
-
-    >>> _close("Terse.\\n</think>")
-    ('Terse.', '\\n<scores>A=')
-    >>> _close("Terse.")
-    ('Terse.', '\\n</think>\\n<scores>A=')
-    """
-    thought, closed, after = free.partition(CLOSE)
-    line = f"{SCORES}{LABELS[0]}="
-    if closed:
-        return thought.strip(), line if after.endswith("\n") else f"\n{line}"
-    gap = "" if not free or free.endswith("\n") else "\n"
-    return thought.strip(), f"{gap}{CLOSE}\n{line}"
 
 
 def _digits(

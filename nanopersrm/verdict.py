@@ -91,6 +91,22 @@ def write(reasoning: str, scores: dict[str, int]) -> str:
     return f"{OPEN}{reasoning.strip()}\n{CLOSE}\n{SCORES}{line}{SCORES_END}"
 
 
+def closing(free: str) -> tuple[str, str]:
+    """What was written after OPEN -> (the reasoning, what must follow up to the first digit).
+
+    >>> closing("Terse.\\n</think>")
+    ('Terse.', '\\n<scores>A=')
+    >>> closing("Terse.")
+    ('Terse.', '\\n</think>\\n<scores>A=')
+    """
+    thought, closed, after = free.partition(CLOSE)
+    line = f"{SCORES}{LABELS[0]}="
+    if closed:
+        return thought.strip(), line if after.endswith("\n") else f"\n{line}"
+    gap = "" if not free or free.endswith("\n") else "\n"
+    return thought.strip(), f"{gap}{CLOSE}\n{line}"
+
+
 def soft_score(digits: Sequence[float]) -> float:
     """p(1), …, p(9) -> the expected digit, from 1 to 9."""
     return math.fsum(d * p for d, p in zip(DIGITS, digits, strict=True))

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nanopersrm.verdict import LABELS, beats, beats_jointly, mean, parse, soft_score, write
+from nanopersrm.verdict import (
+    LABELS,
+    OPEN,
+    beats,
+    beats_jointly,
+    closing,
+    mean,
+    parse,
+    soft_score,
+    write,
+)
 
 GOOD = "<think>\nTerse.\n</think>\n<scores>A=7 B=3</scores>"
 HEAD = "<think>\nx\n</think>\n"
@@ -207,3 +217,21 @@ def test_mean():
     assert mean([[1.0, 2.0], [3.0, 6.0]], count=1) == [4.0, 8.0]
     with pytest.raises(ValueError, match="zip"):
         mean([[1.0], [1.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("free", "thought", "forced"),
+    [
+        ("", "", "</think>\n<scores>A="),
+        ("Terse.", "Terse.", "\n</think>\n<scores>A="),
+        ("Terse.\n", "Terse.", "</think>\n<scores>A="),
+        (" Terse. \n</think>", "Terse.", "\n<scores>A="),
+        ("Terse.\n</think>\n", "Terse.", "<scores>A="),
+        ("a</think> b", "a", "\n<scores>A="),
+    ],
+)
+def test_closing_makes_a_reply_of_anything(free, thought, forced):
+    assert closing(free) == (thought, forced)
+    if not free.endswith("b"):
+        said = parse(f"{OPEN}{free}{forced}7</scores>", "A")
+        assert (said.reasoning, said.scores) == (thought, {"A": 7})

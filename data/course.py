@@ -1,0 +1,143 @@
+"""The course: which lessons a step of training has.
+
+Step s takes the pairs s · b up to (s + 1) · b of an endless row of epochs, each in an order of its
+own (`lessons.plan`), twins side by side. Everything follows from the seed and the number of the
+step: nothing is carried from one step to the next, so a run that is interrupted goes on with what
+it would have seen, and a checkpoint need not know where in the data it was.
+
+A pair becomes one tree of tokens: the replies of imitation and the score lines of contrast share
+the exemplars, and about the same candidate the whole prompt (`packing.grow`).
+
+The style similarity of a text needs a forward of the model. `nearness` makes it a function of texts
+for the prompts, and `strangers` measures what is usual between writers: for a sample of pairs of
+the training set, each candidate against exemplars of other writers of its domain.
+
+Where to read next: `train_sft.py`.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from data import lessons
+from data.lessons import LessonConfig, Roster, Style, StyleBatch
+from nanopersrm.packing import Bundle, Text, grow
+from nanopersrm.pairs import Pair
+from nanopersrm.style import Style as StyleModel
+from nanopersrm.style import writer_of
+from nanopersrm.tokenizer import Tokenizer
+
+STRANGERS = 64  # candidates, and as many writers: of each pair of them the likeness is measured
+FEWEST = 20  # with fewer pairs of strangers in a domain, strangers of other domains count too
+
+
+class Course:
+    """The training pairs, and what each step has of them."""
+
+    def __init__(
+        self, pairs: Sequence[Pair], tokenizer: Tokenizer, config: LessonConfig, seed: int
+    ):
+        self.pairs, self.tokenizer, self.config, self.seed = pairs, tokenizer, config, seed
+        self.roster = lessons.roster(pairs)
+        self.epoch, self.order = -1, list[int]()  # the latest
+
+    def step(self, step: int, count: int, near: Style | None) -> list[Bundle]:
+        """The trees of the `count` pairs of a step; those too long are left out."""
+        found = []
+        for place in range(step * count, (step + 1) * count):
+            epoch, index = divmod(place, len(self.pairs))
+            if epoch != self.epoch:
+                self.epoch, self.order = epoch, lessons.plan(self.pairs, self.seed, epoch)
+            pair = self.pairs[self.order[index]]
+            seed = f"{self.seed}/{epoch}"
+            found.append(tree(pair, self.roster, self.tokenizer, self.config, seed, near))
+        return [bundle for bundle in found if bundle is not None]
+
+    def style_step(self, step: int, writers: int, tokens: int) -> StyleBatch:
+        """The texts of a step of style: of each writer one exemplar and one candidate."""
+        rng = random.Random(f"{self.seed}/style/{step}")
+        batch = lessons.style_batch(self.roster, self.tokenizer, writers, rng, tokens)
+        return replace(batch, exemplars=[[rng.choice(texts)] for texts in batch.exemplars])
+
+    def longest(self, count: int, near: Style | None) -> list[Bundle]:
+        """The trees of the `count` pairs with the most text: no step needs more memory."""
+
+        def size(pair: Pair) -> int:
+            return sum(map(len, pair.exemplars)) + 2 * len(pair.chosen) + 2 * len(pair.rejected)
+
+        some = sorted(self.pairs, key=size)[-count:]
+        trees = [tree(p, self.roster, self.tokenizer, self.config, "0/0", near) for p in some]
+        return [bundle for bundle in trees if bundle is not None]
+
+
+def tree(
+    pair: Pair,
+    roster: Roster,
+    tokenizer: Tokenizer,
+    config: LessonConfig,
+    seed: str,
+    near: Style | None,
+) -> Bundle | None:
+    """Imitation and contrast of one pair in one tree; None where it is too long."""
+    rng = random.Random(f"{seed}/{pair.id}/rivals")
+    lines = lessons.contrast_list(pair, roster, tokenizer, config, rng, near)
+    replies = lessons.imitation(pair, tokenizer, config, seed, near)
+    if not replies or lines is None:
+        return None
+    texts: list[Text] = []
+    chosen = -1
+    for bundle in [*replies, lines]:
+        before = len(bundle.prefix)
+        for i, branch in enumerate(bundle.branches):
+            if bundle is lines and i == lines.chosen:
+                chosen = len(texts)
+            ids = (*bundle.prefix, *branch.ids)
+            digit = branch.digit_at + before if branch.digit_at >= 0 else -1
+            texts.append(Text(ids, branch.reply_from + before, branch.weight, digit))
+    return grow(pair.id, texts, chosen)
+
+
+def prompt(
+    pair: Pair, role: str, tokenizer: Tokenizer, config: LessonConfig, near: Style | None
+) -> list[int]:
+    """What the judge is asked about one text of a pair, `chosen` or `rejected`."""
+    pair = lessons.stripped(pair)
+    text = getattr(pair, role)
+    percent = None
+    if near is not None and config.evidence:
+        percent = {text: near(pair.exemplars, [text])[0]}
+    return lessons.prompt(pair, [text], tokenizer, config, percent)
+
+
+def nearness(tokenizer: Tokenizer, style: StyleModel) -> Style:
+    """The style percentiles of texts, for the measured block."""
+
+    def near(exemplars: Sequence[str], candidates: Sequence[str]) -> list[float]:
+        return style.percentiles(
+            [tokenizer.encode(text.strip()) for text in exemplars],
+            [tokenizer.encode(text.strip()) for text in candidates],
+        )
+
+    return near
+
+
+def strangers(roster: Roster, tokenizer: Tokenizer, style: StyleModel, seed: int) -> list[float]:
+    """The similarities of writers and texts by others, of the same domain."""
+    rng = random.Random(f"{seed}/strangers")
+    some = [rng.choice(own) for authors in roster.values() for own in authors.values()]
+    some = rng.sample(some, min(STRANGERS, len(some)))
+    shown = [[tokenizer.encode(text.strip()) for text in pair.exemplars] for pair in some]
+    asked = [tokenizer.encode(pair.chosen.strip()) for pair in some]
+    vectors = style.embed([text for texts in shown for text in texts]).split([*map(len, shown)])
+    writers = torch.stack([writer_of(own) for own in vectors])  # (n, D)
+    cosines = (writers @ style.embed(asked).T).tolist()  # (n, n)
+    apart = [
+        (cosines[i][j], a.domain == b.domain)
+        for i, a in enumerate(some)
+        for j, b in enumerate(some)
+        if a.author != b.author
+    ]
+    alike = [cosine for cosine, same_domain in apart if same_domain]
+    return alike if len(alike) >= FEWEST else [cosine for cosine, _ in apart]

@@ -1,0 +1,70 @@
+"""What a packed batch is worth: the sums that a training step minimises, and that validation reads.
+
+    imitation   Σ over reply tokens of  - weight · log p(token)            divided by Σ weight
+    contrast    Σ over lists of  list-wise + Bradley-Terry (`contrast.py`)  divided by the lists
+
+Both come from one forward over one tree: the exemplars once, under them each candidate, under the
+candidate its reply (imitation) and, beside it, a score line without reasoning (contrast). Sums, not
+means: the divisors are those of the whole step, known before its first micro-batch, so that many
+small micro-batches add up to exactly the gradient of one large one, however tokens are spread
+over them.
+
+Worked example: two micro-batches with 1 and 3 reply tokens of weight 1 and losses 4 and 3 · 2. The
+mean of the means would be (4 + 2) / 2 = 3; the step's loss is (4 + 6) / 4 = 2.5, as in one batch.
+
+Where to read next: `train_sft.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.logprob import logprob
+from nanopersrm.contrast import contrast, log_odds
+from nanopersrm.model import Model
+from nanopersrm.packing import Batch
+from nanopersrm.presets import Preset
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What counts how much."""
+
+    imitation: float = 1.0  # weight of the mean loss of a reply token
+    pair: float = 0.5  # weight of Bradley-Terry against each rival
+    list: float = 0.5  # weight of the list-wise loss
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of one micro-batch."""
+
+    imitation: Tensor  # () fp32, weighted
+    contrast: Tensor  # () fp32, weighted
+    right: Tensor  # (lists,) bool: the writer's own candidate stands above every rival
+    scores: Tensor  # (n,) the soft score of each digit, 1 to 9, without gradient
+
+
+def sums(
+    model: Model,
+    batch: Batch,
+    digit_ids: Sequence[int],
+    config: ObjectiveConfig,
+    how: Preset,
+) -> Sums:
+    """One forward over a packed batch; with gradients where adapters learn."""
+    hidden = model(batch.ids, batch.layout, recompute=how.recompute, offload=how.offload)  # (N, D)
+    imitation = hidden.new_zeros((), dtype=torch.float32)
+    if len(batch.rows) and config.imitation:
+        log_probs, _ = logprob(
+            hidden[batch.rows], model.head(), batch.targets, chunk_bytes=how.chunk_mb << 20
+        )
+        imitation = -config.imitation * (batch.weights * log_probs).sum()
+    z = model.logits_of(hidden[batch.digit_rows], torch.tensor(digit_ids, device=hidden.device))
+    contrasted, right = contrast(
+        log_odds(z), batch.lists, batch.list_weights, config.pair, config.list
+    )
+    scores = z.detach().softmax(-1) @ torch.arange(1.0, 10.0, device=z.device)  # (n,)
+    return Sums(imitation, contrasted, right, scores)

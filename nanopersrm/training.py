@@ -1,0 +1,234 @@
+"""What stands around every training loop, so that a run survives and can be trusted.
+
+    training = Training(out, settings, steps, …)       files, checkpoints, signals
+    learner = Learner(training, "judge", model, lora, config)
+    for step in range(learner.start, steps):           0, or where the checkpoint was taken
+        learner.backward(loss, names)                  stops at a loss that is no number
+        norm = learner.update(lr)                      one step of AdamW, new copies for the model
+        training.after(step + 1, learner, …)           a line, a checkpoint when one is due
+
+A run may die at any moment. What it needs to go on is in a checkpoint: masters, moments, random
+states, and facts that cannot be computed again. What a step sees follows from its number, so that a
+run that goes on makes, on a CPU bit for bit, the numbers of one that never stopped.
+
+Checks that peers learned to want: a loss or gradient that is not finite ends the run and names the
+examples of its batch; after the first step the adapter's bytes must have changed, because a loop
+that trains nothing prints healthy curves; memory that runs out is said in one line with the flag to
+lower.
+
+What we left out: saving while the next step computes. Where to read next: `train_sft.py`.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanopersrm import InputError, checkpoint, optim, runlog
+from nanopersrm.lora import Lora
+from nanopersrm.model import Model
+from nanopersrm.optim import OptimConfig
+from nanopersrm.runlog import RunLog, Stop
+
+MAY_CHANGE = frozenset(  # settings that a run may go on with changed: none moves a weight
+    {"out", "resume", "overwrite", "eval_every", "save_every", "keep_last", "recompute", "offload"}
+)
+SPARE = 1 << 26  # bytes of disk beside checkpoints: logs, replies, the adapter
+
+
+class Stopped(Exception):
+    """A signal asked to end, and everything is saved. `number` is the signal's."""
+
+    def __init__(self, number: int):
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+class Training:
+    """The folder of one run: its log, its checkpoints, and what it goes on from."""
+
+    def __init__(
+        self,
+        out: Path,
+        settings: Mapping[str, Any],
+        steps: int,
+        save_every: int,
+        keep_last: int,
+        stop: Stop,
+        resume: bool,
+        overwrite: bool,
+        device: torch.device,
+    ):
+        self.out, self.steps, self.device, self.stop = out, steps, device, stop
+        self.save_every, self.keep_last = save_every, keep_last
+        self.checkpoints = out / "checkpoints"
+        if overwrite and not resume:
+            checkpoint.clear(self.checkpoints)
+            runlog.clear(out)
+        lasting = {key: value for key, value in settings.items() if key not in MAY_CHANGE}
+        self.settings = json.loads(json.dumps(lasting, default=str))  # as a checkpoint has them
+        self.saved = checkpoint.latest(self.checkpoints) if resume else None
+        if self.saved is not None:
+            _same(self.saved.facts["settings"], self.settings, out)
+        elif resume and not (out / "config.json").exists():
+            raise InputError(f"--resume: expected a run in {out}, found none")
+        first = (self.saved.step if self.saved else 0) + 1
+        self.log = RunLog(out, settings, first if resume else None)
+        if self.saved is not None:
+            self.log.note(f"going on after step {self.saved.step} of {steps}")
+        self.begun = time.perf_counter()  # of the step that runs
+
+    def in_phase(self, phase: str) -> bool:
+        """True where the checkpoint was taken in this phase."""
+        return self.saved is not None and self.saved.facts["phase"] == phase
+
+    def after(
+        self,
+        step: int,
+        learner: "Learner",
+        numbers: Mapping[str, float],
+        tokens: int,
+        facts: Mapping[str, Any],
+        others: Mapping[str, Lora] | None = None,
+    ) -> None:
+        """Step `step`, counted over all phases from 1, is done: a line, a checkpoint when due.
+
+        tokens: that it computed. facts, others: what the phase cannot compute again, and adapters
+        of earlier phases. Raises Stopped after a signal.
+        """
+        now = time.perf_counter()
+        memory, peak = runlog.memory(self.device)
+        speed = tokens / max(now - self.begun, 1e-9)
+        self.begun = now
+        self.log.step(
+            step,
+            self.steps,
+            learner.phase,
+            {**numbers, "tokens_per_second": speed, "memory": memory, "memory_peak": peak},
+        )
+        asked = self.stop.asked
+        if step % self.save_every == 0 or step == self.steps or asked is not None:
+            self.save(step, learner, facts, others or {})
+        if asked is not None:
+            raise Stopped(asked)
+
+    def save(
+        self, step: int, learner: "Learner", facts: Mapping[str, Any], others: Mapping[str, Lora]
+    ) -> None:
+        """A checkpoint."""
+        tensors = {"random": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        for phase, lora in {**others, learner.phase: learner.lora}.items():
+            tensors |= {f"{phase}.{name}": part.cpu() for name, part in lora.tensors().items()}
+        moments = optim.state_tensors(learner.optimizer)
+        tensors |= {f"optimizer.{name}": part for name, part in moments.items()}
+        record = {
+            **facts,
+            "phase": learner.phase,
+            "phase_step": learner.done,
+            "scaler": optim.scaler_numbers(learner.scaler),
+            "settings": self.settings,
+        }
+        checkpoint.save(self.checkpoints, step, tensors, record, self.keep_last)
+
+    def fail(self, step: int, problem: str, names: Sequence[str]) -> InputError:
+        """The end of a run that went wrong, with the examples of its batch written out."""
+        file = self.out / "failed_batch.json"
+        checkpoint.write_json(file, {"step": step, "problem": problem, "examples": list(names)})
+        return InputError(f"step {step}: {problem}; the examples of its batch are in {file}")
+
+
+class Learner:
+    """One adapter being trained: its optimizer, loss scaling, and how far it has come."""
+
+    def __init__(
+        self, training: Training, phase: str, model: Model, lora: Lora, config: OptimConfig
+    ):
+        self.training, self.phase, self.model, self.lora = training, phase, model, lora
+        self.config, self.start = config, 0
+        half = model.norm.weight.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=half)
+        self.optimizer = optim.make(lora.parameters(), config)
+        self.names: list[str] = []  # of the examples of this step
+        if training.in_phase(phase):
+            self._restore(training)
+        self.done = self.start
+        lora.on(model)
+
+    def _restore(self, training: Training) -> None:
+        saved = training.saved
+        assert saved is not None
+        self.lora.load_tensors(named(saved.tensors, self.phase))
+        optim.load_state_tensors(self.optimizer, named(saved.tensors, "optimizer"))
+        optim.load_scaler(self.scaler, saved.facts["scaler"])
+        torch.set_rng_state(saved.tensors["random"])
+        if "random_cuda" in saved.tensors and self.model.device.type == "cuda":
+            torch.cuda.set_rng_state(saved.tensors["random_cuda"], self.model.device)
+        self.start = saved.facts["phase_step"]
+
+    def backward(self, loss: Tensor, names: Sequence[str]) -> None:
+        """Add the gradient of a micro-batch's loss (); `names` are its examples."""
+        self.names += names
+        if not math.isfinite(value := float(loss.detach())):  # waits for the GPU
+            raise self.training.fail(self.done + 1, f"the loss is {value}", names)
+        self.scaler.scale(loss).backward()
+
+    def update(self, lr: float) -> float:
+        """One step of AdamW. Gives the gradient's length before it was cut."""
+        first = self.done == 0
+        before = [part.detach().clone() for part in self.lora.parameters()] if first else []
+        try:
+            norm = optim.update(self.optimizer, self.scaler, lr, self.config.clip)
+        except FloatingPointError as error:
+            raise self.training.fail(self.done + 1, f"{error}", self.names) from error
+        self.done, self.names = self.done + 1, []
+        if first and not self.scaler.is_enabled():  # fp16 may have to find its scale first
+            after = self.lora.parameters()
+            assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)), (
+                f"{self.phase}: nothing was learned: step 1 has not changed the adapter"
+            )
+        self.lora.refresh()
+        self.lora.on(self.model)
+        return norm
+
+
+def named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those of a checkpoint that begin with "prefix.", without it."""
+    own = f"{prefix}."
+    return {name[len(own) :]: part for name, part in tensors.items() if name.startswith(own)}
+
+
+@contextmanager
+def memory_guard(advice: str):  # type: ignore[no-untyped-def]
+    """Memory that runs out inside becomes one line with the advice."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise InputError(f"out of memory: {advice}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):
+            raise InputError(f"out of memory: {advice}") from error
+        raise
+
+
+def disk_needed(lora: Lora, keep_last: int) -> int:
+    """Bytes of the checkpoints of an adapter in fp32 with two moments, one more being written."""
+    numbers = sum(part.numel() for part in lora.parameters())
+    return (keep_last + 2) * numbers * 4 * 3 + SPARE
+
+
+def _same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+    """A run goes on with the settings it began with."""
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"--resume: {out} was begun with {key} = {before.get(key)!r}, this call has "
+                f"{now.get(key)!r}; give the same settings, or another --out"
+            )

@@ -28,7 +28,7 @@ What we left out: several GPUs, and training the base itself. Where to read next
 """
 
 import sys
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ from nanopersrm.model import Model
 from nanopersrm.objective import ObjectiveConfig, sums
 from nanopersrm.optim import OptimConfig, learning_rate
 from nanopersrm.pairs import Pair, read
-from nanopersrm.presets import PRESETS, Preset, for_card
+from nanopersrm.presets import Preset, for_card, settled
 from nanopersrm.runlog import Stop
 from nanopersrm.style import Style, StyleConfig
 from nanopersrm.tokenizer import Tokenizer
@@ -122,13 +122,14 @@ def learn_style(kit: Kit) -> Style:
     config, how, model, training = kit.config, kit.how, kit.model, kit.training
     if config.style_from is not None:
         return Style.load(config.style_from, model)
-    lora = Lora(model, config.lora, config.seed)
+    lora = style.adapter(model, config.lora, config.style, config.seed)
     learned = Style(model, lora, config.style)
     if training.saved is not None and not training.in_phase("style"):  # it has been learned
         lora.load_tensors(named(training.saved.tensors, "style"))
-        learned.quantiles = tuple(training.saved.facts["strangers"])
         lora.freeze()
-        return learned
+        return learned.measured(training.saved.facts["style"])
+    texts = course.usual(kit.course.roster, kit.tokenizer, config.seed)
+    learned.standardise(texts)
     learner = Learner(training, "style", model, lora, config.optim)
     for step in range(learner.start, how.warmup_steps):
         batch = kit.course.style_step(step, config.writers, config.style.tokens)
@@ -138,6 +139,7 @@ def learn_style(kit: Kit) -> Style:
             batch.candidates,
             [ids for _, ids in batch.negatives],
             config.style,
+            learned.standard,
             how.recompute,
             how.offload,
         )
@@ -150,6 +152,7 @@ def learn_style(kit: Kit) -> Style:
     lora.off(model)
     lora.freeze()
     training.log.note("style: measuring how alike strangers are")
+    learned.standardise(texts)
     alike = course.strangers(kit.course.roster, kit.tokenizer, learned, config.seed)
     learned.quantiles = style.strangers_quantiles(alike)
     return learned
@@ -162,7 +165,7 @@ def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
     lora = Lora(model, config.lora, config.seed + 1)
     learner = Learner(training, "judge", model, lora, config.optim)
     exam = Exam(kit, near)
-    facts: dict[str, Any] = {"strangers": styled.quantiles, "trials": []}
+    facts: dict[str, Any] = {"style": styled.facts(), "trials": []}
     if training.saved is not None and training.in_phase("judge"):
         facts["trials"] = training.saved.facts["trials"]
     else:
@@ -245,23 +248,6 @@ def rehearse(kit: Kit, learner: Learner, near: lessons.Style) -> None:
     learner.optimizer.zero_grad(set_to_none=True)
 
 
-def settle(config: Config, device: torch.device) -> Preset:
-    """The preset, with what the command line says otherwise."""
-    card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    how = PRESETS[config.preset or for_card(card)]
-    if config.style_from is not None:
-        how = replace(how, warmup_steps=0)
-    said = {
-        name.name: getattr(config, name.name)
-        for name in fields(Preset)
-        if getattr(config, name.name, None) is not None
-    }
-    for name in ("steps", "warmup_steps", "bundles", "budget"):
-        if said.get(name, 1) < 1:
-            raise InputError(f"--{name.replace('_', '-')}: expected at least 1, got {said[name]}")
-    return replace(how, **said)
-
-
 def load(config: Config, how: Preset, device: torch.device, base: Base) -> Model:
     """The base as it is trained on; for --preset tiny a random model of its vocabulary."""
     dtype = dtype_of(how.dtype, device)
@@ -295,7 +281,10 @@ def save_adapter(kit: Kit, base: Base, lora: Lora, styled: Style) -> Path:
 def main(config: Config) -> None:
     """Read, learn, save, and say what came of it."""
     device = device_of(config.device)
-    how = settle(config, device)
+    card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    how = settled(config.preset or for_card(card), asdict(config))
+    if config.style_from is not None:
+        how = replace(how, warmup_steps=0)
     given = demo_pairs(config.seed) if config.pairs is None else read(config.pairs)
     train, validation = lessons.split(given, config.seed, HELD_OUT)
     if config.validation is not None:

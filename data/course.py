@@ -23,6 +23,7 @@ import torch
 
 from data import lessons
 from data.lessons import LessonConfig, Roster, Style, StyleBatch
+from nanopersrm import InputError
 from nanopersrm.packing import Bundle, Text, grow
 from nanopersrm.pairs import Pair
 from nanopersrm.style import Style as StyleModel
@@ -30,6 +31,7 @@ from nanopersrm.style import writer_of
 from nanopersrm.tokenizer import Tokenizer
 
 STRANGERS = 64  # candidates, and as many writers: of each pair of them the likeness is measured
+USUAL = 256  # texts for what is usual
 FEWEST = 20  # with fewer pairs of strangers in a domain, strangers of other domains count too
 
 
@@ -39,8 +41,13 @@ class Course:
     def __init__(
         self, pairs: Sequence[Pair], tokenizer: Tokenizer, config: LessonConfig, seed: int
     ):
-        self.pairs, self.tokenizer, self.config, self.seed = pairs, tokenizer, config, seed
-        self.roster = lessons.roster(pairs)
+        self.tokenizer, self.config, self.seed = tokenizer, config, seed
+        self.pairs = [pair for pair in pairs if pair.weight > 0]  # the others count for nothing
+        if not self.pairs:
+            raise InputError(
+                f"pairs: expected some with a weight above 0, found {len(pairs)} with 0"
+            )
+        self.roster = lessons.roster(self.pairs)
         self.epoch, self.order = -1, list[int]()  # the latest
 
     def step(self, step: int, count: int, near: Style | None) -> list[Bundle]:
@@ -57,19 +64,33 @@ class Course:
 
     def style_step(self, step: int, writers: int, tokens: int) -> StyleBatch:
         """The texts of a step of style: of each writer one exemplar and one candidate."""
+        if writers < 2:
+            raise InputError(f"--writers: expected at least 2, got {writers}")
         rng = random.Random(f"{self.seed}/style/{step}")
         batch = lessons.style_batch(self.roster, self.tokenizer, writers, rng, tokens)
         return replace(batch, exemplars=[[rng.choice(texts)] for texts in batch.exemplars])
 
     def longest(self, count: int, near: Style | None) -> list[Bundle]:
-        """The trees of the `count` pairs with the most text: no step needs more memory."""
+        """The trees of the `count` pairs with the most text, but for those too long to learn from.
+
+        No step has more to compute, but that a rival's text may be longer than those of the pair.
+        """
 
         def size(pair: Pair) -> int:
             return sum(map(len, pair.exemplars)) + 2 * len(pair.chosen) + 2 * len(pair.rejected)
 
-        some = sorted(self.pairs, key=size)[-count:]
-        trees = [tree(p, self.roster, self.tokenizer, self.config, "0/0", near) for p in some]
-        return [bundle for bundle in trees if bundle is not None]
+        found: list[Bundle] = []
+        for pair in sorted(self.pairs, key=size, reverse=True):
+            one = tree(pair, self.roster, self.tokenizer, self.config, "0/0", near)
+            found += [one] if one is not None else []
+            if len(found) == count:
+                break
+        if not found:
+            raise InputError(
+                f"pairs: expected some whose prompt and reply have at most {self.config.longest} "
+                f"tokens, found none among {len(self.pairs)}; raise --lesson.longest"
+            )
+        return found
 
 
 def tree(
@@ -121,6 +142,14 @@ def nearness(tokenizer: Tokenizer, style: StyleModel) -> Style:
         )
 
     return near
+
+
+def usual(roster: Roster, tokenizer: Tokenizer, seed: int) -> list[list[int]]:
+    """The ids of texts by many writers, on which the style model measures what is usual."""
+    rng = random.Random(f"{seed}/usual")
+    pairs = [pair for authors in roster.values() for own in authors.values() for pair in own]
+    some = rng.sample(pairs, min(USUAL, len(pairs)))
+    return [tokenizer.encode(rng.choice([pair.chosen, *pair.exemplars]).strip()) for pair in some]
 
 
 def strangers(roster: Roster, tokenizer: Tokenizer, style: StyleModel, seed: int) -> list[float]:

@@ -81,6 +81,8 @@ class Judge:
         found = resolve(str(base), say)
         note = made_for.same_base(folder, found) if folder and made_for else None
         nf4 = made_for is not None and made_for.nf4
+        if made_for is not None and nf4 and dtype == "auto":
+            dtype = made_for.dtype  # the codes are those of weights rounded to it
         tokenizer = Tokenizer.load(found)
         model = weights.load(found, dtype_of(dtype, place), place, nf4=nf4)
         if tokenizer.vocab_size > model.config.V:
@@ -96,8 +98,7 @@ class Judge:
             elif made_for is not None and made_for.style:
                 raise InputError(f"{folder}: expected the folder style, as judge.json says")
         notes = [note] if note else []
-        model = model if nf4 else model.pack()  # 4-bit matrices have no other order
-        return Judge(model, tokenizer, folder is not None, style, made_for, notes)
+        return Judge(model.pack(), tokenizer, folder is not None, style, made_for, notes)
 
     def judge(
         self,

@@ -64,5 +64,6 @@ class Linear(nn.Module):
         return self.weight.to(dtype) if self.nf4 is None else dequantize(self.nf4, dtype)
 
     def pack(self) -> None:
-        self.weight = nn.Parameter(pack(self.weight), requires_grad=False)
-        self.few = self.q4
+        """Inference only from now on; 4 bits of `nf4` are unpacked once, to the same numbers."""
+        self.weight = nn.Parameter(pack(self.dense(self.weight.dtype)), requires_grad=False)
+        self.few, self.nf4 = self.q4, None

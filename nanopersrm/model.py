@@ -336,7 +336,7 @@ class Model(nn.Module):
 
     def pack(self) -> "Model":
         """Re-order the matrices for inference where that pays (bf16, CPU); no training after it."""
-        if can_pack(self.embed_tokens):
+        if can_pack(self.norm.weight):
             for module in self.modules():
                 if isinstance(module, Linear) and module is not self.lm_head:
                     module.pack()

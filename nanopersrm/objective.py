@@ -15,13 +15,15 @@ mean of the means would be (4 + 2) / 2 = 3; the step's loss is (4 + 6) / 4 = 2.5
 Where to read next: `train_sft.py`.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
 
 from kernels.logprob import logprob
+from nanopersrm import InputError
 from nanopersrm.contrast import contrast, log_odds
 from nanopersrm.model import Model
 from nanopersrm.packing import Batch
@@ -35,6 +37,13 @@ class ObjectiveConfig:
     imitation: float = 1.0  # weight of the mean loss of a reply token
     pair: float = 0.5  # weight of Bradley-Terry against each rival
     list: float = 0.5  # weight of the list-wise loss
+
+    def __post_init__(self) -> None:
+        if not (all(0 <= w < math.inf for w in astuple(self)) and any(astuple(self))):
+            raise InputError(
+                "weight: expected numbers from 0 for imitation, pair and list, and one above it, "
+                f"got {self.imitation}, {self.pair} and {self.list}"
+            )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,11 @@ losses up to rounding. `python -m nanopersrm.memory` prints what each needs.
     8gb    the same, with the embedding in host memory and the smallest budget
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from nanopersrm import InputError
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,14 @@ def for_card(memory: int | None) -> str:
         if preset.card_gb is not None and preset.card_gb * 0.9e9 <= memory
     ]
     return fitting[0] if fitting else "8gb"
+
+
+def settled(name: str, said: Mapping[str, Any]) -> Preset:
+    """The preset of this name, with what a command line says otherwise (None: nothing)."""
+    own = {field.name for field in fields(Preset)}
+    changes = {key: value for key, value in said.items() if key in own and value is not None}
+    for key in ("steps", "warmup_steps", "bundles", "budget"):
+        if changes.get(key, 1) < 1:
+            flag = key.replace("_", "-")
+            raise InputError(f"--{flag}: expected a number from 1, got {changes[key]}")
+    return replace(PRESETS[name], **changes)

@@ -1,12 +1,17 @@
 """The style similarity: how near two texts lie in what the model makes of them.
 
-    vector(text)  = the mean of the hidden states after the last norm, made a unit vector    (D,)
+    state(text)   = the mean of the hidden states of its tokens after the first blocks       (D,)
+    vector(text)  = (state - mean) / deviation, number by number, made a unit vector         (D,)
     writer        = the mean of the vectors of the exemplars, made a unit vector             (D,)
     similarity    = vector(candidate) · writer, a cosine between -1 and 1
 
-A base as it comes puts texts about one subject side by side. An adapter changes that, trained by
-contrast: B writers of one domain a step, one text of each as exemplar e and one as candidate c,
-and e must find its own c among all (van den Oord et al., arXiv 1807.03748), c its own e too:
+Mean and deviation are those of many texts. Without them a few numbers that are large in every text
+decide the cosine. And the first quarter of the blocks is enough, indeed better: early blocks know
+how a thing is said, late ones what comes next (README.md has the figures).
+
+An adapter on those blocks is trained by contrast: B writers of one domain a step, one text of each
+as exemplar e and one as candidate c, and e must find its own c among all (van den Oord et al., arXiv
+1807.03748), c its own e too:
 
     loss = mean over writers i of   ½ (-log softmax_j(e_i · c_j / τ))[i]
                                   + ½ (-log softmax_k(e_k · c_i / τ))[i]
@@ -28,11 +33,11 @@ Where to read next: `profile.py`, whose measured block shows the percentiles.
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +46,12 @@ from torch import Tensor
 from nanopersrm import InputError, lora_files
 from nanopersrm.bases import read_json
 from nanopersrm.cache import Layout
-from nanopersrm.lora import Lora
+from nanopersrm.lora import Lora, LoraConfig, matrices
 from nanopersrm.model import Model
 from nanopersrm.profile import percentile
 
+QUARTER = 0.26  # share of the blocks that run
+LEAST_DEVIATION = 1e-4  # of a number that is the same in all texts
 QUANTILES = 101  # a step of one percent
 TOKENS_AT_ONCE = 8192  # in one forward without gradients: bounds memory
 REMEMBERED = 256  # vectors kept between calls, the exemplars' above all
@@ -55,9 +62,13 @@ FILE = "style.json"
 class StyleConfig:
     """How a text becomes a vector, and how sharp the contrast is."""
 
-    layers: int = 0  # blocks that run; 0: all
+    layers: int = 0  # blocks that run; 0: the first quarter or so
     tokens: int = 256  # a text is cut after so many
     temperature: float = 0.05  # of the contrast: a lead of so much is a factor e
+
+    def depth(self, model: Model) -> int:
+        """Blocks of this model that run: 8 of 30, 7 of 28."""
+        return self.layers or max(1, round(QUARTER * model.config.layers))
 
     def __post_init__(self) -> None:
         if self.layers < 0 or self.tokens < 1 or not self.temperature > 0:
@@ -108,14 +119,21 @@ def in_batch_loss(
     return loss, (cosines.argmax(-1) == mine).float().mean()
 
 
-def forward_pooled(
+class Standard(NamedTuple):
+    """What is usual: of many texts, the mean and the deviation of each number of their states."""
+
+    mean: Tensor  # (D,) fp32
+    deviation: Tensor  # (D,)
+
+
+def states(
     model: Model,
     texts: Sequence[Sequence[int]],
-    layers: int = 0,
+    layers: int | None = None,
     recompute: bool = False,
     offload: bool = False,
 ) -> Tensor:
-    """The ids of n texts -> their vectors (n, D), unit rows in fp32, by one packed forward.
+    """The ids of n texts -> their states (n, D) in fp32, by one packed forward.
 
     Differentiable, with whatever adapter is on. `layers`, `recompute`, `offload`: see `model.py`.
     """
@@ -123,8 +141,14 @@ def forward_pooled(
     plan = Layout.of([len(text) for text in texts])
     layout = Layout(plan.starts, plan.parents, plan.positions.to(model.device))
     ids = torch.tensor([token for text in texts for token in text], device=model.device)
-    hidden = model(ids, layout, layers or None, recompute, offload)  # (N, D)
-    return F.normalize(pool(hidden, layout.starts), dim=-1)
+    return pool(model(ids, layout, layers, recompute, offload), layout.starts)  # (n, D)
+
+
+def vectors_of(states: Tensor, standard: Standard | None) -> Tensor:
+    """States (n, D) -> vectors (n, D), unit rows; without a standard the states themselves."""
+    if standard is not None:
+        states = (states - standard.mean) / standard.deviation
+    return F.normalize(states, dim=-1)
 
 
 def batch_loss(
@@ -133,6 +157,7 @@ def batch_loss(
     candidates: Sequence[Sequence[int]],
     negatives: Sequence[Sequence[int]],
     config: StyleConfig,
+    standard: Standard | None = None,
     recompute: bool = False,
     offload: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -145,12 +170,19 @@ def batch_loss(
     assert len(candidates) == B, f"{B} writers but {len(candidates)} candidates"
     texts = [text for some in exemplars for text in some]
     packed = [*texts, *candidates, *negatives]
-    vectors = forward_pooled(model, packed, config.layers, recompute, offload)
+    vectors = vectors_of(states(model, packed, config.depth(model), recompute, offload), standard)
     starts = list(accumulate(map(len, exemplars), initial=0))
     writers = F.normalize(pool(vectors[: len(texts)], starts), dim=-1)  # (B, D)
     mine = torch.arange(B, device=vectors.device)
     same = mine[:, None] == torch.arange(C, device=vectors.device)  # (B, C) their own, no other
     return in_batch_loss(writers, vectors[len(texts) :], mine, same, config.temperature)
+
+
+def adapter(model: Model, config: LoraConfig, style: StyleConfig, seed: int) -> Lora:
+    """A fresh adapter on the blocks that run."""
+    depth = style.depth(model)
+    names = {name for name in matrices(model, config.targets) if int(name.split(".")[1]) < depth}
+    return Lora(model, config, seed, names)
 
 
 def strangers_quantiles(similarities: Sequence[float]) -> tuple[float, ...]:
@@ -165,19 +197,33 @@ class Style:
     """A trained style adapter of a model: vectors, similarities, percentiles."""
 
     def __init__(
-        self, model: Model, lora: Lora, config: StyleConfig, quantiles: Sequence[float] = ()
+        self,
+        model: Model,
+        lora: Lora,
+        config: StyleConfig,
+        quantiles: Sequence[float] = (),
+        standard: Standard | None = None,
     ):
         self.model, self.lora, self.config = model, lora, config
         self.quantiles = tuple(quantiles)  # of the similarities of strangers; may come later
+        self.standard = standard
         self._known: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # newest last
         self._version = -1  # of the masters that these vectors were made with
 
-    @torch.no_grad()
-    def embed(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """The ids of n texts -> their vectors (n, D), in forwards of bounded size.
+    def standardise(self, texts: Sequence[Sequence[int]]) -> None:
+        """Measure what is usual on the ids of many texts, with the adapter as it is now."""
+        assert len(texts) >= 2, f"expected 2 texts or more, got {len(texts)}"
+        found = self._states(texts)  # (n, D)
+        self.standard = Standard(found.mean(0), found.std(0).clamp_min(LEAST_DEVIATION))
+        self._known.clear()
 
-        The style adapter is on meanwhile, and dropout off; then all is as it was.
-        """
+    def embed(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """The ids of n texts -> their vectors (n, D), in forwards of bounded size."""
+        return vectors_of(self._states(texts), self.standard)
+
+    @torch.no_grad()
+    def _states(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """With the style adapter on and dropout off; then all is as it was."""
         cut = [tuple(text[: self.config.tokens]) for text in texts]
         batches: list[list[tuple[int, ...]]] = []
         room = 0
@@ -191,10 +237,11 @@ class Style:
         self.model.eval()
         try:
             with self.lora.using(self.model):
-                vectors = [forward_pooled(self.model, b, self.config.layers) for b in batches]
+                depth = self.config.depth(self.model)
+                found = [states(self.model, batch, depth) for batch in batches]
         finally:
             self.model.train(training)
-        return torch.cat(vectors)
+        return torch.cat(found)
 
     def similarities(
         self, exemplars: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
@@ -226,11 +273,28 @@ class Style:
         self._known.move_to_end(key)
         return self._known[key]
 
+    def facts(self) -> dict[str, list[float]]:
+        """What was measured, as plain numbers."""
+        mean, deviation = self.standard or (torch.zeros(0), torch.zeros(0))
+        return {
+            "quantiles": list(self.quantiles),
+            "mean": mean.tolist(),
+            "deviation": deviation.tolist(),
+        }
+
+    def measured(self, facts: Mapping[str, Any]) -> "Style":
+        """Put back what `facts` gave."""
+        self.quantiles = tuple(facts["quantiles"])
+        place = self.model.device
+        mean, deviation = (torch.tensor(facts[k], device=place) for k in ("mean", "deviation"))
+        self.standard = Standard(mean, deviation) if len(mean) else None
+        return self
+
     def save(self, folder: Path, base_name: str) -> None:
         """PEFT's two files, and style.json with the sizes and the quantiles."""
         lora_files.save(folder, self.lora, base_name)
         part = folder / f"{FILE}.part"
-        facts = {**asdict(self.config), "quantiles": list(self.quantiles)}
+        facts = {**asdict(self.config), **self.facts()}
         try:
             part.write_text(json.dumps(facts, allow_nan=False) + "\n", encoding="utf-8")
             os.replace(part, folder / FILE)
@@ -242,16 +306,16 @@ class Style:
     @staticmethod
     def load(folder: Path, model: Model) -> "Style":
         """The inverse of `save`, for the same base."""
-        config, quantiles = _read(folder / FILE)
+        config, facts = _read(folder / FILE, model.config.D)
         if config.layers > model.config.layers:
             raise InputError(
                 f"{folder / FILE}, field layers: expected at most {model.config.layers}, as the "
                 f"base has, found {config.layers}"
             )
-        return Style(model, lora_files.load(folder, model).freeze(), config, quantiles)
+        return Style(model, lora_files.load(folder, model).freeze(), config).measured(facts)
 
 
-def _read(file: Path) -> tuple[StyleConfig, list[float]]:
+def _read(file: Path, D: int) -> tuple[StyleConfig, dict[str, Any]]:
     """The fields of style.json, checked."""
     found = read_json(file)
     kinds: dict[str, Any] = {"layers": int, "tokens": int, "temperature": (int, float)}
@@ -260,6 +324,11 @@ def _read(file: Path) -> tuple[StyleConfig, list[float]]:
         value = found.get(field)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise InputError(f"{file}, field {field}: expected a number, found {value!r}")
+    for field in ("mean", "deviation"):
+        row = found.get(field)
+        sound = isinstance(row, list) and all(isinstance(x, float) for x in row)
+        if not sound or len(found[field]) not in (0, D):
+            raise InputError(f"{file}, field {field}: expected {D} numbers, as the base's width")
     quantiles = found.get("quantiles")
     if (
         not isinstance(quantiles, list)
@@ -269,6 +338,6 @@ def _read(file: Path) -> tuple[StyleConfig, list[float]]:
     ):
         raise InputError(f"{file}, field quantiles: expected {QUANTILES} numbers, least first")
     try:
-        return StyleConfig(**{field: found[field] for field in kinds}), quantiles
+        return StyleConfig(**{field: found[field] for field in kinds}), found
     except InputError as error:
         raise InputError(f"{file}: {error}") from error

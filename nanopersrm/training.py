@@ -37,7 +37,8 @@ from nanopersrm.optim import OptimConfig
 from nanopersrm.runlog import RunLog, Stop
 
 MAY_CHANGE = frozenset(  # settings that a run may go on with changed: none moves a weight
-    {"out", "resume", "overwrite", "eval_every", "save_every", "keep_last", "recompute", "offload"}
+    {"out", "resume", "overwrite", "eval_every", "save_every", "keep_last"}
+    | {"budget", "chunk_mb", "recompute", "offload"}  # but for rounding: memory may have run out
 )
 SPARE = 1 << 26  # bytes of disk beside checkpoints: logs, replies, the adapter
 
@@ -65,6 +66,9 @@ class Training:
         overwrite: bool,
         device: torch.device,
     ):
+        for name, value in (("save-every", save_every), ("keep-last", keep_last)):
+            if value < 1:
+                raise InputError(f"--{name}: expected at least 1, got {value}")
         self.out, self.steps, self.device, self.stop = out, steps, device, stop
         self.save_every, self.keep_last = save_every, keep_last
         self.checkpoints = out / "checkpoints"
@@ -138,11 +142,14 @@ class Training:
         }
         checkpoint.save(self.checkpoints, step, tensors, record, self.keep_last)
 
-    def fail(self, step: int, problem: str, names: Sequence[str]) -> InputError:
+    def fail(self, phase: str, step: int, problem: str, names: Sequence[str]) -> InputError:
         """The end of a run that went wrong, with the examples of its batch written out."""
         file = self.out / "failed_batch.json"
-        checkpoint.write_json(file, {"step": step, "problem": problem, "examples": list(names)})
-        return InputError(f"step {step}: {problem}; the examples of its batch are in {file}")
+        facts = {"phase": phase, "step": step, "problem": problem, "examples": list(names)}
+        checkpoint.write_json(file, facts)
+        return InputError(
+            f"step {step} of {phase}: {problem}; the examples of its batch are in {file}"
+        )
 
 
 class Learner:
@@ -157,6 +164,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=half)
         self.optimizer = optim.make(lora.parameters(), config)
         self.names: list[str] = []  # of the examples of this step
+        self.proved = training.in_phase(phase)  # that a step changes the adapter
         if training.in_phase(phase):
             self._restore(training)
         self.done = self.start
@@ -177,23 +185,26 @@ class Learner:
         """Add the gradient of a micro-batch's loss (); `names` are its examples."""
         self.names += names
         if not math.isfinite(value := float(loss.detach())):  # waits for the GPU
-            raise self.training.fail(self.done + 1, f"the loss is {value}", names)
+            raise self.training.fail(self.phase, self.done + 1, f"the loss is {value}", names)
         self.scaler.scale(loss).backward()
 
     def update(self, lr: float) -> float:
-        """One step of AdamW. Gives the gradient's length before it was cut."""
-        first = self.done == 0
-        before = [part.detach().clone() for part in self.lora.parameters()] if first else []
+        """One step of AdamW. Gives the gradient's length before it was cut; 0 without examples."""
+        self.done += 1
+        if not self.names:  # every pair of the step was too long
+            return 0.0
+        before = [] if self.proved else [part.detach().clone() for part in self.lora.parameters()]
         try:
             norm = optim.update(self.optimizer, self.scaler, lr, self.config.clip)
         except FloatingPointError as error:
-            raise self.training.fail(self.done + 1, f"{error}", self.names) from error
-        self.done, self.names = self.done + 1, []
-        if first and not self.scaler.is_enabled():  # fp16 may have to find its scale first
+            raise self.training.fail(self.phase, self.done, f"{error}", self.names) from error
+        self.names = []
+        if not self.proved and not self.scaler.is_enabled():  # fp16 may have to find its scale
             after = self.lora.parameters()
             assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)), (
-                f"{self.phase}: nothing was learned: step 1 has not changed the adapter"
+                f"{self.phase}: nothing was learned: step {self.done} has not changed the adapter"
             )
+            self.proved = True
         self.lora.refresh()
         self.lora.on(self.model)
         return norm
@@ -226,9 +237,21 @@ def disk_needed(lora: Lora, keep_last: int) -> int:
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
     """A run goes on with the settings it began with."""
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
+    was, is_now = _flat(before), _flat(now)
+    for key in sorted({*was, *is_now}):
+        if was.get(key) != is_now.get(key):
             raise InputError(
-                f"--resume: {out} was begun with {key} = {before.get(key)!r}, this call has "
-                f"{now.get(key)!r}; give the same settings, or another --out"
+                f"--resume: {out} was begun with {key} = {was.get(key)!r}, this call has "
+                f"{is_now.get(key)!r}; give the same settings, or another --out"
             )
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1}} -> {"optim.lr": 1}, as flags are written."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{above}{key}.")
+        else:
+            found[above + key] = value
+    return found

@@ -164,7 +164,7 @@ def test_blocks_keep_what_was_predicted(family):
     """To the byte. Under the interpreter these are the Functions of a GPU, which keep other things
     than the CPU's. Few rows: one of its programs takes milliseconds."""
     sizes = sizes_of(family) | {"num_hidden_layers": 2}
-    plan = Plan(**(vars(PLAN) | {"tokens": 16}))
+    plan = Plan(**(vars(PLAN) | {"tokens": 6}))
     step = Step(sizes, plan, steps=False)
     parts = [*step.model.parameters(), *step.lora.parameters()]
     known = {part.untyped_storage().data_ptr() for part in parts}
@@ -272,8 +272,8 @@ def test_moments_are_those_of_bitsandbytes():
     """Tensors under 4,096 numbers keep fp32 moments; others two bytes and two scales each 256."""
     config = ModelConfig.of(sizes_of("llama"))
     plan = Plan(**(vars(PLAN) | {"eight_bit": True, "rank": 16}))
-    small = 4 * 16 * (8 * 128 + 2 * 64)  # four blocks: A and B at 128 or 64 columns
-    large = 4 * 16 * 3 * 384
+    small = 4 * 16 * (9 * 128 + 2 * 64)  # of four blocks, A and B of 2,048 or 1,024
+    large = 4 * 16 * 3 * 384  # 6,144 each
     assert large % 256 == 0
     assert learned_bytes(config, plan)["moments"] == 8 * small + large * (2 + 8 / 256)
 

@@ -34,20 +34,29 @@ from typing import Any, Literal
 
 import tyro
 
-from nanopersrm import InputError, checkpoint, lora_files, packing, style, trial, verdict, weights
+from nanopersrm import InputError, checkpoint, packing, style, weights
 from nanopersrm.bases import DEFAULT_BASE, Base, resolve
 from nanopersrm.device import device_of, dtype_of
 from nanopersrm.lora import Lora, LoraConfig
-from nanopersrm.model import Model
+from nanopersrm.model import Model, ModelConfig
 from nanopersrm.objective import ObjectiveConfig, sums
 from nanopersrm.optim import OptimConfig, learning_rate
-from nanopersrm.pairs import Pair, read
+from nanopersrm.pairs import Pair, digest, read
 from nanopersrm.presets import Preset, for_card, settled
 from nanopersrm.runlog import Stop
 from nanopersrm.style import Style, StyleConfig
 from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.trained import Trained, weights_sha256
-from nanopersrm.training import Learner, Stopped, Training, disk_needed, memory_guard, named
+from nanopersrm.training import (
+    Learner,
+    Stopped,
+    Training,
+    check_folder,
+    disk_needed,
+    memory_guard,
+    named,
+    save_adapter,
+)
 from nanopersrm.trial import Trial
 
 import torch  # isort: skip  (after nanopersrm, which settles threads and memory)
@@ -55,7 +64,8 @@ import torch  # isort: skip  (after nanopersrm, which settles threads and memory
 from data import course, lessons
 from data.build import demo_pairs
 from data.course import Course
-from data.lessons import LessonConfig
+from data.exam import Exam
+from data.lessons import LessonConfig, StyleBatch
 
 TINY = {  # sizes of the random model of --preset tiny
     "hidden_size": 64,
@@ -65,8 +75,7 @@ TINY = {  # sizes of the random model of --preset tiny
     "num_key_value_heads": 2,
     "head_dim": 16,
 }
-WRITTEN = 8  # free replies in a trial
-HELD_OUT = 0.1  # share of the writers whose pairs are for trials
+SHOW = "--exemplar data/demo/zoe/1.txt --candidates data/demo/zoe/4.txt data/demo/beatrice/4.txt"
 
 
 @dataclass(frozen=True)
@@ -131,18 +140,21 @@ def learn_style(kit: Kit) -> Style:
     texts = course.usual(kit.course.roster, kit.tokenizer, config.seed)
     learned.standardise(texts)
     learner = Learner(training, "style", model, lora, config.optim)
+
+    def contrast(batch: StyleBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        negatives = [ids for _, ids in batch.negatives]
+        texts = batch.exemplars, batch.candidates, negatives
+        return style.batch_loss(
+            model, *texts, config.style, learned.standard, how.recompute, how.offload
+        )
+
+    if not learner.start:  # the largest step first: memory runs out now or never
+        with memory_guard("lower --writers or --style.tokens, or give --recompute True"):
+            contrast(kit.course.longest_style(config.writers, config.style.tokens))[0].backward()
+        learner.forget()
     for step in range(learner.start, how.warmup_steps):
         batch = kit.course.style_step(step, config.writers, config.style.tokens)
-        loss, found = style.batch_loss(
-            model,
-            batch.exemplars,
-            batch.candidates,
-            [ids for _, ids in batch.negatives],
-            config.style,
-            learned.standard,
-            how.recompute,
-            how.offload,
-        )
+        loss, found = contrast(batch)
         learner.backward(loss, batch.authors)
         rate = learning_rate(step, how.warmup_steps, config.optim)
         norm = learner.update(rate)
@@ -164,13 +176,18 @@ def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
     near = course.nearness(kit.tokenizer, styled)
     lora = Lora(model, config.lora, config.seed + 1)
     learner = Learner(training, "judge", model, lora, config.optim)
-    exam = Exam(kit, near)
+    exam = Exam(
+        kit.validation[: config.eval_pairs], kit.tokenizer, config.lesson, config.seed, near
+    )
     facts: dict[str, Any] = {"style": styled.facts(), "trials": []}
     if training.saved is not None and training.in_phase("judge"):
         facts["trials"] = training.saved.facts["trials"]
     else:
         rehearse(kit, learner, near)
-        facts["trials"].append(exam.hold(how.warmup_steps, "before"))
+        before, page = exam.hold(model, how)
+        training.log.write_replies(how.warmup_steps, page)
+        training.log.note(f"before: {before.said()}")
+        facts["trials"].append(asdict(before))
     for step in range(learner.start, how.steps):
         number = how.warmup_steps + step + 1
         bundles = kit.course.step(step, how.bundles, near)
@@ -185,73 +202,42 @@ def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
             numbers["right"] += float(found.right.sum()) / len(bundles)
         rate = learning_rate(step, how.steps, config.optim)
         numbers |= {"gradient_norm": learner.update(rate), "lr": rate}
+        training.lap()
         if step + 1 == how.steps or (config.eval_every and (step + 1) % config.eval_every == 0):
-            facts["trials"].append(exam.hold(number, "after" if step + 1 == how.steps else ""))
-            numbers |= Trial(**facts["trials"][-1]).numbers()
-            facts["score"] = numbers["validation_accuracy"]
+            held, page = exam.hold(model, how)
+            training.log.write_replies(number, page)
+            training.log.note(f"after {step + 1} steps: {held.said()}")
+            facts["trials"].append(asdict(held))
+            numbers |= held.numbers()
+            facts["score"] = held.accuracy if held.pairs else None
         tokens = sum(bundle.tokens for bundle in bundles)
         training.after(number, learner, numbers, tokens, facts, {"style": styled.lora})
         facts["score"] = None
     return lora, Trial(**facts["trials"][0]), Trial(**facts["trials"][-1])
 
 
-class Exam:
-    """The validation pairs as lessons, made once: every trial asks the same."""
-
-    def __init__(self, kit: Kit, near: lessons.Style):
-        self.kit = kit
-        some = kit.validation[: kit.config.eval_pairs]
-        config = replace(kit.config.lesson, form="pointwise", rivals=1)
-        trees = [
-            course.tree(pair, {}, kit.tokenizer, config, f"{kit.config.seed}/exam", near)
-            for pair in some
-        ]
-        self.bundles = [bundle for bundle in trees if bundle is not None]
-        self.twins = {pair.id: pair.twin for pair in some}
-        self.prompts = [
-            course.prompt(pair, ("chosen", "rejected")[i % 2], kit.tokenizer, config, near)
-            for i, pair in enumerate(some[:WRITTEN])
-        ]
-
-    def hold(self, number: int, name: str) -> dict[str, Any]:
-        """A trial: a line on the terminal, and the replies with their prompts in RUN/replies."""
-        kit, log = self.kit, self.kit.training.log
-        found, replies = trial.hold(
-            kit.model,
-            kit.tokenizer,
-            self.bundles,
-            self.twins,
-            self.prompts,
-            kit.how,
-            kit.config.seed,
-        )
-        pages = [
-            kit.tokenizer.decode(prompt).removesuffix(verdict.OPEN) + reply
-            for prompt, reply in zip(self.prompts, replies, strict=True)
-        ]
-        log.write_replies(number, f"\n\n{'=' * 80}\n\n".join(pages) + "\n")
-        log.note(f"{name}: {found.said()}")
-        return asdict(found)
-
-
 def rehearse(kit: Kit, learner: Learner, near: lessons.Style) -> None:
     """The largest micro-batch that a step can have, first: memory runs out now or never."""
     trees = kit.course.longest(kit.how.bundles, near)
-    batch = packing.batch(packing.pack(trees, kit.how.budget)[0], kit.model.device)
+    batch = packing.batch(packing.fullest(trees, kit.how.budget), kit.model.device)
     advice = (
         f"the largest micro-batch has {len(batch.ids)} tokens; lower --budget (now "
-        f"{kit.how.budget}) or --lesson.longest, or give --recompute"
+        f"{kit.how.budget}) or --lesson.longest, or give --recompute True"
     )
     with memory_guard(advice):
         found = sums(kit.model, batch, kit.tokenizer.digit_ids, kit.config.weight, kit.how)
         (found.imitation + found.contrast).backward()
-    learner.optimizer.zero_grad(set_to_none=True)
+    learner.forget()
+
+
+def is_random(config: Config) -> bool:
+    return config.preset == "tiny" and config.base == DEFAULT_BASE
 
 
 def load(config: Config, how: Preset, device: torch.device, base: Base) -> Model:
     """The base as it is trained on; for --preset tiny a random model of its vocabulary."""
     dtype = dtype_of(how.dtype, device)
-    if config.preset == "tiny" and config.base == DEFAULT_BASE:
+    if is_random(config):
         sizes = base.config | TINY
         model = weights.random(sizes, dtype, device, how.nf4, config.seed)
     else:
@@ -259,23 +245,19 @@ def load(config: Config, how: Preset, device: torch.device, base: Base) -> Model
     return model.train()
 
 
-def save_adapter(kit: Kit, base: Base, lora: Lora, styled: Style) -> Path:
-    """RUN/adapter, written beside and renamed when whole."""
-    config, out = kit.config, kit.config.out / "adapter"
-    part = checkpoint.fresh(out.with_name(".adapter.part"))
-    lora_files.save(part, lora, config.base)
-    styled.save(checkpoint.fresh(part / "style"), config.base)
-    Trained(
-        base=config.base,
+def made_for(kit: Kit, base: Base) -> Trained:
+    """What the adapter says of itself."""
+    config, kinds = kit.config, {kind: name for name, kind in weights.DTYPES.items()}
+    name = str(base.path) if Path(config.base).exists() else config.base  # from any folder
+    return Trained(
+        base="a random model" if is_random(config) else name,
         base_sha256=weights_sha256(base),
         nf4=kit.how.nf4,
-        dtype={kind: name for name, kind in weights.DTYPES.items()}[kit.model.norm.weight.dtype],
+        dtype=kinds[kit.model.norm.weight.dtype],
         evidence=config.lesson.evidence,
         form=config.lesson.form,
         style=config.lesson.evidence,
-    ).save(part)
-    checkpoint.replace_folder(part, out)
-    return out
+    )
 
 
 def main(config: Config) -> None:
@@ -285,20 +267,29 @@ def main(config: Config) -> None:
     how = settled(config.preset or for_card(card), asdict(config))
     if config.style_from is not None:
         how = replace(how, warmup_steps=0)
+    for name, least in (("eval_every", 0), ("eval_pairs", 0), ("writers", 2)):
+        if (number := getattr(config, name)) < least:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag}: expected a number from {least}, got {number}")
+    check_folder(config.out, config.resume, config.overwrite)
+    eight_bit = config.optim.eight_bit or how.eight_bit
+    config = replace(config, optim=replace(config.optim, eight_bit=eight_bit))
     given = demo_pairs(config.seed) if config.pairs is None else read(config.pairs)
-    train, validation = lessons.split(given, config.seed, HELD_OUT)
-    if config.validation is not None:
-        train, validation = given, read(config.validation)
+    train, validation = course.divided(given, config.validation, config.seed)
     base = resolve(config.base, lambda line: print(line, file=sys.stderr))
     tokenizer = Tokenizer.load(base)
+    sizes = ModelConfig.of(base.config)
+    longest = min(config.lesson.longest, sizes.context)
+    config = replace(config, lesson=replace(config.lesson, longest=longest))
+    checkpoint.check_room(config.out, disk_needed(sizes, config.lora.rank, config.keep_last))
+    whole = Course(train, tokenizer, config.lesson, config.seed)
     model = load(config, how, device, base)
-    need = disk_needed(Lora(model, config.lora, 0), config.keep_last)
-    checkpoint.check_room(config.out, need)
     steps = how.warmup_steps + how.steps
+    torch.manual_seed(config.seed)  # of dropout
     with Stop() as stop:
         training = Training(
             config.out,
-            {**asdict(config), **asdict(how)},
+            {**asdict(config), **asdict(how), "texts": digest([*train, *validation])},
             steps,
             config.save_every,
             config.keep_last,
@@ -307,14 +298,32 @@ def main(config: Config) -> None:
             config.overwrite,
             device,
         )
-        training.log.note(f"{config.base} on {device}, {how}")
-        lesson = Course(train, tokenizer, config.lesson, config.seed)
-        kit = Kit(config, how, model, tokenizer, lesson, validation, training)
+        kit = Kit(
+            config,
+            how,
+            model,
+            tokenizer,
+            whole,
+            validation,
+            training,
+        )
+        training.log.note(
+            f"{config.base} on {device}, {'NF4 and ' * how.nf4}{model.norm.weight.dtype}; "
+            f"{len(train):,} pairs to train on, {len(validation):,} for trials; steps: "
+            f"{how.warmup_steps} of style, {how.steps} of {how.bundles} pairs"
+        )
         styled = learn_style(kit)
         lora, before, after = learn_to_judge(kit, styled)
-    folder = save_adapter(kit, base, lora, styled)
+    folder = config.out / "adapter"
+    save_adapter(folder, made_for(kit, base), lora, styled)
+    if whole.left_out:
+        print(f"left out: {whole.left_out} pairs longer than --lesson.longest {longest}")
     print(f"\nbefore: {before.said()}\nafter:  {after.said()}\n")
-    print(f"python judge.py --adapter {folder} --exemplar data/demo/zoe/1.txt --candidates ...")
+    if is_random(config):
+        print("All of it runs. (A random model has nothing to judge with.)")
+        return
+    other = f" --base {config.base}" if config.base != DEFAULT_BASE else ""
+    print(f"To judge with it:\npython judge.py --adapter {folder}{other} {SHOW}")
 
 
 def run(config: Config) -> int:

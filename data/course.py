@@ -18,6 +18,7 @@ Where to read next: `train_sft.py`.
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -25,13 +26,14 @@ from data import lessons
 from data.lessons import LessonConfig, Roster, Style, StyleBatch
 from nanopersrm import InputError
 from nanopersrm.packing import Bundle, Text, grow
-from nanopersrm.pairs import Pair
+from nanopersrm.pairs import Pair, read
 from nanopersrm.style import Style as StyleModel
 from nanopersrm.style import writer_of
 from nanopersrm.tokenizer import Tokenizer
 
 STRANGERS = 64  # candidates, and as many writers: of each pair of them the likeness is measured
 USUAL = 256  # texts for what is usual
+HELD_OUT = 0.1  # share of the writers whose pairs are for trials
 FEWEST = 20  # with fewer pairs of strangers in a domain, strangers of other domains count too
 
 
@@ -49,6 +51,7 @@ class Course:
             )
         self.roster = lessons.roster(self.pairs)
         self.epoch, self.order = -1, list[int]()  # the latest
+        self.left_out = 0  # trees that were too long
 
     def step(self, step: int, count: int, near: Style | None) -> list[Bundle]:
         """The trees of the `count` pairs of a step; those too long are left out."""
@@ -60,15 +63,29 @@ class Course:
             pair = self.pairs[self.order[index]]
             seed = f"{self.seed}/{epoch}"
             found.append(tree(pair, self.roster, self.tokenizer, self.config, seed, near))
+        self.left_out += found.count(None)
         return [bundle for bundle in found if bundle is not None]
 
     def style_step(self, step: int, writers: int, tokens: int) -> StyleBatch:
         """The texts of a step of style: of each writer one exemplar and one candidate."""
         if writers < 2:
-            raise InputError(f"--writers: expected at least 2, got {writers}")
+            raise InputError(f"--writers: expected a number from 2, got {writers}")
         rng = random.Random(f"{self.seed}/style/{step}")
         batch = lessons.style_batch(self.roster, self.tokenizer, writers, rng, tokens)
         return replace(batch, exemplars=[[rng.choice(texts)] for texts in batch.exemplars])
+
+    def longest_style(self, writers: int, tokens: int) -> StyleBatch:
+        """The most text that a step of style can have, for as many writers."""
+        texts = [text for pair in self.pairs for text in (*pair.exemplars, pair.chosen)]
+        texts = sorted(dict.fromkeys(texts), key=len, reverse=True)[: 3 * writers]
+        ids = [self.tokenizer.encode(text.strip())[:tokens] for text in texts]
+        ids += ids[:1] * (3 * writers - len(ids))
+        return StyleBatch(
+            authors=["longest"] * writers,
+            exemplars=[[one] for one in ids[:writers]],
+            candidates=ids[writers : 2 * writers],
+            negatives=[(i, one) for i, one in enumerate(ids[2 * writers :])],
+        )
 
     def longest(self, count: int, near: Style | None) -> list[Bundle]:
         """The trees of the `count` pairs with the most text, but for those too long to learn from.
@@ -130,6 +147,20 @@ def prompt(
     if near is not None and config.evidence:
         percent = {text: near(pair.exemplars, [text])[0]}
     return lessons.prompt(pair, [text], tokenizer, config, percent)
+
+
+def divided(
+    pairs: Sequence[Pair], validation: Path | None, seed: int
+) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to train on and pairs for trials, by other writers: those of a file, or held out."""
+    if validation is None:
+        return lessons.split(pairs, seed, HELD_OUT)
+    train, trials = [pair for pair in pairs if pair.split == "train"], read(validation)
+    if both := {pair.author for pair in train} & {pair.author for pair in trials}:
+        raise InputError(
+            f"{validation}: expected writers who are not trained on, found {min(both)!r}, who is"
+        )
+    return train, trials
 
 
 def nearness(tokenizer: Tokenizer, style: StyleModel) -> Style:

@@ -51,7 +51,7 @@ class LessonConfig:
 
     form: Literal["pointwise", "pairwise", "both"] = "pointwise"  # one candidate a prompt, or two
     evidence: bool = True  # prompts carry what factors.py measured
-    rivals: int = 3  # other candidates in a list for contrast
+    rivals: int = 2  # other candidates in a list for contrast
     longest: int = 2048  # tokens of prompt and reply; longer pairs are left out
 
     def __post_init__(self) -> None:
@@ -295,8 +295,8 @@ def split(pairs: Sequence[Pair], seed: int, share: float) -> tuple[list[Pair], l
 
     As the pairs say, where some are of the split "validation". Otherwise a `share` of the authors
     of the training pairs is held out, at least one, and one of their twins' authors if else no pair
-    would be left with its twin. A pair whose twin is on the other side goes out. Where too few
-    authors write to hold any out, there is nothing to validate on.
+    would be left with its twin. A pair whose twin is on the other side goes out. Where fewer than
+    two authors would be left to train on, there is nothing to validate on.
     """
     train = [pair for pair in pairs if pair.split == "train"]
     validation = [pair for pair in pairs if pair.split == "validation"]
@@ -320,4 +320,5 @@ def split(pairs: Sequence[Pair], seed: int, share: float) -> tuple[list[Pair], l
 
     if not sides()[1]:
         held.add(beside[authors[0]])
-    return sides() if all(sides()) else (train, [])
+    left, out = sides()
+    return (left, out) if out and len({pair.author for pair in left}) > 1 else (train, [])

@@ -41,7 +41,7 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if not (all(0 <= w < math.inf for w in astuple(self)) and any(astuple(self))):
             raise InputError(
-                "weight: expected numbers from 0 for imitation, pair and list, and one above it, "
+                "expected numbers from 0 for imitation, pair and list, and one above it, "
                 f"got {self.imitation}, {self.pair} and {self.list}"
             )
 

@@ -193,6 +193,17 @@ def pack(bundles: Sequence[Bundle], budget: int) -> list[list[Bundle]]:
     return [packs[i] for i in heaviest]
 
 
+def fullest(bundles: Sequence[Bundle], budget: int) -> list[Bundle]:
+    """The fullest micro-batch that such bundles can make: as `pack` has it, filled with copies."""
+    found = pack(bundles, budget)[0]
+    while True:
+        room = budget - sum(bundle.tokens for bundle in found)
+        fitting = [bundle for bundle in bundles if bundle.tokens <= room]
+        if not fitting:
+            return found
+        found.append(max(fitting, key=lambda bundle: bundle.tokens))
+
+
 def batch(bundles: Sequence[Bundle], device: torch.device) -> Batch:
     """Lay the bundles of a micro-batch end to end."""
     ids: list[int] = []

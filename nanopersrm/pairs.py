@@ -24,6 +24,7 @@ come from, `data/build.py` for how pairs are made.
 """
 
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -237,6 +238,14 @@ def dump(pair: Pair) -> str:
     except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
         raise InputError(f"pair {pair.id!r}: cannot be written as JSON ({error})") from error
     return line
+
+
+def digest(pairs: Iterable[Pair]) -> str:
+    """SHA-256 of pairs in their order: the same wherever their file lies."""
+    sha = hashlib.sha256()
+    for pair in pairs:
+        sha.update(dump(pair).encode() + b"\n")
+    return sha.hexdigest()
 
 
 def write(path: str | os.PathLike[str], pairs: Iterable[Pair]) -> int:

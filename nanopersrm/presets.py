@@ -4,7 +4,7 @@ A preset sets how a step is computed, never what it computes: the same pairs and
 losses up to rounding. `python -m nanopersrm.memory` prints what each needs.
 
     tiny   a random model of some thousand weights, to see that everything runs: seconds
-    cpu    SmolLM2-135M in 16 bits, everything kept: 2 cores, 6 GB of memory
+    cpu    SmolLM2-135M in 16 bits, everything kept: 2 cores, 8 GB of memory
     24gb   7 billion weights in 4 bits, blocks computed again in the backward
     12gb   the same, with a smaller budget, 8-bit Adam and the kept states in host memory
     8gb    the same, with the embedding in host memory and the smallest budget
@@ -79,4 +79,7 @@ def settled(name: str, said: Mapping[str, Any]) -> Preset:
         if changes.get(key, 1) < 1:
             flag = key.replace("_", "-")
             raise InputError(f"--{flag}: expected a number from 1, got {changes[key]}")
-    return replace(PRESETS[name], **changes)
+    found = replace(PRESETS[name], **changes)
+    if found.offload and not found.recompute:
+        raise InputError("--offload True: only with --recompute True is there something to move")
+    return found

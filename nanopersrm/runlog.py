@@ -9,7 +9,7 @@
 
 Any number may be given, by any name. These have a unit, and a place at the end of the line:
 lr, gradient_norm, tokens_per_second, memory and memory_peak (bytes). Names that begin with
-"validation_" come last of all. All others are shown with 4 digits, where they were first seen;
+"validation_" go to the file alone. All others are shown with 4 digits, where they were first seen;
 "loss_imitation" is called imitation. A name that a later step has not leaves its place empty, so
 that columns do not jump. What is not finite is "nan" on the terminal and null in the file.
 
@@ -67,7 +67,8 @@ class RunLog:
     ):
         self.out, self.metrics = out, out / "metrics.jsonl"
         self.console = console or Console()
-        self.columns: list[str] = []  # in the order in which they were first seen
+        self.columns: list[str] = []  # of this phase, in the order in which they were first seen
+        self.phase = ""
         self.seconds: deque[float] = deque(maxlen=STEPS_OF_MEAN)
         self.last: float | None = None  # when the last step ended
         try:
@@ -91,6 +92,8 @@ class RunLog:
             self.seconds.append(now - self.last)
         self.last = now
         self.record(step, phase, numbers)
+        if phase != self.phase:
+            self.phase, self.columns = phase, []
         left = math.nan
         if self.seconds:
             left = (steps - step) * sum(self.seconds) / len(self.seconds)
@@ -134,8 +137,6 @@ class RunLog:
         if (memory := numbers.get("memory_peak", numbers.get("memory"))) is not None:
             cells.append(f"{memory / 1e9:6.2f} GB")
         cells.append(f"{span(left) if math.isfinite(left) else '?':>6} left")
-        validation = [name for name in numbers if name.startswith("validation_")]
-        cells += [_cell(name.replace("_", " "), numbers[name]) for name in validation]
         return "  " + "  ".join(cells)
 
     def _cut(self, resumed_at: int) -> None:

@@ -30,16 +30,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanopersrm import InputError, checkpoint, optim, runlog
+from nanopersrm import InputError, checkpoint, lora_files, optim, runlog
+from nanopersrm.bases import read_json
 from nanopersrm.lora import Lora
-from nanopersrm.model import Model
+from nanopersrm.memory import matrices
+from nanopersrm.model import Model, ModelConfig
 from nanopersrm.optim import OptimConfig
 from nanopersrm.runlog import RunLog, Stop
+from nanopersrm.style import Style
+from nanopersrm.trained import Trained
 
 MAY_CHANGE = frozenset(  # settings that a run may go on with changed: none moves a weight
-    {"out", "resume", "overwrite", "eval_every", "save_every", "keep_last"}
+    {"pairs", "validation", "out", "resume", "overwrite", "eval_every", "save_every", "keep_last"}
     | {"budget", "chunk_mb", "recompute", "offload"}  # but for rounding: memory may have run out
 )
+FAILED = "failed_batch.json"
 SPARE = 1 << 26  # bytes of disk beside checkpoints: logs, replies, the adapter
 
 
@@ -68,29 +73,34 @@ class Training:
     ):
         for name, value in (("save-every", save_every), ("keep-last", keep_last)):
             if value < 1:
-                raise InputError(f"--{name}: expected at least 1, got {value}")
+                raise InputError(f"--{name}: expected a number from 1, got {value}")
         self.out, self.steps, self.device, self.stop = out, steps, device, stop
+        check_folder(out, resume, overwrite)
         self.save_every, self.keep_last = save_every, keep_last
         self.checkpoints = out / "checkpoints"
         if overwrite and not resume:
             checkpoint.clear(self.checkpoints)
             runlog.clear(out)
+            (out / FAILED).unlink(missing_ok=True)
         lasting = {key: value for key, value in settings.items() if key not in MAY_CHANGE}
         self.settings = json.loads(json.dumps(lasting, default=str))  # as a checkpoint has them
         self.saved = checkpoint.latest(self.checkpoints) if resume else None
-        if self.saved is not None:
-            _same(self.saved.facts["settings"], self.settings, out)
-        elif resume and not (out / "config.json").exists():
-            raise InputError(f"--resume: expected a run in {out}, found none")
+        if resume:
+            _same(_begun_with(out, self.saved), self.settings, out)
         first = (self.saved.step if self.saved else 0) + 1
         self.log = RunLog(out, settings, first if resume else None)
         if self.saved is not None:
             self.log.note(f"going on after step {self.saved.step} of {steps}")
         self.begun = time.perf_counter()  # of the step that runs
+        self.took: float | None = None  # seconds of it, once it has computed
 
     def in_phase(self, phase: str) -> bool:
         """True where the checkpoint was taken in this phase."""
         return self.saved is not None and self.saved.facts["phase"] == phase
+
+    def lap(self) -> None:
+        """The step has computed; what follows, a trial, is no part of its speed."""
+        self.took = time.perf_counter() - self.begun
 
     def after(
         self,
@@ -106,10 +116,9 @@ class Training:
         tokens: that it computed. facts, others: what the phase cannot compute again, and adapters
         of earlier phases. Raises Stopped after a signal.
         """
-        now = time.perf_counter()
+        took = self.took or time.perf_counter() - self.begun
         memory, peak = runlog.memory(self.device)
-        speed = tokens / max(now - self.begun, 1e-9)
-        self.begun = now
+        speed = tokens / max(took, 1e-9)
         self.log.step(
             step,
             self.steps,
@@ -117,10 +126,12 @@ class Training:
             {**numbers, "tokens_per_second": speed, "memory": memory, "memory_peak": peak},
         )
         asked = self.stop.asked
-        if step % self.save_every == 0 or step == self.steps or asked is not None:
+        due = step % self.save_every == 0 or step == self.steps or facts.get("score") is not None
+        if due or asked is not None:
             self.save(step, learner, facts, others or {})
         if asked is not None:
             raise Stopped(asked)
+        self.begun, self.took = time.perf_counter(), None
 
     def save(
         self, step: int, learner: "Learner", facts: Mapping[str, Any], others: Mapping[str, Lora]
@@ -144,7 +155,7 @@ class Training:
 
     def fail(self, phase: str, step: int, problem: str, names: Sequence[str]) -> InputError:
         """The end of a run that went wrong, with the examples of its batch written out."""
-        file = self.out / "failed_batch.json"
+        file = self.out / FAILED
         facts = {"phase": phase, "step": step, "problem": problem, "examples": list(names)}
         checkpoint.write_json(file, facts)
         return InputError(
@@ -188,6 +199,11 @@ class Learner:
             raise self.training.fail(self.phase, self.done + 1, f"the loss is {value}", names)
         self.scaler.scale(loss).backward()
 
+    def forget(self) -> None:
+        """Drop what `backward` has added up."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.names = []
+
     def update(self, lr: float) -> float:
         """One step of AdamW. Gives the gradient's length before it was cut; 0 without examples."""
         self.done += 1
@@ -210,6 +226,16 @@ class Learner:
         return norm
 
 
+def save_adapter(folder: Path, made_for: Trained, lora: Lora, style: Style | None) -> None:
+    """The folder that judge.py loads, written beside it and renamed when whole."""
+    part = checkpoint.fresh(folder.with_name(f".{folder.name}.part"))
+    lora_files.save(part, lora, made_for.base)
+    if style is not None:
+        style.save(checkpoint.fresh(part / "style"), made_for.base)
+    made_for.save(part)
+    checkpoint.replace_folder(part, folder)
+
+
 def named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those of a checkpoint that begin with "prefix.", without it."""
     own = f"{prefix}."
@@ -229,10 +255,32 @@ def memory_guard(advice: str):  # type: ignore[no-untyped-def]
         raise
 
 
-def disk_needed(lora: Lora, keep_last: int) -> int:
-    """Bytes of the checkpoints of an adapter in fp32 with two moments, one more being written."""
-    numbers = sum(part.numel() for part in lora.parameters())
-    return (keep_last + 2) * numbers * 4 * 3 + SPARE
+def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
+    """Before anything slow: is there a run to go on with, or none that would be lost?"""
+    there = (out / "config.json").exists()
+    if resume and not there:
+        raise InputError(f"--resume: expected a run in {out}, found none")
+    if there and not resume and not overwrite:
+        raise InputError(
+            f"{out} holds another run: --resume goes on with it, --overwrite replaces it, "
+            "another --out keeps it"
+        )
+
+
+def disk_needed(config: ModelConfig, rank: int, keep_last: int) -> int:
+    """Bytes of checkpoints, one more being written: two adapters in fp32, moments of one."""
+    numbers = rank * config.layers * sum(map(sum, matrices(config)))
+    return (keep_last + 2) * numbers * 4 * 4 + SPARE
+
+
+def _begun_with(out: Path, saved: checkpoint.Checkpoint | None) -> dict[str, Any]:
+    """The settings of a run, from its checkpoint or, before there is one, from config.json."""
+    if saved is not None:
+        return dict(saved.facts["settings"])
+    settings = read_json(out / "config.json").get("config")
+    if not isinstance(settings, dict):
+        raise InputError(f"{out / 'config.json'}: expected an object as config")
+    return {key: value for key, value in settings.items() if key not in MAY_CHANGE}
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:

@@ -45,6 +45,8 @@ class Trial:
 
     def numbers(self) -> dict[str, float]:
         """For the log."""
+        if not self.pairs:
+            return {}
         found = {"loss": self.loss, "accuracy": self.accuracy, "well_formed": self.well_formed}
         if self.twins is not None:
             found["twins"] = self.twins
@@ -52,6 +54,8 @@ class Trial:
 
     def said(self) -> str:
         """In a line."""
+        if not self.pairs:
+            return "no validation pairs to judge"
         twins = "" if self.twins is None else f" ({self.twins:.0%} of the twins)"
         return (
             f"{self.accuracy:.1%} of {self.pairs} validation pairs{twins}, "

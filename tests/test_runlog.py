@@ -66,8 +66,7 @@ def test_columns_do_not_jump(tmp_path):
             numbers["validation_loss"] = 1.5
         log.step(step, 1000, "style" if step < 4 else "judge", numbers)
     lines = said.getvalue().splitlines()
-    assert lines[2].endswith("  validation loss   1.5000")
-    lines[2] = lines[2].removesuffix("  validation loss   1.5000")
+    assert not any("validation" in line for line in lines)  # that is for the file
     width = len("imitation   1.0000  ")
     at = lines[1].index("imitation")
     wide = [line if "imitation" in line else line[:at] + " " * width + line[at:] for line in lines]

@@ -22,7 +22,8 @@ How it works. Pairs become trees of tokens (data/lessons.py), trees are packed w
 (nanopersrm/packing.py), and one forward gives all losses of a tree (nanopersrm/objective.py). What
 a step sees follows from the seed and the number of the step alone, so a run that goes on from a
 checkpoint sees what it would have seen. How a step is computed is a matter of --preset
-(nanopersrm/presets.py); without one, the machine decides.
+(nanopersrm/presets.py); without one, the machine decides. The learning rate is for SmolLM2-135M; a
+base of 7 billion weights wants about a tenth of it (--optim.lr 2e-4).
 
 What we left out: several GPUs, and training the base itself. Where to read next: `train_rft.py`.
 """
@@ -107,7 +108,7 @@ class Config:
     save_every: int = 10  # steps between checkpoints
     keep_last: int = 2  # checkpoints to keep, beside the best
     lora: LoraConfig = field(default_factory=LoraConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3))  # 7B: 2e-4
     style: StyleConfig = field(default_factory=StyleConfig)
     lesson: LessonConfig = field(default_factory=LessonConfig)
     weight: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -14,7 +14,7 @@ that way and 0.6 ms with memory that is kept (least of 40, one noisy virtual mac
 
 What we chose: a variable that is already set is left alone, GOMP_SPINCOUNT for the threads, and
 glibc's own MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ for the memory. Where there is no glibc
-(macOS, Windows, Alpine), nothing happens.
+(macOS, Windows, Alpine), nothing happens. `trim` is the exception to keeping memory.
 """
 
 import ctypes
@@ -33,3 +33,13 @@ if platform.libc_ver()[0] == "glibc" and not os.environ.keys() & {
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, KEEP)
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def trim() -> None:
+    """Give free memory back to the system, holes between living pieces too; for between steps.
+
+    Steps of many sizes leave holes that fit nothing later: training SmolLM2 on trees of 3,000 to
+    4,000 tokens, the process had grown from 5.2 to 7.4 GB after 7 steps and to 10.2 after 70.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -41,7 +41,7 @@ PRESETS = {
         bundles=2,
     ),
     "cpu": Preset(
-        False, "auto", 4096, False, False, False, False, 64, None, steps=40, warmup_steps=20,
+        False, "auto", 4096, False, False, False, False, 64, None, steps=24, warmup_steps=12,
         bundles=4,
     ),
     "24gb": Preset(

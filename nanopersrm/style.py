@@ -10,8 +10,8 @@ decide the cosine. And the first quarter of the blocks is enough, indeed better:
 how a thing is said, late ones what comes next (README.md has the figures).
 
 An adapter on those blocks is trained by contrast: B writers of one domain a step, one text of each
-as exemplar e and one as candidate c, and e must find its own c among all (van den Oord et al., arXiv
-1807.03748), c its own e too:
+as exemplar e and one as candidate c, and e must find its own c among all, and c its own e too (van
+den Oord et al., arXiv 1807.03748):
 
     loss = mean over writers i of   ½ (-log softmax_j(e_i · c_j / τ))[i]
                                   + ½ (-log softmax_k(e_k · c_i / τ))[i]

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.process import trim
 from nanopersrm import InputError, checkpoint, lora_files, optim, runlog
 from nanopersrm.bases import read_json
 from nanopersrm.lora import Lora
@@ -131,6 +132,8 @@ class Training:
             self.save(step, learner, facts, others or {})
         if asked is not None:
             raise Stopped(asked)
+        if self.device.type == "cpu":
+            trim()
         self.begun, self.took = time.perf_counter(), None
 
     def save(

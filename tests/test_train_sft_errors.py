@@ -82,7 +82,7 @@ def test_another_run_is_not_touched(given, refused, tmp_path):
     write(other, [replace(pair, weight=2.0) for pair in short_pairs()])
     for changed, said in (
         (["--seed", "5"], "seed = 0, this call has 5"),
-        (["--optim.lr", "0.5"], "optim.lr = 0.0002, this call has 0.5"),
+        (["--optim.lr", "0.5"], "optim.lr = 0.002, this call has 0.5"),
         (["--lora.rank", "4"], "lora.rank = 2, this call has 4"),
         (["--pairs", str(other)], "texts = "),
         (["--lesson.no-evidence"], "lesson.evidence = True, this call has False"),

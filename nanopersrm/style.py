@@ -31,6 +31,7 @@ Where to read next: `profile.py`, whose measured block shows the percentiles.
 """
 
 import json
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -288,10 +289,11 @@ class Style:
         place = self.model.device
         mean, deviation = (torch.tensor(facts[k], device=place) for k in ("mean", "deviation"))
         self.standard = Standard(mean, deviation) if len(mean) else None
+        self._known.clear()
         return self
 
     def save(self, folder: Path, base_name: str) -> None:
-        """PEFT's two files, and style.json with the sizes and the quantiles."""
+        """PEFT's two files, and style.json with the sizes and what was measured."""
         lora_files.save(folder, self.lora, base_name)
         part = folder / f"{FILE}.part"
         facts = {**asdict(self.config), **self.facts()}
@@ -324,16 +326,21 @@ def _read(file: Path, D: int) -> tuple[StyleConfig, dict[str, Any]]:
         value = found.get(field)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise InputError(f"{file}, field {field}: expected a number, found {value!r}")
-    for field in ("mean", "deviation"):
+    width = 0 if found.get("mean") == [] else D  # 0: saved without a standard
+    rows = ("mean", -math.inf, "the base's width"), ("deviation", 0.0, "above 0, as mean has")
+    for field, least, more in rows:
         row = found.get(field)
-        sound = isinstance(row, list) and all(isinstance(x, float) for x in row)
-        if not sound or len(found[field]) not in (0, D):
-            raise InputError(f"{file}, field {field}: expected {D} numbers, as the base's width")
+        if (
+            not isinstance(row, list)
+            or len(row) != width
+            or not all(isinstance(x, float) and least < x < math.inf for x in row)
+        ):
+            raise InputError(f"{file}, field {field}: expected {width} numbers, {more}")
     quantiles = found.get("quantiles")
     if (
         not isinstance(quantiles, list)
         or len(quantiles) != QUANTILES
-        or not all(isinstance(q, float) for q in quantiles)
+        or not all(isinstance(q, float) and math.isfinite(q) for q in quantiles)
         or quantiles != sorted(quantiles)
     ):
         raise InputError(f"{file}, field quantiles: expected {QUANTILES} numbers, least first")

@@ -5,6 +5,7 @@ import nanopersrm  # noqa: F401, I001  (before torch)
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import conftest
 import pytest
@@ -94,7 +95,8 @@ def test_rounded_once(dtype, made, tmp_path):
     model = load(base, torch.float32, CPU)
     lora = lora_files.load(adapter, model)
     A, B = lora.masters["layers.1.self_attn.v_proj"]
-    W = model.layers[1].self_attn.v_proj.weight + 5 / 3 * (B @ A)
+    layers: Any = model.layers
+    W = layers[1].self_attn.v_proj.weight + 5 / 3 * (B @ A)
     found = tensors["model.layers.1.self_attn.v_proj.weight"]
     assert found.dtype == DTYPES[dtype]
     assert (found.float() - W).abs().max() <= 0.51 * torch.finfo(DTYPES[dtype]).eps * W.abs().max()

@@ -76,8 +76,10 @@ def test_gradients(nf4, dropout):
     on = Adapter(wide[1], wide[2], linear.adapter.scale)
     (formula(wide[0], linear, on, wide[0] * mask) * c).sum().backward()
     for ours, truth in zip((x, *linear.adapter[:2]), wide, strict=True):
+        assert ours.grad is not None
         torch.testing.assert_close(ours.grad.double(), truth.grad, atol=1e-4, rtol=1e-4)
     assert linear.weight.grad is None
+    assert linear.bias is not None
     assert linear.bias.grad is None
 
 
@@ -101,13 +103,16 @@ def test_an_adapter_of_another_type_under_dropout():
     linear.adapter, linear.dropout = adapter(FP32), 0.1
     y = linear(x)
     y.float().sum().backward()
-    assert (y.dtype, linear.adapter.A.grad.dtype) == (BF16, FP32)
+    slope = linear.adapter.A.grad
+    assert slope is not None
+    assert (y.dtype, slope.dtype) == (BF16, FP32)
 
 
 def test_dense():
     plain, four_bits = matrix(False, False), matrix(False, True)
     assert torch.equal(plain.dense(FP32), plain.weight)
     assert plain.dense(BF16).dtype == BF16
+    assert four_bits.nf4 is not None
     assert torch.equal(four_bits.dense(FP32), dequantize(four_bits.nf4, FP32))
     plain.adapter = adapter()
     assert torch.equal(plain.dense(FP32), plain.weight)  # never merged

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ CONFIGS = {
     "rslora": LoraConfig(rank=4, alpha=6, rslora=True),
     "alpha": LoraConfig(rank=2, alpha=7.5, dropout=0.25),
 }
-THEIRS = {
+THEIRS: dict[str, dict[str, Any]] = {
     "list": {"target_modules": ["q_proj", "v_proj", "gate_proj"]},
     "all-linear": {"target_modules": "all-linear", "lora_alpha": 3, "use_rslora": True},
     "regex": {"target_modules": r".*\.layers\.[01]\.(self_attn\.o|mlp\.up)_proj"},
@@ -69,7 +70,7 @@ def peft_adapter(folder: Path, oracle_folder: Path, **fields):
         for name, parameter in theirs.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.3)
-    theirs.save_pretrained(folder)
+    theirs.save_pretrained(str(folder))
     return theirs.eval()
 
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 
 import pytest
@@ -12,6 +13,7 @@ from nanopersrm.rewards import (
     PARTS,
     Plan,
     RewardConfig,
+    Role,
     Rollout,
     Shown,
     by_margin,
@@ -62,7 +64,7 @@ def column(found, name: str) -> list[list[float]]:
     ]
 
 
-def pointwise(*groups: list[int | str]) -> Plan:
+def pointwise(*groups: Sequence[int | str]) -> Plan:
     """Scores about chosen, rejected, and the twin's."""
     drawn = [[one(digit) for digit in group] for group in groups]
     return plan("pointwise", *zip(drawn[::2], drawn[1::2], strict=True))
@@ -292,7 +294,7 @@ def test_a_wrong_config_is_refused(wrong, message):
 
 
 def test_a_wrong_plan_is_refused():
-    group = {"chosen": [one(5)], "rejected": [one(5)]}
+    group: dict[Role, list[Rollout]] = {"chosen": [one(5)], "rejected": [one(5)]}
     pair = Shown((WRITER,), X, Y, group)
     for form, shown in [
         ("listwise", (pair,)),

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from nanopersrm.style import (
     Style,
     StyleConfig,
     batch_loss,
-    forward_pooled,
     in_batch_loss,
     pool,
+    states,
     strangers_quantiles,
+    vectors_of,
     writer_of,
 )
 from nanopersrm.weights import load
@@ -47,14 +49,20 @@ def adapter(model: Model, seed: int = 5) -> Lora:
 
 @pytest.fixture
 def trained(model) -> Style:
-    return Style(model, adapter(model), StyleConfig(tokens=5), [i / 100 for i in range(101)])
+    config = StyleConfig(layers=2, tokens=5)
+    return Style(model, adapter(model), config, [i / 100 for i in range(101)])
 
 
-def alone(model: Model, ids: Sequence[int]) -> Tensor:
-    """The vector of one text by a plain forward (D,)."""
+def state(model: Model, ids: Sequence[int], layers: int = 2) -> Tensor:
+    """Of one text by a plain forward (D,)."""
     with torch.no_grad():
-        hidden = model(torch.tensor(ids), Layout.of([len(ids)]))
-    return F.normalize(hidden.double().mean(0), dim=0).float()
+        hidden = model(torch.tensor(ids), Layout.of([len(ids)]), layers)
+    return hidden.double().mean(0).float()
+
+
+def alone(model: Model, ids: Sequence[int], layers: int = 2) -> Tensor:
+    """The vector of one text (D,), without a standard."""
+    return F.normalize(state(model, ids, layers), dim=0)
 
 
 def units(rows: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -148,19 +156,23 @@ def test_the_contrast_has_the_right_gradient():
 
 
 def test_a_packed_text_is_as_it_is_alone(model):
-    vectors = forward_pooled(model, TEXTS)
-    assert vectors.dtype == torch.float32
+    found = [states(model, TEXTS, layers) for layers in (1, 2, 3, None)]
+    for layers in (1, 2, 3):
+        expected = torch.stack([state(model, text, layers) for text in TEXTS])
+        torch.testing.assert_close(found[layers - 1], expected)
+    assert found[0].dtype == torch.float32
+    assert torch.equal(found[2], found[3])  # None: all blocks
+    assert all((a - b).abs().max() > 0.01 for a, b in pairwise(found[:3]))
+    vectors = vectors_of(found[1], None)
     torch.testing.assert_close(vectors, torch.stack([alone(model, text) for text in TEXTS]))
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(len(TEXTS)))
-    fewer = forward_pooled(model, TEXTS, layers=1)
-    assert (fewer - vectors).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_gradient_reaches_the_adapter(model, recompute):
     lora = adapter(model)
     with lora.using(model):
-        vectors = forward_pooled(model, TEXTS, recompute=recompute)
+        vectors = vectors_of(states(model, TEXTS, recompute=recompute), None)
         loss = (vectors[0] * vectors[1]).sum()
         loss.backward()
     slope = [p.grad for p in lora.parameters()]
@@ -175,7 +187,7 @@ def test_the_gradient_reaches_the_adapter(model, recompute):
             B.add_(sign * step)
         lora.refresh()
         with torch.no_grad(), lora.using(model):
-            vectors = forward_pooled(model, TEXTS)
+            vectors = vectors_of(states(model, TEXTS), None)
         values.append(float((vectors[0] * vectors[1]).sum()))
         with torch.no_grad():
             B.sub_(sign * step)
@@ -184,7 +196,7 @@ def test_the_gradient_reaches_the_adapter(model, recompute):
 
 def test_the_loss_of_a_step(model):
     """Two writers with 2 and 1 exemplars, and a text by neither."""
-    config = StyleConfig(temperature=0.1)
+    config = StyleConfig(layers=2, temperature=0.1)
     a, b, c, d, e = TEXTS
     loss, right = batch_loss(model, [[a, b], [c]], [d, e], [[5, 5, 1]], config)
     writers = torch.stack([F.normalize(alone(model, a) + alone(model, b), dim=0), alone(model, c)])
@@ -200,9 +212,9 @@ def test_embed_leaves_the_model_as_it_was(model, trained):
     model.train()
     try:
         with other.using(model):
-            before = forward_pooled(model, TEXTS).detach()
+            before = states(model, TEXTS, 2).detach()
             vectors = trained.embed(TEXTS)
-            torch.testing.assert_close(forward_pooled(model, TEXTS).detach(), before)
+            torch.testing.assert_close(states(model, TEXTS, 2).detach(), before)
             with trained.lora.using(model):
                 expected = torch.stack([alone(model, text[:5]) for text in TEXTS])
             assert model.training
@@ -210,11 +222,12 @@ def test_embed_leaves_the_model_as_it_was(model, trained):
         model.eval()
     assert not vectors.requires_grad
     torch.testing.assert_close(vectors, expected)  # cut after 5 tokens, by the style adapter
-    assert (vectors - before).abs().max() > 0.01
+    assert (vectors - vectors_of(before, None)).abs().max() > 0.01
 
 
 def test_embed_runs_in_batches_of_bounded_size(model, trained, monkeypatch):
-    expected, sizes = trained.embed(TEXTS), []
+    expected = trained.embed(TEXTS)
+    sizes: list[int] = []
     forward = type(model).forward
 
     def counting(self, ids, *rest, **named):
@@ -315,6 +328,7 @@ def test_a_saved_style_is_loaded_again(model, trained, tmp_path):
         ("quantiles", [0.5] * 100, "101 numbers"),
         ("quantiles", [1.0, *[0.5] * 100], "least first"),
         ("quantiles", ["a"] * 101, "101 numbers"),
+        ("quantiles", [math.nan] * 101, "101 numbers"),
     ],
 )
 def test_a_broken_style_is_refused(model, trained, tmp_path, field, value, part):

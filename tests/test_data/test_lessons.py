@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,7 @@ def test_the_ids_say_the_reply_and_end_the_turn(judge, pairs, form):
             assert tokenizer.special_ids.isdisjoint(ids[:-1])
             assert verdict.OPEN + tokenizer.decode(ids[:-1], special=True) == text
             scores = verdict.parse(text, "AB"[: 1 + (form == "pairwise")]).scores
+            assert scores is not None
             assert (
                 list(scores.values())
                 == [tokenizer.digit_ids.index(i) + 1 for i in ids if i in tokenizer.digit_ids][
@@ -144,6 +146,7 @@ def test_forced_ids_are_those_of_the_judge(judge, pairs, form, ended, monkeypatc
     for told, text in zip(replies(bundle), made(pair, form), strict=True):
         labels = "AB"[: 1 + (form == "pairwise")]
         said = verdict.parse(text, labels)
+        assert said.scores is not None
         drawn = tokenizer.encode(said.reasoning)
         if ended == "observed":  # the model goes on by itself until "</think>" is there
             while verdict.CLOSE not in tokenizer.decode(drawn):
@@ -172,7 +175,8 @@ def test_a_reply_is_spelt_in_the_pieces_of_the_judge():
         def encode(self, text: str) -> list[int]:
             return [ord(letter) for letter in text.replace(".\n", "\x00")]
 
-    ids = lessons.spell("Terse.", {"A": 7, "B": 3}, Joining())
+    joining: Any = Joining()
+    ids = lessons.spell("Terse.", {"A": 7, "B": 3}, joining)
     said = "".join(str(i - 1000) if i > 1000 else chr(i) for i in ids)
     assert said == "Terse.\n</think>\n<scores>A=7 B=3</scores>"
 
@@ -180,8 +184,9 @@ def test_a_reply_is_spelt_in_the_pieces_of_the_judge():
 def test_both_forms_and_both_orders(tokenizer, pairs):
     pair = replace(pairs[0], weight=2.5)
     single, double = imitation(pair, tokenizer, BOTH, seed=0)
-    for bundle, form in ((single, "pointwise"), (double, "pairwise")):
-        assert bundle == imitation(pair, tokenizer, replace(LONG, form=form), seed=0)[0]
+    one_form = (replace(LONG, form="pointwise"), replace(LONG, form="pairwise"))
+    for bundle, config in zip((single, double), one_form, strict=True):
+        assert bundle == imitation(pair, tokenizer, config, seed=0)[0]
         assert [branch.weight for branch in bundle.branches] == [2.5, 2.5]
         assert bundle.chosen == -1
     for ids, role, sign in zip(texts(double), ("chosen", "rejected"), (1, -1), strict=True):
@@ -229,7 +234,8 @@ def test_style_percentiles_stand_at_their_candidates(tokenizer, pairs):
         asked.append((exemplars, list(candidates)))
         return [91.0 if text == pair.chosen else 7.0 for text in candidates]
 
-    loose = replace(pair, chosen=f"\n {pair.chosen}", exemplars=[f"{t} " for t in pair.exemplars])
+    spaced = tuple(f"{text} " for text in pair.exemplars)
+    loose = replace(pair, chosen=f"\n {pair.chosen}", exemplars=spaced)
     single, double = imitation(loose, tokenizer, BOTH, 0, style)
     assert asked == [(pair.exemplars, [pair.chosen, pair.rejected])]
     said = [tokenizer.decode(ids) for ids in texts(single) + texts(double)]
@@ -237,6 +243,7 @@ def test_style_percentiles_stand_at_their_candidates(tokenizer, pairs):
     assert found == [[91], [7], [91, 7], [7, 91]]
     listed = contrast_list(pair, roster(pairs), tokenizer, LONG, random.Random(0), style)
     assert len(asked) == 2
+    assert listed is not None
     for i, ids in enumerate(texts(listed)):
         assert f", style {91 if i == listed.chosen else 7}%" in tokenizer.decode(ids)
 

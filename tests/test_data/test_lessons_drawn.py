@@ -13,11 +13,11 @@ from data.build import demo_pairs
 from data.lessons import LessonConfig, contrast_list, imitation, plan, roster, split, style_batch
 from nanopersrm import InputError, verdict
 from nanopersrm.bases import Base
-from nanopersrm.packing import batch
+from nanopersrm.packing import Bundle, batch
 from nanopersrm.pairs import Pair
 from nanopersrm.tokenizer import Tokenizer
 
-CONFIG = LessonConfig(longest=10_000)  # the tiny vocabulary needs three times as many tokens
+CONFIG = LessonConfig(rivals=3, longest=10_000)  # tiny vocabularies need three times the tokens
 
 
 def writer(name: str, domain: str = "letters", kind: str = "cross_author", n: int = 0) -> Pair:
@@ -63,12 +63,19 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 # Contrast
 
 
+def full_list(*asked) -> Bundle:
+    """contrast_list, where there is one."""
+    found = contrast_list(*asked)
+    assert found is not None
+    return found
+
+
 def test_a_list_holds_chosen_rejected_and_other_writers(tokenizer, pairs):
     others = roster(pairs)
     places = set()
     for seed, pair in enumerate(pairs[:12]):
-        found = contrast_list(pair, others, tokenizer, CONFIG, random.Random(seed))
-        assert found == contrast_list(pair, others, tokenizer, CONFIG, random.Random(seed))
+        found = full_list(pair, others, tokenizer, CONFIG, random.Random(seed))
+        assert found == full_list(pair, others, tokenizer, CONFIG, random.Random(seed))
         said = [tokenizer.decode(found.prefix + branch.ids) for branch in found.branches]
         shown = [text.split("<candidate A>\n")[1].split("\n</candidate A>")[0] for text in said]
         assert shown[found.chosen] == pair.chosen.strip()
@@ -97,32 +104,32 @@ def test_rivals_are_of_the_domain_and_as_many_as_there_are(tokenizer):
     others = [pair, writer("ann", n=1), writer("bea"), writer("cat", "verse"), writer("dot")]
     others.append(replace(writer("eve"), chosen=f"{pair.rejected} "))  # a text of the pair
     config = replace(CONFIG, rivals=9, evidence=False)
-    drawn = Counter()
+    drawn: Counter[str] = Counter()
     for seed in range(20):
-        found = contrast_list(pair, roster(others), tokenizer, config, random.Random(seed))
+        found = full_list(pair, roster(others), tokenizer, config, random.Random(seed))
         said = "".join(tokenizer.decode(branch.ids) for branch in found.branches)
         assert len(found.branches) == 4
         assert "of bea" in said
         assert "of dot" in said
         assert not any(name in said for name in ("cat", "eve", "ann letters 1"))
         few = replace(config, rivals=2)
-        found = contrast_list(pair, roster(others), tokenizer, few, random.Random(seed))
+        found = full_list(pair, roster(others), tokenizer, few, random.Random(seed))
         assert len(found.branches) == 3
         said = "".join(tokenizer.decode(branch.ids) for branch in found.branches)
         drawn["bea" if "of bea" in said else "dot"] += 1
     assert min(drawn["bea"], drawn["dot"]) >= 4
-    alone = contrast_list(pair, {}, tokenizer, config, random.Random(0))
+    alone = full_list(pair, {}, tokenizer, config, random.Random(0))
     assert len(alone.branches) == 2
 
 
 def test_lists_leave_out_what_is_too_long(tokenizer):
     pair, config = writer("ann"), replace(CONFIG, evidence=False)
     long = replace(writer("bea"), chosen="word " * 400)
-    found = contrast_list(pair, {}, tokenizer, config, random.Random(0))
+    found = full_list(pair, {}, tokenizer, config, random.Random(0))
     longest = max(len(found.prefix) + len(branch.ids) for branch in found.branches)
     config = replace(config, longest=longest)
     others = roster([long])
-    assert len(contrast_list(pair, others, tokenizer, config, random.Random(0)).branches) == 2
+    assert len(full_list(pair, others, tokenizer, config, random.Random(0)).branches) == 2
     config = replace(config, longest=longest - 1)
     assert contrast_list(pair, others, tokenizer, config, random.Random(0)) is None
 
@@ -133,7 +140,7 @@ def test_lists_leave_out_what_is_too_long(tokenizer):
 def test_writers_of_one_domain_each_with_their_own_texts(tokenizer):
     some = [writer(f"w{i}", "letters", n=n) for i in range(20) for n in range(3)]
     some += [writer(f"v{i}", "verse") for i in range(5)]
-    domains = Counter()
+    domains: Counter[str] = Counter()
     for seed in range(200):
         found = style_batch(roster(some), tokenizer, 4, random.Random(seed), tokens=99)
         assert len(set(found.authors)) == len(found.authors) == 4
@@ -249,6 +256,6 @@ def test_real_lessons(smollm, pairs):
     said = [tokenizer.decode(branch.ids, special=True) for branch in bundle.branches]
     assert all(text.endswith("</scores><|im_end|>") for text in said)
     assert tokenizer.decode(bundle.prefix).endswith("</exemplar>\n\n<candidate A>\n")
-    listed = contrast_list(pair, roster(pairs), tokenizer, LessonConfig(), random.Random(0))
+    listed = full_list(pair, roster(pairs), tokenizer, LessonConfig(), random.Random(0))
     score = tokenizer.encode("</think>\n<scores>A=")
     assert all(list(branch.ids[-len(score) :]) == score for branch in listed.branches)

@@ -1,5 +1,10 @@
 """The exam: validation pairs as lessons, made once, so that every trial asks the same.
 
+    python -m data.exam --pairs pairs/test.jsonl --adapter runs/sft/adapter --replies 100
+
+holds it for a trained adapter: how many pairs are judged right without reasoning, and how many
+replies are well formed when nothing is forced.
+
 Each pair is a tree of its chosen and its rejected text (`course.tree`), judged without reasoning;
 the first few are also answered freely, the chosen text of one, the rejected text of the next. The
 measuring is in `nanopersrm/trial.py`.
@@ -7,15 +12,22 @@ measuring is in `nanopersrm/trial.py`.
 Where to read next: `train_sft.py`.
 """
 
+import random
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
 
 from data import course
 from data.lessons import LessonConfig, Style
-from nanopersrm import trial, verdict
+from nanopersrm import InputError, trial, verdict
+from nanopersrm.embedded import DEFAULT_BASE
+from nanopersrm.judge import Judge
 from nanopersrm.model import Model
-from nanopersrm.pairs import Pair
-from nanopersrm.presets import Preset
+from nanopersrm.pairs import Pair, read
+from nanopersrm.presets import PRESETS, Preset
 from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.trial import Trial
 
@@ -33,6 +45,7 @@ class Exam:
         config: LessonConfig,
         seed: int,
         near: Style | None,
+        replies: int = WRITTEN,
     ):
         self.tokenizer, self.seed = tokenizer, seed
         config = replace(config, form="pointwise", rivals=1)
@@ -41,7 +54,7 @@ class Exam:
         self.twins = {pair.id: pair.twin for pair in pairs}
         prompts = [
             course.prompt(pair, ("chosen", "rejected")[i % 2], tokenizer, config, near)
-            for i, pair in enumerate(pairs[:WRITTEN])
+            for i, pair in enumerate(pairs[:replies])
         ]
         self.prompts = [prompt for prompt in prompts if len(prompt) <= config.longest]
 
@@ -55,3 +68,54 @@ class Exam:
             for prompt, reply in zip(self.prompts, replies, strict=True)
         ]
         return found, RULE.join(pages) + "\n"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hold the exam for a trained adapter."""
+
+    pairs: Path  # .jsonl or .jsonl.gz
+    adapter: Path  # a folder that train_sft.py has made
+    base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
+    limit: int = 100  # pairs, drawn by the seed, twins together
+    replies: int = 100  # of them answered freely, one text of a pair each
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda, cuda:N
+    out: Path | None = None  # a text file for the replies
+
+
+def main(config: Config) -> None:
+    """Load, ask, print a line."""
+    judge = Judge.load(config.base, config.adapter, config.device, say=print)
+    couples: dict[str, list[Pair]] = {}
+    for pair in read(config.pairs):
+        couples.setdefault(pair.twin if pair.twin in couples else pair.id, []).append(pair)
+    drawn = list(couples.values())
+    random.Random(f"{config.seed}/exam").shuffle(drawn)
+    some = [pair for couple in drawn for pair in couple][: config.limit]
+    made = judge.made_for
+    lesson = LessonConfig() if made is None else LessonConfig(evidence=made.evidence)
+    shows = judge.style is not None and (made is None or made.style)
+    near = judge.style_percentiles if shows else None
+    exam = Exam(some, judge.tokenizer, lesson, config.seed, near, config.replies)
+    found, page = exam.hold(judge.model, PRESETS["cpu"])
+    if config.out is not None:
+        config.out.write_text(page, encoding="utf-8")
+    print(f"{config.adapter}: {found.said()}")
+
+
+def run(config: Config) -> int:
+    """`main` with an exit code."""
+    try:
+        main(config)
+    except InputError as error:
+        print(f"data.exam: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("data.exam: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(tyro.cli(Config, prog="data.exam", description=__doc__.split("Each pair is")[0])))

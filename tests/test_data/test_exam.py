@@ -1,6 +1,5 @@
 """The exam of a trained adapter, by its command: a line of figures, and the replies in a file."""
 
-from pathlib import Path
 
 import pytest
 import tyro

@@ -7,7 +7,7 @@
 
 Mean and deviation are those of many texts. Without them a few numbers that are large in every text
 decide the cosine. And the first quarter of the blocks is enough, indeed better: early blocks know
-how a thing is said, late ones what comes next (README.md has the figures).
+how a thing is said, late ones what comes next.
 
 An adapter on those blocks is trained by contrast: B writers of one domain a step, one text of each
 as exemplar e and one as candidate c, and e must find its own c among all, and c its own e too (van

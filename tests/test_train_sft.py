@@ -143,8 +143,7 @@ def test_first_losses(given, tmp_path, brief):
     Without evidence, so that no percentile of a trained style adapter is among the tokens.
     """
     more = ("--warmup-steps", "1", "--steps", "2", "--lesson.no-evidence", "--eval-pairs", "0")
-    more = (*more, "--optim.lr", "2e-4")
-    assert here(*given, *more, "--out", tmp_path) == 0
+    assert here(*given, *more, "--optim.lr", "2e-4", "--out", tmp_path) == 0
     found = curve(tmp_path)
     assert found[0]["loss_style"] == pytest.approx(PINNED_STYLE, abs=1e-4)
     for line, (imitation, contrast) in zip(found[1:], PINNED_JUDGE, strict=True):

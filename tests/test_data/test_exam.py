@@ -1,6 +1,5 @@
 """The exam of a trained adapter, by its command: a line of figures, and the replies in a file."""
 
-
 import pytest
 import tyro
 from test_answer import make_base

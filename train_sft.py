@@ -1,6 +1,6 @@
 """Teach a base to judge, by imitation and by contrast.
 
-    python train_sft.py                                  the demo writers, some ten minutes
+    python train_sft.py                                  the demo writers, a first try
     python train_sft.py --pairs train.jsonl --out mine   your own pairs, see data/README.md
     python train_sft.py --out mine --resume ...          go on after an interruption
 

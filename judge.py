@@ -27,6 +27,7 @@ from rich.status import Status
 from rich.table import Table
 
 from nanopersrm import InputError
+from nanopersrm.command import exit_code
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.judgement import JudgeConfig, Judgement, check
 from nanopersrm.profile import profile
@@ -250,18 +251,7 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
 
 def run(config: Config) -> int:
     """`main` with an exit code."""
-    try:
-        main(config)
-    except InputError as error:
-        print(f"judge.py: error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader has left, as `head` does; nothing can be said to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("judge.py: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code("judge.py", lambda: main(config))
 
 
 if __name__ == "__main__":

@@ -35,9 +35,10 @@ from typing import Any, Literal
 
 import tyro
 
-from nanopersrm import InputError, checkpoint, packing, style, weights
-from nanopersrm.bases import DEFAULT_BASE, Base, resolve
-from nanopersrm.device import device_of, dtype_of
+from nanopersrm import InputError, checkpoint, packing, starting, style
+from nanopersrm.bases import DEFAULT_BASE, resolve
+from nanopersrm.command import exit_code
+from nanopersrm.device import device_of
 from nanopersrm.lora import Lora, LoraConfig
 from nanopersrm.model import Model, ModelConfig
 from nanopersrm.objective import ObjectiveConfig, sums
@@ -47,10 +48,8 @@ from nanopersrm.presets import Preset, for_card, settled
 from nanopersrm.runlog import Stop
 from nanopersrm.style import Style, StyleConfig
 from nanopersrm.tokenizer import Tokenizer
-from nanopersrm.trained import Trained, weights_sha256
 from nanopersrm.training import (
     Learner,
-    Stopped,
     Training,
     check_folder,
     disk_needed,
@@ -68,14 +67,6 @@ from data.course import Course
 from data.exam import Exam
 from data.lessons import LessonConfig, StyleBatch
 
-TINY = {  # sizes of the random model of --preset tiny
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
 SHOW = "--exemplar data/demo/zoe/1.txt --candidates data/demo/zoe/4.txt data/demo/beatrice/4.txt"
 
 
@@ -153,6 +144,7 @@ def learn_style(kit: Kit) -> Style:
         with memory_guard("lower --writers or --style.tokens, or give --recompute True"):
             contrast(kit.course.longest_style(config.writers, config.style.tokens))[0].backward()
         learner.forget()
+    training.begin()
     for step in range(learner.start, how.warmup_steps):
         batch = kit.course.style_step(step, config.writers, config.style.tokens)
         loss, found = contrast(batch)
@@ -184,11 +176,13 @@ def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
     if training.saved is not None and training.in_phase("judge"):
         facts["trials"] = training.saved.facts["trials"]
     else:
+        training.log.note("before training: the largest step, tried out; then a trial")
         rehearse(kit, learner, near)
         before, page = exam.hold(model, how)
         training.log.write_replies(how.warmup_steps, page)
         training.log.note(f"before: {before.said()}")
         facts["trials"].append(asdict(before))
+    training.begin()
     for step in range(learner.start, how.steps):
         number = how.warmup_steps + step + 1
         bundles = kit.course.step(step, how.bundles, near)
@@ -231,36 +225,6 @@ def rehearse(kit: Kit, learner: Learner, near: lessons.Style) -> None:
     learner.forget()
 
 
-def is_random(config: Config) -> bool:
-    return config.preset == "tiny" and config.base == DEFAULT_BASE
-
-
-def load(config: Config, how: Preset, device: torch.device, base: Base) -> Model:
-    """The base as it is trained on; for --preset tiny a random model of its vocabulary."""
-    dtype = dtype_of(how.dtype, device)
-    if is_random(config):
-        sizes = base.config | TINY
-        model = weights.random(sizes, dtype, device, how.nf4, config.seed)
-    else:
-        model = weights.load(base, dtype, device, how.nf4, how.host_embedding)
-    return model.train()
-
-
-def made_for(kit: Kit, base: Base) -> Trained:
-    """What the adapter says of itself."""
-    config, kinds = kit.config, {kind: name for name, kind in weights.DTYPES.items()}
-    name = str(base.path) if Path(config.base).exists() else config.base  # from any folder
-    return Trained(
-        base="a random model" if is_random(config) else name,
-        base_sha256=weights_sha256(base),
-        nf4=kit.how.nf4,
-        dtype=kinds[kit.model.norm.weight.dtype],
-        evidence=config.lesson.evidence,
-        form=config.lesson.form,
-        style=config.lesson.evidence,
-    )
-
-
 def main(config: Config) -> None:
     """Read, learn, save, and say what came of it."""
     device = device_of(config.device)
@@ -284,7 +248,8 @@ def main(config: Config) -> None:
     config = replace(config, lesson=replace(config.lesson, longest=longest))
     checkpoint.check_room(config.out, disk_needed(sizes, config.lora.rank, config.keep_last))
     whole = Course(train, tokenizer, config.lesson, config.seed)
-    model = load(config, how, device, base)
+    tiny = starting.is_random(config.preset, config.base)
+    model = starting.load(base, how, device, config.seed, tiny)
     steps = how.warmup_steps + how.steps
     torch.manual_seed(config.seed)  # of dropout
     with Stop() as stop:
@@ -316,11 +281,13 @@ def main(config: Config) -> None:
         styled = learn_style(kit)
         lora, before, after = learn_to_judge(kit, styled)
     folder = config.out / "adapter"
-    save_adapter(folder, made_for(kit, base), lora, styled)
+    shown = config.lesson.evidence
+    made_for = starting.made_for(config.base, base, model, tiny, shown, config.lesson.form, shown)
+    save_adapter(folder, made_for, lora, styled)
     if whole.left_out:
         print(f"left out: {whole.left_out} pairs longer than --lesson.longest {longest}")
     print(f"\nbefore: {before.said()}\nafter:  {after.said()}\n")
-    if is_random(config):
+    if tiny:
         print("All of it runs. (A random model has nothing to judge with.)")
         return
     other = f" --base {config.base}" if config.base != DEFAULT_BASE else ""
@@ -329,20 +296,8 @@ def main(config: Config) -> None:
 
 def run(config: Config) -> int:
     """`main` with an exit code."""
-    try:
-        main(config)
-    except InputError as error:
-        print(f"train_sft.py: error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print("train_sft.py: stopped and saved; --resume goes on", file=sys.stderr)
-        return 128 + stopped.number
-    except KeyboardInterrupt:
-        print(
-            "train_sft.py: interrupted; --resume goes on from the last checkpoint", file=sys.stderr
-        )
-        return 130
-    return 0
+    ended = "interrupted; --resume goes on from the last checkpoint"
+    return exit_code("train_sft.py", lambda: main(config), ended)
 
 
 if __name__ == "__main__":

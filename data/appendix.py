@@ -19,7 +19,7 @@ import tyro
 
 from data.facts import asked
 from data.replies import Imitation, check, reply
-from nanopersrm import InputError
+from nanopersrm.command import exit_code
 from nanopersrm.faithful import check as faithful
 from nanopersrm.pairs import KINDS, Pair, read
 
@@ -90,19 +90,20 @@ def page(pairs: Sequence[Pair], config: Config) -> str:
     return "\n".join(lines)
 
 
-def run(config: Config) -> int:
-    try:
-        text = page(read(config.pairs), config)
-    except InputError as error:
-        print(f"data.appendix: error: {error}", file=sys.stderr)
-        return 2
+def main(config: Config) -> None:
+    """Read, measure, print; with --write also into the page."""
+    text = page(read(config.pairs), config)
     print(text)
     if config.write:
         before, rest = PAGE.read_text(encoding="utf-8").split(START)
         fresh = PAGE.with_suffix(".new")
         fresh.write_text(f"{before}{START}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
         os.replace(fresh, PAGE)
-    return 0
+
+
+def run(config: Config) -> int:
+    """`main` with an exit code."""
+    return exit_code("data.appendix", lambda: main(config))
 
 
 if __name__ == "__main__":

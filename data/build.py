@@ -28,7 +28,6 @@ wrote in the folder; there are at most `--model-pairs` of it.
 Where to read next: `recipe.py` for the flags, `shelf.py`, then `accept.py`.
 """
 
-import os
 import random
 import shlex
 import sys
@@ -51,6 +50,7 @@ from data.recipe import MODULES, WORD_LIMITS, Config, Recipe, recipe, shares, sp
 from data.shards import Chunk
 from data.shelf import Lengths, Shelf, shelves
 from nanopersrm import InputError, __version__
+from nanopersrm.command import Ending, exit_code
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.pairs import SPLITS, Pair, write
 from nanopersrm.writings import Piece, read_writings
@@ -226,9 +226,10 @@ def main(config: Config, command: str = "") -> None:
         log.print("leak gate: trying to solve the sets without their exemplars")
         try:
             audits = gate(sets, asked.seed)
-        except Leak:
+        except Leak as leak:
             shards.close_folder(config.out)
-            raise
+            print(leak, file=sys.stderr)
+            raise Ending(1, "error: the sets leak, nothing was written") from leak
         for split in SPLITS:
             write(config.out / f"{split}.jsonl", sets[split])
         facts = summary.facts(settings, command, shelf_of, rows)
@@ -242,21 +243,8 @@ def main(config: Config, command: str = "") -> None:
 
 def run(config: Config, command: str = "") -> int:
     """`main` with an exit code."""
-    try:
-        main(config, command)
-    except InputError as error:
-        print(f"data.build: error: {error}", file=sys.stderr)
-        return 2
-    except Leak as leak:
-        print(f"{leak}\ndata.build: error: the sets leak, nothing was written", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader has left, as `head` does; the files are written
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("data.build: interrupted; without --overwrite it goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    ended = "interrupted; without --overwrite it goes on from here"
+    return exit_code("data.build", lambda: main(config, command), ended)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ holds it for a trained adapter: how many pairs are judged right without reasonin
 replies are well formed when nothing is forced.
 
 Each pair is a tree of its chosen and its rejected text (`course.tree`), judged without reasoning;
-the first few are also answered freely, the chosen text of one, the rejected text of the next. The
-measuring is in `nanopersrm/trial.py`.
+the first few are also answered freely, the chosen text of one, the rejected text of the next, and
+where it is asked for some are judged after reasoning. The measuring is in `nanopersrm/trial.py`.
 
 Where to read next: `train_sft.py`.
 """
@@ -20,9 +20,12 @@ from pathlib import Path
 
 import tyro
 
-from data import course
+from data import course, plans
+from data.facts import FORMS
 from data.lessons import LessonConfig, Style
-from nanopersrm import InputError, trial, verdict
+from nanopersrm import trial, verdict
+from nanopersrm.answer import FORCED_ROOM
+from nanopersrm.command import exit_code
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.judge import Judge
 from nanopersrm.model import Model
@@ -32,11 +35,15 @@ from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.trial import Trial
 
 WRITTEN = 8  # free replies
+REASONING = 160  # tokens before a score, as the judge's own budget
 RULE = f"\n\n{'=' * 80}\n\n"  # between two of them
 
 
 class Exam:
-    """What all trials of a run ask. `near`: the style percentiles for the prompts, or None."""
+    """What all trials of a run ask. `near`: the style percentiles for the prompts, or None.
+
+    replies: answered freely; reasoned: pairs that are judged after reasoning as well.
+    """
 
     def __init__(
         self,
@@ -46,8 +53,16 @@ class Exam:
         seed: int,
         near: Style | None,
         replies: int = WRITTEN,
+        reasoned: int = 0,
     ):
         self.tokenizer, self.seed = tokenizer, seed
+        form = "pairwise" if config.form == "pairwise" else "pointwise"
+        self.labels = FORMS.index(form) + 1
+        room = REASONING + FORCED_ROOM
+        chosen = [
+            plans.asked([pair], form, tokenizer, config, near, room) for pair in pairs[:reasoned]
+        ]
+        self.asked = {one.pairs[0].id: one.prompts for one in chosen if one is not None}
         config = replace(config, form="pointwise", rivals=1)
         trees = [course.tree(pair, {}, tokenizer, config, f"{seed}/exam", near) for pair in pairs]
         self.bundles = [bundle for bundle in trees if bundle is not None]
@@ -63,6 +78,14 @@ class Exam:
         found, replies = trial.hold(
             model, self.tokenizer, self.bundles, self.twins, self.prompts, how, self.seed
         )
+        if self.asked:
+            right = trial.reason(model, self.tokenizer, self.asked, self.labels, REASONING)
+            found = replace(
+                found,
+                reasoned=sum(right.values()) / len(right),
+                reasoned_twins=trial.both_right(right, self.twins),
+                reasoned_pairs=len(right),
+            )
         pages = [
             self.tokenizer.decode(prompt).removesuffix(verdict.OPEN) + reply
             for prompt, reply in zip(self.prompts, replies, strict=True)
@@ -79,6 +102,7 @@ class Config:
     base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
     limit: int = 100  # pairs, drawn by the seed, twins together
     replies: int = 100  # of them answered freely, one text of a pair each
+    reasoned: int = 0  # of them judged after reasoning as well: some 3 seconds each on two cores
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     out: Path | None = None  # a text file for the replies
@@ -97,7 +121,7 @@ def main(config: Config) -> None:
     lesson = LessonConfig() if made is None else LessonConfig(evidence=made.evidence)
     shows = judge.style is not None and (made is None or made.style)
     near = judge.style_percentiles if shows else None
-    exam = Exam(some, judge.tokenizer, lesson, config.seed, near, config.replies)
+    exam = Exam(some, judge.tokenizer, lesson, config.seed, near, config.replies, config.reasoned)
     found, page = exam.hold(judge.model, PRESETS["cpu"])
     if config.out is not None:
         config.out.write_text(page, encoding="utf-8")
@@ -106,15 +130,7 @@ def main(config: Config) -> None:
 
 def run(config: Config) -> int:
     """`main` with an exit code."""
-    try:
-        main(config)
-    except InputError as error:
-        print(f"data.exam: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("data.exam: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code("data.exam", lambda: main(config))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ from data.machine_text import Machine
 from data.probes import Table, layout, length, position
 from data.twins import twin_faults
 from nanopersrm import InputError
+from nanopersrm.command import exit_code
 from nanopersrm.pairs import Pair, iterate
 
 LIMIT = 0.55
@@ -257,8 +258,32 @@ def gate(sets: Mapping[str, Sequence[Pair]], seed: int) -> dict[str, Audit]:
     return found
 
 
+def tell(files: Sequence[Path], out: Path | None, seed: int) -> int:
+    """Audit each file by itself and print its table; gives 1 where one leaks, else 0."""
+    audits: dict[str, Audit] = {}
+    for file in files:
+        pairs = list(iterate(file))
+        if not pairs:
+            raise InputError(f"{file}: expected pairs, found none")
+        audits[str(file)] = audit(pairs, seed)
+        print(f"{file}\n\n{audits[str(file)].table()}", flush=True)
+        for culprit in audits[str(file)].culprits:
+            print("\n".join(culprit.lines()), flush=True)
+    if out:
+        part = out.with_name(out.name + ".part")
+        said = {name: found.as_dict() for name, found in audits.items()}
+        try:
+            part.write_text(json.dumps(said, ensure_ascii=False, indent=1) + "\n", "utf-8")
+            os.replace(part, out)
+        except OSError as error:
+            raise InputError(f"{out}: cannot be written ({error})") from error
+    failed = [name for name, found in audits.items() if found.failed]
+    print(f"leak gate: {'failed for ' + ', '.join(failed) if failed else 'passed'}")
+    return 1 if failed else 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Audit each file by itself and print its table; the exit code of the command."""
+    """Parse the flags and audit; the exit code of the command."""
     parser = argparse.ArgumentParser(
         prog="data.leakgate", description="Can pairs be solved without a look at the exemplars?"
     )
@@ -266,33 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the audits to this file")
     parser.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (0)")
     flags = parser.parse_args(arguments)
-    audits: dict[str, Audit] = {}
-    try:
-        for file in flags.files:
-            pairs = list(iterate(file))
-            if not pairs:
-                raise InputError(f"{file}: expected pairs, found none")
-            audits[str(file)] = audit(pairs, flags.seed)
-            print(f"{file}\n\n{audits[str(file)].table()}", flush=True)
-            for culprit in audits[str(file)].culprits:
-                print("\n".join(culprit.lines()), flush=True)
-        if flags.json:
-            part = flags.json.with_name(flags.json.name + ".part")
-            said = {name: found.as_dict() for name, found in audits.items()}
-            part.write_text(json.dumps(said, ensure_ascii=False, indent=1) + "\n", "utf-8")
-            os.replace(part, flags.json)
-    except InputError as error:
-        print(f"data.leakgate: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"data.leakgate: error: {flags.json}: cannot be written ({error})", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("data.leakgate: interrupted", file=sys.stderr)
-        return 130
-    failed = [name for name, found in audits.items() if found.failed]
-    print(f"leak gate: {'failed for ' + ', '.join(failed) if failed else 'passed'}")
-    return 1 if failed else 0
+    return exit_code("data.leakgate", lambda: tell(flags.files, flags.json, flags.seed))
 
 
 if __name__ == "__main__":

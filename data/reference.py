@@ -37,6 +37,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanopersrm import InputError
+from nanopersrm.command import exit_code
 from nanopersrm.factors import FACTORS, measure
 from nanopersrm.profile import (
     CANDIDATE_WORDS,
@@ -265,25 +266,28 @@ def dump(reference: Reference, pieces: Sequence[Piece]) -> str:
     return '{"factors": {\n' + ",\n".join(lines) + "\n},\n" + tail + "}\n"
 
 
+def make(corpora: Path, out: Path) -> None:
+    """Read, build, write to a temporary name, rename."""
+    try:
+        pieces = load(corpora)
+        reference, said = build(pieces)
+        part = out.with_name(out.name + ".part")
+        part.write_text(dump(reference, pieces), encoding="utf-8")
+        os.replace(part, out)
+    except (OSError, EOFError) as error:  # a .gz file that is cut short is an EOFError
+        raise InputError(f"{error}") from error
+    print(f"{out}: {len(pieces)} pieces; {said}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the two flags, build, write to a temporary name, rename."""
+    """Parse the two flags and make the reference; the exit code of the command."""
     parser = argparse.ArgumentParser(
         prog="data.reference", description="Build the factor reference."
     )
     parser.add_argument("--corpora", type=Path, required=True, help="folder with *.jsonl.gz")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     flags = parser.parse_args(arguments)
-    try:
-        pieces = load(flags.corpora)
-        reference, said = build(pieces)
-        part = flags.out.with_name(flags.out.name + ".part")
-        part.write_text(dump(reference, pieces), encoding="utf-8")
-        os.replace(part, flags.out)
-    except (InputError, OSError, EOFError) as error:
-        print(f"data.reference: error: {error}", file=sys.stderr)
-        return 2
-    print(f"{flags.out}: {len(pieces)} pieces; {said}")
-    return 0
+    return exit_code("data.reference", lambda: make(flags.corpora, flags.out))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from data import teacher
 from data.facts import ROLES, Fact, asked, digits, digits_together, facts, fit, roles_of, shown
 from data.telling import Claim, Writing, body, conclusion
 from nanopersrm import InputError, pairs, verdict
+from nanopersrm.command import exit_code
 from nanopersrm.faithful import check as faithful
 from nanopersrm.pairs import Pair
 
@@ -208,15 +209,7 @@ def main(config: Config) -> None:
 
 def run(config: Config) -> int:
     """`main` with an exit code."""
-    try:
-        main(config)
-    except InputError as error:
-        print(f"data.replies: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("data.replies: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code("data.replies", lambda: main(config))
 
 
 if __name__ == "__main__":

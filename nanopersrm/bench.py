@@ -35,6 +35,7 @@ from torch import Tensor
 
 from nanopersrm import InputError
 from nanopersrm.bases import DEFAULT_BASE, resolve
+from nanopersrm.command import exit_code
 from nanopersrm.model import Model
 from nanopersrm.sampler import Decoder, SamplingConfig
 from nanopersrm.weights import DTYPES, SHAPES, load, random
@@ -216,8 +217,4 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except InputError as error:
-        print(f"nanopersrm.bench: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code("nanopersrm.bench", lambda: main(tyro.cli(Config, description=__doc__))))

@@ -54,6 +54,7 @@ from nanopersrm import InputError, bench_peers, lora_files, pairs, weights
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.bench_ours import Ours, for_peers, texts, write_base
 from nanopersrm.cache import Layout
+from nanopersrm.command import exit_code
 from nanopersrm.device import device_of
 from nanopersrm.lora import Lora, LoraConfig
 from nanopersrm.model import Model
@@ -337,8 +338,6 @@ def _apart(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except InputError as error:
-        print(f"nanopersrm.bench_train: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(
+        exit_code("nanopersrm.bench_train", lambda: main(tyro.cli(Config, description=__doc__)))
+    )

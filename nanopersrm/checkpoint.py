@@ -25,7 +25,6 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanopersrm import InputError
+from nanopersrm.disk import reason, write_json
 
 NAME = re.compile(r"step-(\d{6,})")
 LEFTOVER = re.compile(r"\.(step-\d{6,})\.(part|old)")
@@ -82,7 +82,7 @@ def save(
             shutil.rmtree(old)
         _prune(folder, keep_last)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be written ({_said(error)})") from error
+        raise InputError(f"{path}: cannot be written ({reason(error)})") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)  # half of it may have filled the disk
     return path
@@ -107,7 +107,7 @@ def clear(folder: Path) -> None:
         for path in _steps(folder).values():
             _remove(path)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be cleared ({_said(error)})") from error
+        raise InputError(f"{folder}: cannot be cleared ({reason(error)})") from error
 
 
 def check_room(folder: Path, need: int) -> None:
@@ -126,7 +126,7 @@ def check_room(folder: Path, need: int) -> None:
     except FileExistsError as error:
         raise InputError(f"{folder}: expected a folder, found a file") from error
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({_said(error)})") from error
+        raise InputError(f"{folder}: cannot be written ({reason(error)})") from error
     if free < need:
         raise InputError(
             f"{folder}: expected {need / 1e9:.2f} GB of free disk, found {free / 1e9:.2f} GB"
@@ -140,7 +140,7 @@ def fresh(folder: Path) -> Path:
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({_said(error)})") from error
+        raise InputError(f"{folder}: cannot be written ({reason(error)})") from error
     return folder
 
 
@@ -155,29 +155,7 @@ def replace_folder(part: Path, path: Path) -> None:
         os.rename(part, path)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({_said(error)})") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write to a temporary name, force it to the disk, then rename."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({_said(error)})") from error
-    finally:
-        with suppress(OSError):  # it is gone, or never was
-            part.unlink()
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """The same for a JSON object; a number that is not finite is an error."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        raise InputError(f"{path}: cannot be written ({reason(error)})") from error
 
 
 def _steps(folder: Path) -> dict[int, Path]:
@@ -188,7 +166,7 @@ def _steps(folder: Path) -> dict[int, Path]:
         _clean(folder)
         named = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()]
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({_said(error)})") from error
+        raise InputError(f"{folder}: cannot be read ({reason(error)})") from error
     return {int(match[1]): path for match, path in named if match and path.is_dir()}
 
 
@@ -250,15 +228,9 @@ def _load(path: Path) -> Checkpoint:
 
 def _damaged(file: Path, error: Exception) -> InputError:
     return InputError(
-        f"{file}: a damaged checkpoint ({_said(error)}); "
+        f"{file}: a damaged checkpoint ({reason(error)}); "
         f"without the folder {file.parent.name} a run goes on from the one before"
     )
-
-
-def _said(error: Exception) -> str:
-    """Why, on one line."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(said.split())
 
 
 def _sha256(path: Path) -> str:

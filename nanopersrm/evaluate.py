@@ -46,6 +46,7 @@ from rich.progress import (
 )
 
 from nanopersrm import InputError, __version__
+from nanopersrm.command import exit_code
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.judgement import JudgeConfig
 from nanopersrm.judges import NAMES, Kit, Named, loader, make, train_pairs
@@ -312,16 +313,8 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
 
 def run(config: Config, command: str = "") -> int:
     """`main` with an exit code."""
-    try:
-        main(config, command)
-    except InputError as error:
-        print(f"nanopersrm.evaluate: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        kept = "; the same command goes on from here" if config.out else ""
-        print(f"nanopersrm.evaluate: interrupted{kept}", file=sys.stderr)
-        return 130
-    return 0
+    kept = "; the same command goes on from here" if config.out else ""
+    return exit_code("nanopersrm.evaluate", lambda: main(config, command), f"interrupted{kept}")
 
 
 if __name__ == "__main__":

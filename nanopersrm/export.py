@@ -39,6 +39,7 @@ from torch import Tensor
 
 from nanopersrm import InputError, __version__, lora_files, trained, weights
 from nanopersrm.bases import Base, read_json, resolve
+from nanopersrm.command import exit_code
 from nanopersrm.linear import Linear
 from nanopersrm.lora import Lora
 from nanopersrm.model import Model
@@ -307,15 +308,8 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def run(config: Config) -> int:
     """`main` with an exit code."""
-    try:
-        main(config)
-    except InputError as error:
-        print(f"nanopersrm.export: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("nanopersrm.export: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    ended = "interrupted; nothing was written"
+    return exit_code("nanopersrm.export", lambda: main(config), ended)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ import tyro
 from kernels.logprob import rows_of_chunk
 from kernels.logprob_rows import PART
 from nanopersrm import InputError
+from nanopersrm.command import exit_code
 from nanopersrm.lora import LoraConfig
 from nanopersrm.model import ModelConfig
 from nanopersrm.presets import PRESETS
@@ -302,12 +303,7 @@ def main(config: Config) -> None:
 
 def run(config: Config) -> int:
     """`main` with an exit code."""
-    try:
-        main(config)
-    except InputError as error:
-        print(f"nanopersrm.memory: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("nanopersrm.memory", lambda: main(config))
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ memory fails at once. A bundle beyond the budget goes alone.
 and for contrast which rows predict the digits of which list of candidates. Where the first token of
 a branch belongs to the reply, the last row of what it continues predicts it.
 
-What we chose. Rows and targets say where there is a loss; nothing is computed for other rows. What
-we left out: cutting a bundle in two, which would compute its prefix twice. How bundles come about:
-`data/lessons.py`. Where to read next: `cache.py` for layouts, `train_sft.py`.
+What we chose. Rows and targets say where there is a loss; nothing is computed for other rows. A
+bundle is never cut here, which would compute its prefix twice; `grow_within` does it to groups of
+replies that no budget holds. How bundles come about: `data/lessons.py`. Where to read next:
+`cache.py` for layouts, `train_sft.py`.
 """
 
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ class Branch:
     weight: float = 1.0  # of each token of the reply, or of the list that it is the chosen one of
     digit_at: int = -1  # index of the token before the digit, whose row predicts it; -1: none
     under: int = -1  # the earlier branch that it continues; -1: the prefix
+    number: int = -1  # of the text that ends with it, as its `Text` had it
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -95,6 +97,7 @@ class Text:
     reply_from: int
     weight: float = 1.0
     digit_at: int = -1
+    number: int = -1  # by which its tokens are found again in a batch
 
 
 @dataclass
@@ -106,6 +109,7 @@ class Batch:
     rows: Tensor  # (M,) int64 rows that predict ...
     targets: Tensor  # (M,) int64 ... these ids
     weights: Tensor  # (M,) fp32
+    owners: Tensor  # (M,) int64 number of the text that each target is of, -1 where it has none
     names: tuple[str, ...]  # of its bundles
     digit_rows: Tensor  # (n,) int64
     lists: list[tuple[int, int, int]]  # (first, count, chosen) of each list, in digit_rows
@@ -148,9 +152,8 @@ def grow(name: str, texts: Sequence[Text], chosen: int = -1) -> Bundle:
                 kin = group[:1]
                 text = texts[kin[0]]
                 digit = text.digit_at - depth if text.digit_at >= 0 else -1
-                branches.append(
-                    Branch(text.ids[depth:], text.reply_from - depth, text.weight, digit, under)
-                )
+                own, start = text.ids[depth:], text.reply_from - depth
+                branches.append(Branch(own, start, text.weight, digit, under, text.number))
                 owners.append(kin[0])
             group = [t for t in group if t not in kin]
 
@@ -162,6 +165,19 @@ def grow(name: str, texts: Sequence[Text], chosen: int = -1) -> Bundle:
         return Bundle(name, (), tuple(branches), place)
     rest = tuple(replace(branch, under=branch.under - 1) for branch in branches[1:])
     return Bundle(name, first.ids, rest, place)
+
+
+def grow_within(name: str, texts: Sequence[Text], budget: int) -> list[Bundle]:
+    """Trees of these texts with at most `budget` tokens each: halved until they have, or are one
+    text. Each half computes what both begin with anew."""
+    tree = grow(name, texts)
+    if tree.tokens <= budget or len(texts) == 1:
+        return [tree]
+    half = len(texts) // 2
+    return [
+        *grow_within(name, texts[:half], budget),
+        *grow_within(name, texts[half:], budget),
+    ]
 
 
 def weights_of(bundles: Sequence[Bundle]) -> tuple[float, float]:
@@ -212,6 +228,7 @@ def batch(bundles: Sequence[Bundle], device: torch.device) -> Batch:
     rows: list[int] = []
     targets: list[int] = []
     weights: list[float] = []
+    owners: list[int] = []
     digit_rows: list[int] = []
     lists: list[tuple[int, int, int]] = []
     list_weights: list[float] = []
@@ -239,6 +256,7 @@ def batch(bundles: Sequence[Bundle], device: torch.device) -> Batch:
             ends.append(len(ids))
             targets += branch.ids[first:]
             weights += [branch.weight] * (len(branch.ids) - first)
+            owners += [branch.number] * (len(branch.ids) - first)
             if branch.digit_at >= 0:
                 digit_rows.append(start + branch.digit_at)
     layout = Layout.of(lengths, parents)
@@ -252,6 +270,7 @@ def batch(bundles: Sequence[Bundle], device: torch.device) -> Batch:
         rows=whole(rows),
         targets=whole(targets),
         weights=torch.tensor(weights, dtype=torch.float32, device=device),
+        owners=whole(owners),
         names=tuple(bundle.name for bundle in bundles),
         digit_rows=whole(digit_rows),
         lists=lists,

@@ -16,6 +16,8 @@ from typing import Any
 
 from nanopersrm import InputError
 
+SIZES = ("steps", "warmup_steps", "bundles", "plans", "rows", "reply")
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -33,28 +35,39 @@ class Preset:
     steps: int  # of imitation and contrast
     warmup_steps: int  # of the pooled contrast before
     bundles: int  # pairs a step
+    # of reinforcement:
+    rft_steps: int
+    plans: int  # couples of twins a step
+    group: int  # G: replies to a prompt
+    rows: int  # replies drawn side by side
+    reply: int  # tokens of a reply, at most
 
 
 PRESETS = {
     "tiny": Preset(
         False, "fp32", 2048, False, False, False, False, 16, None, steps=6, warmup_steps=3,
         bundles=2,
+        rft_steps=4, plans=1, group=3, rows=6, reply=24,
     ),
     "cpu": Preset(
-        False, "auto", 4096, False, False, False, False, 64, None, steps=24, warmup_steps=12,
-        bundles=4,
+        False, "auto", 4096, False, False, False, False, 64, None, steps=40, warmup_steps=10,
+        bundles=2,
+        rft_steps=16, plans=1, group=8, rows=32, reply=160,
     ),
     "24gb": Preset(
         True, "auto", 8192, True, False, False, False, 512, 24.0,
         steps=600, warmup_steps=150, bundles=32,
+        rft_steps=300, plans=8, group=8, rows=128, reply=256,
     ),
     "12gb": Preset(
         True, "auto", 4096, True, True, True, False, 256, 12.0,
         steps=600, warmup_steps=150, bundles=32,
+        rft_steps=300, plans=8, group=8, rows=64, reply=256,
     ),
     "8gb": Preset(
         True, "auto", 2048, True, True, True, True, 128, 8.0,
         steps=600, warmup_steps=150, bundles=32,
+        rft_steps=300, plans=8, group=8, rows=32, reply=256,
     ),
 }  # fmt: skip
 
@@ -75,7 +88,7 @@ def settled(name: str, said: Mapping[str, Any]) -> Preset:
     """The preset of this name, with what a command line says otherwise (None: nothing)."""
     own = {field.name for field in fields(Preset)}
     changes = {key: value for key, value in said.items() if key in own and value is not None}
-    for key in ("steps", "warmup_steps", "bundles", "budget"):
+    for key in (*SIZES, "budget"):
         if changes.get(key, 1) < 1:
             flag = key.replace("_", "-")
             raise InputError(f"--{flag}: expected a number from 1, got {changes[key]}")

@@ -14,10 +14,8 @@ What we left out: comparing runs. Where to read next: `chart.py`.
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -27,6 +25,8 @@ import tyro
 
 from nanopersrm import InputError
 from nanopersrm.chart import STYLE, Series, chart
+from nanopersrm.command import exit_code
+from nanopersrm.disk import write_text
 
 LARGEST = 1e30  # a number beyond it is drawn as a gap
 REPLIES = 3  # files shown
@@ -79,7 +79,8 @@ def main(config: Config) -> None:
     lines = read_metrics(config.run)
     facts = read_facts(config.run)
     out = config.out or config.run / "report.html"
-    write(out, page(config.run.resolve().name, lines, facts, read_replies(config.run)))
+    drawn = page(config.run.resolve().name, lines, facts, read_replies(config.run))
+    write_text(out, drawn.encode("utf-8", "replace").decode())  # half a character becomes "?"
     print(out)
 
 
@@ -237,20 +238,6 @@ def _table(rows: dict[str, str]) -> str:
     return f"<table>{cells}</table>" if cells else ""
 
 
-def write(path: Path, text: str) -> None:
-    """Write to a temporary name, then rename."""
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(text.encode("utf-8", "replace"))  # half a character becomes "?"
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):  # it is gone, or never was
-            part.unlink()
-
-
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -260,12 +247,7 @@ def _bytes(path: Path) -> bytes:
 
 def run(config: Config) -> int:
     """`main` with an exit code."""
-    try:
-        main(config)
-    except InputError as error:
-        print(f"nanopersrm.report: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("nanopersrm.report", lambda: main(config))
 
 
 if __name__ == "__main__":

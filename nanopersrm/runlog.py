@@ -9,9 +9,10 @@
 
 Any number may be given, by any name. These have a unit, and a place at the end of the line:
 lr, gradient_norm, tokens_per_second, memory and memory_peak (bytes). Names that begin with
-"validation_" go to the file alone. All others are shown with 4 digits, where they were first seen;
-"loss_imitation" is called imitation. A name that a later step has not leaves its place empty, so
-that columns do not jump. What is not finite is "nan" on the terminal and null in the file.
+"validation_", "reward_" and the like (ASIDE) go to the file alone. All others are shown with 4
+digits, where they were first seen; "loss_imitation" is called imitation. A name that a later step
+has not leaves its place empty, so that columns do not jump. What is not finite is "nan" on the
+terminal and null in the file.
 
 The time left is the mean of the last 20 steps times the steps to go. A run that goes on from a
 checkpoint first cuts the later lines off, so each step is there once.
@@ -44,8 +45,9 @@ import torch
 from rich.console import Console
 
 from nanopersrm import InputError, __version__
-from nanopersrm.checkpoint import write_json, write_text
+from nanopersrm.disk import write_json, write_text
 
+ASIDE = ("validation_", "reward_", "gap_", "kl_", "clip_", "seconds_")  # to the file alone
 TAIL = ("lr", "gradient_norm", "tokens_per_second", "memory", "memory_peak")
 STEPS_OF_MEAN = 20  # for the time left
 PHASE = 9  # characters of the first column
@@ -125,7 +127,7 @@ class RunLog:
         self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _line(self, numbers: Mapping[str, float], left: float) -> str:
-        own = [name for name in numbers if name not in TAIL and not name.startswith("validation_")]
+        own = [name for name in numbers if name not in TAIL and not name.startswith(ASIDE)]
         self.columns += [name for name in own if name not in self.columns]
         cells = [_cell(_label(name), numbers.get(name)) for name in self.columns]
         if "lr" in numbers:

@@ -6,8 +6,8 @@
     decoder.feed([[...], ...])                     append given tokens, e.g. a line that must stand
 
 Those are all the verbs; `sample` strings them together for plain use. Under it lies the tree of
-`cache.py`: common prefix -> prompts -> replies. A reply that has ended takes no further rows; it
-stays in the tree, so that it can be continued by `feed`.
+`cache.py`: common prefix -> families of prompts that begin alike -> prompts -> replies. A reply
+that has ended takes no further rows; it stays in the tree, so that it can be continued by `feed`.
 
 Each draw depends on (seed, sample, position) only, see `kernels/sample.py`; the sample is named by
 its prompt's ids and its number within the prompt. What else runs in the batch moves a
@@ -78,6 +78,23 @@ def common_prefix(texts: Sequence[list[int]]) -> int:
     return min(len(first), len(last))
 
 
+def families(texts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]] | None:
+    """Neighbours that begin alike: the family of each text, and what each family begins with.
+
+    None where that saves nothing. Every text keeps at least one id of its own.
+    """
+    heads: list[list[int]] = []
+    family: list[int] = []
+    for text in texts:
+        same = common_prefix([heads[-1], text[:-1]]) if heads else 0
+        if same >= SHARED_LEAST:
+            heads[-1] = heads[-1][:same]
+        else:
+            heads.append(text[:-1])
+        family.append(len(heads) - 1)
+    return (family, heads) if len(heads) < len(texts) and all(heads) else None
+
+
 def sample_name(parts: Sequence[int]) -> int:
     """A 64-bit name for a prompt's ids, or for (the name of a row, the number of its branch)."""
     words = array("Q", [part & (1 << 64) - 1 for part in parts])
@@ -118,7 +135,14 @@ class Decoder:
         self.pending: list[list[int]] = [[] for _ in prompts]  # drawn, not yet in the tree
         self.drawn = [0] * len(prompts)  # tokens so far: no two draws of a row share their noise
         tails = [prompt[done:] for prompt in prompts]
-        self.cache.grow([0] * len(prompts), max(map(len, tails)) + room)
+        parents = [0] * len(prompts)
+        if found := families(tails):  # prompts about the same exemplars, say
+            parents, heads = found
+            self.cache.grow([0] * len(heads), max(map(len, heads)))
+            flat = torch.tensor([i for head in heads for i in head], device=self.device)
+            model(flat, self.cache.step([*map(len, heads)]))
+            tails = [tail[len(heads[k]) :] for tail, k in zip(tails, parents, strict=True)]
+        self.cache.grow(parents, max(map(len, tails)) + room)
         self.hidden = model.norm.weight.new_empty(len(prompts), model.config.D)
         self.logits = torch.empty(len(prompts), model.config.V, device=self.device)
         self.feed(tails)

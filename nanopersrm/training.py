@@ -33,6 +33,8 @@ from torch import Tensor
 from kernels.process import trim
 from nanopersrm import InputError, checkpoint, lora_files, optim, runlog
 from nanopersrm.bases import read_json
+from nanopersrm.command import Ending
+from nanopersrm.disk import write_json
 from nanopersrm.lora import Lora
 from nanopersrm.memory import matrices
 from nanopersrm.model import Model, ModelConfig
@@ -42,18 +44,19 @@ from nanopersrm.style import Style
 from nanopersrm.trained import Trained
 
 MAY_CHANGE = frozenset(  # settings that a run may go on with changed: none moves a weight
-    {"pairs", "validation", "out", "resume", "overwrite", "eval_every", "save_every", "keep_last"}
-    | {"budget", "chunk_mb", "recompute", "offload"}  # but for rounding: memory may have run out
+    {"pairs", "validation", "adapter", "out", "resume", "overwrite"}  # their contents are hashed
+    | {"eval_every", "save_every", "keep_last"}
+    | {"budget", "rows", "chunk_mb", "recompute", "offload"}  # but for rounding
 )
 FAILED = "failed_batch.json"
 SPARE = 1 << 26  # bytes of disk beside checkpoints: logs, replies, the adapter
 
 
-class Stopped(Exception):
+class Stopped(Ending):
     """A signal asked to end, and everything is saved. `number` is the signal's."""
 
     def __init__(self, number: int):
-        super().__init__(f"signal {number}")
+        super().__init__(128 + number, "stopped and saved; --resume goes on")
         self.number = number
 
 
@@ -99,6 +102,10 @@ class Training:
         """True where the checkpoint was taken in this phase."""
         return self.saved is not None and self.saved.facts["phase"] == phase
 
+    def begin(self) -> None:
+        """The first step begins now; what came before is no part of its speed."""
+        self.begun, self.took = time.perf_counter(), None
+
     def lap(self) -> None:
         """The step has computed; what follows, a trial, is no part of its speed."""
         self.took = time.perf_counter() - self.begun
@@ -134,7 +141,7 @@ class Training:
             raise Stopped(asked)
         if self.device.type == "cpu":
             trim()
-        self.begun, self.took = time.perf_counter(), None
+        self.begin()
 
     def save(
         self, step: int, learner: "Learner", facts: Mapping[str, Any], others: Mapping[str, Lora]
@@ -160,7 +167,7 @@ class Training:
         """The end of a run that went wrong, with the examples of its batch written out."""
         file = self.out / FAILED
         facts = {"phase": phase, "step": step, "problem": problem, "examples": list(names)}
-        checkpoint.write_json(file, facts)
+        write_json(file, facts)
         return InputError(
             f"step {step} of {phase}: {problem}; the examples of its batch are in {file}"
         )

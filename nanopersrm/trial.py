@@ -1,6 +1,6 @@
 """A trial in the middle of training: how well does the model judge, and does it keep the form?
 
-Two looks at a model whose adapter is on:
+Three looks at a model whose adapter is on:
 
     judged    pairs of the validation set, scored at once, without reasoning: the share in which the
               chosen text gets the higher soft score (*accuracy*), and of twins in which both do
@@ -8,20 +8,22 @@ Two looks at a model whose adapter is on:
               of the replies that imitation would teach about them.
     written   replies drawn freely, nothing forced: the share that is *well formed* (`verdict.py`)
               and the texts, for people to read
+    reasoned  some of the pairs again, after reasoning, as the judge does it: greedy, with the score
+              line given. Only where it is asked for: it takes seconds a pair.
 
 The numbers are of few pairs, to see whether training moves; `evaluate.py` has the full protocol
-with intervals. What we left out: accuracy after reasoning, which takes a minute where this takes
-seconds.
+with intervals.
 
 Where to read next: `train_sft.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from nanopersrm import verdict
+from nanopersrm.answer import AnswerConfig, answer
 from nanopersrm.model import Model
 from nanopersrm.objective import ObjectiveConfig, sums
 from nanopersrm.packing import Bundle, batch, pack
@@ -30,6 +32,7 @@ from nanopersrm.sampler import SamplingConfig, sample
 from nanopersrm.tokenizer import Tokenizer
 
 REPLY_TOKENS = 256  # budget of a free reply
+AT_ONCE = 16  # replies written side by side: keys and values of so many prompts are held
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,18 @@ class Trial:
     pairs: int
     well_formed: float  # share of the replies written freely
     replies: int
+    reasoned: float | None = None  # share of pairs that are right after reasoning; None: not asked
+    reasoned_twins: float | None = None
+    reasoned_pairs: int = 0
 
     def numbers(self) -> dict[str, float]:
         """For the log."""
         if not self.pairs:
             return {}
         found = {"loss": self.loss, "accuracy": self.accuracy, "well_formed": self.well_formed}
-        if self.twins is not None:
-            found["twins"] = self.twins
+        for name in ("twins", "reasoned", "reasoned_twins"):
+            if (value := getattr(self, name)) is not None:
+                found[name] = value
         return {f"validation_{name}": value for name, value in found.items()}
 
     def said(self) -> str:
@@ -57,8 +64,14 @@ class Trial:
         if not self.pairs:
             return "no validation pairs to judge"
         twins = "" if self.twins is None else f" ({self.twins:.0%} of the twins)"
+        reasoned = ""
+        if self.reasoned is not None:
+            reasoned = f"after reasoning {self.reasoned:.1%} of {self.reasoned_pairs}"
+            if self.reasoned_twins is not None:
+                reasoned += f" ({self.reasoned_twins:.0%} of the twins)"
+            reasoned += ", "
         return (
-            f"{self.accuracy:.1%} of {self.pairs} validation pairs{twins}, "
+            f"{self.accuracy:.1%} of {self.pairs} validation pairs{twins}, {reasoned}"
             f"{self.well_formed:.0%} of {self.replies} replies well formed, "
             f"{self.loss:.3f} nats a reply token"
         )
@@ -69,7 +82,7 @@ def hold(
     model: Model,
     tokenizer: Tokenizer,
     bundles: Sequence[Bundle],
-    twins: dict[str, str],
+    twins: Mapping[str, str],
     prompts: Sequence[list[int]],
     how: Preset,
     seed: int,
@@ -91,20 +104,59 @@ def hold(
             own = scores[first : first + count]
             right[bundle.name] = all(own[chosen] > own[k] for k in range(count) if k != chosen)
     drawing = SamplingConfig(max_new=REPLY_TOKENS, seed=seed)
-    drawn = sample(model, prompts, drawing, stop_ids=tokenizer.eos_ids) if prompts else []
+    drawn = []
+    for first in range(0, len(prompts), AT_ONCE):
+        some_prompts = prompts[first : first + AT_ONCE]
+        drawn += sample(model, some_prompts, drawing, stop_ids=tokenizer.eos_ids)
     replies = [
         verdict.OPEN + tokenizer.decode(reply.ids[:-1] if reply.ended == "stop" else reply.ids)
         for (reply,) in drawn
     ]
     model.train(training)
-    couples = [(a, b) for a, b in twins.items() if a < b and a in right and b in right]
     well = sum(verdict.parse(reply, verdict.LABELS[:1]).well_formed for reply in replies)
     done = Trial(
         accuracy=sum(right.values()) / max(1, len(right)),
-        twins=sum(right[a] and right[b] for a, b in couples) / len(couples) if couples else None,
+        twins=both_right(right, twins),
         loss=loss / max(tokens, 1.0),
         pairs=len(right),
         well_formed=well / max(1, len(replies)),
         replies=len(replies),
     )
     return done, replies
+
+
+def both_right(right: Mapping[str, bool], twins: Mapping[str, str]) -> float | None:
+    """The share of couples of twins of which both are right; None where there is no couple."""
+    couples = [(a, b) for a, b in twins.items() if a < b and a in right and b in right]
+    return sum(right[a] and right[b] for a, b in couples) / len(couples) if couples else None
+
+
+@torch.no_grad()
+def reason(
+    model: Model,
+    tokenizer: Tokenizer,
+    asked: Mapping[str, Sequence[list[int]]],
+    labels: int,
+    tokens: int,
+) -> dict[str, bool]:
+    """Pair -> right after reasoning of at most `tokens`, greedily.
+
+    asked: of each pair the prompt with the chosen text as A, and the one with the rejected text.
+    """
+    training = model.training
+    model.eval()
+    prompts = [prompt for both in asked.values() for prompt in both]
+    config = AnswerConfig(think_tokens=tokens)
+    answers = []
+    for first in range(0, len(prompts), AT_ONCE):
+        some = prompts[first : first + AT_ONCE]
+        answers += [own for (own,) in answer(model, tokenizer, some, labels, config)]
+    model.train(training)
+    right = {}
+    for k, name in enumerate(asked):
+        one, other = answers[2 * k], answers[2 * k + 1]
+        if one.joint is None or other.joint is None:
+            right[name] = verdict.soft_score(one.digits) > verdict.soft_score(other.digits)
+        else:
+            right[name] = verdict.beats_jointly(one.joint) > verdict.beats_jointly(other.joint)
+    return right

@@ -1,7 +1,6 @@
 """Checkpoints: whole or not there, whatever happens while they are written."""
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from nanopersrm import InputError, checkpoint
-from nanopersrm.checkpoint import best, check_room, clear, latest, save, write_json, write_text
+from nanopersrm.checkpoint import best, check_room, clear, latest, save
 
 ROOT = Path(__file__).resolve().parents[1]
 TENSORS = {
@@ -253,24 +252,6 @@ def test_a_folder_that_cannot_be_written(tmp_path):
             check_room(tmp_path, 0)
     finally:
         tmp_path.chmod(0o700)
-
-
-def test_a_text_is_replaced_whole(tmp_path, monkeypatch):
-    path = tmp_path / "deeper" / "note.txt"
-    write_text(path, "one\n")
-    write_json(path.with_name("note.json"), {"a": [1, "é"]})
-    assert json.loads(path.with_name("note.json").read_text(encoding="utf-8")) == {"a": [1, "é"]}
-
-    def full(number):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"note.txt: cannot be written \(No space left"):
-        write_text(path, "two\n")
-    assert path.read_text() == "one\n"
-    assert names(path.parent) == ["note.json", "note.txt"]
-    with pytest.raises(InputError, match=r"deeper.txt: cannot be written"):
-        write_text(path / "deeper.txt", "in a file")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")

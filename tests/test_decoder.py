@@ -7,11 +7,13 @@ import pytest
 import torch
 from test_sampler import CPU, plain, random_ids
 
+from nanopersrm import sampler
 from nanopersrm.model import Model
 from nanopersrm.sampler import (
     SHARED_LEAST,
     Decoder,
     SamplingConfig,
+    families,
     prefill,
     sample,
 )
@@ -196,3 +198,79 @@ def test_a_prompt_is_held_once(model, prompts):
     assert root.values.data_ptr() == kept.values.data_ptr()
     assert sum(held(decoder)[0]) == 18
     assert SHARED_LEAST <= 18
+
+
+# Families
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        # (length of the common beginning with the text before, own length)
+        ([(0, 30)], None),
+        ([(0, 30), (0, 30)], None),  # nothing in common
+        ([(0, 30), (SHARED_LEAST - 1, 5)], None),
+        ([(0, 30), (SHARED_LEAST, 5)], ([0, 0], [16])),
+        ([(0, 30), (20, 5), (0, 9), (0, 40), (25, 3)], ([0, 0, 1, 2, 2], [20, 8, 25])),
+        ([(0, 30), (25, 5), (18, 7)], ([0, 0, 0], [18])),  # the third shortens what is shared
+        ([(0, 30), (25, 5), (10, 7)], ([0, 0, 1], [25, 16])),
+        ([(0, 30), (30, 0)], ([0, 0], [29])),  # equal: each keeps an id
+        ([(0, 30), (30, 7)], ([0, 0], [29])),
+        ([(0, 1), (0, 30), (20, 5)], None),  # a text of one id begins with nothing
+    ],
+)
+def test_families_are_neighbours_that_begin_alike(lengths, expected):
+    texts: list[list[int]] = []
+    for i, (common, own) in enumerate(lengths):
+        before = texts[-1][:common] if texts else []
+        texts.append(before + [1000 * (i + 1) + j for j in range(own)])
+    found = families(texts)
+    if expected is None:
+        assert found is None
+        return
+    assert found is not None
+    family, heads = found
+    assert (family, [len(head) for head in heads]) == expected
+    for text, kin in zip(texts, family, strict=True):
+        assert text[: len(heads[kin])] == heads[kin]
+        assert len(text) > len(heads[kin])
+
+
+@pytest.mark.parametrize("with_prefix", [False, True])
+@pytest.mark.parametrize("replies", [1, 3])
+def test_families_change_no_reply(tiny_pair, monkeypatch, with_prefix, replies):
+    """The same ids and log-probabilities as when every prompt is computed for itself."""
+    model = load(tiny_pair[1], torch.float32, CPU)
+    start = random_ids(20, 1)
+    kin = [start + random_ids(30, seed) for seed in (2, 3)]
+    prompts = [kin[0] + random_ids(n, 40 + n) for n in (7, 1, 12)]
+    prompts += [start + random_ids(9, 60)]  # alone
+    prompts += [kin[1] + random_ids(n, 70 + n) for n in (3, 11)]
+    prefix = prefill(model, start) if with_prefix else None
+    decoder = Decoder(model, prompts, prefix)
+    assert held(decoder)[1:] == [[30, 8, 30], [7, 1, 12, 1, 3, 11]]
+    check_logits(decoder, prompts)
+    found = sample(model, prompts, LONG, replies, prefix=prefix)
+    monkeypatch.setattr(sampler, "families", lambda texts: None)
+    plain_replies = sample(model, prompts, LONG, replies, prefix=prefix)
+    for group, expected in zip(found, plain_replies, strict=True):
+        assert [reply.ids for reply in group] == [reply.ids for reply in expected]
+        for one, other in zip(group, expected, strict=True):
+            assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
+def test_a_family_is_computed_once(model, monkeypatch):
+    """A pair and its twin, two candidates each: both sets of exemplars once."""
+    rows = []
+    forward = Model.forward
+
+    def counting(self, ids, place):
+        rows.append(len(ids))
+        return forward(self, ids, place)
+
+    monkeypatch.setattr(Model, "forward", counting)
+    exemplars = [random_ids(60, seed) for seed in (1, 2)]
+    prompts = [shown + random_ids(10, 5 + seed) for shown in exemplars for seed in (0, 1)]
+    Decoder(model, prompts)
+    assert sum(rows) == 2 * 60 + 4 * 10
+    assert len(rows) == 2

@@ -14,6 +14,7 @@ from nanopersrm.packing import (
     batch,
     fullest,
     grow,
+    grow_within,
     weights_of,
 )
 
@@ -187,3 +188,59 @@ def test_fullest_fills_with_copies():
     assert [one.tokens for one in fullest(some, 13)] == [7, 3, 2]
     assert [one.tokens for one in fullest(some, 21)] == [7, 3, 2, 7, 2]
     assert [one.tokens for one in fullest(some, 5)] == [7]  # a giant stands alone
+
+
+# Replies and their numbers
+
+
+def group(texts: int, prompt: int = 50, reply: int = 10) -> list[Text]:
+    """Replies to one prompt, numbered from 100."""
+    shown = tuple(range(prompt))
+    told = [tuple(1000 * (i + 1) + j for j in range(reply)) for i in range(texts)]
+    return [Text(shown + own, prompt, number=100 + i) for i, own in enumerate(told)]
+
+
+@settings(deadline=None)
+@given(families())
+def test_every_target_has_the_number_of_its_text(drawn):
+    """Also where texts have moved with their kin: the ids of a number are its reply's."""
+    texts, _ = drawn
+    numbered = [
+        Text(text.ids, text.reply_from, text.weight, number=7 * i) for i, text in enumerate(texts)
+    ]
+    found = batch([grow("numbered", numbered)], CPU)
+    assert found.owners.shape == found.targets.shape
+    for text in numbered:
+        own = found.targets[found.owners == text.number].tolist()
+        assert tuple(own) == text.ids[text.reply_from :]
+    assert len(found.targets) == sum(len(text.ids) - text.reply_from for text in texts)
+
+
+def test_texts_without_a_number_have_none():
+    found = batch([grow("plain", [Text(tuple(range(30)), 20)] * 2)], CPU)
+    assert found.owners.tolist() == [-1] * 20
+    assert found.owners.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("budget", "sizes"),
+    [
+        (130, [130]),  # 50 + 8 · 10
+        (129, [90, 90]),  # four replies each
+        (89, [70] * 4),
+        (69, [60] * 8),
+        (5, [60] * 8),  # what cannot be cut stands alone
+    ],
+)
+def test_a_tree_beyond_the_budget_is_halved(budget, sizes):
+    texts = group(8)
+    found = grow_within("halved", texts, budget)
+    assert [tree.tokens for tree in found] == sizes
+    assert {tree.name for tree in found} == {"halved"}
+    told = [branch.number for tree in found for branch in tree.branches]
+    assert told == [100 + i for i in range(8)]  # in order
+
+
+def test_only_the_half_that_is_too_long_is_cut():
+    texts = [*group(2, reply=2), *group(2, reply=60)]
+    assert [tree.tokens for tree in grow_within("uneven", texts, 120)] == [54, 110, 110]

@@ -8,7 +8,8 @@ import torch
 
 from nanopersrm import InputError
 from nanopersrm.device import dtype_of
-from nanopersrm.presets import PRESETS, Preset, for_card, settled
+from nanopersrm.presets import PRESETS, SIZES, Preset, for_card, settled
+from nanopersrm.rollouts import RolloutConfig
 
 
 @pytest.mark.parametrize(
@@ -39,16 +40,19 @@ def test_smaller_cards_do_less_at_a_time():
         for switch in ("nf4", "recompute", "offload", "eight_bit", "host_embedding"):
             assert getattr(one, switch) <= getattr(smaller, switch)
         # What is learned stays the same.
-        for name in ("steps", "warmup_steps", "bundles"):
+        for name in ("steps", "warmup_steps", "bundles", "rft_steps", "plans", "group", "reply"):
             assert getattr(one, name) == getattr(smaller, name)
+        assert one.rows > smaller.rows
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_are_sound(name):
     how = PRESETS[name]
     assert isinstance(how, Preset)
-    for field in ("budget", "chunk_mb", "steps", "warmup_steps", "bundles"):
+    for field in ("budget", "chunk_mb", "steps", "warmup_steps", "bundles", "rft_steps", "plans"):
         assert getattr(how, field) >= 1
+    assert how.rows >= how.group >= 2  # one prompt's replies run side by side
+    RolloutConfig(how.group, how.rows, how.reply)  # raises what it does not take
     assert how.bundles % 2 == 0  # a step sees both twins of a couple
     assert how.recompute or not how.offload  # offload alone would do nothing
     assert how.card_gb is not None or not (how.eight_bit or how.host_embedding)
@@ -72,7 +76,7 @@ def test_what_a_command_line_says_otherwise():
     assert settled("cpu", {}) == PRESETS["cpu"]
 
 
-@pytest.mark.parametrize("name", ["steps", "warmup_steps", "bundles", "budget"])
+@pytest.mark.parametrize("name", [*SIZES, "budget"])
 def test_numbers_below_one_are_refused(name):
     with pytest.raises(InputError, match=rf"^--{name.replace('_', '-')}: expected a .* got 0$"):
         settled("tiny", {name: 0})

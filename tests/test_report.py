@@ -212,6 +212,13 @@ def test_every_mistake_is_one_line(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
 
 
+def test_half_a_character_becomes_a_question_mark(tmp_path):
+    """JSON may hold one, as \\ud800; UTF-8 may not."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "phase": "a\\ud800b", "loss": 1.0}\n')
+    assert report.run(Config(tmp_path)) == 0
+    assert "a?b" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_steps_without_numbers_are_a_page_too(tmp_path):
     page, _ = drawn(make(tmp_path, [{"step": 3, "phase": "style"}]))
     assert "up to step 3, style" in page.texts["p"]

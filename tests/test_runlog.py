@@ -77,6 +77,20 @@ def test_columns_do_not_jump(tmp_path):
     assert "loss     -inf" in lines[7]
 
 
+def test_parts_of_a_reward_are_for_the_file(tmp_path):
+    """The whole is on the line, its parts and the tails of a gap are not."""
+    log, said = new(tmp_path)
+    aside = {"reward_twin": 0.25, "gap_p99": 0.5, "kl_k1": 0.125, "clip_low": 0.0}
+    aside |= {"seconds_drawing": 3.0}
+    log.step(1, 2, "rft", {"reward": 1.5, "gap": 0.75, **aside})
+    line = said.getvalue()
+    assert "reward   1.5000" in line
+    assert "gap   0.7500" in line
+    assert not any(word in line for word in ("twin", "p99", "kl", "clip", "drawing"))
+    (kept,) = metrics(tmp_path)
+    assert kept == {"step": 1, "phase": "rft", "reward": 1.5, "gap": 0.75, **aside}
+
+
 def test_what_is_not_finite_is_null_in_the_file(tmp_path):
     log, _ = new(tmp_path)
     log.step(1, 2, "judge", {"loss": math.nan, "gradient_norm": math.inf, "reward": 1})

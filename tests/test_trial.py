@@ -11,13 +11,14 @@ from data.build import demo_pairs
 from data.lessons import LessonConfig
 from nanopersrm import trial as trials
 from nanopersrm import verdict
+from nanopersrm.answer import Answer, AnswerConfig, answer
 from nanopersrm.lora import Lora, LoraConfig
 from nanopersrm.objective import ObjectiveConfig, sums
 from nanopersrm.packing import Bundle, batch, weights_of
 from nanopersrm.presets import PRESETS
 from nanopersrm.sampler import Reply
 from nanopersrm.tokenizer import Tokenizer
-from nanopersrm.trial import Trial, hold
+from nanopersrm.trial import Trial, both_right, hold, reason
 from nanopersrm.weights import load
 
 CPU = torch.device("cpu")
@@ -176,3 +177,101 @@ def test_what_is_said():
         "validation_well_formed": 0.875,
         "validation_twins": 0.25,
     }
+
+
+def test_what_is_said_after_reasoning():
+    found = Trial(0.5, 0.25, 1.0, 40, 0.875, 8, 0.75, 0.5, 12)
+    assert "after reasoning 75.0% of 12 (50% of the twins), 88% of 8 replies" in found.said()
+    assert found.numbers()["validation_reasoned"] == 0.75
+    assert found.numbers()["validation_reasoned_twins"] == 0.5
+    alone = replace(found, reasoned_twins=None)
+    assert "after reasoning 75.0% of 12, 88%" in alone.said()
+    assert "validation_reasoned_twins" not in alone.numbers()
+
+
+# After reasoning
+
+
+def digits(digit: int) -> list[float]:
+    return [float(d == digit) for d in range(1, 10)]
+
+
+def both(a: int, b: int) -> list[list[float]]:
+    return [[p * q for q in digits(b)] for p in digits(a)]
+
+
+@pytest.mark.parametrize("at_once", [16, 3, 1])
+def test_right_is_a_higher_score_for_the_chosen_text(known, monkeypatch, at_once):
+    """Of one candidate by soft scores, which need not be the digits that were drawn."""
+    model, tokenizer, *_ = known
+    said = {
+        "right": (digits(7), digits(3)),
+        "wrong": (digits(3), digits(7)),
+        "equal": (digits(5), digits(5)),
+        "soft": ([0.0] * 4 + [0.5, 0.5] + [0.0] * 3, [0.0] * 4 + [0.6, 0.4] + [0.0] * 3),
+    }
+    flat = [one for two in said.values() for one in two]
+    asked = {name: ([2 * k], [2 * k + 1]) for k, name in enumerate(said)}
+    seen = []
+
+    def answered(model, tokenizer, prompts, labels, config):
+        assert not model.training
+        assert (labels, config.temperature, config.think_tokens) == (1, 0.0, 9)
+        seen.append(len(prompts))
+        return [[Answer("", flat[prompt[0]], None, False, 1)] for prompt in prompts]
+
+    monkeypatch.setattr(trials, "answer", answered)
+    monkeypatch.setattr(trials, "AT_ONCE", at_once)
+    model.train()
+    found = reason(model, tokenizer, asked, 1, 9)
+    assert model.training
+    model.eval()
+    assert found == {"right": True, "wrong": False, "equal": False, "soft": True}
+    assert max(seen) <= at_once
+    twins = {"right": "soft", "soft": "right", "equal": "wrong", "wrong": "equal"}
+    assert both_right(found, twins) == 0.5
+
+
+def test_right_of_two_candidates_is_by_both_orders(known, monkeypatch):
+    """A is the chosen text in the first prompt and the rejected one in the second."""
+    model, tokenizer, *_ = known
+    said = {
+        "right": (both(7, 3), both(3, 7)),
+        "always A": (both(7, 3), both(7, 3)),
+        "always B": (both(2, 8), both(2, 8)),
+        "wrong": (both(3, 7), both(7, 3)),
+        "equal once": (both(6, 4), both(5, 5)),
+    }
+    flat = [one for two in said.values() for one in two]
+
+    def answered(model, tokenizer, prompts, labels, config):
+        assert labels == 2
+        return [[Answer("", digits(5), flat[prompt[0]], False, 2)] for prompt in prompts]
+
+    monkeypatch.setattr(trials, "answer", answered)
+    asked = {name: ([2 * k], [2 * k + 1]) for k, name in enumerate(said)}
+    assert reason(model, tokenizer, asked, 2, 9) == {
+        "right": True,
+        "always A": False,
+        "always B": False,
+        "wrong": False,
+        "equal once": True,
+    }
+
+
+def test_reasoning_is_the_judges(known):
+    """The scores are those of greedy answers to the same prompts; no random numbers are used."""
+    model, tokenizer, *_ = known
+    prompts = [
+        course.prompt(pair, role, tokenizer, CONFIG, None)
+        for pair in demo_pairs(seed=3, pairs=4)[:2]
+        for role in ("chosen", "rejected")
+    ]
+    before = torch.get_rng_state()
+    found = reason(model, tokenizer, {"a": prompts[:2], "b": prompts[2:]}, 1, 6)
+    assert torch.equal(torch.get_rng_state(), before)
+    soft = []
+    for prompt in prompts:
+        ((one,),) = answer(model, tokenizer, [prompt], 1, AnswerConfig(think_tokens=6))
+        soft.append(verdict.soft_score(one.digits))
+    assert found == {"a": soft[0] > soft[1], "b": soft[2] > soft[3]}

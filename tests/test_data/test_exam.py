@@ -1,13 +1,20 @@
 """The exam of a trained adapter, by its command: a line of figures, and the replies in a file."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 import tyro
 from test_answer import make_base
 from test_judge_adapter import make_adapter
 from test_train_sft import short_pairs
 
-from data import exam
+from data import course, exam
+from nanopersrm import trial
 from nanopersrm.pairs import write
+from nanopersrm.presets import PRESETS
+from nanopersrm.tokenizer import Tokenizer
+from nanopersrm.weights import load
 
 REAL = exam.LessonConfig
 
@@ -45,3 +52,73 @@ def test_a_wrong_folder_is_one_line(asked, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert error.startswith("data.exam: error: --adapter ")
+
+
+# Pairs that are judged after reasoning
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    base = make_base(tmp_path_factory.mktemp("reasoned") / "smollm", "smollm", 16_384)
+    return load(base, torch.float32, torch.device("cpu")), Tokenizer.load(base)
+
+
+LONG = REAL(longest=16_384, evidence=False)
+
+
+@pytest.mark.parametrize(("form", "labels"), [("pointwise", 1), ("pairwise", 2)])
+def test_the_first_pairs_are_reasoned_about(known, form, labels, monkeypatch):
+    model, tokenizer = known
+    pairs = short_pairs()[:4]
+    seen = []
+
+    def reasoned(model, tokenizer, asked, count, tokens):
+        seen.append((dict(asked), count, tokens))
+        return dict(zip(asked, (True, False, True), strict=True))
+
+    monkeypatch.setattr(trial, "reason", reasoned)
+    config = replace(LONG, form=form)
+    held = exam.Exam(pairs, tokenizer, config, 0, None, replies=0, reasoned=3)
+    found, page = held.hold(model, PRESETS["tiny"])
+    ((asked, count, tokens),) = seen
+    assert (count, tokens) == (labels, exam.REASONING)
+    assert list(asked) == [pair.id for pair in pairs[:3]]
+    for pair in pairs[:3]:
+        shown = [tokenizer.decode(prompt) for prompt in asked[pair.id]]
+        for text, role in zip(shown, ("chosen", "rejected"), strict=True):
+            assert getattr(pair, role) in text
+            assert text.endswith("<think>\n")
+        if form == "pointwise":
+            expected = [
+                course.prompt(pair, role, tokenizer, config, None)
+                for role in ("chosen", "rejected")
+            ]
+            assert list(asked[pair.id]) == expected
+    assert found.reasoned == pytest.approx(2 / 3)
+    assert (found.reasoned_twins, found.reasoned_pairs) == (0.0, 3)  # of one couple one was right
+    assert (found.pairs, found.replies, page) == (4, 0, "\n")
+
+
+def test_who_asks_for_no_reasoning_gets_none(known, monkeypatch):
+    model, tokenizer = known
+    monkeypatch.setattr(trial, "reason", None)  # would fail
+    held = exam.Exam(short_pairs()[:2], tokenizer, LONG, 0, None, replies=0)
+    found, _ = held.hold(model, PRESETS["tiny"])
+    assert (found.reasoned, found.reasoned_twins, found.reasoned_pairs) == (None, None, 0)
+    assert "reasoning" not in found.said()
+
+
+def test_a_pair_too_long_is_not_reasoned_about(known):
+    _, tokenizer = known
+    pairs = short_pairs()[:2]
+    pairs[0] = replace(pairs[0], chosen=pairs[0].chosen + " and on" * 400)
+    held = exam.Exam(pairs, tokenizer, replace(LONG, longest=1200), 0, None, 0, reasoned=2)
+    assert list(held.asked) == [pairs[1].id]
+
+
+def test_reasoning_on_the_command_line(asked, capsys, monkeypatch):
+    monkeypatch.setattr(exam, "LessonConfig", lambda **k: REAL(longest=16_384, **k))
+    monkeypatch.setattr(exam, "REASONING", 5)
+    monkeypatch.setattr("nanopersrm.trial.REPLY_TOKENS", 4)
+    assert call(*asked, "--reasoned", "2") == 0
+    assert "% of 2" in capsys.readouterr().out.split("after reasoning")[1]

@@ -1,0 +1,241 @@
+"""The harvest of a step: replies drawn about a few couples, each with its reward, in one numbering.
+
+    source = Source(model, tokenizer, curriculum, lesson, near, rollout, reward, seed)
+    drawn = source.harvest(step, plans=1, progress=0.3, resample=0, group_by="prompt")
+
+    reply      0 … 7       8 … 15      16 … 23     24 … 31         S = 32 with G = 8
+    prompt     chosen      rejected    chosen      rejected
+    of         the pair                its twin                    plan 0; plan 1 goes on at 32
+
+Rewards, advantages, lengths and the trees for training all speak of a reply by this number, which
+its tokens carry along as their owner (`packing.py`). Groups are the replies to one prompt, or all
+of a plan: then a pair and a twin that both went right are above those that did not.
+
+A plan in which nobody did better than another can be replaced by the next one, up to `resample`
+times (dynamic sampling, DAPO, arXiv 2503.14476); in the last round what comes is kept.
+
+What we left out: replies that several steps share. Where to read next: `train_rft.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from data import plans
+from data.curriculum import Couple, Curriculum
+from data.lessons import LessonConfig, Style
+from data.plans import ROLES, Asked
+from nanopersrm import InputError
+from nanopersrm.model import Model
+from nanopersrm.packing import Bundle
+from nanopersrm.rewards import PARTS, Reward, RewardConfig, rewards, table
+from nanopersrm.rollouts import Drawn, RolloutConfig, draw_groups
+from nanopersrm.sampler import sample_name
+from nanopersrm.tokenizer import Tokenizer
+
+SAME = 1e-6  # totals that are nearer are equal
+RULE = f"\n\n{'=' * 80}\n\n"
+
+
+@dataclass
+class Yield:
+    """One plan: its prompts, and for each a group of replies with their rewards."""
+
+    asked: Asked
+    groups: list[list[Drawn]]
+    rewards: list[list[Reward]]  # in the shape of groups
+
+    @property
+    def success(self) -> float:
+        """The mean reward for the right order; 0.5 by chance."""
+        return fmean(one.parts["order"] for group in self.rewards for one in group)
+
+    def flat(self, group_by: str, by_part: bool = False) -> bool:
+        """Nobody did better than another of the group, in no group; `by_part`: in no part."""
+        worth = [
+            [row if by_part else [one.total] for one, row in zip(group, table(group), strict=True)]
+            for group in self.rewards
+        ]
+        if group_by == "plan":
+            worth = [[row for group in worth for row in group]]
+        columns = [column for group in worth for column in zip(*group, strict=True)]
+        return all(max(column) - min(column) < SAME for column in columns)
+
+
+@dataclass
+class Harvest:
+    """All that a step has drawn."""
+
+    plans: list[Yield]
+    replaced: int = 0  # plans that were drawn and left out for others
+    rows: int = field(default=0, init=False)  # that the trees have
+
+    def _replies(self) -> list[tuple[Drawn, Reward]]:
+        """By number."""
+        return [
+            both
+            for one in self.plans
+            for group, worth in zip(one.groups, one.rewards, strict=True)
+            for both in zip(group, worth, strict=True)
+        ]
+
+    @property
+    def parts(self) -> list[list[float]]:
+        """(S, 7) the reward of each reply, part by part."""
+        return [row for one in self.plans for worth in one.rewards for row in table(worth)]
+
+    @property
+    def lengths(self) -> list[int]:
+        """(S,) tokens."""
+        return [len(drawn.ids) for drawn, _ in self._replies()]
+
+    @property
+    def tokens(self) -> int:
+        """Drawn, and trained on."""
+        return sum(self.lengths) + self.rows
+
+    def groups(self, by: str) -> tuple[Tensor, int]:
+        """The group of each reply (S,) int64, and how many groups there are."""
+        ids: list[int] = []
+        count = 0
+        for one in self.plans:
+            for group in one.groups:
+                ids += [count] * len(group)
+                count += by == "prompt"
+            count += by == "plan"
+        return torch.tensor(ids), count
+
+    def trees(self, told: Sequence[bool], budget: int) -> list[Bundle]:
+        """What is trained on: the replies whose group has something to tell, by pair."""
+        found: list[Bundle] = []
+        number = 0
+        for one in self.plans:
+            sizes = [len(group) for group in one.groups]
+            firsts = [number + sum(sizes[:p]) for p in range(len(sizes))]
+            found += one.asked.trees(one.groups, number, [told[i] for i in firsts], budget)
+            number += sum(sizes)
+        self.rows = sum(bundle.tokens for bundle in found)
+        return found
+
+    def log_probs(self, owners: Tensor) -> Tensor:
+        """owners (M,): the reply of each token, whole replies one after another -> what the sampler
+        had as log-probability of the token (M,)."""
+        replies = self._replies()
+        order = torch.unique_consecutive(owners).tolist()
+        flat = [p for number in order for p in replies[number][0].log_probs]
+        assert len(flat) == len(owners), f"{len(flat)} tokens were drawn, {len(owners)} are trained"
+        return torch.tensor(flat, device=owners.device)
+
+    def numbers(self) -> dict[str, float]:
+        """For the log: means over the replies."""
+        worth = [reward for _, reward in self._replies()]
+        order = [reward.parts["order"] for reward in worth]
+        found = {
+            "reward": fmean(reward.total for reward in worth),
+            "right": fmean(order),
+            "formed": fmean(reward.problem is None for reward in worth),
+            "length": fmean(self.lengths),
+        }
+        for name in PARTS:
+            if own := [reward.parts[name] for reward in worth if name in reward.parts]:
+                found[f"reward_{name}"] = fmean(own)
+        return found | {"reward_replaced": float(self.replaced)}
+
+    def page(self) -> str:
+        """All groups as readable text, with the rewards."""
+        pages = []
+        for one in self.plans:
+            for p, (group, worth) in enumerate(zip(one.groups, one.rewards, strict=True)):
+                pair = one.asked.pairs[p // len(ROLES)]
+                of = f"{pair.id}, exemplars of {pair.author}, A is {ROLES[p % len(ROLES)]}"
+                best = sorted(zip(group, worth, strict=True), key=lambda both: -both[1].total)
+                told = [_said(drawn, reward) for drawn, reward in best]
+                pages.append("\n\n".join([of, *told]))
+        return RULE.join(pages) + "\n"
+
+
+def _said(drawn: Drawn, reward: Reward) -> str:
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in reward.parts.items())
+    why = "" if reward.problem is None else f" ({reward.problem})"
+    return f"--- {reward.total:.3f}{why}: {parts}\n{drawn.rollout.reply}"
+
+
+@dataclass
+class Source:
+    """Where harvests come from: couples in the curriculum's order, asked and rewarded."""
+
+    model: Model
+    tokenizer: Tokenizer
+    curriculum: Curriculum
+    lesson: LessonConfig
+    near: Style | None
+    rollout: RolloutConfig
+    reward: RewardConfig
+    seed: int
+
+    def harvest(
+        self,
+        step: int,
+        plans: int,
+        progress: float,
+        resample: int,
+        group_by: str,
+        by_part: bool = False,
+    ) -> Harvest:
+        """The plans of a step, with replies and rewards; by_part: parts are compared one by one."""
+        training = self.model.training
+        self.model.eval()
+        kept: list[Yield] = []
+        replaced = 0
+        for attempt in range(1 + resample):
+            some = self._drawn(plans - len(kept), progress, sample_name([self.seed, step, attempt]))
+            last = attempt == resample
+            telling = [one for one in some if last or not one.flat(group_by, by_part)]
+            replaced += len(some) - len(telling)
+            kept += telling
+            if len(kept) == plans:
+                break
+        self.model.train(training)
+        return Harvest(kept, replaced)
+
+    def _drawn(self, count: int, progress: float, seed: int) -> list[Yield]:
+        wanted = self._asked(count, progress)
+        prompts = [prompt for one in wanted for prompt in one.prompts]
+        labels = wanted[0].labels
+        drawn = draw_groups(self.model, self.tokenizer, prompts, labels, self.rollout, seed)
+        found = []
+        for one in wanted:
+            groups, drawn = drawn[: len(one.prompts)], drawn[len(one.prompts) :]
+            worth = rewards(one.plan(groups), self.reward)
+            flat = [by_role[role] for by_role in worth for role in ROLES]
+            found.append(Yield(one, groups, flat))
+            self.curriculum.learn(one.pairs, found[-1].success)
+        return found
+
+    def _asked(self, count: int, progress: float) -> list[Asked]:
+        """The next couples as prompts; those too long give way to others."""
+        found: list[Asked] = []
+        while len(found) < count:
+            for couple in self.curriculum.draw(count - len(found), progress):
+                one = plans.asked(
+                    couple, self.lesson.form, self.tokenizer, self.lesson, self.near,
+                    self.rollout.reply,
+                )  # fmt: skip
+                if one is None:
+                    self._leave_out(couple)
+                else:
+                    found.append(one)
+        return found
+
+    def _leave_out(self, couple: Couple) -> None:
+        """It is too long, now and in all later steps."""
+        self.curriculum.leave_out(couple)
+        if (count := len(self.curriculum.out)) == len(self.curriculum.couples):
+            raise InputError(
+                f"pairs: expected prompts that leave room for a reply of {self.rollout.reply} "
+                f"tokens within {self.lesson.longest}, found none among {count} couples; raise "
+                "--longest or lower --reply"
+            )

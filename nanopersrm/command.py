@@ -1,0 +1,55 @@
+"""How a command ends: with an exit code, and with a line where others print a traceback.
+
+    def run(config: Config) -> int:
+        return exit_code("judge.py", lambda: main(config))
+
+    code           when                  on standard error
+    0, or main's   it is done            nothing
+    1              BrokenPipeError       nothing: the reader has left, as `head` does
+    2              InputError            judge.py: error: --question: expected a text or a file, …
+    130            Ctrl-C                judge.py: interrupted
+    its own        Ending                train_sft.py: stopped and saved; --resume goes on
+
+130 is 128 + 2, a shell's code for what signal 2, Ctrl-C, has ended. Any other exception is a
+mistake of ours and keeps its traceback.
+
+What we left out: Ctrl-C while Python still imports torch. Where to read next: the last lines of
+`judge.py`.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+from nanopersrm import InputError
+
+
+class Ending(Exception):
+    """The command ends here though nothing given was wrong: its exit code, and what it says."""
+
+    def __init__(self, code: int, line: str):
+        super().__init__(line)
+        self.code = code
+
+
+def exit_code(name: str, main: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+    """Run `main`; gives the exit code: what it returns, 0 for None, or that of how it ended.
+
+    name: begins every line on standard error. interrupted: what to say after Ctrl-C.
+    """
+    try:
+        code = main() or 0
+        sys.stdout.flush()  # at exit it would be too late to catch that the reader has left
+    except InputError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except Ending as ending:
+        print(f"{name}: {ending}", file=sys.stderr)
+        return ending.code
+    except BrokenPipeError:  # Python flushes once more at exit; that must not fail as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: {interrupted}", file=sys.stderr)
+        return 130
+    return code

@@ -1,0 +1,99 @@
+"""What training starts from: the base as a preset computes it, and what the result says of it.
+
+    model = load(base, how, device, seed, tiny)      16 bits, or NF4 with 16 bits around it
+    adapters(folder, model, seed)                    the one that learns, and its frozen reference
+    made_for(…)                                      the judge.json of what comes out
+
+`--preset tiny` puts a random model of the base's vocabulary in its place: two blocks of width 64,
+which learn nothing worth keeping and show in seconds that everything runs.
+
+Where to read next: `weights.py` for loading, `trained.py` for judge.json.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from nanopersrm import InputError, lora_files, trained, weights
+from nanopersrm.bases import DEFAULT_BASE, Base
+from nanopersrm.device import dtype_of
+from nanopersrm.linear import Linear
+from nanopersrm.lora import Lora, LoraConfig
+from nanopersrm.model import Model
+from nanopersrm.presets import Preset
+from nanopersrm.trained import Trained, weights_sha256
+
+TINY = {  # sizes of the random model
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+RANDOM = "a random model"
+
+
+def is_random(preset: str | None, base: str) -> bool:
+    """True where nobody has named a base for the preset tiny."""
+    return preset == "tiny" and base == DEFAULT_BASE
+
+
+def load(base: Base, how: Preset, device: torch.device, seed: int, tiny: bool) -> Model:
+    """The base as it is trained on, frozen; `tiny`: a random model of its vocabulary."""
+    dtype = dtype_of(how.dtype, device)
+    if tiny:
+        model = weights.random(base.config | TINY, dtype, device, how.nf4, seed)
+    else:
+        model = weights.load(base, dtype, device, how.nf4, how.host_embedding)
+    return model.train()
+
+
+def made_for(
+    said: str, base: Base, model: Model, tiny: bool, evidence: bool, form: str, style: bool
+) -> Trained:
+    """What an adapter says of itself; `said` is how the base was named."""
+    kinds = {kind: name for name, kind in weights.DTYPES.items()}
+    name = str(base.path) if Path(said).exists() else said  # found from any folder
+    return Trained(
+        base=RANDOM if tiny else name,
+        base_sha256=weights_sha256(base),
+        nf4=any(matrix.nf4 is not None for matrix in model.modules() if isinstance(matrix, Linear)),
+        dtype=kinds[model.norm.weight.dtype],
+        evidence=evidence,
+        form=form,
+        style=style,
+    )
+
+
+def said_by(folder: Path | None, default: Path) -> tuple[Path, Trained | None]:
+    """The folder of the adapter to go on from, and its judge.json where it has one.
+
+    None: the `default`, what train_sft.py leaves, must be there.
+    """
+    if folder is None and not default.is_dir():
+        raise InputError(
+            f"expected a trained adapter in {default}, found none: run `python train_sft.py` "
+            "first, or name another one with --adapter"
+        )
+    folder = (folder or default).expanduser()
+    return folder, trained.read(folder)
+
+
+def adapters(folder: Path | None, model: Model, seed: int) -> tuple[Lora, Lora]:
+    """The adapter that learns, from its folder or new, and the same once more, frozen."""
+    if folder is None:
+        return Lora(model, LoraConfig(), seed), Lora(model, LoraConfig(), seed).freeze()
+    return lora_files.load(folder, model), lora_files.load(folder, model).freeze()
+
+
+def adapter_sha256(folder: Path | None) -> str | None:
+    """Of all files of the adapter that a run begins with, by name."""
+    if folder is None:
+        return None
+    sha = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        sha.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
+        sha.update(path.read_bytes())
+    return sha.hexdigest()

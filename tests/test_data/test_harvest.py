@@ -1,0 +1,285 @@
+"""The harvest: one numbering for all, flat plans replaced so often and no oftener."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from test_answer import make_base
+from test_train_sft import short_pairs
+
+from data import harvest
+from data.curriculum import Curriculum
+from data.harvest import Harvest, Source
+from data.lessons import LessonConfig
+from nanopersrm import InputError, packing
+from nanopersrm.model import Model
+from nanopersrm.pairs import Pair
+from nanopersrm.rewards import PARTS, Plan, Reward, RewardConfig
+from nanopersrm.rollouts import RolloutConfig
+from nanopersrm.tokenizer import Tokenizer
+from nanopersrm.weights import load
+
+CPU = torch.device("cpu")
+G = 3
+BARE = LessonConfig(longest=10_000, evidence=False)
+ROLLOUT = RolloutConfig(group=G, rows=12, reply=6)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory) -> tuple[Model, Tokenizer]:
+    base = make_base(tmp_path_factory.mktemp("harvest") / "smollm", "smollm", 16_384)
+    return load(base, torch.float32, CPU), Tokenizer.load(base)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Pair]:
+    return short_pairs()[:8]  # four couples
+
+
+def worth(flat: Callable[[str], bool] = lambda text: False):
+    """In place of `rewards`: what a reply's text says, or the same for all of a flat plan."""
+
+    def rewarding(plan: Plan, config: RewardConfig):
+        level = flat(plan.shown[0].chosen) or flat(plan.shown[0].rejected)
+        told: list[dict[str, list[Reward]]] = []
+        for shown in plan.shown:
+            told.append({})
+            for role, rollouts in shown.groups.items():
+                order = [0.5 if level else random.Random(one.reply).random() for one in rollouts]
+                told[-1][role] = [
+                    Reward({"format": 1.0, "order": one}, 1.0 + one, None) for one in order
+                ]
+        return told
+
+    return rewarding
+
+
+def source(known, pairs: list[Pair], lesson: LessonConfig = BARE, seed: int = 4) -> Source:
+    curriculum = Curriculum(pairs, 1, 0)
+    model, tokenizer = known
+    return Source(model, tokenizer, curriculum, lesson, None, ROLLOUT, RewardConfig(), seed)
+
+
+@pytest.fixture
+def drawn(known, pairs, monkeypatch) -> Harvest:
+    """Two plans of four groups."""
+    monkeypatch.setattr(harvest, "rewards", worth())
+    return source(known, pairs).harvest(0, 2, 0.0, 0, "prompt")
+
+
+# Numbers
+
+
+def test_a_reply_has_one_number(drawn):
+    """In parts, lengths, groups and trees."""
+    S = 2 * 4 * G
+    replies = [one for plan in drawn.plans for group in plan.groups for one in group]
+    rewards = [one for plan in drawn.plans for group in plan.rewards for one in group]
+    assert len(replies) == len(rewards) == S == len(drawn.lengths)
+    assert drawn.lengths == [len(reply.ids) for reply in replies]
+    order, unknown = PARTS.index("order"), PARTS.index("twin")
+    assert [row[order] for row in drawn.parts] == [one.parts["order"] for one in rewards]
+    assert [row[unknown] for row in drawn.parts] == [0.0] * S
+    assert [row[order] for row in drawn.parts] == [
+        random.Random(one.rollout.reply).random() for one in replies
+    ]
+    by_prompt, prompts = drawn.groups("prompt")
+    assert by_prompt.tolist() == [number // G for number in range(S)]
+    by_plan, plans = drawn.groups("plan")
+    assert by_plan.tolist() == [0] * 4 * G + [1] * 4 * G
+    assert (prompts, plans, by_plan.dtype) == (8, 2, torch.int64)
+
+
+@pytest.mark.parametrize("budget", [100_000, 2_000, 1])
+def test_tokens_find_their_reply_again(drawn, budget):
+    """Every target is the drawn id of the reply that its owner names, with its log-probability."""
+    replies = [one for plan in drawn.plans for group in plan.groups for one in group]
+    told = [number // G not in (1, 6) for number in range(len(replies))]  # two groups are left out
+    trees = drawn.trees(told, budget)
+    seen: list[int] = []
+    for micro in packing.pack(trees, budget):
+        packed = packing.batch(micro, CPU)
+        ids: dict[int, list[int]] = {}
+        for target, owner in zip(packed.targets.tolist(), packed.owners.tolist(), strict=True):
+            ids.setdefault(owner, []).append(target)
+        for owner, some in ids.items():
+            assert tuple(some) == replies[owner].ids
+        expected = [p for owner in ids for p in replies[owner].log_probs]
+        assert drawn.log_probs(packed.owners).tolist() == pytest.approx(expected)
+        seen += ids
+    assert sorted(seen) == [number for number in range(len(replies)) if told[number]]
+    assert drawn.rows == sum(tree.tokens for tree in trees)
+    assert drawn.tokens == sum(drawn.lengths) + drawn.rows
+
+
+def test_a_part_of_a_reply_is_refused(drawn):
+    with pytest.raises(AssertionError, match="are trained"):
+        drawn.log_probs(torch.tensor([0]))
+
+
+def test_numbers_of_the_log(drawn):
+    orders = [row[PARTS.index("order")] for row in drawn.parts]
+    mean = sum(orders) / len(orders)
+    found = drawn.numbers()
+    assert found["right"] == found["reward_order"] == pytest.approx(mean)
+    assert found["reward"] == pytest.approx(1 + mean)
+    assert found["length"] == sum(drawn.lengths) / len(orders)
+    assert (found["formed"], found["reward_format"], found["reward_replaced"]) == (1.0, 1.0, 0.0)
+    assert "reward_twin" not in found  # nobody could earn it
+
+
+def test_the_page_has_all(drawn):
+    page = drawn.page()
+    pages = page.split(harvest.RULE)
+    assert len(pages) == 8
+    for place, text in enumerate(pages):
+        one = drawn.plans[place // 4]
+        pair = one.asked.pairs[place % 4 // 2]
+        role = ("chosen", "rejected")[place % 2]
+        assert text.startswith(f"{pair.id}, exemplars of {pair.author}, A is {role}\n")
+        totals = [float(line.split()[1][:-1]) for line in text.splitlines() if line[:4] == "--- "]
+        assert totals == sorted(totals, reverse=True)  # the best first
+        assert len(totals) == G
+        group, rewards = one.groups[place % 4], one.rewards[place % 4]
+        for reply, reward in zip(group, rewards, strict=True):
+            order = reward.parts["order"]
+            assert f"--- {reward.total:.3f}: format 1.00, order {order:.2f}\n" in text
+            assert reply.rollout.reply in text
+
+
+def test_why_a_reply_is_worth_nothing_is_on_the_page(known, pairs):
+    """With the real rewards, a random model's replies do not parse."""
+    found = source(known, pairs).harvest(0, 1, 0.0, 0, "prompt")
+    assert found.page().count("--- 0.000 (no </think>): format 0.00, order 0.00, ") == 4 * G
+    assert found.numbers()["formed"] == 0.0
+
+
+# Drawing
+
+
+def test_a_step_follows_from_seed_number_and_curriculum(known, pairs, monkeypatch):
+    monkeypatch.setattr(harvest, "rewards", worth())
+    ids: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+    for seed, step in ((4, 0), (4, 0), (4, 1), (5, 0)):
+        found = source(known, pairs, seed=seed).harvest(step, 1, 0.0, 0, "prompt")
+        own = [one.ids for group in found.plans[0].groups for one in group]
+        assert ids.setdefault((seed, step), own) == own
+    assert len({str(own) for own in ids.values()}) == 3
+
+
+def test_the_curriculum_hears_of_all(known, pairs, monkeypatch):
+    monkeypatch.setattr(harvest, "rewards", worth())
+    one = source(known, pairs)
+    found = one.harvest(0, 3, 0.0, 0, "prompt")
+    heard = {plan.asked.pairs[0].id: plan.success for plan in found.plans}
+    assert one.curriculum.own == pytest.approx(heard)
+    orders = [reward.parts["order"] for group in found.plans[0].rewards for reward in group]
+    assert found.plans[0].success == pytest.approx(sum(orders) / len(orders))
+
+
+def test_dropout_is_off_and_the_mode_comes_back(known, pairs, monkeypatch):
+    model, _ = known
+    seen = []
+    draw_groups = harvest.draw_groups
+
+    def watched(model, *rest):
+        seen.append(model.training)
+        return draw_groups(model, *rest)
+
+    monkeypatch.setattr(harvest, "draw_groups", watched)
+    for training in (True, False):
+        model.train(training)
+        source(known, pairs).harvest(0, 1, 0.0, 0, "prompt")
+        assert model.training == training
+    assert seen == [False, False]
+
+
+# Resampling
+
+
+@pytest.mark.parametrize("resample", [0, 1, 2, 5])
+def test_flat_plans_are_replaced_so_often_and_no_oftener(known, pairs, monkeypatch, resample):
+    """All are flat: the last round is kept."""
+    monkeypatch.setattr(harvest, "rewards", worth(lambda text: True))
+    one = source(known, pairs)
+    found = one.harvest(0, 2, 0.0, resample, "prompt")
+    assert len(found.plans) == 2
+    assert found.replaced == 2 * resample
+    assert found.numbers()["reward_replaced"] == 2.0 * resample
+    assert one.curriculum.cursor == 2 * (1 + resample)
+    assert all(plan.flat("prompt") for plan in found.plans)
+
+
+def test_only_flat_plans_are_replaced(known, pairs, monkeypatch):
+    """Of four couples in a row two are flat: the others are both kept, and nothing more drawn."""
+    order = [couple[0] for couple in Curriculum(pairs, 1, 0).draw(4, 0.0)]
+    dull = {order[0].chosen.strip(), order[2].chosen.strip()}
+    monkeypatch.setattr(harvest, "rewards", worth(lambda text: text in dull))
+    one = source(known, pairs)
+    found = one.harvest(0, 2, 0.0, 5, "prompt")
+    names = [plan.asked.pairs[0].id for plan in found.plans]
+    assert names == [order[1].id, order[3].id]
+    assert (found.replaced, one.curriculum.cursor) == (2, 4)
+    assert not any(plan.flat("prompt") for plan in found.plans)
+
+
+def test_the_same_couple_again_gets_other_replies(known, pairs, monkeypatch):
+    """Two rounds of one step must not draw the same noise."""
+    monkeypatch.setattr(harvest, "rewards", worth(lambda text: True))
+    seen = []
+    draw_groups = harvest.draw_groups
+
+    def watched(*given):
+        seen.append(draw_groups(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(harvest, "draw_groups", watched)
+    source(known, pairs[:2]).harvest(0, 1, 0.0, 1, "prompt")
+    first, second = ([one.ids for group in groups for one in group] for groups in seen)
+    assert not set(first) & set(second)
+
+
+def test_flat_by_prompt_and_by_plan(drawn):
+    """Equal within each group and different between them: flat by prompt, not by plan."""
+    one = drawn.plans[0]
+    level = [[Reward({"order": p / 4}, p / 4, None)] * G for p in range(4)]
+    found = replace(one, rewards=level)
+    assert found.flat("prompt")
+    assert not found.flat("plan")
+    level[2] = [Reward({"order": p / 4}, p / 4, None) for p in range(G)]
+    assert not replace(one, rewards=level).flat("prompt")  # one group is enough
+    nearly = [[Reward({"order": 0.5}, 0.5 + 1e-9 * p, None)] * G for p in range(4)]
+    assert replace(one, rewards=nearly).flat("plan")
+
+
+# Too long
+
+
+def test_couples_too_long_give_way(known, pairs, monkeypatch):
+    monkeypatch.setattr(harvest, "rewards", worth())
+    giants = [replace(pair, rejected=pair.rejected + " and on" * 400) for pair in pairs[:4]]
+    giants = [replace(g, chosen=g.chosen + " and on" * 400) for g in giants]
+    lesson = replace(BARE, longest=1200)
+    one = source(known, [*giants, *pairs[4:]], lesson)
+    for step in range(4):
+        found = one.harvest(step, 1, 0.0, 0, "prompt")
+        assert found.plans[0].asked.pairs[0].id in {pair.id for pair in pairs[4:]}
+    assert one.curriculum.out == {pairs[0].id, pairs[2].id}
+    lost = source(known, giants, lesson)
+    with pytest.raises(InputError, match=r"reply of 6 tokens within 1200, found none among 2"):
+        lost.harvest(0, 1, 0.0, 0, "prompt")
+
+
+def test_a_couple_too_long_is_not_the_hardest(known, pairs, monkeypatch):
+    """Nothing is known of it, so at the end of a run it would come before all that went well."""
+    monkeypatch.setattr(harvest, "rewards", worth())
+    giants = [replace(pair, chosen=pair.chosen + " and on" * 400) for pair in pairs[:2]]
+    giants[1] = replace(giants[1], chosen=pairs[1].chosen, rejected=giants[0].chosen)
+    one = source(known, [*giants, *pairs[2:4]], replace(BARE, longest=1200))
+    one.curriculum.window = 4
+    one.curriculum.learn((pairs[2], pairs[3]), 0.9)
+    one.curriculum.kinds = {}
+    found = one.harvest(9, 1, 1.0, 0, "prompt")
+    assert found.plans[0].asked.pairs[0].id == min(pairs[2].id, pairs[3].id)

@@ -1,0 +1,203 @@
+"""Rollouts: drawn ids are what is kept, and the digits' probabilities are a plain forward's."""
+
+import pytest
+import torch
+from test_answer import digits_after, make_base, prompts_of
+from test_judge_adapter import moved
+from test_sampler import plain
+
+from nanopersrm import InputError, sampler, verdict
+from nanopersrm.model import Model
+from nanopersrm.rollouts import Drawn, RolloutConfig, draw_groups
+from nanopersrm.tokenizer import Tokenizer
+from nanopersrm.weights import load
+
+CPU = torch.device("cpu")
+GOOD = "It fits.\n</think>\n<scores>A=7</scores>"
+BOTH = "A is curt; B is not.\n</think>\n<scores>A=8 B=2</scores>"
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory) -> tuple[Model, Tokenizer]:
+    """A random model, its adapter on and not zero, and its tokenizer."""
+    base = make_base(tmp_path_factory.mktemp("rollouts") / "smollm", "smollm")
+    model = load(base, torch.float32, CPU)
+    moved(model, 3).on(model)
+    return model, Tokenizer.load(base)
+
+
+def script(monkeypatch, written: list[list[int]]) -> None:
+    """Row r draws written[r], in the order of the rows; probabilities stay the model's."""
+    rows: dict[int, int] = {}
+
+    def key(seed: int, name: int, place: int) -> tuple[int, int]:
+        return rows.setdefault(name, len(rows)), place
+
+    def draw(logits, counters, temperature):
+        ids = torch.tensor([written[row][place] for row, place in counters.tolist()])
+        log_probs = (logits / temperature).log_softmax(-1)
+        return ids, log_probs.gather(-1, ids[:, None])[:, 0]
+
+    monkeypatch.setattr(sampler, "draw_key", key)
+    monkeypatch.setattr(sampler, "draw", draw)
+
+
+def spelt(tokenizer: Tokenizer, text: str, stop: bool = True) -> list[int]:
+    return tokenizer.encode(text) + [min(tokenizer.eos_ids)] * stop
+
+
+def place_of(tokenizer: Tokenizer, ids: list[int], before: str) -> int:
+    """Where the last digit after this text stands."""
+    places = [
+        i
+        for i, one in enumerate(ids)
+        if one in tokenizer.digit_ids and tokenizer.decode(ids[:i]).endswith(before)
+    ]
+    return places[-1]
+
+
+# Digits
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_digits_are_a_plain_forwards(known, monkeypatch, temperature):
+    """At temperature 1 whatever the drawing has: they are the judge's probabilities."""
+    model, tokenizer = known
+    prompts = prompts_of(tokenizer, 1)
+    texts = [
+        GOOD,
+        "A 5 of 9, =7, B=8 and a = 3.",  # no label just before
+        "A=3 is what I first\n</think>\n<scores>A=6</scores>A 4",  # the last A= counts
+        "Cut before the digit\n</think>\n<scores>A=",
+    ] * 2
+    written = [spelt(tokenizer, text) for text in texts]
+    script(monkeypatch, written)
+    config = RolloutConfig(group=4, rows=8, reply=60, temperature=temperature)
+    groups = draw_groups(model, tokenizer, prompts, "A", config, 0)
+    assert [len(group) for group in groups] == [4, 4]
+    for prompt, group in zip(prompts, groups, strict=True):
+        for drawn, ids in zip(group, written, strict=False):
+            assert drawn.ids == tuple(ids)
+        for row in (0, 2):
+            digits = group[row].rollout.digits
+            assert digits is not None
+            (found,) = digits
+            place = place_of(tokenizer, written[row], "A=")
+            expected = digits_after(model, tokenizer, prompt + written[row][:place])
+            assert torch.tensor(found, dtype=torch.float64) == pytest.approx(expected, abs=1e-6)
+            assert sum(found) == pytest.approx(1)
+        assert group[1].rollout.digits is None
+        assert group[3].rollout.digits is None
+    assert groups[0][0].rollout.digits != groups[1][0].rollout.digits  # each by its own prompt
+
+
+def test_two_labels_or_none(known, monkeypatch):
+    """Pairwise both digits must be there; a soft score of half a verdict is none."""
+    model, tokenizer = known
+    texts = [BOTH, GOOD, "B=3 first.\n</think>\n<scores>B=3</scores>"]
+    written = [spelt(tokenizer, text) for text in texts]
+    script(monkeypatch, written)
+    (prompt, _) = prompts_of(tokenizer, 2)
+    (group,) = draw_groups(model, tokenizer, [prompt], "AB", RolloutConfig(3, 3, 60), 0)
+    digits = group[0].rollout.digits
+    assert digits is not None
+    for label, found in zip("AB", digits, strict=True):
+        place = place_of(tokenizer, written[0], f"{label}=")
+        expected = digits_after(model, tokenizer, prompt + written[0][:place])
+        assert torch.tensor(found, dtype=torch.float64) == pytest.approx(expected, abs=1e-6)
+    assert [drawn.rollout.digits for drawn in group[1:]] == [None, None]
+
+
+# Text and ids
+
+
+def test_ids_are_kept_as_drawn(known, monkeypatch):
+    """Not as the text would be encoded; the stop token is one of them, and no part of the text."""
+    model, tokenizer = known
+    odd = [i for letter in "scores" for i in tokenizer.encode(letter)]
+    assert tokenizer.encode("scores") != odd
+    written = [odd + spelt(tokenizer, GOOD), spelt(tokenizer, GOOD), spelt(tokenizer, GOOD + " 7")]
+    script(monkeypatch, written)
+    prompt = prompts_of(tokenizer, 1)[:1]
+    (group,) = draw_groups(model, tokenizer, prompt, "A", RolloutConfig(3, 3, 60), 0)
+    assert [drawn.ids for drawn in group] == [tuple(ids) for ids in written]
+    assert all(len(drawn.log_probs) == len(drawn.ids) == drawn.rollout.tokens for drawn in group)
+    texts = [drawn.rollout.reply for drawn in group]
+    assert texts == [verdict.OPEN + text for text in (f"scores{GOOD}", GOOD, f"{GOOD} 7")]
+    problems = [verdict.parse(text, "A").problem for text in texts]
+    assert problems == [None, None, "text after </scores>"]
+
+
+def test_a_reply_that_the_budget_ends(known, monkeypatch):
+    """It has no stop token, and nothing of its text is cut off."""
+    model, tokenizer = known
+    written = [spelt(tokenizer, GOOD), spelt(tokenizer, f"{GOOD}, so.")]
+    script(monkeypatch, written)
+    budget = len(written[0]) - 1
+    prompt = prompts_of(tokenizer, 1)[:1]
+    (group,) = draw_groups(model, tokenizer, prompt, "A", RolloutConfig(2, 2, budget), 0)
+    assert [drawn.ids for drawn in group] == [tuple(ids[:budget]) for ids in written]
+    assert [drawn.rollout.reply for drawn in group] == [verdict.OPEN + GOOD] * 2
+
+
+# Drawing
+
+
+@pytest.fixture(scope="module")
+def free(known) -> list[list[Drawn]]:
+    """Replies that nothing forced: to three prompts, all side by side."""
+    model, tokenizer = known
+    prompts = [*prompts_of(tokenizer, 1), prompts_of(tokenizer, 2)[0]]
+    return draw_groups(model, tokenizer, prompts, "A", RolloutConfig(4, 12, 20), 9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
+def test_log_probs_are_those_of_the_temperature(known, temperature):
+    model, tokenizer = known
+    prompts = prompts_of(tokenizer, 1)
+    config = RolloutConfig(3, 6, 20, temperature)
+    for prompt, group in zip(
+        prompts, draw_groups(model, tokenizer, prompts, "A", config, 1), strict=True
+    ):
+        for drawn in group:
+            logits = plain(model, prompt + list(drawn.ids))[len(prompt) - 1 : -1]
+            ids = torch.tensor(drawn.ids)
+            expected = (logits / temperature).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+            assert torch.tensor(drawn.log_probs) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 8, 100])
+def test_rows_side_by_side_do_not_move_a_reply(known, free, rows):
+    """A matter of memory; one group at least runs at once."""
+    model, tokenizer = known
+    prompts = [*prompts_of(tokenizer, 1), prompts_of(tokenizer, 2)[0]]
+    found = draw_groups(model, tokenizer, prompts, "A", RolloutConfig(4, rows, 20), 9)
+    for group, expected in zip(found, free, strict=True):
+        assert [drawn.ids for drawn in group] == [drawn.ids for drawn in expected]
+        for one, other in zip(group, expected, strict=True):
+            assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
+def test_all_replies_differ_and_follow_the_seed(known, free):
+    model, tokenizer = known
+    prompts = [*prompts_of(tokenizer, 1), prompts_of(tokenizer, 2)[0]]
+    assert len({drawn.ids for group in free for drawn in group}) == 12
+    other = draw_groups(model, tokenizer, prompts, "A", RolloutConfig(4, 12, 20), 10)
+    same = {d.ids for g in free for d in g} & {d.ids for g in other for d in g}
+    assert not same
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"group": 1}, "group: expected a number from 2, got 1"),
+        ({"rows": 0}, "rows: expected a number from 1, got 0"),
+        ({"reply": 0}, "reply: expected a number from 1, got 0"),
+        ({"temperature": 0.0}, "temperature: expected a number above 0, got 0.0"),
+        ({"temperature": float("inf")}, "temperature: expected a number above 0, got inf"),
+        ({"temperature": float("nan")}, "temperature: expected a number above 0, got nan"),
+    ],
+)
+def test_numbers_that_make_no_sense(given, said):
+    with pytest.raises(InputError, match=said):
+        RolloutConfig(**given)

@@ -1,0 +1,342 @@
+"""Sharpen a judge by reinforcement: it writes judgements, and what was right becomes likelier.
+
+    python train_rft.py                                  goes on from runs/sft, on the demo writers
+    python train_rft.py --pairs train.jsonl --adapter runs/mine/adapter --out runs/better
+    python train_rft.py --out runs/better --resume ...   go on after an interruption
+
+A step of GRPO takes a pair of texts and its twin (the same texts, the other writer's exemplars),
+and runs through five stations, all of which are on one screen below (`learn`):
+
+    draw      G free replies to each of the four prompts, every prompt computed once
+    reward    form, right order, twin, faithfulness, calibration, length (nanopersrm/rewards.py)
+    compare   a reply's advantage is how far it is above its group (nanopersrm/advantages.py)
+    train     all replies of a pair in one tree: P + G · R rows, gradients through the shared prompt
+    step      one update of the adapter; the base never changes
+
+RUN/adapter is the result, as train_sft.py leaves it. RUN/metrics.jsonl has every number (`python -m
+nanopersrm.report RUN` draws them), RUN/replies the groups with their rewards part by part.
+
+How it works. The model that draws is the model that learns: the same weights, the same adapter, no
+second engine whose numbers differ. What still differs by rounding, since a cache is not a packed
+tree, is measured at every step before anything is clipped: `gap` is the mean distance of the two
+log-probabilities of a token. Pairs come from easy to hard (data/curriculum.py). Groups in which no
+reply did better than another are left out of the training pass, which changes no number; with
+--resample others are drawn in their place. With --grpo.beta they stay, lest they drift from the
+reference, which is the adapter as it came.
+
+What a step draws follows from the seed, its number and the adapter: a run that goes on from a
+checkpoint makes, on a CPU bit for bit, the numbers of one that never stopped.
+
+What we left out: drawing while training, several GPUs, a critic. Where to read next: `judge.py`.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from nanopersrm import InputError, checkpoint, packing, starting
+from nanopersrm.advantages import informative
+from nanopersrm.bases import DEFAULT_BASE, resolve
+from nanopersrm.command import exit_code
+from nanopersrm.device import device_of
+from nanopersrm.grpo import GrpoConfig, advantages, policy_loss, statistics, token_weights
+from nanopersrm.lora import Lora
+from nanopersrm.model import Model, ModelConfig
+from nanopersrm.optim import OptimConfig, learning_rate
+from nanopersrm.pairs import digest, read
+from nanopersrm.presets import Preset, for_card, settled
+from nanopersrm.rewards import RewardConfig
+from nanopersrm.rollouts import RolloutConfig
+from nanopersrm.runlog import Stop
+from nanopersrm.style import Style
+from nanopersrm.tokenizer import Tokenizer
+from nanopersrm.trained import Trained
+from nanopersrm.training import (
+    Learner,
+    Training,
+    check_folder,
+    disk_needed,
+    memory_guard,
+    save_adapter,
+)
+from nanopersrm.trial import Trial
+
+import torch  # isort: skip  (after nanopersrm, which settles threads and memory)
+
+from data import course, harvest
+from data.build import demo_pairs
+from data.curriculum import Curriculum
+from data.exam import Exam
+from data.harvest import Harvest
+from data.lessons import LessonConfig
+from kernels.logprob import logprob
+
+SFT = Path("runs/sft/adapter")  # what train_sft.py leaves without arguments
+SHOW = "--exemplar data/demo/zoe/1.txt --candidates data/demo/zoe/4.txt data/demo/beatrice/4.txt"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sharpen a judge by reinforcement."""
+
+    pairs: Path | None = None  # .jsonl of data.build; default: pairs of the demo writers
+    validation: Path | None = None  # pairs for the trials; default: a tenth of the writers
+    adapter: Path | None = None  # where to begin; default: runs/sft/adapter
+    out: Path = Path("runs/rft")  # folder of the run
+    resume: bool = False  # go on from the last checkpoint in --out
+    overwrite: bool = False  # throw an earlier run in --out away
+    preset: Literal["tiny", "cpu", "24gb", "12gb", "8gb"] | None = None  # default: this machine's
+    base: str = DEFAULT_BASE  # default: the one that the adapter was trained on
+    device: str = "auto"  # auto, cpu, cuda, cuda:N
+    seed: int = 0  # same seed, same run
+    form: Literal["pointwise", "pairwise"] | None = None  # default: as the adapter was trained
+    # The preset has a value for each of these:
+    steps: int | None = None
+    plans: int | None = None  # couples of a pair and its twin a step
+    group: int | None = None  # replies to each prompt
+    rows: int | None = None  # replies drawn side by side: lower it when drawing runs out of memory
+    reply: int | None = None  # tokens of a reply, at most
+    budget: int | None = None  # packed tokens in a micro-batch: lower it when training runs out
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # fp16 with loss scaling
+    nf4: bool | None = None  # the matrices of the base in 4 bits
+    recompute: bool | None = None  # compute each block again in its backward: less memory
+    offload: bool | None = None  # keep what is kept of each block in host memory
+    temperature: float = 1.0  # of drawing
+    epochs: int = 1  # passes over the replies of a step
+    group_by: Literal["prompt", "plan"] = "prompt"  # who is compared with whom
+    resample: int = 0  # how often a plan in which nobody did better may be replaced
+    window: int = 4  # couples looked at for each that is taken, easy ones first; 1: no curriculum
+    longest: int = 2048  # tokens of prompt and reply; longer pairs are left out
+    eval_every: int = 50  # steps between trials on validation pairs; 0: before and after only
+    eval_pairs: int = 40  # validation pairs in a trial, judged at once
+    reason_pairs: int = 12  # of them judged after reasoning as well
+    save_every: int = 5  # steps between checkpoints
+    keep_last: int = 2  # checkpoints to keep, beside the best
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4))  # 7B: 2e-5
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+
+
+@dataclass
+class Kit:
+    """What the loop works with."""
+
+    config: Config
+    how: Preset
+    model: Model
+    tokenizer: Tokenizer
+    curriculum: Curriculum
+    draw: Callable[[int], Harvest]  # the replies of a step with their rewards
+    reference: Lora  # the adapter as it came
+
+
+def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, float]]:
+    """One step: draw, reward, compare, train, step."""
+    config, how, model = kit.config, kit.how, kit.model
+    begun = time.perf_counter()
+    drawn = kit.draw(step)  # replies and what each is worth
+    trained_from = time.perf_counter()
+    group, groups = drawn.groups(config.group_by)
+    parts, weights = torch.tensor(drawn.parts), torch.tensor(config.reward.weights)
+    advantage = advantages(parts, weights, group, groups, config.grpo)  # (S,)
+    told = informative(advantage, group, groups)[group] | (config.grpo.beta > 0)  # (S,) teaches
+    weight = token_weights(torch.tensor(drawn.lengths), how.reply, config.grpo)  # (S,)
+    advantage, weight = advantage.to(model.device), weight.to(model.device)
+    micros = packing.pack(drawn.trees(told.tolist(), how.budget), how.budget)
+    before: list[torch.Tensor] = []  # log-probabilities of the first pass, where there is a second
+    seen = []
+    rate, norm = learning_rate(step, how.rft_steps, config.optim), 0.0
+    for epoch in range(config.epochs):
+        for k, micro in enumerate(micros):
+            batch = packing.batch(micro, model.device)
+            log_probs, entropy = log_probs_of(kit, batch)
+            loss, measured = policy_loss(
+                log_probs,
+                batch.owners,
+                advantage,
+                weight,
+                config.grpo,
+                old=before[k] if epoch else None,
+                reference=referred(kit, batch) if config.grpo.beta else None,
+                sampler=drawn.log_probs(batch.owners),
+                entropy=entropy,
+            )
+            learner.backward(loss, batch.names)
+            seen.append(measured)
+            before += [log_probs.detach()] if config.epochs > 1 and not epoch else []
+        norm = max(norm, learner.update(rate))
+    found = statistics(seen[: len(micros)])  # of the first pass: the policy that drew
+    numbers = drawn.numbers() | {
+        "flat": 1 - float(told.float().mean()),
+        "gap": found.pop("gap_mean", 0.0),
+        **found,
+        "lr": rate,
+        "gradient_norm": norm,
+        "seconds_drawing": trained_from - begun,
+        "seconds_training": time.perf_counter() - trained_from,
+    }
+    return drawn, numbers
+
+
+def log_probs_of(kit: Kit, batch: packing.Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probabilities (M,) of the replies at the temperature of drawing, and entropies."""
+    how, head = kit.how, kit.model.head()
+    hidden = kit.model(batch.ids, batch.layout, recompute=how.recompute, offload=how.offload)
+    chunk, temperature = how.chunk_mb << 20, kit.config.temperature
+    return logprob(hidden[batch.rows], head, batch.targets, temperature, chunk_bytes=chunk)
+
+
+@torch.no_grad()
+def referred(kit: Kit, batch: packing.Batch) -> torch.Tensor:
+    """The log-probabilities (M,) of the adapter as it came."""
+    with kit.reference.using(kit.model):
+        return log_probs_of(kit, batch)[0]
+
+
+def reinforce(kit: Kit, training: Training, lora: Lora, exam: Exam) -> tuple[Trial, Trial]:
+    """All steps. The trials before and after."""
+    config, how = kit.config, kit.how
+    learner = Learner(training, "rft", kit.model, lora, config.optim)
+    facts: dict[str, Any] = {"trials": []}
+    if training.saved is not None:
+        facts["trials"] = training.saved.facts["trials"]
+        kit.curriculum.restore(training.saved.facts["curriculum"])
+    else:
+        training.log.note("before training: a trial")
+        held, page = exam.hold(kit.model, how)
+        training.log.write_replies(0, page)
+        training.log.note(f"before: {held.said()}")
+        facts["trials"].append(asdict(held))
+    advice = f"lower --rows (now {how.rows}) or --budget (now {how.budget}), or --recompute True"
+    training.begin()
+    for step in range(learner.start // config.epochs, how.rft_steps):
+        with memory_guard(advice):
+            drawn, numbers = learn(kit, learner, step)
+        training.lap()
+        page = drawn.page()
+        if step + 1 == how.rft_steps or (config.eval_every and (step + 1) % config.eval_every == 0):
+            held, told = exam.hold(kit.model, how)
+            training.log.note(f"after {step + 1} steps: {held.said()}")
+            facts["trials"].append(asdict(held))
+            numbers |= held.numbers()
+            facts["score"] = held.accuracy if held.pairs else None
+            page += f"\n\nThe trial after this step\n\n{told}"
+        training.log.write_replies(step + 1, page)
+        facts["curriculum"] = kit.curriculum.facts()
+        training.after(step + 1, learner, numbers, drawn.tokens, facts)
+        facts["score"] = None
+    return Trial(**facts["trials"][0]), Trial(**facts["trials"][-1])
+
+
+def as_made(config: Config, made: Trained | None) -> Config:
+    """What nobody has said follows from what the adapter was trained on."""
+    if made is None:
+        return config
+    if config.base == DEFAULT_BASE and made.base != starting.RANDOM:
+        config = replace(config, base=made.base)
+    form = None if made.form == "both" else made.form
+    return replace(
+        config,
+        nf4=made.nf4 if config.nf4 is None else config.nf4,
+        dtype=config.dtype or (made.dtype if made.nf4 else None),  # type: ignore[arg-type]
+        form=config.form or form,  # type: ignore[arg-type]
+    )
+
+
+def main(config: Config) -> None:
+    """Read, draw and learn, save, and say what came of it."""
+    least = {"steps": 1, "epochs": 1, "resample": 0, "eval_every": 0, "eval_pairs": 0}
+    for name, lowest in (least | {"reason_pairs": 0}).items():
+        number = getattr(config, name)
+        if number is not None and number < lowest:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag}: expected a number from {lowest}, got {number}")
+    check_folder(config.out, config.resume, config.overwrite)
+    tiny = starting.is_random(config.preset, config.base)
+    folder, made = None, None
+    if config.adapter is not None or not tiny:
+        folder, made = starting.said_by(config.adapter, SFT)
+    config = as_made(config, made)
+    device = device_of(config.device)
+    card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    said = asdict(config) | {"rft_steps": config.steps, "steps": None}
+    how = settled(config.preset or for_card(card), said)
+    rollout = RolloutConfig(how.group, how.rows, how.reply, config.temperature)
+    eight_bit = config.optim.eight_bit or how.eight_bit
+    config = replace(config, optim=replace(config.optim, eight_bit=eight_bit))
+    given = demo_pairs(config.seed) if config.pairs is None else read(config.pairs)
+    train, validation = course.divided(given, config.validation, config.seed)
+    curriculum = Curriculum(train, config.window, config.seed)
+    base = resolve(config.base, lambda line: print(line, file=sys.stderr))
+    tokenizer = Tokenizer.load(base)
+    if (
+        made is not None
+        and folder is not None
+        and not tiny
+        and (note := made.same_base(folder, base))
+    ):
+        print(note, file=sys.stderr)
+    sizes = ModelConfig.of(base.config)
+    config = replace(config, longest=min(config.longest, sizes.context))
+    evidence = made is None or made.evidence
+    form = config.form or "pointwise"
+    lesson = LessonConfig(form=form, evidence=evidence, longest=config.longest)
+    model = starting.load(base, how, device, config.seed, tiny)
+    lora, reference = starting.adapters(folder, model, config.seed)
+    checkpoint.check_room(config.out, disk_needed(sizes, lora.config.rank, config.keep_last))
+    styled = None
+    if folder is not None and (folder / "style").is_dir():
+        styled = Style.load(folder / "style", model)
+    shows = styled is not None and bool(styled.quantiles) and (made is None or made.style)
+    near = course.nearness(tokenizer, styled) if styled is not None and shows else None
+    torch.manual_seed(config.seed)  # of dropout
+    with Stop() as stop:
+        settings = asdict(config) | asdict(how) | {"texts": digest([*train, *validation])}
+        settings["adapter_sha256"] = starting.adapter_sha256(folder)
+        saving = config.save_every, config.keep_last, stop, config.resume, config.overwrite
+        training = Training(config.out, settings, how.rft_steps, *saving, device)
+        training.log.note(
+            f"{config.base} with {folder or 'a new adapter'} on {device}, "
+            f"{'NF4 and ' * how.nf4}{model.norm.weight.dtype}; {len(train):,} pairs to train on, "
+            f"{len(validation):,} for trials; {how.rft_steps} steps of {how.plans} x 2 pairs x 2 "
+            f"prompts x {how.group} replies"
+        )
+        source = harvest.Source(
+            model, tokenizer, curriculum, lesson, near, rollout, config.reward, config.seed
+        )
+
+        def draw(step: int) -> Harvest:
+            progress = step / max(1, how.rft_steps - 1)
+            asked = config.resample, config.group_by, config.grpo.variant == "gdpo"
+            return source.harvest(step, how.plans, progress, *asked)
+
+        kit = Kit(config, how, model, tokenizer, curriculum, draw, reference)
+        some, reasoned = validation[: config.eval_pairs], config.reason_pairs
+        exam = Exam(some, tokenizer, lesson, config.seed, near, reasoned=reasoned)
+        before, after = reinforce(kit, training, lora, exam)
+    out = config.out / "adapter"
+    made_for = starting.made_for(config.base, base, model, tiny, evidence, form, shows)
+    save_adapter(out, made_for, lora, styled)
+    if curriculum.out:
+        print(f"left out: {len(curriculum.out)} couples longer than --longest {config.longest}")
+    print(f"\nbefore: {before.said()}\nafter:  {after.said()}\n")
+    if tiny:
+        print("All of it runs. (A random model has nothing to judge with.)")
+        return
+    other = f" --base {config.base}" if config.base != DEFAULT_BASE else ""
+    print(f"To judge with it:\npython judge.py --adapter {out}{other} {SHOW}")
+
+
+def run(config: Config) -> int:
+    """`main` with an exit code."""
+    ended = "interrupted; --resume goes on from the last checkpoint"
+    return exit_code("train_rft.py", lambda: main(config), ended)
+
+
+if __name__ == "__main__":
+    sys.exit(run(tyro.cli(Config, description=__doc__.split("How it works")[0])))

@@ -49,5 +49,18 @@ done
 part sft-smollm2 python train_sft.py "${pairs[@]+"${pairs[@]}"}" --base smollm2-135m-instruct \
     --out "$out/sft-smollm2"
 
+# Reinforcement: a GRPO step of 7B shapes beside TRL + PEFT, each preset with our side alone, and
+# SmolLM2 on real pairs.
+rft=(python -m nanopersrm.bench_rft --device cuda --shape qwen2.5-7b --nf4 --recompute)
+part rft-peers-7b "${rft[@]}" --prompt 2048 --reply 1024 --sides ours ours-whole trl \
+    --out "$out/rft-peers-7b.json"
+for preset in 24gb 12gb 8gb; do
+    part "rft-preset-$preset" python -m nanopersrm.bench_rft --device cuda --shape qwen2.5-7b \
+        --preset "$preset" --prompt 2048 --reply 1024 --sides ours --rounds 1 \
+        --out "$out/rft-preset-$preset.json"
+done
+part rft-smollm2 python train_rft.py "${pairs[@]+"${pairs[@]}"}" --out "$out/rft-smollm2" \
+    --adapter "$out/sft-smollm2/adapter"
+
 echo "results in $out${failed:+; failed: ${failed[*]}}"
 [ ${#failed[@]} -eq 0 ]

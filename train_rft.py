@@ -77,7 +77,6 @@ from data.lessons import LessonConfig
 from kernels.logprob import logprob
 
 SFT = Path("runs/sft/adapter")  # what train_sft.py leaves without arguments
-SHOW = "--exemplar data/demo/zoe/1.txt --candidates data/demo/zoe/4.txt data/demo/beatrice/4.txt"
 
 
 @dataclass(frozen=True)
@@ -325,11 +324,7 @@ def main(config: Config) -> None:
     if curriculum.out:
         print(f"left out: {len(curriculum.out)} couples longer than --longest {config.longest}")
     print(f"\nbefore: {before.said()}\nafter:  {after.said()}\n")
-    if tiny:
-        print("All of it runs. (A random model has nothing to judge with.)")
-        return
-    other = f" --base {config.base}" if config.base != DEFAULT_BASE else ""
-    print(f"To judge with it:\npython judge.py --adapter {out}{other} {SHOW}")
+    print(starting.to_judge_with(out, config.base, tiny))
 
 
 def run(config: Config) -> int:

@@ -67,8 +67,6 @@ from data.course import Course
 from data.exam import Exam
 from data.lessons import LessonConfig, StyleBatch
 
-SHOW = "--exemplar data/demo/zoe/1.txt --candidates data/demo/zoe/4.txt data/demo/beatrice/4.txt"
-
 
 @dataclass(frozen=True)
 class Config:
@@ -287,11 +285,7 @@ def main(config: Config) -> None:
     if whole.left_out:
         print(f"left out: {whole.left_out} pairs longer than --lesson.longest {longest}")
     print(f"\nbefore: {before.said()}\nafter:  {after.said()}\n")
-    if tiny:
-        print("All of it runs. (A random model has nothing to judge with.)")
-        return
-    other = f" --base {config.base}" if config.base != DEFAULT_BASE else ""
-    print(f"To judge with it:\npython judge.py --adapter {folder}{other} {SHOW}")
+    print(starting.to_judge_with(folder, config.base, tiny))
 
 
 def run(config: Config) -> int:

@@ -11,6 +11,7 @@ Where to read next: `weights.py` for loading, `trained.py` for judge.json.
 """
 
 import hashlib
+import shlex
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ TINY = {  # sizes of the random model
     "head_dim": 16,
 }
 RANDOM = "a random model"
+SHOW = "--exemplar data/demo/zoe/1.txt --candidates data/demo/zoe/4.txt data/demo/beatrice/4.txt"
 
 
 def is_random(preset: str | None, base: str) -> bool:
@@ -97,3 +99,12 @@ def adapter_sha256(folder: Path | None) -> str | None:
         sha.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
         sha.update(path.read_bytes())
     return sha.hexdigest()
+
+
+def to_judge_with(folder: Path, base: str, tiny: bool) -> str:
+    """The last words of a run: the command that judges with what it has made."""
+    if tiny:
+        return "All of it runs. (A random model has nothing to judge with.)"
+    other = ("--base", base) if base != DEFAULT_BASE else ()
+    words = ["python", "judge.py", "--adapter", str(folder), *other, *SHOW.split()]
+    return f"To judge with it:\n{shlex.join(words)}"

@@ -1,5 +1,6 @@
 """What training starts from: the right model, two adapters that are one, and what is said of it."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from nanopersrm.trained import weights_sha256
 from nanopersrm.weights import load as load_weights
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 HOW = PRESETS["tiny"]
 
 
@@ -129,3 +131,16 @@ def test_the_name_of_an_adapter_is_its_bytes(folder, base, tmp_path):
     assert adapter_sha256(folder) != first
     file.write_bytes(before)
     assert adapter_sha256(None) is None
+
+
+def test_the_last_words_can_be_pasted():
+    said = starting.to_judge_with(Path("my runs/adapter"), DEFAULT_BASE, False)
+    first, command = said.split("\n")
+    assert first == "To judge with it:"
+    assert shlex.split(command)[:4] == ["python", "judge.py", "--adapter", "my runs/adapter"]
+    assert "--base" not in command
+    for word in shlex.split(command):
+        assert not word.endswith(".txt") or (ROOT / word).is_file()
+    other = starting.to_judge_with(Path("a"), "Qwen/Qwen2.5-7B", False)
+    assert "--base Qwen/Qwen2.5-7B" in other
+    assert "judge.py" not in starting.to_judge_with(Path("a"), DEFAULT_BASE, True)

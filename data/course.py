@@ -133,7 +133,8 @@ def tree(
                 chosen = len(texts)
             ids = (*bundle.prefix, *branch.ids)
             digit = branch.digit_at + before if branch.digit_at >= 0 else -1
-            texts.append(Text(ids, branch.reply_from + before, branch.weight, digit))
+            begin, tail, stress = branch.reply_from + before, branch.tail, branch.stress
+            texts.append(Text(ids, begin, branch.weight, digit, tail=tail, stress=stress))
     return grow(pair.id, texts, chosen)
 
 

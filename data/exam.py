@@ -63,7 +63,7 @@ class Exam:
             plans.asked([pair], form, tokenizer, config, near, room) for pair in pairs[:reasoned]
         ]
         self.asked = {one.pairs[0].id: one.prompts for one in chosen if one is not None}
-        config = replace(config, form="pointwise", rivals=1)
+        config = replace(config, form="pointwise", rivals=1, stress=1.0)
         trees = [course.tree(pair, {}, tokenizer, config, f"{seed}/exam", near) for pair in pairs]
         self.bundles = [bundle for bundle in trees if bundle is not None]
         self.twins = {pair.id: pair.twin for pair in pairs}

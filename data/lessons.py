@@ -16,14 +16,19 @@ A reply is spelt as the judge would meet it, piece by piece, never as one text:
 
     the thought | \\n</think>\\n<scores>A= | 7 | </scores> | end of turn      (pairwise: 7 | B= | 3)
 
-`answer.py` forces the second piece and draws the third from nine ids; a tokenizer that joins "."
-with the line break after it would otherwise make training see other ids than judging.
+What stands after the thought is a tenth of the reply, and one slip in it makes the whole of no use:
+its tokens count `stress` times. Not 1, because 60 steps of 4 pairs so taught SmolLM2 to reply well
+formed 90 times of 100 (drawn freely at temperature 1), and most of the others had slipped there.
+
+The pieces are those of `answer.py`, which forces the second and draws the third from nine ids; a
+tokenizer that joins "." with the line break after it would otherwise make training see other ids.
 
 Replies are drawn by (seed, pair, form, role): the same seed words them alike, the next epoch's
 otherwise. What we left out: replies of a teacher model (`teacher.py` writes them to a file), and
 lists of candidates side by side. Where to read next: `nanopersrm/packing.py`, `train_sft.py`.
 """
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,12 +58,13 @@ class LessonConfig:
     evidence: bool = True  # prompts carry what factors.py measured
     rivals: int = 2  # other candidates in a list for contrast
     longest: int = 2048  # tokens of prompt and reply; longer pairs are left out
+    stress: float = 4.0  # a token from </think> on counts so often in imitation
 
     def __post_init__(self) -> None:
         if self.form not in ("pointwise", "pairwise", "both"):
             raise InputError(f"form: expected pointwise, pairwise or both, got {self.form!r}")
-        for name in ("rivals", "longest"):
-            if getattr(self, name) < 1:
+        for name in ("rivals", "longest", "stress"):
+            if not 1 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
 
@@ -88,11 +94,19 @@ def imitation(
             made = reply(pair, form, role, rng, config.evidence)
             said = verdict.parse(made.text, made.labels)
             assert said.scores is not None, f"pair {pair.id!r}: {said.problem}"
-            replies.append([*spell(said.reasoning, said.scores, tokenizer), end])
+            thought = tokenizer.encode(said.reasoning)
+            told = [*spell(said.reasoning, said.scores, tokenizer), end]
+            replies.append((told, len(told) - len(thought)))
         shared = _shared(prompts)
         branches = [
-            Branch((*ids[shared:], *told), len(ids) - shared, pair.weight)
-            for ids, told in zip(prompts, replies, strict=True)
+            Branch(
+                (*ids[shared:], *told),
+                len(ids) - shared,
+                pair.weight,
+                tail=tail,
+                stress=config.stress,
+            )
+            for ids, (told, tail) in zip(prompts, replies, strict=True)
         ]
         if shared + max(len(branch.ids) for branch in branches) <= config.longest:
             bundles.append(Bundle(pair.id, tuple(prompts[0][:shared]), tuple(branches)))

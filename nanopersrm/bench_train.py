@@ -125,13 +125,15 @@ class Config:
 
 
 def steps_of(config: Config, tokenizer: Tokenizer) -> list[list[Bundle]]:
-    """The bundles of as many different steps as are asked for; each pair counts the same."""
+    """The bundles of as many different steps as are asked for; each token of a reply counts the
+    same, as it does on the other sides."""
+    plain = lessons.LessonConfig(stress=1.0)
     found = pairs.read(config.pairs) if config.pairs else demo_pairs(config.seed)
     train = [replace(pair, weight=1.0) for pair in found if pair.split == "train"]
     wanted = max(config.steps, config.rounds) * config.pairs_a_step
     bundles: list[Bundle] = []
     for i in lessons.plan(train, config.seed, epoch=0):
-        bundles += lessons.imitation(train[i], tokenizer, lessons.LessonConfig(), config.seed)
+        bundles += lessons.imitation(train[i], tokenizer, plain, config.seed)
         if len(bundles) >= wanted:
             size = config.pairs_a_step
             return [bundles[k : k + size] for k in range(0, wanted, size)]

@@ -50,6 +50,15 @@ class Branch:
     digit_at: int = -1  # index of the token before the digit, whose row predicts it; -1: none
     under: int = -1  # the earlier branch that it continues; -1: the prefix
     number: int = -1  # of the text that ends with it, as its `Text` had it
+    tail: int = 0  # so many tokens at the end of the reply ...
+    stress: float = 1.0  # ... weigh so many times as much
+
+    @property
+    def weights(self) -> list[float]:
+        """Of each token of the reply."""
+        n = len(self.ids) - self.reply_from
+        heavy = min(self.tail, n)
+        return [self.weight] * (n - heavy) + [self.weight * self.stress] * heavy
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -98,6 +107,8 @@ class Text:
     weight: float = 1.0
     digit_at: int = -1
     number: int = -1  # by which its tokens are found again in a batch
+    tail: int = 0
+    stress: float = 1.0
 
 
 @dataclass
@@ -153,7 +164,8 @@ def grow(name: str, texts: Sequence[Text], chosen: int = -1) -> Bundle:
                 text = texts[kin[0]]
                 digit = text.digit_at - depth if text.digit_at >= 0 else -1
                 own, start = text.ids[depth:], text.reply_from - depth
-                branches.append(Branch(own, start, text.weight, digit, under, text.number))
+                numbers = text.number, text.tail, text.stress
+                branches.append(Branch(own, start, text.weight, digit, under, *numbers))
                 owners.append(kin[0])
             group = [t for t in group if t not in kin]
 
@@ -182,11 +194,7 @@ def grow_within(name: str, texts: Sequence[Text], budget: int) -> list[Bundle]:
 
 def weights_of(bundles: Sequence[Bundle]) -> tuple[float, float]:
     """What a whole step divides by: the weight of its reply tokens, and that of its lists."""
-    tokens = sum(
-        branch.weight * (len(branch.ids) - branch.reply_from)
-        for bundle in bundles
-        for branch in bundle.branches
-    )
+    tokens = sum(sum(branch.weights) for bundle in bundles for branch in bundle.branches)
     return tokens or 1.0, sum(bundle.list_weight for bundle in bundles) or 1.0
 
 
@@ -255,7 +263,7 @@ def batch(bundles: Sequence[Bundle], device: torch.device) -> Batch:
             rows += [start + i - 1 if i else before for i in range(first, len(branch.ids))]
             ends.append(len(ids))
             targets += branch.ids[first:]
-            weights += [branch.weight] * (len(branch.ids) - first)
+            weights += branch.weights
             owners += [branch.number] * (len(branch.ids) - first)
             if branch.digit_at >= 0:
                 digit_rows.append(start + branch.digit_at)

@@ -244,3 +244,18 @@ def test_a_tree_beyond_the_budget_is_halved(budget, sizes):
 def test_only_the_half_that_is_too_long_is_cut():
     texts = [*group(2, reply=2), *group(2, reply=60)]
     assert [tree.tokens for tree in grow_within("uneven", texts, 120)] == [54, 110, 110]
+
+
+def test_the_end_of_a_reply_weighs_more():
+    """Two texts with a common beginning; the last two tokens of each reply count three times."""
+    stem = tuple(range(20))
+    texts = [
+        Text((*stem, 30, 31, 32, 33), 21, 0.5, tail=2, stress=3.0),
+        Text((*stem, 40, 41), 21, 2.0, tail=5, stress=3.0),  # a tail longer than the reply
+    ]
+    tree = grow("a", texts)
+    found = batch([tree], CPU)
+    assert found.targets.tolist() == [31, 32, 33, 41]
+    assert found.weights.tolist() == [0.5, 1.5, 1.5, 6.0]
+    assert weights_of([tree]) == (9.5, 1.0)
+    assert [branch.weights for branch in tree.branches] == [[0.5, 1.5, 1.5], [6.0]]

@@ -252,3 +252,22 @@ def test_a_template_that_ends_no_reply_is_an_error(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "eos_ids", frozenset({5000}))
     with pytest.raises(InputError, match=r"ends a reply with one of the tokens \[5000\]"):
         lessons.turn_end(tokenizer)
+
+
+@pytest.mark.parametrize("form", ["pointwise", "pairwise"])
+def test_what_comes_after_the_thought_counts_more(judge, pairs, form):
+    """From the piece with </think> on, the end of the turn included, and nothing before it."""
+    config = replace(LONG, form=form, stress=5.0)
+    tokenizer = judge.tokenizer
+    for bundle in imitation(pairs[0], tokenizer, config, seed=0):
+        for branch in bundle.branches:
+            weights = branch.weights
+            assert set(weights) == {1.0, 5.0}
+            heavy = weights.index(5.0)
+            assert weights == [1.0] * heavy + [5.0] * (len(weights) - heavy)
+            told = branch.ids[branch.reply_from :]
+            assert verdict.CLOSE in tokenizer.decode(list(told[heavy:]))
+            assert verdict.CLOSE not in tokenizer.decode(list(told[:heavy]))
+            assert len(told) - heavy == branch.tail
+    flat = imitation(pairs[0], tokenizer, replace(config, stress=1.0), seed=0)
+    assert all(set(branch.weights) == {1.0} for bundle in flat for branch in bundle.branches)

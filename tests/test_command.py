@@ -89,7 +89,9 @@ def test_a_reader_that_has_left_is_not_told(main):
 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 def test_ctrl_c_is_a_line():
-    process = child("print('ready', flush=True); time.sleep(60)", subprocess.PIPE)
+    # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    process = child(heed + "print('ready', flush=True); time.sleep(60)", subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)

@@ -20,9 +20,9 @@ How it works. The model that draws is the model that learns: the same weights, t
 second engine whose numbers differ. What still differs by rounding, since a cache is not a packed
 tree, is measured at every step before anything is clipped: `gap` is the mean distance of the two
 log-probabilities of a token. Pairs come from easy to hard (data/curriculum.py). Groups in which no
-reply did better than another are left out of the training pass, which changes no number; with
---resample others are drawn in their place. With --grpo.beta they stay, lest they drift from the
-reference, which is the adapter as it came.
+reply did better than another are left out of the training pass, which changes no number; a plan
+that has no other groups can be replaced (--resample). With --grpo.beta they stay, lest they drift
+from the reference, which is the adapter as it came.
 
 What a step draws follows from the seed, its number and the adapter: a run that goes on from a
 checkpoint makes, on a CPU bit for bit, the numbers of one that never stopped.
@@ -128,7 +128,6 @@ class Kit:
     config: Config
     how: Preset
     model: Model
-    tokenizer: Tokenizer
     curriculum: Curriculum
     draw: Callable[[int], Harvest]  # the replies of a step with their rewards
     reference: Lora  # the adapter as it came
@@ -143,10 +142,11 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
     group, groups = drawn.groups(config.group_by)
     parts, weights = torch.tensor(drawn.parts), torch.tensor(config.reward.weights)
     advantage = advantages(parts, weights, group, groups, config.grpo)  # (S,)
-    told = informative(advantage, group, groups)[group] | (config.grpo.beta > 0)  # (S,) teaches
+    telling = informative(advantage, group, groups)[group]  # (S,) some of the group did better
+    trained = telling | (config.grpo.beta > 0)  # (S,)
     weight = token_weights(torch.tensor(drawn.lengths), how.reply, config.grpo)  # (S,)
     advantage, weight = advantage.to(model.device), weight.to(model.device)
-    micros = packing.pack(drawn.trees(told.tolist(), how.budget), how.budget)
+    micros = packing.pack(drawn.trees(trained.tolist(), how.budget), how.budget)
     before: list[torch.Tensor] = []  # log-probabilities of the first pass, where there is a second
     seen = []
     rate, norm = learning_rate(step, how.rft_steps, config.optim), 0.0
@@ -171,7 +171,7 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
         norm = max(norm, learner.update(rate))
     found = statistics(seen[: len(micros)])  # of the first pass: the policy that drew
     numbers = drawn.numbers() | {
-        "flat": 1 - float(told.float().mean()),
+        "flat": 1 - float(telling.float().mean()),
         "gap": found.pop("gap_mean", 0.0),
         **found,
         "lr": rate,
@@ -273,12 +273,7 @@ def main(config: Config) -> None:
     curriculum = Curriculum(train, config.window, config.seed)
     base = resolve(config.base, lambda line: print(line, file=sys.stderr))
     tokenizer = Tokenizer.load(base)
-    if (
-        made is not None
-        and folder is not None
-        and not tiny
-        and (note := made.same_base(folder, base))
-    ):
+    if made and folder and not tiny and (note := made.same_base(folder, base)):
         print(note, file=sys.stderr)
     sizes = ModelConfig.of(base.config)
     config = replace(config, longest=min(config.longest, sizes.context))
@@ -314,7 +309,7 @@ def main(config: Config) -> None:
             asked = config.resample, config.group_by, config.grpo.variant == "gdpo"
             return source.harvest(step, how.plans, progress, *asked)
 
-        kit = Kit(config, how, model, tokenizer, curriculum, draw, reference)
+        kit = Kit(config, how, model, curriculum, draw, reference)
         some, reasoned = validation[: config.eval_pairs], config.reason_pairs
         exam = Exam(some, tokenizer, lesson, config.seed, near, reasoned=reasoned)
         before, after = reinforce(kit, training, lora, exam)

@@ -1,8 +1,7 @@
 """Making what is trained on: pairs with twins, replies to imitate, lessons, plans.
 
-Importing any file of this folder settles threads and memory first (`kernels/process.py`): a command
-such as `python -m data.exam` may come to torch before it comes to nanopersrm, and would then run
-many times slower beside a busy neighbour.
+Importing any file of this folder settles threads and memory first (`kernels/process.py` has the
+figures): a command such as `python -m data.exam` may come to torch before it comes to nanopersrm.
 """
 
 import kernels.process  # noqa: F401

@@ -144,9 +144,7 @@ def prompt(
     """What the judge is asked about one text of a pair, `chosen` or `rejected`."""
     pair = lessons.stripped(pair)
     text = getattr(pair, role)
-    percent = None
-    if near is not None and config.evidence:
-        percent = {text: near(pair.exemplars, [text])[0]}
+    percent = lessons.similar(pair, [text], config, near)
     return lessons.prompt(pair, [text], tokenizer, config, percent)
 
 

@@ -14,9 +14,9 @@ Worked example: W = 4, n = 1, estimates 0.9 0.4 0.7 0.5. At the first step 0.9 i
 0.5 (place 1.5 rounds to 2 of 0.9 0.7 0.5 0.4), at the last 0.4. The others are passed over until
 the next epoch. With W = 1 every couple comes as it stands.
 
-A couple that is too long for a prompt is left out for good once it has been seen. Success is the
-mean reward for the right order, 0.5 by chance. What is drawn depends on it, and it
-on the replies; so it belongs to the checkpoint, with the place in the row of epochs (`facts`).
+Success is the mean reward for the right order, 0.5 by chance. What is drawn depends on it, and it
+on the replies; so it belongs to the checkpoint, with the place in the row of epochs (`facts`). A
+couple that was found too long for a prompt does not come again.
 
 Where to read next: `train_rft.py`.
 """
@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nanopersrm import InputError
-from nanopersrm.pairs import Pair
+from nanopersrm.pairs import Pair, couples
 
 Couple = tuple[Pair, ...]  # a pair, and its twin if it is there
 
@@ -95,16 +95,3 @@ class Curriculum:
             couple = self.couples[self._order[place]]
             if couple[0].id not in self.out:
                 return couple
-
-
-def couples(pairs: Sequence[Pair]) -> list[Couple]:
-    """Pairs with their twins, each once; a pair without one stands alone."""
-    by_id = {pair.id: pair for pair in pairs}
-    found: list[Couple] = []
-    for pair in pairs:
-        twin = by_id.get(pair.twin)
-        if twin is None:
-            found.append((pair,))
-        elif pair.id < twin.id:
-            found.append((pair, twin))
-    return found

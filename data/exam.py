@@ -26,10 +26,11 @@ from data.lessons import LessonConfig, Style
 from nanopersrm import trial, verdict
 from nanopersrm.answer import FORCED_ROOM
 from nanopersrm.command import exit_code
+from nanopersrm.disk import write_text
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.judge import Judge
 from nanopersrm.model import Model
-from nanopersrm.pairs import Pair, read
+from nanopersrm.pairs import Pair, couples, read
 from nanopersrm.presets import PRESETS, Preset
 from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.trial import Trial
@@ -111,10 +112,7 @@ class Config:
 def main(config: Config) -> None:
     """Load, ask, print a line."""
     judge = Judge.load(config.base, config.adapter, config.device, say=print)
-    couples: dict[str, list[Pair]] = {}
-    for pair in read(config.pairs):
-        couples.setdefault(pair.twin if pair.twin in couples else pair.id, []).append(pair)
-    drawn = list(couples.values())
+    drawn = couples(read(config.pairs))
     random.Random(f"{config.seed}/exam").shuffle(drawn)
     some = [pair for couple in drawn for pair in couple][: config.limit]
     made = judge.made_for
@@ -124,7 +122,7 @@ def main(config: Config) -> None:
     exam = Exam(some, judge.tokenizer, lesson, config.seed, near, config.replies, config.reasoned)
     found, page = exam.hold(judge.model, PRESETS["cpu"])
     if config.out is not None:
-        config.out.write_text(page, encoding="utf-8")
+        write_text(config.out, page)
     print(f"{config.adapter}: {found.said()}")
 
 

@@ -38,7 +38,7 @@ from data.facts import ROLES, shown
 from data.replies import reply
 from nanopersrm import InputError, verdict
 from nanopersrm.packing import Branch, Bundle
-from nanopersrm.pairs import Pair
+from nanopersrm.pairs import Pair, couples
 from nanopersrm.profile import measured_block
 from nanopersrm.prompts import messages
 from nanopersrm.sampler import common_prefix
@@ -83,7 +83,7 @@ def imitation(
     Empty when a prompt with its reply is longer than `config.longest`.
     """
     pair, bundles = stripped(pair), []
-    near = _similar(pair, [pair.chosen, pair.rejected], config, style)
+    near = similar(pair, [pair.chosen, pair.rejected], config, style)
     end = turn_end(tokenizer)
     for form in ("pointwise", "pairwise") if config.form == "both" else (config.form,):
         prompts, replies = [], []
@@ -142,7 +142,7 @@ def prompt(
     return tokenizer.chat(chat, continuation=verdict.OPEN)
 
 
-def _similar(
+def similar(
     pair: Pair, texts: Sequence[str], config: LessonConfig, style: Style | None
 ) -> dict[str, float] | None:
     """The style percentile of each text, where the prompts show it."""
@@ -205,7 +205,7 @@ def contrast_list(
     """
     pair = stripped(pair)
     texts = [pair.chosen, pair.rejected, *_rivals(pair, others, config.rivals - 1, rng)]
-    near = _similar(pair, texts, config, style)
+    near = similar(pair, texts, config, style)
     _, forced = verdict.closing("")
     score = tokenizer.encode(forced)
     prompts = {text: prompt(pair, [text], tokenizer, config, near) + score for text in texts}
@@ -295,13 +295,9 @@ def plan(pairs: Sequence[Pair], seed: int, epoch: int) -> list[int]:
     without the exemplars, cancels out of the gradient. Give a step an even number of pairs.
     """
     place = {pair.id: i for i, pair in enumerate(pairs)}
-    couples = []
-    for i, pair in enumerate(pairs):
-        other = place.get(pair.twin, i)
-        if i <= other:
-            couples.append([i] if i == other else [i, other])
-    random.Random(f"{seed}/order/{epoch}").shuffle(couples)
-    return [i for couple in couples for i in couple]
+    order = couples(pairs)
+    random.Random(f"{seed}/order/{epoch}").shuffle(order)
+    return [place[pair.id] for couple in order for pair in couple]
 
 
 def split(pairs: Sequence[Pair], seed: int, share: float) -> tuple[list[Pair], list[Pair]]:

@@ -28,6 +28,7 @@ from nanopersrm.packing import Bundle, Text, grow_within
 from nanopersrm.pairs import Pair
 from nanopersrm.rewards import Plan, Role, Shown
 from nanopersrm.rollouts import Drawn
+from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.verdict import LABELS
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -89,7 +90,7 @@ class Asked:
 def asked(
     pairs: Sequence[Pair],
     form: str,
-    tokenizer: lessons.Tokenizer,
+    tokenizer: Tokenizer,
     config: LessonConfig,
     near: Style | None,
     reply: int,
@@ -108,15 +109,13 @@ def asked(
 def prompts_of(
     pair: Pair,
     form: str,
-    tokenizer: lessons.Tokenizer,
+    tokenizer: Tokenizer,
     config: LessonConfig,
     near: Style | None,
 ) -> list[list[int]]:
     """With the chosen text as A, and with the rejected one. The pair is stripped already."""
     texts = [pair.chosen, pair.rejected]
-    percent = None
-    if near is not None and config.evidence:
-        percent = dict(zip(texts, near(pair.exemplars, texts), strict=True))
+    percent = lessons.similar(pair, texts, config, near)
     return [
         lessons.prompt(pair, list(shown(pair, form, role).values()), tokenizer, config, percent)
         for role in ROLES

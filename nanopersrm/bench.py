@@ -15,7 +15,6 @@ consists of, where transformers has expanded them (`kernels/q4_linear.py`).
 Needs the extra `bench`. Where to read next: `kernels/linear.py` for where the time goes.
 """
 
-import json
 import os
 import platform
 import statistics
@@ -36,6 +35,7 @@ from torch import Tensor
 from nanopersrm import InputError
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.command import exit_code
+from nanopersrm.disk import write_json
 from nanopersrm.model import Model
 from nanopersrm.sampler import Decoder, SamplingConfig
 from nanopersrm.weights import DTYPES, SHAPES, load, random
@@ -168,7 +168,7 @@ def main(config: Config) -> None:
     results["machine"] = _machine(config)
     print(_report(config, results))
     if config.out:
-        config.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_json(config.out, results)
 
 
 def _machine(config: Config) -> str:

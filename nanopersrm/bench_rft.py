@@ -64,6 +64,7 @@ from nanopersrm.bench_peers import DTYPES, start_peak
 from nanopersrm.bench_turns import Ended, Side, own_turns
 from nanopersrm.command import exit_code
 from nanopersrm.device import device_of
+from nanopersrm.disk import write_json
 from nanopersrm.lora import Lora, LoraConfig
 from nanopersrm.presets import PRESETS, Preset
 
@@ -240,10 +241,9 @@ def main(config: Config) -> None:
             raise InputError(f"{error}; it may be left out of --sides") from error
     results = {"config": job["config"], "machine": machine(config), "sides": sides}
     results["load"] = os.getloadavg()[0]
-    whole = json.dumps(results, indent=1)
-    print(whole if config.json else report(config, results))
+    print(json.dumps(results, indent=1) if config.json else report(config, results))
     if config.out:
-        config.out.write_text(whole + "\n", encoding="utf-8")
+        write_json(config.out, results)
 
 
 def machine(config: Config) -> str:

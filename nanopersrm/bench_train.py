@@ -56,6 +56,7 @@ from nanopersrm.bench_ours import Ours, for_peers, texts, write_base
 from nanopersrm.cache import Layout
 from nanopersrm.command import exit_code
 from nanopersrm.device import device_of
+from nanopersrm.disk import write_json
 from nanopersrm.lora import Lora, LoraConfig
 from nanopersrm.model import Model
 from nanopersrm.packing import Bundle
@@ -254,7 +255,7 @@ def main(config: Config) -> None:
     results["load"], results["machine"] = os.getloadavg()[0], _machine(config)
     print(_report(config, results))
     if config.out:
-        config.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_json(config.out, results)
 
 
 def _machine(config: Config) -> str:

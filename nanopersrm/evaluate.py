@@ -52,7 +52,7 @@ from nanopersrm.judgement import JudgeConfig
 from nanopersrm.judges import NAMES, Kit, Named, loader, make, train_pairs
 from nanopersrm.metrics import GROUPS, KEYS, RESAMPLES, Record, measure, record
 from nanopersrm.opinions import Opinion, Opinions, key_of
-from nanopersrm.pairs import Pair, read
+from nanopersrm.pairs import Pair, couples, read
 from nanopersrm.scoreboard import page
 
 NEUTRAL = (  # in place of the exemplars: it says nothing of any writer, and is the same for all
@@ -206,11 +206,8 @@ def select(
 ) -> list[Pair]:
     """At most `limit` pairs with at least `exemplars` exemplars, twins kept together."""
     by_id = {pair.id: pair for pair in pairs}
-    couples: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        couples.setdefault(pair.twin if pair.twin in couples else pair.id, []).append(pair)
     least = exemplars or 1
-    groups = [c for c in couples.values() if all(len(p.exemplars) >= least for p in c)]
+    groups = [c for c in couples(pairs) if all(len(p.exemplars) >= least for p in c)]
     if not groups:
         raise InputError(
             f"--exemplars: expected pairs with {least} or more, found none"

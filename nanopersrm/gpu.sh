@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything about training that needs a card, in one run: the gpu-marked tests, fine-tuning of 7B
 # shapes beside transformers + PEFT + bitsandbytes, whether each preset fits its card, and SmolLM2
-# taught on real pairs.
+# taught on real pairs; then the same of reinforcement, beside TRL.
 #
 #     pip install -e '.[test,bench]' && bash nanopersrm/gpu.sh gpu-train [PAIRS]
 #

@@ -274,3 +274,12 @@ def write(path: str | os.PathLike[str], pairs: Iterable[Pair]) -> int:
     finally:
         part.unlink(missing_ok=True)
     return count
+
+
+def couples(pairs: Iterable[Pair]) -> list[tuple[Pair, ...]]:
+    """Pairs with their twins, each once, in the order of those that come first; a pair whose twin
+    is not there stands alone."""
+    found: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        found.setdefault(pair.twin if pair.twin in found else pair.id, []).append(pair)
+    return [tuple(couple) for couple in found.values()]

@@ -16,6 +16,7 @@ from typing import Any
 
 from nanopersrm import InputError
 
+# Settings that are numbers from 1.
 SIZES = ("steps", "warmup_steps", "bundles", "plans", "rows", "reply")
 
 

@@ -111,15 +111,13 @@ def step_of(
     known, drawn: Harvest, budget: int, move: float = 0.0, far: float = 0.0, **settings: Any
 ) -> tuple[Watched, dict]:
     """`learn` with everything given but the update. far: how much less the reference does."""
-    model, tokenizer, lora = known
+    model, _, lora = known
     how = replace(PRESETS["tiny"], budget=budget, reply=LONGEST, group=G)
     config = script.Config(**settings)
     curriculum = Curriculum([PAIR, TWIN], 1, 0)
     reference = Lora(model, lora.config, 8)
     reference.load_tensors({name: (1 - far) * part for name, part in lora.tensors().items()})
-    kit = script.Kit(
-        config, how, model, tokenizer, curriculum, lambda step: drawn, reference.freeze()
-    )
+    kit = script.Kit(config, how, model, curriculum, lambda step: drawn, reference.freeze())
     learner = Watched(lora, move)
     _, numbers = script.learn(kit, learner, 0)
     return learner, numbers
@@ -273,6 +271,14 @@ def test_flat_groups_are_left_out_of_trees(known):
     assert sorted(learner.names) == ["a", "c"]
     assert learner.loss == pytest.approx(loss, rel=1e-5, abs=1e-7)
     same(learner.gradients[0], gradients)
+
+
+def test_with_a_reference_flat_groups_stay(known):
+    """They have nothing to tell, and a distance to keep."""
+    drawn = harvest_of(known, flat=(2, 3, 4))
+    learner, numbers = step_of(known, drawn, 1, grpo=GrpoConfig(beta=0.1))
+    assert len(learner.names) == 6 * G
+    assert numbers["flat"] == pytest.approx(0.5)
 
 
 def test_compared_across_a_plan(known):

@@ -183,7 +183,7 @@ def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
     training.begin()
     for step in range(learner.start, how.steps):
         number = how.warmup_steps + step + 1
-        bundles = kit.course.step(step, how.bundles, near)
+        bundles = kit.course.step(step, how.bundles, near, config.weight.imitation > 0)
         reply_tokens, lists = packing.weights_of(bundles)
         numbers = {"loss_imitation": 0.0, "loss_contrast": 0.0, "right": 0.0}
         for micro in packing.pack(bundles, how.budget):
@@ -211,7 +211,7 @@ def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
 
 def rehearse(kit: Kit, learner: Learner, near: lessons.Style) -> None:
     """The largest micro-batch that a step can have, first: memory runs out now or never."""
-    trees = kit.course.longest(kit.how.bundles, near)
+    trees = kit.course.longest(kit.how.bundles, near, kit.config.weight.imitation > 0)
     batch = packing.batch(packing.fullest(trees, kit.how.budget), kit.model.device)
     advice = (
         f"the largest micro-batch has {len(batch.ids)} tokens; lower --budget (now "

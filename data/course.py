@@ -53,7 +53,7 @@ class Course:
         self.epoch, self.order = -1, list[int]()  # the latest
         self.left_out = 0  # trees that were too long
 
-    def step(self, step: int, count: int, near: Style | None) -> list[Bundle]:
+    def step(self, step: int, count: int, near: Style | None, replies: bool = True) -> list[Bundle]:
         """The trees of the `count` pairs of a step; those too long are left out."""
         found = []
         for place in range(step * count, (step + 1) * count):
@@ -62,7 +62,7 @@ class Course:
                 self.epoch, self.order = epoch, lessons.plan(self.pairs, self.seed, epoch)
             pair = self.pairs[self.order[index]]
             seed = f"{self.seed}/{epoch}"
-            found.append(tree(pair, self.roster, self.tokenizer, self.config, seed, near))
+            found.append(tree(pair, self.roster, self.tokenizer, self.config, seed, near, replies))
         self.left_out += found.count(None)
         return [bundle for bundle in found if bundle is not None]
 
@@ -87,7 +87,7 @@ class Course:
             negatives=[(i, one) for i, one in enumerate(ids[2 * writers :])],
         )
 
-    def longest(self, count: int, near: Style | None) -> list[Bundle]:
+    def longest(self, count: int, near: Style | None, replies: bool = True) -> list[Bundle]:
         """The trees of the `count` pairs with the most text, but for those too long to learn from.
 
         No step has more to compute, but that a rival's text may be longer than those of the pair.
@@ -98,7 +98,7 @@ class Course:
 
         found: list[Bundle] = []
         for pair in sorted(self.pairs, key=size, reverse=True):
-            one = tree(pair, self.roster, self.tokenizer, self.config, "0/0", near)
+            one = tree(pair, self.roster, self.tokenizer, self.config, "0/0", near, replies)
             found += [one] if one is not None else []
             if len(found) == count:
                 break
@@ -117,16 +117,20 @@ def tree(
     config: LessonConfig,
     seed: str,
     near: Style | None,
+    replies: bool = True,
 ) -> Bundle | None:
-    """Imitation and contrast of one pair in one tree; None where it is too long."""
+    """Imitation and contrast of one pair in one tree; None where it is too long.
+
+    replies: False leaves imitation out, where its weight is 0 or there is nothing to imitate.
+    """
     rng = random.Random(f"{seed}/{pair.id}/rivals")
     lines = lessons.contrast_list(pair, roster, tokenizer, config, rng, near)
-    replies = lessons.imitation(pair, tokenizer, config, seed, near)
-    if not replies or lines is None:
+    told = lessons.imitation(pair, tokenizer, config, seed, near) if replies else []
+    if lines is None or (replies and not told):
         return None
     texts: list[Text] = []
     chosen = -1
-    for bundle in [*replies, lines]:
+    for bundle in [*told, lines]:
         before = len(bundle.prefix)
         for i, branch in enumerate(bundle.branches):
             if bundle is lines and i == lines.chosen:

@@ -6,7 +6,8 @@
 judges every pair, prints one row a judge and writes the numbers, with intervals over authors, to
 `--out` (`metrics.py` defines each of them). `--adapter FOLDER` judges with what `train_sft.py` has
 learned, without it the untrained base does. `--baselines` adds all other judges of `judges.py`, the
-base without the adapter among them; `--judges model,style` names some.
+base without the adapter among them; `--judges model,style` names some. `--beside NAME=FOLDER` adds
+another adapter of the same base, asked for the form of prompt that it was trained on.
 
 How it works. The two texts of a pair are shown in alphabetical order, which knows nothing of the
 label; a pair and its twin are shown alike. Then both again with one neutral text in place of the
@@ -71,6 +72,7 @@ class Config:
     adapter: str | None = None  # a folder with a trained adapter, as train_sft.py or PEFT writes it
     baselines: bool = False  # judge with everything that judges.py knows
     judges: str = "model"  # by name, with commas between; the first gives the result
+    beside: tuple[str, ...] = ()  # further adapters of the same base, each as NAME=FOLDER
     train: Path | None = None  # pairs to fit the baselines on
     exemplars: int | None = None  # show exactly so many; default: all that a pair has
     limit: int | None = None  # judge at most so many pairs, drawn by the seed
@@ -111,7 +113,9 @@ def main(config: Config, command: str = "") -> None:
         chosen,
         [shown(pair, config.exemplars) for pair in train],
         load,
+        further(config.beside),
     )
+    names += [name for name in kit.beside if name not in names]
     judges: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
     problems: dict[str, str] = {}  # the first of each judge
@@ -168,6 +172,19 @@ def judge_names(config: Config) -> list[str]:
     if not named:
         raise InputError(f"--judges: expected names out of {', '.join(NAMES)}, got none")
     return list(dict.fromkeys([*named, *(NAMES if config.baselines else ())]))
+
+
+def further(given: Sequence[str]) -> dict[str, str]:
+    """("sft=runs/sft/adapter",) -> {"sft": "runs/sft/adapter"}"""
+    found: dict[str, str] = {}
+    for one in given:
+        name, is_there, folder = one.partition("=")
+        if not is_there or not name.strip() or not folder:
+            raise InputError(f"--beside: expected NAME=FOLDER, got {one!r}")
+        if name in NAMES or name in found:
+            raise InputError(f"--beside: {name!r} is the name of another judge")
+        found[name] = folder
+    return found
 
 
 def judge_config(config: Config) -> JudgeConfig:

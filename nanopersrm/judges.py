@@ -8,6 +8,9 @@
     likelihood   what the exemplars add to the base's log p of a candidate, see `likelihood.py`
     minilm       cosine of sentence embeddings, see `minilm.py`
 
+and others of a name that the caller gives: further adapters of the same base, among them scalar
+rewards (`scalar.py`), each a folder.
+
 `make` gives a judge as a function from texts to an opinion, with the settings that its opinions
 depend on. Settings are the key under which opinions are remembered, so everything that could change
 one is in them: flags, sizes and times of the files of weights and adapters, a digest of the
@@ -23,8 +26,8 @@ Where to read next: `evaluate.py`.
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +79,13 @@ class Kit:
     pairs: Sequence[Pair]  # that will be judged
     train: Sequence[Pair]  # to fit baselines on; may be empty
     load: Callable[[str | None], "Judge"]  # the base with the adapter, or without: see `loader`
+    beside: Mapping[str, str] = field(default_factory=dict)  # name -> folder of a further adapter
 
 
 def make(name: str, kit: Kit) -> Named | str:
     """The judge of this name, or a line that says why it is left out."""
+    if name in kit.beside:
+        return _beside(name, kit)
     if name in ("model", "no_evidence", "untrained"):
         return _model(name, kit)
     settings: dict[str, Any] = {"judge": name, "version": __version__}
@@ -170,6 +176,41 @@ def _style(kit: Kit) -> Named | str:
 
     settings = {"judge": "style", "version": __version__, **_weights_of(kit, kit.adapter)}
     return Named("style", opine(score), settings, f"{kit.adapter}, cosine of pooled states")
+
+
+def _beside(name: str, kit: Kit) -> Named | str:
+    """A further adapter of the same base, on while it is asked: a judge, or a scalar reward."""
+    from nanopersrm import lora_files, scalar, trained
+    from nanopersrm.judge import Judge
+    from nanopersrm.style import Style
+
+    folder = Path(kit.beside[name]).expanduser()
+    made_for = trained.read(folder)
+    model, tokenizer = (loaded := kit.load(kit.adapter)).model, loaded.tokenizer
+    beside = loaded.made_for is not None and loaded.made_for.nf4
+    if made_for is not None and made_for.nf4 != beside:
+        return f"{folder} was trained {'beside' if made_for.nf4 else 'without'} 4-bit weights"
+    style = Style.load(folder / "style", model) if (folder / "style").is_dir() else None
+    settings = {"judge": name, "version": __version__, **_weights_of(kit, str(folder))}
+    evidence = kit.config.evidence if made_for is None else made_for.evidence
+    judge = Judge(model, tokenizer, True, style, made_for)
+    if (folder / scalar.FILE).is_file():
+        near = judge.style_percentiles if made_for is not None and made_for.style else None
+        learned = scalar.load(folder, model)
+        score = scalar.scorer(model, tokenizer, learned, evidence, near)
+        settings |= {"scalar": _stamps(folder, (scalar.FILE,)), "evidence": evidence}
+        return Named(name, opine(score, 1.0), settings, f"{folder}, a scalar reward")
+    config = replace(kit.config, evidence=evidence)
+    settings |= asdict(config)
+    lora = lora_files.load(folder, model).freeze()
+
+    def say(exemplars: Sequence[str], question: str, candidates: Sequence[str]) -> Opinion:
+        with lora.using(model):
+            found = judge.judge(exemplars, candidates, question or None, config=config)
+        return read_judgement(found, config.mode)
+
+    how = "evidence" if evidence else "no evidence"
+    return Named(name, say, settings, f"{folder}, {how}")
 
 
 def read_judgement(found: Judgement, mode: str) -> Opinion:

@@ -25,10 +25,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels.process import trim
 from nanopersrm import InputError, checkpoint, lora_files, optim, runlog
@@ -58,6 +58,16 @@ class Stopped(Ending):
     def __init__(self, number: int):
         super().__init__(128 + number, "stopped and saved; --resume goes on")
         self.number = number
+
+
+class Learns(Protocol):
+    """What a learner needs of an adapter: a `Lora`, or one with a head as in `scalar.py`."""
+
+    def parameters(self) -> list[nn.Parameter]: ...
+    def tensors(self) -> dict[str, Tensor]: ...
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None: ...
+    def refresh(self) -> None: ...
+    def on(self, model: Model) -> None: ...
 
 
 class Training:
@@ -117,7 +127,7 @@ class Training:
         numbers: Mapping[str, float],
         tokens: int,
         facts: Mapping[str, Any],
-        others: Mapping[str, Lora] | None = None,
+        others: Mapping[str, Learns] | None = None,
     ) -> None:
         """Step `step`, counted over all phases from 1, is done: a line, a checkpoint when due.
 
@@ -144,7 +154,7 @@ class Training:
         self.begin()
 
     def save(
-        self, step: int, learner: "Learner", facts: Mapping[str, Any], others: Mapping[str, Lora]
+        self, step: int, learner: "Learner", facts: Mapping[str, Any], others: Mapping[str, Learns]
     ) -> None:
         """A checkpoint."""
         tensors = {"random": torch.get_rng_state()}
@@ -177,7 +187,7 @@ class Learner:
     """One adapter being trained: its optimizer, loss scaling, and how far it has come."""
 
     def __init__(
-        self, training: Training, phase: str, model: Model, lora: Lora, config: OptimConfig
+        self, training: Training, phase: str, model: Model, lora: Learns, config: OptimConfig
     ):
         self.training, self.phase, self.model, self.lora = training, phase, model, lora
         self.config, self.start = config, 0

@@ -128,6 +128,7 @@ def test_a_step_reaches_the_model(tiny_base, tmp_path):
     one = learner(training(tmp_path), model)
     one.backward(loss(model), ["a"])
     assert one.update(1e-2) > 0
+    assert isinstance(one.lora, Lora)
     for name, (A, B) in one.lora.masters.items():
         on = one.lora.places[name].adapter
         assert on is not None
@@ -287,6 +288,7 @@ def test_the_disk_that_is_asked_for_is_enough(model, tmp_path):
     steps(run, one, model, 2, [])
     files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
+    assert isinstance(one.lora, Lora)
     rank = one.lora.config.rank
     two, three = (disk_needed(model.config, rank, keep) for keep in (2, 3))
     assert two > 4 * size  # two, the best, and one being written

@@ -18,8 +18,9 @@ Ctrl-C run the same command again: what was judged with identical settings and t
 again.
 
 What we chose. A model scores at once unless --think-tokens lets it reason, which takes many times
-as long. `--exemplars 3` shows exactly the first 3 and leaves out pairs with fewer, with their
-twins; `--limit` draws whole twins. What we left out: several processes; evaluation during training.
+as long; `--samples 1 4 16` then shows what more replies bring. `--exemplars 3` shows exactly the
+first 3 and leaves out pairs with fewer, with their twins; `--limit` draws whole twins. What we left
+out: several processes; evaluation during training.
 Where to read next: `metrics.py`, `judges.py`.
 """
 
@@ -50,7 +51,7 @@ from nanopersrm import InputError, __version__
 from nanopersrm.command import exit_code
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.judgement import JudgeConfig
-from nanopersrm.judges import NAMES, Kit, Named, loader, make, train_pairs
+from nanopersrm.judges import NAMES, SAMPLED, Kit, Named, loader, make, train_pairs
 from nanopersrm.metrics import GROUPS, KEYS, RESAMPLES, Record, measure, record
 from nanopersrm.opinions import Opinion, Opinions, key_of
 from nanopersrm.pairs import Pair, couples, read
@@ -80,7 +81,7 @@ class Config:
     evidence: bool = JudgeConfig.evidence  # give the model measured facts about the texts
     think_tokens: int = 0  # tokens of reasoning before the score; 0: none
     no_think: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # the same as --think-tokens 0
-    samples: int = JudgeConfig.samples  # replies for each prompt; their scores are averaged
+    samples: tuple[int, ...] = (JudgeConfig.samples,)  # replies a prompt, averaged; more: more rows
     neutral: bool = True  # judge with a neutral text in place of the exemplars too
     seed: int = 0  # of samples, of --limit, of the intervals
     device: str = "auto"  # auto, cpu, cuda, cuda:N
@@ -114,8 +115,9 @@ def main(config: Config, command: str = "") -> None:
         [shown(pair, config.exemplars) for pair in train],
         load,
         further(config.beside),
+        tuple(replace(judging, samples=n) for n in config.samples[1:]),
     )
-    names += [name for name in kit.beside if name not in names]
+    names += [*kit.beside, *(f"{SAMPLED}{n}" for n in config.samples[1:])]
     judges: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
     problems: dict[str, str] = {}  # the first of each judge
@@ -192,12 +194,16 @@ def judge_config(config: Config) -> JudgeConfig:
     if config.think_tokens < 0:
         raise InputError(f"--think-tokens: expected a number from 0, got {config.think_tokens}")
     think = config.think_tokens > 0 and not config.no_think
+    if not config.samples or len(set(config.samples)) < len(config.samples):
+        raise InputError(f"--samples: expected different numbers, got {config.samples}")
+    if not think and len(config.samples) > 1:
+        raise InputError("--samples: more than one number needs --think-tokens: all would be alike")
     return JudgeConfig(
         mode=config.mode,
         evidence=config.evidence,
         think=think,
         think_tokens=config.think_tokens if think else JudgeConfig.think_tokens,
-        samples=config.samples,
+        samples=config.samples[0],
         seed=config.seed,
     )
 

@@ -52,6 +52,7 @@ NAMES = (
     "minilm",
     "length",
 )
+SAMPLED = "model x"  # and a number of samples: the model again
 TRAIN_PAIRS = 1000  # to fit weights and slopes on, drawn from all of them
 WEIGHTS = ("config.json", "tokenizer.json", "*.safetensors", "*.gguf")  # files of a base
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "judge.json", "style/*")
@@ -80,13 +81,14 @@ class Kit:
     train: Sequence[Pair]  # to fit baselines on; may be empty
     load: Callable[[str | None], "Judge"]  # the base with the adapter, or without: see `loader`
     beside: Mapping[str, str] = field(default_factory=dict)  # name -> folder of a further adapter
+    sampled: Sequence[JudgeConfig] = ()  # the model again, with other numbers of samples
 
 
 def make(name: str, kit: Kit) -> Named | str:
     """The judge of this name, or a line that says why it is left out."""
     if name in kit.beside:
         return _beside(name, kit)
-    if name in ("model", "no_evidence", "untrained"):
+    if name in ("model", "no_evidence", "untrained") or name.startswith(SAMPLED):
         return _model(name, kit)
     settings: dict[str, Any] = {"judge": name, "version": __version__}
     if name == "likelihood":
@@ -133,6 +135,8 @@ def _model(name: str, kit: Kit) -> Named | str:
         if adapter is None:
             return "the same as model: there is no --adapter"
         adapter = None
+    for again in kit.sampled:
+        config = again if name == f"{SAMPLED}{again.samples}" else config
     if name == "no_evidence":
         if not config.evidence:
             return "the same as model: there is no evidence"
@@ -149,6 +153,7 @@ def _model(name: str, kit: Kit) -> Named | str:
     asked = say if adapter is not None else _alone(judge, say)
     how = "evidence" if config.evidence else "no evidence"
     thinks = f"{config.think_tokens} tokens of reasoning" if config.think else "no reasoning"
+    thinks += f", {config.samples} samples" if config.samples > 1 else ""
     return Named(name, asked, settings, f"{adapter or kit.base}, {how}, {thinks}")
 
 

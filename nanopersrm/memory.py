@@ -1,6 +1,7 @@
 """What one training step needs, part by part, before anything is loaded.
 
     python -m nanopersrm.memory --base-shape qwen2.5-7b --preset 12gb [--tokens 4096 --rank 16]
+    python -m nanopersrm.memory --base-shape qwen2.5-7b --preset 12gb --prompt 2048 --reply 1024
 
 Memory is fullest at one of two moments, and the table has a column for each. Both hold all weights;
 then either the forward has just ended and log-probabilities are computed from chunks of logits, or
@@ -39,17 +40,22 @@ has just gone with down's share; and D s for the gradient of the stream.
 s each. A chunk of 256 rows or more has logits and coefficients, V (4 + s) a row (on a CPU one takes
 the place of the other, V s, beside two fp32 copies of some rows) and its part of U in fp32, 4 D.
 
-Worked example, the command above: 5.9 GB of weights and what learns, 0.1 GB of buffers, 1.05 GB
-for the block at work: 7.2 GB. With 0.7 GB for the CUDA context and workspaces and 5 % lost between
+**Drawing**, with --prompt, is a moment of its own: no gradients, nothing kept. P prompts of p
+tokens become R rows of r: keys and values take 2 KV s L (P p + R r) bytes. Reading the prompts, in
+forwards of n tokens (`sampler.PREFILL`, or one prompt), gate, up and their product are held (on a
+CPU silu(gate) too) and four streams, before a reply has any keys: (3 F + 4 D) s n. Later there are
+the logits of a token and of the one before, 2 · 4 R V.
+
+Worked example, the first command: 5.9 GB of weights and what learns, 0.1 GB of buffers, 1.05 GB for
+the block at work: 7.2 GB. With 0.7 GB for the CUDA context and workspaces and 5 % lost between
 allocations, which we assume, 8.3 GB.
 
 What we chose: every row predicts; segments are texts of their own (a prefix shared by branches is
 gathered once for each of them, 2 KV s a row, in the block at work). 8-bit moments count here even
 though bitsandbytes can page them out. What we left out: bases with F below about 2 D, fullest in
 attention; the optimizer's temporaries, which come when the rest has gone; PyTorch may round
-page-locked host memory up to a power of two. tests/test_memory.py measures steps against this.
-
-Where to read next: `presets.py`.
+page-locked host memory up to a power of two. tests/test_memory.py measures steps against this. Read
+next: `presets.py`.
 """
 
 import json
@@ -66,13 +72,14 @@ from nanopersrm.lora import LoraConfig
 from nanopersrm.model import ModelConfig
 from nanopersrm.presets import PRESETS
 from nanopersrm.quant import nf4_bytes
+from nanopersrm.sampler import PREFILL
 from nanopersrm.weights import DTYPES, SHAPES
 
 CONTEXT = 700_000_000  # bytes: CUDA context, cuBLAS workspaces, compiled kernels; assumed
 LOST = 0.05  # of the sum, to fragmentation; assumed
 EIGHT_BIT_RUN = 256  # numbers that share a scale in bitsandbytes' 8-bit moments
 EIGHT_BIT_LEAST = 4096  # smaller tensors keep fp32 moments there
-FULLEST = ("log-probabilities", "backward of a block")
+FULLEST, DRAWING = ("log-probabilities", "backward of a block"), "drawing"
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,10 @@ class Plan:
     chunk_bytes: int  # of logits
     cuda: bool = True  # the kernels of a GPU, or the CPU's
     flash: bool = False  # flash-attn is installed
+    prompt: int = 0  # tokens of a prompt that replies are drawn to; 0: none are
+    group: int = 8  # G: replies to a prompt
+    rows: int = 8  # replies side by side
+    reply: int = 0  # tokens of a reply
 
 
 def matrices(config: ModelConfig) -> list[tuple[int, int]]:
@@ -196,7 +207,24 @@ def moments(config: ModelConfig, plan: Plan) -> dict[str, dict[str, int]]:
         "hidden states and U": 0,
         "logits": 0,
     }
-    return {FULLEST[0]: always | head, FULLEST[1]: always | work}
+    found = {FULLEST[0]: always | head, FULLEST[1]: always | work}
+    return found | ({DRAWING: always | drawing_bytes(c, plan)} if plan.prompt else {})
+
+
+def drawing_bytes(config: ModelConfig, plan: Plan) -> dict[str, int]:
+    """What drawing holds beside the weights, at its fuller moment."""
+    c, s = config, plan.width
+    prompts = max(1, plan.rows // plan.group)
+    together = max(1, PREFILL // plan.prompt)  # prompts in one forward
+    n = min(prompts, together) * plan.prompt
+    token = 2 * c.layers * c.K * c.E * s  # keys and values of one
+    streams = ((3 if plan.cuda else 4) * c.F + 4 * c.D) * s
+    reading = prompts * plan.prompt * token, n * streams + 4 * prompts * c.V
+    later = (prompts * plan.prompt + plan.rows * plan.reply) * token, 2 * 4 * plan.rows * c.V
+    both = (reading, "block at work"), (later, "logits")
+    (cached, rest), busy = max(both, key=lambda moment: sum(moment[0]))
+    none = ("gradients", "angles", "kept for backward", "block at work", "hidden states and U")
+    return {**dict.fromkeys(none, 0), "logits": 0, busy: rest, "keys and values": cached}
 
 
 def predict(config: ModelConfig, plan: Plan) -> dict[str, int]:
@@ -230,6 +258,10 @@ class Config:
     host_embedding: bool | None = None  # the embedding in host memory
     chunk_mb: int | None = None  # logits that exist at a time
     flash: bool = False  # flash-attn is installed
+    prompt: int = 0  # tokens of a prompt that replies are drawn to; 0: training alone
+    group: int | None = None  # replies to a prompt
+    rows: int | None = None  # replies drawn side by side
+    reply: int | None = None  # tokens of a reply
     json: bool = False  # print JSON instead of a table
 
 
@@ -244,9 +276,14 @@ def plan_of(config: Config) -> Plan:
 
     tokens = preset.budget if config.tokens is None else config.tokens
     chunk_mb = preset.chunk_mb if config.chunk_mb is None else config.chunk_mb
-    for name, number in (("tokens", tokens), ("rank", config.rank), ("chunk-mb", chunk_mb)):
+    given = {"group": config.group, "rows": config.rows, "reply": config.reply}
+    drawn = {k: getattr(preset, k) if own is None else own for k, own in given.items()}
+    asked = {"tokens": tokens, "rank": config.rank, "chunk-mb": chunk_mb, **drawn}
+    for name, number in asked.items():
         if number < 1:
             raise InputError(f"--{name}: expected a number from 1, got {number}")
+    if config.prompt < 0:
+        raise InputError(f"--prompt: expected a number from 0, got {config.prompt}")
     dtype = "bf16" if preset.dtype == "auto" else preset.dtype
     return Plan(
         tokens=tokens,
@@ -260,6 +297,8 @@ def plan_of(config: Config) -> Plan:
         chunk_bytes=chunk_mb << 20,
         cuda=preset.card_gb is not None,
         flash=config.flash,
+        prompt=config.prompt,
+        **drawn,
     )
 
 
@@ -289,9 +328,9 @@ def main(config: Config) -> None:
     on = [name.replace("_", "-") for name in switches if getattr(plan, name)]
     what = [f"{plan.tokens:,} packed tokens", f"rank {plan.rank}", f"{8 * plan.width} bits", *on]
     lines = [f"{config.base_shape}, {config.preset}: {', '.join(what)}", ""]
-    lines.append(f"{'GB':<24}" + "".join(f"{name:>24}" for name in FULLEST))
-    for part in columns[FULLEST[0]]:
-        lines.append(line(part, *(columns[name][part] for name in FULLEST)))
+    lines.append(f"{'GB':<24}" + "".join(f"{name:>24}" for name in columns))
+    for part in list(columns.values())[-1]:
+        lines.append(line(part, *(column.get(part, 0) for column in columns.values())))
     lines += [line("sum", *sums.values()), ""]
     lines += [line(f"{name}, assumed", size) for name, size in assumed.items()]
     lines.append(line("together", total))

@@ -34,6 +34,7 @@ from nanopersrm.cache import KVCache
 from nanopersrm.model import Model
 
 SHARED_LEAST = 16  # a shorter common prefix is not worth a level of its own
+PREFILL = 8192  # tokens of prompts in one forward, or one prompt: 142 KB each in a base of 7B
 
 # Called as observe(row, ids so far) after each token of a row; True ends the row's reply.
 Observe = Callable[[int, list[int]], bool]
@@ -95,6 +96,21 @@ def families(texts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]] | 
     return (family, heads) if len(heads) < len(texts) and all(heads) else None
 
 
+def _portions(lengths: Sequence[int]) -> list[range]:
+    """Neighbours with at most PREFILL tokens together, or one alone that has more.
+
+    >>> _portions([5000, 3000, 9000, 100])
+    [range(0, 2), range(2, 3), range(3, 4)]
+    """
+    found, first, total = [], 0, 0
+    for i, length in enumerate(lengths):
+        if i > first and total + length > PREFILL:
+            found.append(range(first, i))
+            first, total = i, 0
+        total += length
+    return [*found, range(first, len(lengths))]
+
+
 def sample_name(parts: Sequence[int]) -> int:
     """A 64-bit name for a prompt's ids, or for (the name of a row, the number of its branch)."""
     words = array("Q", [part & (1 << 64) - 1 for part in parts])
@@ -139,13 +155,16 @@ class Decoder:
         if found := families(tails):  # prompts about the same exemplars, say
             parents, heads = found
             self.cache.grow([0] * len(heads), max(map(len, heads)))
-            flat = torch.tensor([i for head in heads for i in head], device=self.device)
-            model(flat, self.cache.step([*map(len, heads)]))
+            for some in _portions([*map(len, heads)]):
+                lengths = [len(head) if i in some else 0 for i, head in enumerate(heads)]
+                flat = [i for head in heads[some.start : some.stop] for i in head]
+                model(torch.tensor(flat, device=self.device), self.cache.step(lengths))
             tails = [tail[len(heads[k]) :] for tail, k in zip(tails, parents, strict=True)]
         self.cache.grow(parents, max(map(len, tails)) + room)
         self.hidden = model.norm.weight.new_empty(len(prompts), model.config.D)
         self.logits = torch.empty(len(prompts), model.config.V, device=self.device)
-        self.feed(tails)
+        for some in _portions([*map(len, tails)]):
+            self.feed([tail if i in some else [] for i, tail in enumerate(tails)])
 
     @torch.inference_mode()
     def fork(self, counts: Sequence[int], room: int) -> None:

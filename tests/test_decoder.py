@@ -274,3 +274,25 @@ def test_a_family_is_computed_once(model, monkeypatch):
     Decoder(model, prompts)
     assert sum(rows) == 2 * 60 + 4 * 10
     assert len(rows) == 2
+
+
+def test_long_prompts_come_in_portions(model, monkeypatch):
+    """No forward has more tokens than it may, unless one prompt alone has; the replies are the
+    same."""
+    exemplars = [random_ids(30, seed) for seed in (1, 2)]
+    prompts = [shown + random_ids(n, 5 + n) for shown in exemplars for n in (12, 11, 60)]
+    whole = sample(model, prompts, LONG, 2)
+    rows = []
+    forward = Model.forward
+
+    def counting(self, ids, place):
+        rows.append(len(ids))
+        return forward(self, ids, place)
+
+    monkeypatch.setattr(sampler, "PREFILL", 40)
+    monkeypatch.setattr(Model, "forward", counting)
+    decoder = Decoder(model, prompts)
+    assert rows == [30, 30, 12 + 11, 60, 12 + 11, 60]
+    check_logits(decoder, prompts)
+    for group, expected in zip(sample(model, prompts, LONG, 2), whole, strict=True):
+        assert [reply.ids for reply in group] == [reply.ids for reply in expected]

@@ -173,21 +173,6 @@ def test_without_training_pairs_there_are_no_probabilities(call, files, tmp_path
     assert "exemplars of these pairs" in result["facts"]["judges"]["delta"]
 
 
-def test_more_samples_are_more_rows(call, files, tmp_path, tiny_folder):
-    out = tmp_path / "result.json"
-    arguments = ["--pairs", files[0], "--base", tiny_folder, "--limit", "2", "--out", out]
-    arguments += ["--think-tokens", "3", "--samples", "1", "2", "--no-neutral", "--dtype", "fp32"]
-    code, _, err = call(*arguments)
-    assert code == 0, err
-    judges = json.loads(out.read_text())["facts"]["judges"]
-    assert list(judges) == ["model", "model x2"]
-    assert judges["model x2"].endswith("3 tokens of reasoning, 2 samples")
-    scores = {line["judge"]: [] for line in read_lines(out.with_suffix(".opinions.jsonl"))}
-    for line in read_lines(out.with_suffix(".opinions.jsonl")):
-        scores[line["judge"]].append(line["scores"])
-    assert scores["model"] != scores["model x2"]
-
-
 @pytest.mark.parametrize("mode", ["pointwise", "pairwise"])
 def test_all_judges_on_a_tiny_base(call, files, tmp_path, tiny_folder, mode):
     code, out, error = call(

@@ -7,6 +7,12 @@ prints the writer's habits, reasons about each candidate and ends with a table. 
 it reads them from standard input. `--json` prints one JSON object instead. `--adapter FOLDER` uses
 what `train_sft.py` has learned; without it the base has not been trained to judge.
 
+    python judge.py --batch in.jsonl --out out.jsonl
+
+judges every line of a file: exemplars and candidates, or pairs, and says how many pairs were right.
+The same command goes on where a run has ended; `--ray 4` shares the work out. A bad line does not
+stop it, the exit code is then 1. nanopersrm/batch.py has what lines may hold.
+
 What is slow is imported late, so that `--help` and a mistyped file name answer at once. Errors of
 use are one line on standard error and exit code 2.
 
@@ -16,7 +22,9 @@ Where to read next: nanopersrm/judge.py, which does the work.
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,22 +34,25 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
-from nanopersrm import InputError
+from nanopersrm import InputError, batch
 from nanopersrm.command import exit_code
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.judgement import JudgeConfig, Judgement, check
+from nanopersrm.judges import loader
 from nanopersrm.profile import profile
+from nanopersrm.spread import spread
 from nanopersrm.texts import SUFFIXES, decode, expand, read_file, read_texts, split_texts
 from nanopersrm.verdict import CLOSE
 
 HABITS = 8  # factors that the profile shows
+SAID_EVERY = 30  # seconds between two lines of progress, where there is no terminal
 
 
 @dataclass(frozen=True)
 class Config:
     """Score how well texts fit a writer: exemplars and candidates in, reasons and scores out."""
 
-    exemplar: tuple[Path, ...]  # texts of the writer: files, folders, or one file with --- lines
+    exemplar: tuple[Path, ...] = ()  # texts of the writer: files, folders, a file with --- lines
     candidates: tuple[Path, ...] = ()  # 1 to 26 files or folders; none: standard input, --- between
     question: str | None = None  # what the candidates answer: a text or a file
     principle: tuple[str, ...] = ()  # what the writer says they want, in their own words
@@ -52,6 +63,9 @@ class Config:
     think_tokens: int = JudgeConfig.think_tokens  # budget of the reasoning, in tokens
     temperature: float | None = None  # of the reasoning; default: 0, or 1 with several samples
     seed: int = JudgeConfig.seed  # same seed, same judgement
+    batch: Path | None = None  # judge the lines of this .jsonl file, which have their own texts
+    out: Path | None = None  # with --batch: where the results go, a .jsonl file
+    ray: int = 0  # with --batch: so many workers of Ray, on one machine or several; 0: no Ray
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False  # print one JSON object
     base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
     adapter: str | None = None  # a folder with a trained adapter, as train_sft.py or PEFT writes it
@@ -59,8 +73,8 @@ class Config:
     dtype: str = "auto"  # auto (16 bits where they are fast), bf16, fp16, fp32
 
 
-def main(config: Config) -> None:
-    """Read, judge, print."""
+def main(config: Config) -> int | None:
+    """Read, judge, print; gives 1 where a line of a batch was bad."""
     judging = JudgeConfig(
         mode=config.mode,
         evidence=config.evidence,
@@ -71,6 +85,10 @@ def main(config: Config) -> None:
         seed=config.seed,
     )
     exemplars = read_texts(config.exemplar)
+    if config.batch is not None or config.out is not None or config.ray:
+        return _judge_batch(config, judging, exemplars)
+    if not exemplars:
+        raise InputError("--exemplar: expected texts of the writer, got none")
     files = expand(config.candidates)
     names, candidates = [str(file) for file in files], [read_file(file) for file in files]
     question = _text_or_file(config.question)
@@ -109,6 +127,60 @@ def main(config: Config) -> None:
         print(json.dumps({"candidates": names, **judgement.as_dict()}, allow_nan=False), flush=True)
     else:
         _print_judgement(out, judgement, names, streamed=streams and config.think)
+    return None
+
+
+def _judge_batch(config: Config, judging: JudgeConfig, exemplars: list[str]) -> int:
+    """Every line of --batch; the exemplars are of the lines that have none."""
+    if config.batch is None or config.out is None:
+        raise InputError("--batch and --out: expected both, a file to read and one to write")
+    for name, given in (("candidates", config.candidates), ("question", config.question)):
+        if given:
+            raise InputError(f"--{name}: expected none, the lines of --batch have their own")
+    if config.as_json:
+        raise InputError("--json: expected no --json with --batch, --out has the results as JSON")
+    log = Console(stderr=True, highlight=False, soft_wrap=True)
+    status = log.status("reading", spinner="line")
+    shown = None if config.ray else log.print  # other machines can show nothing here
+    load = loader(config.base, config.adapter, config.device, config.dtype, shown)
+    work = partial(spread, workers=config.ray) if config.ray else batch.one_by_one
+    model = f"{config.base}, {config.adapter}, {config.dtype}"
+    asking = batch.Asking(tuple(exemplars), config.principle, judging, model)
+    if log.is_terminal:
+        status.start()
+    try:
+        progress = _Progress(log, status, config.batch)
+        tally = batch.run(
+            partial(load, config.adapter), config.batch, config.out, asking, progress, work
+        )
+    finally:
+        status.stop()
+    said = f"{config.out}: {tally.judged} judged, {tally.bad} bad"
+    if tally.kept:
+        said += f" ({tally.kept} of them before)"
+    if tally.pairs:
+        said += f"; {tally.right / tally.pairs:.1%} of {tally.pairs} pairs right, ties half"
+    print(said)
+    return int(tally.bad > 0)
+
+
+class _Progress:
+    """Tells each bad line, and how far it is: on a terminal at once, else now and then."""
+
+    def __init__(self, log: Console, status: Status, source: Path):
+        self.log, self.status, self.source = log, status, source
+        self.start = self.said = time.monotonic()
+
+    def __call__(self, tally: batch.Tally, error: str | None) -> None:
+        if error is not None:
+            self.log.print(f"judge.py: {self.source}, {error}", markup=False)
+        now = time.monotonic()
+        done, took = tally.judged + tally.bad, now - self.start
+        text = f"{done} of {tally.lines} lines, {tally.bad} bad, {took:.0f} s"
+        self.status.update(text)
+        if not self.log.is_terminal and now - self.said >= SAID_EVERY:
+            self.log.print(text)
+            self.said = now
 
 
 def _text_or_file(given: str | None) -> str | None:
@@ -251,7 +323,8 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
 
 def run(config: Config) -> int:
     """`main` with an exit code."""
-    return exit_code("judge.py", lambda: main(config))
+    goes_on = "" if config.batch is None else "; the same command goes on from here"
+    return exit_code("judge.py", lambda: main(config), f"interrupted{goes_on}")
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ percentile to the measured block.
 Where to read next: the script `judge.py` beside this package.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from nanopersrm import InputError, judgement, lora_files, ranking, trained, verdict, weights
+from nanopersrm import InputError, judgement, lora_files, ranking, reward, trained, verdict, weights
 from nanopersrm.answer import FORCED_ROOM, Answer, AnswerConfig, OnText, answer
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.device import device_of, dtype_of
@@ -46,7 +48,7 @@ UNTRAINED = (
 
 
 class Judge:
-    """A loaded model that judges. Not for several threads at once.
+    """A loaded model that judges. Not for several threads at once: they hold `lock` meanwhile.
 
     The model judges as it is, with the adapter that is on. While that is being trained, make a new
     Judge for each evaluation: what it keeps of the last exemplars would be out of date.
@@ -64,6 +66,7 @@ class Judge:
         self.model, self.tokenizer, self.trained, self.style = model, tokenizer, trained, style
         self.made_for = made_for  # what the adapter's judge.json says
         self.notes = [*notes] if trained else [UNTRAINED, *notes]  # of every judgement
+        self.lock = threading.Lock()
         self._prefix: Prefix | None = None  # of the last exemplars
 
     @staticmethod
@@ -175,6 +178,12 @@ class Judge:
             replies=replies,
             notes=notes,
         )
+
+    def reward_fn(
+        self, exemplars: Sequence[str] | str | None = None, **settings: Any
+    ) -> reward.RewardFunction:
+        """For TRL's `reward_funcs`; `reward.py` has the settings, `callers.py` other trainers."""
+        return reward.reward_fn(self, exemplars, **settings)
 
     def style_similarities(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
         """The cosine of each text with the writer of the exemplars, see `style.py`."""

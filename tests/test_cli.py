@@ -241,9 +241,9 @@ def test_help_is_quick_and_complete():
         assert f"--{flag}" in done.stdout
     for flag in ("think", "think-tokens", "temperature", "seed", "json", "base", "adapter"):
         assert f"--{flag}" in done.stdout
-    for flag in ("device", "dtype", "no-think", "no-evidence"):
+    for flag in ("device", "dtype", "no-think", "no-evidence", "batch", "out", "ray"):
         assert f"--{flag}" in done.stdout
-    assert len(script.Config.__dataclass_fields__) == 16  # a new flag belongs above
+    assert len(script.Config.__dataclass_fields__) == 19  # a new flag belongs above
 
 
 @pytest.mark.base

@@ -204,6 +204,3 @@ def test_unknown_flags_fail():
     with pytest.raises(SystemExit) as caught:
         tyro.cli(script.Config, args=["--exemplar", EDMUND, "--colour", "red"])
     assert caught.value.code == 2
-    with pytest.raises(SystemExit) as caught:
-        tyro.cli(script.Config, args=["--candidates", EDMUND])  # no exemplar
-    assert caught.value.code == 2

@@ -72,7 +72,7 @@ def test_from_trl(names, tmp_path):
 
     names["dataset"] = datasets.Dataset.from_list(names["dataset"])
     names["policy"] = transformers.AutoModelForCausalLM.from_pretrained(names["policy"])
-    options = {"use_cpu": True, "bf16": False, "report_to": "none"}
+    options: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none"}
     names["arguments"] = trl.GRPOConfig(str(tmp_path / "policy"), **options)
     exec(block("GRPOTrainer"), names)
     (reward,) = names["trainer"].reward_funcs

@@ -41,6 +41,7 @@ import torch
 from nanopersrm import InputError
 from nanopersrm.judgement import JudgeConfig, Judgement, check
 from nanopersrm.reward import (
+    ENDS,
     NAME,
     Completion,
     Judges,
@@ -52,8 +53,6 @@ from nanopersrm.reward import (
     texts_of,
 )
 
-# Tokens that end a reply, as text: OpenRLHF leaves them in.
-ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "</s>")
 FAILED = -1  # what TRL's pairwise judges say of a pair without a verdict
 
 

@@ -49,6 +49,18 @@ Rewards = list[float | None]  # None: no score
 RewardFunction = Callable[..., Rewards]  # (prompts, completions, **columns)
 
 NAME = "fits_writer"  # of the reward in logs
+# What ends a turn or fills a row, in the chat templates of the policies that people train.
+ENDS = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<eos>",
+    "<pad>",
+    "</s>",
+)
 
 
 class Judges(Protocol):

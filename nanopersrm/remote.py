@@ -1,0 +1,179 @@
+"""OpenRLHF's remote reward: what `--reward.remote_url` (earlier `--remote_rm_url`) talks to.
+
+    POST /get_reward?writer=ada  {"query": ["…"], "prompts": ["…"], "labels": ["…"]}
+    ->  {"rewards": [0.76], "scores": [0.76], "extra_logs": {"fits_writer": [0.76]}}
+
+as OpenRLHF 0.11.2 sends it (openrlhf/utils/agent.py) and its own server answers (cli/serve_rm.py).
+It knows no headers; a token goes into the URL: http://any:TOKEN@127.0.0.1:8000/get_reward.
+
+A *query* is the policy's prompt and response, decoded together with special tokens; the response is
+what follows the prompt, without the tokens that end a turn. That is the candidate.
+
+Whose style counts is said by ?writer=NAME for all, or by each label (`--data.label_key`): a text of
+the writer, a list of such texts, or an object, itself or as JSON in a text:
+
+    {"exemplars": ["…"], "question": "…"}        or {"writer": "ada"}, with principles if need be
+
+The prompt is full of the policy's chat template and is not used as a question.
+
+A reward is (score - 1) / 8, from 0 to 1, as in `reward.py`. An empty response, which fits nobody,
+gets 0 by rule and is not shown to the judge. What has no valid score fails the whole call: a number
+in its place would be learned from. OpenRLHF repeats a call five times, then goes on without a
+reward; its log says that, and the body of our answer the reason.
+
+Where to read next: `serve.py`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from nanopersrm import InputError
+from nanopersrm.desk import Ask, Done
+from nanopersrm.judgement import JudgeConfig
+from nanopersrm.reward import ENDS, NAME
+from nanopersrm.verdict import LABELS
+from nanopersrm.wire import JudgeRequest, Limits, Writer, ask_of
+
+FROM_LABEL = ("exemplars", "writer", "question", "principles")
+
+
+@dataclass(frozen=True)
+class RewardRequest:
+    """OpenRLHF's request."""
+
+    __pydantic_config__ = ConfigDict(extra="ignore")
+
+    query: Annotated[list[str], Field(description="prompts with their responses")]
+    prompts: Annotated[list[str], Field(description="the prompts alone")]
+    labels: Annotated[list[Any] | None, Field(description="whose style counts")] = None
+
+
+@dataclass(frozen=True)
+class RewardReply:
+    """OpenRLHF's reply, a number for each query."""
+
+    rewards: list[float]  # 0 to 1
+    scores: list[float]  # the same: the scale on which OpenRLHF filters
+    extra_logs: dict[str, list[float]]
+
+
+def responses(query: Sequence[str], prompts: Sequence[str]) -> list[str]:
+    """What the policy wrote.
+
+    >>> responses(["<s>Hi?Ho.</s>"], ["<s>Hi?"])
+    ['Ho.']
+    """
+    if len(query) != len(prompts) or not query:
+        raise InputError(
+            f"expected as many prompts as queries, at least 1, got {len(prompts)} and {len(query)}"
+        )
+    written = []
+    for i, (both, prompt) in enumerate(zip(query, prompts, strict=True)):
+        begin = _end_of(prompt, both)
+        if begin is None:
+            raise InputError(f"query[{i}]: expected a text that begins with its prompt")
+        written.append(_without_end(both[begin:]))
+    return written
+
+
+def _end_of(prompt: str, both: str) -> int | None:
+    """Where the prompt ends; some tokenizers give it back with other white space."""
+    if both.startswith(prompt):
+        return len(prompt)
+    at = 0
+    for char in "".join(prompt.split()):
+        while both[at : at + 1].isspace():
+            at += 1
+        if both[at : at + 1] != char:
+            return None
+        at += 1
+    return at
+
+
+def _without_end(text: str) -> str:
+    """Without the special tokens at its end."""
+    text = text.strip()
+    while found := next((end for end in ENDS if text.endswith(end)), None):
+        text = text.removesuffix(found).rstrip()
+    return text
+
+
+def request_of(label: object, place: str) -> JudgeRequest:
+    """A label -> a request without candidates."""
+    given = label
+    if isinstance(label, str) and label.lstrip()[:1] in ("{", "["):
+        try:
+            given = json.loads(label)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{place}: expected JSON, found something else") from error
+    if isinstance(given, str) and given.strip():
+        given = [given]
+    if isinstance(given, list):
+        given = {"exemplars": given}
+    if not isinstance(given, dict) or not given:
+        raise InputError(
+            f"{place}: expected texts of a writer or an object, got "
+            f"{type(label).__name__ if label else 'nothing'}; or say ?writer=NAME"
+        )
+    for name, value in given.items():
+        listed = name in ("exemplars", "principles") and isinstance(value, list)
+        if name not in FROM_LABEL:
+            raise InputError(f"{place}: expected {', '.join(FROM_LABEL)}, got {name!r}")
+        if not (all(isinstance(one, str) for one in value) if listed else isinstance(value, str)):
+            raise InputError(f"{place}.{name}: expected text, got {type(value).__name__}")
+        if name in ("exemplars", "principles") and not listed:
+            raise InputError(f"{place}.{name}: expected a list of texts, got a text")
+    return JudgeRequest([], **given)
+
+
+def asks_of(
+    body: RewardRequest,
+    writer: str | None,
+    writers: Mapping[str, Writer],
+    judging: JudgeConfig,
+    limits: Limits,
+) -> list[tuple[list[int], Ask]]:
+    """The asks, and which queries are the candidates of each: one ask for up to 26 of a kind.
+
+    A query without a response is in none.
+    """
+    if len(body.query) > limits.queries:
+        raise InputError(f"query: expected at most {limits.queries}, got {len(body.query)}")
+    written = responses(body.query, body.prompts)
+    labels = body.labels if body.labels is not None else [None] * len(written)
+    if len(labels) != len(written):
+        raise InputError(f"labels: expected one for each query, got {len(labels)}")
+    groups: list[tuple[JudgeRequest, list[int]]] = []
+    for i, label in enumerate(labels):
+        if not written[i]:
+            continue
+        whose = request_of(label, f"labels[{i}]") if writer is None else None
+        asked = whose or JudgeRequest([], writer=writer)
+        for same, members in groups:
+            if same == asked and len(members) < len(LABELS):
+                members.append(i)
+                break
+        else:
+            groups.append((asked, [i]))
+    found = []
+    for asked, members in groups:
+        asked = replace(asked, candidates=[written[i] for i in members], mode="pointwise")
+        found.append((members, ask_of(asked, writers, judging, limits)))
+    return found
+
+
+def reward_reply(n: int, found: Sequence[tuple[list[int], Done]]) -> dict[str, Any] | None:
+    """See RewardReply; None unless every query that was judged has a valid score."""
+    rewards = [0.0] * n  # without a response: the lowest
+    for members, done in found:
+        for i, score in zip(members, done.judgement.scores, strict=True):
+            if score is None:
+                return None
+            rewards[i] = (score - 1) / 8
+        if done.judgement.verdict == "invalid":
+            return None
+    return {"rewards": rewards, "scores": rewards, "extra_logs": {NAME: rewards}}

@@ -1,0 +1,184 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright, without a window.
+
+Skipped where either is missing. The pictures are kept under PAGE_PICTURES if that is set, else in
+pytest's temporary folder.
+"""
+
+import os
+import re
+import shutil
+import struct
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_serve import Live, live
+
+from nanopersrm.gate import INLINE
+from nanopersrm.wire import Limits
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PAGE = files("nanopersrm").joinpath("page.html").read_text("utf-8")
+ADA = "I came home late; I saw no supper. So be it! " * 6
+CANDIDATES = ("One thing; another.", "lol no way!!")
+
+
+def test_the_page_needs_nothing_from_elsewhere():
+    assert not re.search(r"\b(?:src|href|action)=(?!\"data:)", PAGE)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", PAGE)
+    assert not re.search(r"\sstyle=\"(?!…)", PAGE)
+    assert not re.search(r"\son\w+=", PAGE.split("<script>")[0])
+    assert "innerHTML" not in PAGE  # texts of people enter as texts
+    assert [kind for kind, _ in INLINE.findall(PAGE)] == ["style", "script"]
+    assert PAGE.count("<script") == PAGE.count("<style") == 1
+
+
+def test_every_field_has_a_label():
+    before = PAGE.split("<script>")[0]
+    labelled = set(re.findall(r'<label for="([\w-]+)"', before))
+    fields = re.findall(r"<(?:input|textarea|select)\b([^>]*)>", before)
+    assert len(fields) >= 7
+    for attributes in fields:
+        name = re.search(r'id="([\w-]+)"', attributes)
+        assert name
+        assert name[1] in labelled or "aria-label=" in attributes, attributes
+
+
+@pytest.fixture
+def server() -> Iterator[Live]:
+    yield from live(Limits(seconds=20))
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no chromium here")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield browser
+        browser.close()
+
+
+def pictures(tmp_path: Path) -> Path:
+    folder = Path(os.environ.get("PAGE_PICTURES") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def opened(browser: Any, server: Live, **look: Any) -> tuple[Any, list[str]]:
+    """The page, and a list of what went wrong or elsewhere."""
+    page, wrong = browser.new_page(**look), list[str]()
+    page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+
+    def heard(line: Any) -> None:
+        if line.type == "error":
+            wrong.append(line.text)
+
+    def asked(request: Any) -> None:
+        if not request.url.startswith((server.url, "data:")):
+            wrong.append(f"elsewhere: {request.url}")
+
+    page.on("console", heard)
+    page.on("request", asked)
+    page.goto(server.url)
+    return page, wrong
+
+
+def judge(page: Any) -> None:
+    page.get_by_label("Exemplars: texts this person wrote").fill(f"{ADA}\n---\n{ADA}")
+    for label, text in zip("AB", CANDIDATES, strict=True):
+        page.get_by_label(f"Candidate {label}", exact=True).fill(text)
+    page.locator("#traits li").first.wait_for()
+    page.get_by_role("button", name="Judge", exact=True).click()
+    page.locator("#ranking").wait_for(state="visible")
+
+
+def size_of(picture: Path) -> tuple[int, int]:
+    """Width and height of a PNG."""
+    width, height = struct.unpack(">II", picture.read_bytes()[16:24])
+    return width, height
+
+
+@pytest.mark.slow
+def test_from_texts_to_a_ranking(browser, server, tmp_path):
+    page, wrong = opened(browser, server, viewport={"width": 1100, "height": 900})
+    judge(page)
+    assert page.locator("#traits li").count() == 8
+    assert page.locator("#traits rect.writer").count() == 8
+    assert page.locator("#places tr").count() == 2
+    assert re.match(
+        r"Closest to the writer: candidate [AB]\.", page.locator("#status").inner_text()
+    )
+    marked = page.locator("#cards .text mark").all_inner_texts()
+    assert marked == [*CANDIDATES]  # the fake judge quotes the beginning of each candidate
+    assert page.locator("#cards .thought mark.nowhere").count() == 0
+    assert page.locator("#places").inner_text().count("%") == 1
+    picture = pictures(tmp_path) / "page-light.png"
+    page.screenshot(path=picture, full_page=True)
+    assert size_of(picture)[0] == 1100
+    assert wrong == []
+
+
+@pytest.mark.slow
+def test_on_a_phone_in_the_dark(browser, server, tmp_path):
+    look = {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark", "has_touch": True}
+    page, wrong = opened(browser, server, **look)
+    judge(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360  # nothing sticks out
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert dark == "rgb(23, 22, 19)"
+    page.screenshot(path=pictures(tmp_path) / "page-dark-phone.png", full_page=True)
+    assert wrong == []
+
+
+@pytest.mark.slow
+def test_by_keyboard(browser, server):
+    page, wrong = opened(browser, server)
+    order = []
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert order == [
+        *("pick", "exemplars", "question", "candidate-0", "candidate-1"),
+        *("more", "SUMMARY", "judge", "BODY"),
+    ]
+    page.get_by_role("button", name="Add a candidate").press("Enter")
+    assert page.evaluate("document.activeElement.id") == "candidate-2"
+    assert wrong == []
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_is_said_on_the_page(browser, server):
+    page, wrong = opened(browser, server)
+    page.get_by_label("Exemplars: texts this person wrote").fill(ADA)
+    page.get_by_role("button", name="Judge", exact=True).click()
+    assert page.get_by_role("alert").inner_text() == "Paste at least one candidate."
+    page.get_by_label("Candidate A", exact=True).fill("boom <img src=x onerror=alert(1)>")
+    page.get_by_role("button", name="Judge", exact=True).click()
+    page.get_by_role("alert").filter(has_text="the judge failed with RuntimeError").wait_for()
+    assert page.locator("#cards img").count() == 0
+    assert page.get_by_role("button", name="Judge", exact=True).is_enabled()
+    server.judge.gate.clear()
+    page.get_by_label("Candidate A", exact=True).fill("One.")
+    page.get_by_role("button", name="Judge", exact=True).click()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("status").filter(has_text="Stopped.").wait_for()
+    server.judge.gate.set()
+    assert wrong == []
+
+
+@pytest.mark.slow
+def test_files_become_exemplars(browser, server, tmp_path):
+    for i in range(2):
+        (tmp_path / f"{i}.txt").write_text(f"Text {i}; short.\n", encoding="utf-8")
+    page, wrong = opened(browser, server)
+    page.locator("#files").set_input_files([tmp_path / "0.txt", tmp_path / "1.txt"])
+    page.locator("#traits li").first.wait_for()
+    value = page.get_by_label("Exemplars: texts this person wrote").input_value()
+    assert value == "Text 0; short.\n---\nText 1; short."
+    assert wrong == []

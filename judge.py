@@ -5,7 +5,7 @@
 reads what the writer wrote (files, folders, or one file with lines of three dashes between texts),
 prints the writer's habits, reasons about each candidate and ends with a table. Without --candidates
 it reads them from standard input. `--json` prints one JSON object instead. `--adapter FOLDER` uses
-what `train_sft.py` has learned; without it the base has not been trained to judge.
+what `train_sft.py` has learned, `--adapter none` the base alone, which was never trained to judge.
 
     python judge.py --batch in.jsonl --out out.jsonl
 
@@ -42,6 +42,7 @@ from nanopersrm.judges import loader
 from nanopersrm.profile import profile
 from nanopersrm.spread import spread
 from nanopersrm.texts import SUFFIXES, decode, expand, read_file, read_texts, split_texts
+from nanopersrm.trained import DEFAULT, chosen
 from nanopersrm.verdict import CLOSE
 
 HABITS = 8  # factors that the profile shows
@@ -68,7 +69,7 @@ class Config:
     ray: int = 0  # with --batch: so many workers of Ray, on one machine or several; 0: no Ray
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False  # print one JSON object
     base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
-    adapter: str | None = None  # a folder with a trained adapter, as train_sft.py or PEFT writes it
+    adapter: str = DEFAULT  # a folder with a trained adapter; default: that of the base; or none
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     dtype: str = "auto"  # auto (16 bits where they are fast), bf16, fp16, fp32
 
@@ -142,17 +143,17 @@ def _judge_batch(config: Config, judging: JudgeConfig, exemplars: list[str]) -> 
     log = Console(stderr=True, highlight=False, soft_wrap=True)
     status = log.status("reading", spinner="line")
     shown = None if config.ray else log.print  # other machines can show nothing here
-    load = loader(config.base, config.adapter, config.device, config.dtype, shown)
+    folder = chosen(config.adapter, config.base)
+    adapter = None if folder is None else str(folder)
+    load = loader(config.base, adapter, config.device, config.dtype, shown)
     work = partial(spread, workers=config.ray) if config.ray else batch.one_by_one
-    model = f"{config.base}, {config.adapter}, {config.dtype}"
+    model = f"{config.base}, {adapter}, {config.dtype}"
     asking = batch.Asking(tuple(exemplars), config.principle, judging, model)
     if log.is_terminal:
         status.start()
     try:
         progress = _Progress(log, status, config.batch)
-        tally = batch.run(
-            partial(load, config.adapter), config.batch, config.out, asking, progress, work
-        )
+        tally = batch.run(partial(load, adapter), config.batch, config.out, asking, progress, work)
     finally:
         status.stop()
     said = f"{config.out}: {tally.judged} judged, {tally.bad} bad"

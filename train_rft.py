@@ -85,7 +85,7 @@ class Config:
 
     pairs: Path | None = None  # .jsonl of data.build; default: pairs of the demo writers
     validation: Path | None = None  # pairs for the trials; default: a tenth of the writers
-    adapter: Path | None = None  # where to begin; default: runs/sft/adapter
+    adapter: Path | None = None  # where to begin; default: runs/sft/adapter, or that of the base
     out: Path = Path("runs/rft")  # folder of the run
     resume: bool = False  # go on from the last checkpoint in --out
     overwrite: bool = False  # throw an earlier run in --out away
@@ -259,7 +259,7 @@ def main(config: Config) -> None:
     tiny = starting.is_random(config.preset, config.base)
     folder, made = None, None
     if config.adapter is not None or not tiny:
-        folder, made = starting.said_by(config.adapter, SFT)
+        folder, made = starting.said_by(config.adapter, SFT, config.base)
     config = as_made(config, made)
     device = device_of(config.device)
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None

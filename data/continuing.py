@@ -195,7 +195,7 @@ def drawer(base: str, seed: int) -> Draw:
     """Load a base and draw with it."""
     from nanopersrm.judge import Judge  # torch comes with it, and only here it is needed
 
-    judge = Judge.load(base)
+    judge = Judge.load(base, None)
 
     def draw(
         prompts: Sequence[Prompt],

@@ -77,7 +77,7 @@ def load(base: str, say: Callable[[str], None] | None = None) -> Sample:
     from nanopersrm.answer import AnswerConfig, answer  # torch takes seconds
     from nanopersrm.judge import Judge
 
-    judge = Judge.load(base, say=say)
+    judge = Judge.load(base, None, say=say)
 
     def sample(prompts: Sequence[Prompt], labels: int, seed: int) -> list[str]:
         ids = [judge.tokenizer.chat(p.messages, continuation=p.start) for p in prompts]

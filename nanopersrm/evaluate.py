@@ -5,9 +5,9 @@
 
 judges every pair, prints one row a judge and writes the numbers, with intervals over authors, to
 `--out` (`metrics.py` defines each of them). `--adapter FOLDER` judges with what `train_sft.py` has
-learned, without it the untrained base does. `--baselines` adds all other judges of `judges.py`, the
-base without the adapter among them; `--judges model,style` names some. `--beside NAME=FOLDER` adds
-another adapter of the same base, asked for the form of prompt that it was trained on.
+learned, `--adapter none` with the untrained base. `--baselines` adds all other judges of
+`judges.py`, the base without the adapter among them; `--judges model,style` names some. `--beside
+NAME=FOLDER` adds another adapter of the same base, asked for the prompts that it was trained on.
 
 How it works. The two texts of a pair are shown in alphabetical order, which knows nothing of the
 label; a pair and its twin are shown alike. Then both again with one neutral text in place of the
@@ -47,7 +47,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from nanopersrm import InputError, __version__
+from nanopersrm import InputError, __version__, trained
 from nanopersrm.command import exit_code
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.judgement import JudgeConfig
@@ -56,6 +56,7 @@ from nanopersrm.metrics import GROUPS, KEYS, RESAMPLES, Record, measure, record
 from nanopersrm.opinions import Opinion, Opinions, key_of
 from nanopersrm.pairs import Pair, couples, read
 from nanopersrm.scoreboard import page
+from nanopersrm.trained import DEFAULT
 
 NEUTRAL = (  # in place of the exemplars: it says nothing of any writer, and is the same for all
     "The room has a table and four chairs. There is a window on the left side. A book is on the "
@@ -70,7 +71,7 @@ class Config:
 
     pairs: tuple[Path, ...]  # .jsonl or .jsonl.gz files
     base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
-    adapter: str | None = None  # a folder with a trained adapter, as train_sft.py or PEFT writes it
+    adapter: str = DEFAULT  # a folder with a trained adapter; default: that of the base; or none
     baselines: bool = False  # judge with everything that judges.py knows
     judges: str = "model"  # by name, with commas between; the first gives the result
     beside: tuple[str, ...] = ()  # further adapters of the same base, each as NAME=FOLDER
@@ -104,10 +105,12 @@ def main(config: Config, command: str = "") -> None:
     train = train_pairs(read(config.train), config.seed) if config.train else []
     remembered = _opinions(config)
     log = Console(stderr=True, highlight=False, soft_wrap=True)
-    load = loader(config.base, config.adapter, config.device, config.dtype, say=log.print)
+    folder = trained.chosen(config.adapter, config.base)
+    adapter = None if folder is None else str(folder)
+    load = loader(config.base, adapter, config.device, config.dtype, say=log.print)
     kit = Kit(
         config.base,
-        config.adapter,
+        adapter,
         config.device,
         config.dtype,
         judging,
@@ -144,7 +147,7 @@ def main(config: Config, command: str = "") -> None:
         "judge": next(iter(judges)),
         "versions": versions(),
         "base": config.base,
-        "adapter": config.adapter,
+        "adapter": adapter,
         "device": _device(),
         "load": round(os.getloadavg()[0], 2),
         "seed": config.seed,

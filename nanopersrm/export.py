@@ -15,6 +15,9 @@ chat template, README.md and model.safetensors, in shards where it is above 5 GB
 Face folder all but the weights are copied. From a GGUF file they are made of what it says. All goes
 to a temporary folder beside --out, renamed when it is complete.
 
+`--adapter-only` merges nothing: the adapter's folder is copied, its numbers rounded to --dtype.
+That is half the size and, for a model that computes in that type, the same adapter.
+
 What we left out: merging back into 4 bits, which rounds again; the style adapter, which is for
 other prompts. Where to read next: `lora_files.py` for the adapter as it is.
 """
@@ -76,6 +79,7 @@ class Config:
     out: Path  # the folder to write
     base: str | None = None  # the base, if it now lies elsewhere than when it was trained on
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"  # of the weights written
+    adapter_only: bool = False  # the adapter alone, rounded to --dtype
     overwrite: bool = False  # replace --out if it holds a model
 
 
@@ -84,6 +88,11 @@ def main(config: Config) -> None:
     folder = adapter_folder(config.adapter.expanduser())
     made_for = trained.read(folder)
     out = config.out.expanduser().resolve()
+    if config.adapter_only:
+        _check_out(out, config.overwrite, (folder,), lora_files.CONFIG)
+        size = _slim(folder, out, weights.DTYPES[config.dtype])
+        print(f"{folder} in {config.dtype}: {out}, {size / 1e6:.1f} MB")
+        return
     base = resolve(config.base or _base_name(folder, made_for), print)
     _check_out(out, config.overwrite, keep=(folder, base.path))
     note = made_for.same_base(folder, base) if made_for else None
@@ -108,6 +117,18 @@ def main(config: Config) -> None:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"{out}: cannot be written ({reason})") from error
     print(f"merged into {precision}: {out}, {size / 1e9:.2f} GB in {config.dtype}")
+
+
+def _slim(folder: Path, out: Path, dtype: torch.dtype) -> int:
+    """The adapter in `folder` again, in `out`, with tensors of this type; the bytes of files."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
+            size = lora_files.copy_as(folder, Path(work) / "new", dtype)
+            _move(Path(work) / "new", out, old=Path(work) / "old")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
+    return size
 
 
 def adapter_folder(given: Path) -> Path:
@@ -139,8 +160,13 @@ def _trained_on(made_for: Trained | None, folder: Path, dtype: str) -> tuple[str
     return made_for.dtype, made_for.nf4
 
 
-def _check_out(out: Path, overwrite: bool, keep: tuple[Path, ...]) -> None:
-    """`out` is free, or may be replaced: a folder of files of a model, and none that we read."""
+def _check_out(
+    out: Path, overwrite: bool, keep: tuple[Path, ...], mark: str = "config.json"
+) -> None:
+    """`out` is free, or may be replaced: a folder with `mark`, and none that we read.
+
+    Of a model it holds files alone.
+    """
     for path in keep:
         if path.resolve().is_relative_to(out):
             raise InputError(f"--out {out}: expected another folder, this one holds {path}")
@@ -151,9 +177,10 @@ def _check_out(out: Path, overwrite: bool, keep: tuple[Path, ...]) -> None:
     entries = list(out.iterdir())
     if entries and not overwrite:
         raise InputError(f"--out {out}: expected an empty or new folder; --overwrite replaces it")
-    is_model = (out / "config.json").is_file() and all(entry.is_file() for entry in entries)
-    if entries and not is_model:
-        raise InputError(f"--out {out}: it holds other things than a model; nothing is overwritten")
+    whole = mark != "config.json" or all(entry.is_file() for entry in entries)
+    if entries and not ((out / mark).is_file() and whole):
+        kind = "a model" if mark == "config.json" else "an adapter"
+        raise InputError(f"--out {out}: it holds other things than {kind}; nothing is overwritten")
 
 
 def _move(part: Path, out: Path, old: Path) -> None:

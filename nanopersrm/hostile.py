@@ -42,6 +42,7 @@ from nanopersrm.injections import INJECTIONS, neutral
 from nanopersrm.judgement import JudgeConfig, Judgement
 from nanopersrm.pairs import Pair, couples, read
 from nanopersrm.scoreboard import table
+from nanopersrm.trained import DEFAULT
 from nanopersrm.verdict import LABELS
 
 PLACES = ("exemplar", "question", "first", "second")
@@ -79,7 +80,7 @@ class Config:
     """Try to talk the judge round."""
 
     pairs: Path  # .jsonl or .jsonl.gz
-    adapter: str | None = None  # a folder with a trained adapter
+    adapter: str = DEFAULT  # a folder with a trained adapter; default: that of the base; or none
     base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
     limit: int = 10  # pairs, drawn by the seed, twins together
     evidence: bool = JudgeConfig.evidence  # give the model measured facts about the texts
@@ -208,7 +209,7 @@ def main(config: Config, command: str = "") -> None:
         record = {"summary": found, "facts": facts, "cases": [asdict(case) for case in cases]}
         write_json(config.out, record)
     print(page(found))
-    print(f"\n{len(some)} pairs, seed {config.seed}, {config.adapter or config.base}")
+    print(f"\n{len(some)} pairs, seed {config.seed}, {config.base}, adapter {config.adapter}")
 
 
 def run(config: Config, command: str = "") -> int:

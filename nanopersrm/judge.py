@@ -13,8 +13,8 @@ in an order of their own (sorted), so that any order of the same candidates runs
 What the exemplars cost is paid once: all prompts begin with them, and their keys and values are
 kept for the next call with the same exemplars.
 
-With a trained adapter (`Judge.load(adapter=folder)`) the same base judges better: the adapter works
-beside the weights and is never merged into them. A style adapter in the same folder adds its
+The adapter that comes with the default base, or one of your own (`Judge.load(adapter=folder)`),
+works beside the weights and is never merged into them. A style adapter in the same folder adds its
 percentile to the measured block.
 
 Where to read next: the script `judge.py` beside this package.
@@ -72,13 +72,17 @@ class Judge:
     @staticmethod
     def load(
         base: str | Path = DEFAULT_BASE,
-        adapter: str | Path | None = None,
+        adapter: str | Path | None = trained.DEFAULT,
         device: str = "auto",
         dtype: str = "auto",
         say: Callable[[str], None] | None = None,
     ) -> "Judge":
-        """Fetch what is missing, load and check it. `say` gets a line before anything slow."""
-        folder = None if adapter is None else Path(adapter).expanduser()
+        """Fetch what is missing, load and check it. `say` gets a line before anything slow.
+
+        adapter: a folder; None: the base alone. By default the one that comes with the default
+        base, and none with others.
+        """
+        folder = trained.chosen(adapter, base)
         made_for = None if folder is None else trained.read(folder)
         place = device_of(device)
         found = resolve(str(base), say)

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -164,6 +165,24 @@ def load(folder: Path, model: Model) -> Lora:
     lora = Lora(model, sizes, seed=0, only=wanted)
     lora.load_tensors(tensors)
     return lora
+
+
+def copy_as(folder: Path, out: Path, dtype: torch.dtype) -> int:
+    """All of a folder, with tensors of this type; the bytes of what is written."""
+    size = 0
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        to = out / file.relative_to(folder)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".safetensors":
+            try:
+                tensors = {name: part.to(dtype) for name, part in load_file(file).items()}
+            except SafetensorError as error:
+                raise InputError(f"{file}: not a safetensors file ({error})") from error
+            to.write_bytes(to_bytes(tensors, {"format": "pt"}))
+        else:
+            to.write_bytes(file.read_bytes())
+        size += to.stat().st_size
+    return size
 
 
 def _check_plain(config: dict[str, Any], file: Path) -> None:

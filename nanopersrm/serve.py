@@ -38,6 +38,7 @@ from nanopersrm import InputError
 from nanopersrm.command import exit_code
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.judgement import JudgeConfig
+from nanopersrm.trained import DEFAULT
 
 try:
     import uvicorn
@@ -62,7 +63,7 @@ class Config:
     """Serve the judge to this machine, or with a token to others."""
 
     base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
-    adapter: str | None = None  # a folder with a trained adapter, as train_sft.py or PEFT writes it
+    adapter: str = DEFAULT  # a folder with a trained adapter; default: that of the base; or none
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     dtype: str = "auto"  # auto (16 bits where they are fast), bf16, fp16, fp32
     host: str = "127.0.0.1"  # for other machines 0.0.0.0, with NANOPERSRM_TOKEN set

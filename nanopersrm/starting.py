@@ -69,11 +69,13 @@ def made_for(
     )
 
 
-def said_by(folder: Path | None, default: Path) -> tuple[Path, Trained | None]:
+def said_by(folder: Path | None, default: Path, base: str) -> tuple[Path, Trained | None]:
     """The folder of the adapter to go on from, and its judge.json where it has one.
 
-    None: the `default`, what train_sft.py leaves, must be there.
+    None: the `default`, what train_sft.py leaves, or else the one that comes with the base.
     """
+    if folder is None and not default.is_dir():
+        folder = trained.chosen(trained.DEFAULT, base)
     if folder is None and not default.is_dir():
         raise InputError(
             f"expected a trained adapter in {default}, found none: run `python train_sft.py` "

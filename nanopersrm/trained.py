@@ -11,6 +11,9 @@ name. An adapter that was trained beside weights in 4 bits (`nf4`) has learned t
 rounding too: it is judged with beside the same weights. A folder of PEFT's own making has no
 judge.json; then nothing is checked but the shapes.
 
+One such folder comes with this package (`SHIPPED`, with a README.md of its own). The default base
+judges with it unless another adapter is named, or "none".
+
 Where to read next: `judge.py` in this folder, which loads it.
 """
 
@@ -28,6 +31,8 @@ from nanopersrm.embedded import DEFAULT_BASE
 FILE = "judge.json"
 FORMS = ("pointwise", "pairwise", "both")
 CHUNK = 1 << 24  # bytes read at a time
+SHIPPED = Path(__file__).parent / "adapter"  # trained with this project, for the default base
+DEFAULT, NONE = "default", "none"  # instead of a folder
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,16 @@ class Trained:
         if self.form not in (mode, "both"):
             notes.append(f"this adapter was trained on {self.form} prompts and is asked {mode}")
         return notes
+
+
+def chosen(adapter: str | Path | None, base: str | Path) -> Path | None:
+    """The folder that is meant: DEFAULT is the shipped adapter, where there is one for the base."""
+    if adapter is None or str(adapter) == NONE:
+        return None
+    if str(adapter) != DEFAULT:
+        return Path(adapter).expanduser()
+    there = str(base) == DEFAULT_BASE and (SHIPPED / "adapter_config.json").is_file()
+    return SHIPPED if there else None
 
 
 def read(folder: Path) -> Trained | None:

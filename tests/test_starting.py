@@ -91,17 +91,17 @@ def test_what_a_result_says_of_itself(base, model, tmp_path, monkeypatch):
 def test_where_the_adapter_is(folder, tmp_path):
     expected = "expected a trained adapter in .*, found none: run `python train_sft.py` first"
     with pytest.raises(InputError, match=expected):
-        said_by(None, tmp_path / "none")
-    found, made = said_by(None, folder)
+        said_by(None, tmp_path / "none", "some/base")
+    found, made = said_by(None, folder, "some/base")
     assert found == folder
     assert made is not None
     assert made.form == "both"
     other = tmp_path / "none"
-    assert said_by(folder, other) == (folder, made)  # the default need not be there
+    assert said_by(folder, other, "some/base") == (folder, made)  # the default need not be there
     with pytest.raises(InputError, match="no such folder"):
-        said_by(other, folder)
+        said_by(other, folder, "some/base")
     (folder / "judge.json").rename(folder / "away.json")
-    assert said_by(folder, other) == (folder, None)  # an adapter from elsewhere
+    assert said_by(folder, other, "some/base") == (folder, None)  # an adapter from elsewhere
     (folder / "away.json").rename(folder / "judge.json")
 
 

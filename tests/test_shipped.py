@@ -1,0 +1,102 @@
+"""Which adapter judges by default, and an adapter in half the bytes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+from safetensors.torch import load_file, save_file
+from test_answer import make_base
+from test_judge import CANDIDATES, EXEMPLARS
+from test_judge_adapter import PLAIN, make_adapter
+
+from nanopersrm import InputError, export, lora_files, trained
+from nanopersrm.bases import DEFAULT_BASE, Base
+from nanopersrm.judge import UNTRAINED, Judge
+from nanopersrm.starting import said_by
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Base:
+    return make_base(tmp_path_factory.mktemp("shipped") / "smollm", "smollm")
+
+
+@pytest.fixture(scope="module")
+def folder(base, tmp_path_factory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
+
+
+def test_which_adapter_is_meant(folder, monkeypatch):
+    monkeypatch.setattr(trained, "SHIPPED", folder)
+    assert trained.chosen("default", DEFAULT_BASE) == folder
+    assert trained.chosen("default", "some/base") is None
+    assert trained.chosen("none", DEFAULT_BASE) is None
+    assert trained.chosen(None, DEFAULT_BASE) is None
+    assert trained.chosen("mine", DEFAULT_BASE) == Path("mine")
+    assert trained.chosen("~/mine", "some/base") == Path.home() / "mine"
+    monkeypatch.setattr(trained, "SHIPPED", folder / "nothing")
+    assert trained.chosen("default", DEFAULT_BASE) is None
+
+
+def test_reinforcement_goes_on_from_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(trained, "SHIPPED", folder)
+    found, made = said_by(None, tmp_path / "none", DEFAULT_BASE)
+    assert (found, made) == (folder, trained.read(folder))
+    with pytest.raises(InputError, match=r"run `python train_sft.py` first"):
+        said_by(None, tmp_path / "none", "some/base")
+
+
+def test_another_base_judges_without_an_adapter(base):
+    assert Judge.load(base.path, dtype="fp32").notes == [UNTRAINED]
+
+
+def write(*arguments: object) -> int:
+    return export.run(tyro.cli(export.Config, args=[str(a) for a in arguments]))
+
+
+def test_an_adapter_in_half_the_bytes(base, folder, tmp_path, capsys):
+    """Rounded as the model rounds it, and so the same judgement in that type."""
+    out = tmp_path / "small"
+    assert write("--adapter", folder, "--out", out, "--adapter-only") == 0
+    said = capsys.readouterr().out
+    names = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+    for name in (lora_files.TENSORS, f"style/{lora_files.TENSORS}"):
+        before, after = load_file(folder / name), load_file(out / name)
+        assert before.keys() == after.keys()
+        for key, tensor in before.items():
+            assert torch.equal(after[key], tensor.bfloat16())
+    size = sum((out / name).stat().st_size for name in names)
+    assert f"{size / 1e6:.1f} MB" in said
+    assert size < 0.6 * sum((folder / name).stat().st_size for name in names)
+    scores = [
+        Judge.load(base.path, one, dtype="bf16").judge(EXEMPLARS, CANDIDATES[:3], config=PLAIN)
+        for one in (folder, out)
+    ]
+    assert scores[0].scores == scores[1].scores
+
+
+def test_what_is_not_overwritten(folder, tmp_path, capsys):
+    out = tmp_path / "there"
+    out.mkdir()
+    (out / "letter.txt").write_text("mine")
+    given = ("--adapter", folder, "--out", out, "--adapter-only")
+    for flags, said in (((), "expected an empty or new folder"), (("--overwrite",), "an adapter")):
+        assert write(*given, *flags) == 2
+        assert said in capsys.readouterr().err
+    assert (out / "letter.txt").read_text() == "mine"
+    (out / lora_files.CONFIG).write_text("{}")
+    assert write(*given, "--overwrite") == 0
+    assert not (out / "letter.txt").exists()
+    assert write("--adapter", folder, "--out", folder, "--adapter-only", "--overwrite") == 2
+
+
+def test_a_broken_adapter_leaves_nothing(tmp_path, capsys):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    save_file({}, broken / "head.safetensors")
+    (broken / lora_files.CONFIG).write_text("{}")
+    (broken / lora_files.TENSORS).write_bytes(b"nonsense")
+    assert write("--adapter", broken, "--out", tmp_path / "out", "--adapter-only") == 2
+    assert "not a safetensors file" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]

@@ -23,7 +23,7 @@ import tyro
 from data import course, plans
 from data.facts import FORMS
 from data.lessons import LessonConfig, Style
-from nanopersrm import trial, verdict
+from nanopersrm import InputError, trial, verdict
 from nanopersrm.answer import FORCED_ROOM
 from nanopersrm.command import exit_code
 from nanopersrm.disk import write_text
@@ -43,7 +43,7 @@ RULE = f"\n\n{'=' * 80}\n\n"  # between two of them
 class Exam:
     """What all trials of a run ask. `near`: the style percentiles for the prompts, or None.
 
-    replies: answered freely; reasoned: pairs that are judged after reasoning as well.
+    replies: answered freely, at this temperature; reasoned: pairs judged after reasoning as well.
     """
 
     def __init__(
@@ -55,8 +55,9 @@ class Exam:
         near: Style | None,
         replies: int = WRITTEN,
         reasoned: int = 0,
+        temperature: float = 1.0,
     ):
-        self.tokenizer, self.seed = tokenizer, seed
+        self.tokenizer, self.seed, self.temperature = tokenizer, seed, temperature
         form = "pairwise" if config.form == "pairwise" else "pointwise"
         self.labels = FORMS.index(form) + 1
         room = REASONING + FORCED_ROOM
@@ -77,8 +78,9 @@ class Exam:
     def hold(self, model: Model, how: Preset) -> tuple[Trial, str]:
         """A trial of the model as it is now, and its replies with their prompts as one text."""
         found, replies = trial.hold(
-            model, self.tokenizer, self.bundles, self.twins, self.prompts, how, self.seed
-        )
+            model, self.tokenizer, self.bundles, self.twins, self.prompts, how, self.seed,
+            self.temperature,
+        )  # fmt: skip
         if self.asked:
             right = trial.reason(model, self.tokenizer, self.asked, self.labels, REASONING)
             found = replace(
@@ -104,6 +106,7 @@ class Config:
     limit: int = 100  # pairs, drawn by the seed, twins together
     replies: int = 100  # of them answered freely, one text of a pair each
     reasoned: int = 0  # of them judged after reasoning as well: some 3 seconds each on two cores
+    temperature: float = 1.0  # of the free replies; 0: greedily, as the judge reasons
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     out: Path | None = None  # a text file for the replies
@@ -111,6 +114,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Load, ask, print a line."""
+    if not 0 <= config.temperature < float("inf"):
+        raise InputError(f"--temperature: expected a number from 0, got {config.temperature}")
     judge = Judge.load(config.base, config.adapter, config.device, say=print)
     drawn = couples(read(config.pairs))
     random.Random(f"{config.seed}/exam").shuffle(drawn)
@@ -119,7 +124,8 @@ def main(config: Config) -> None:
     lesson = LessonConfig() if made is None else LessonConfig(evidence=made.evidence)
     shows = judge.style is not None and (made is None or made.style)
     near = judge.style_percentiles if shows else None
-    exam = Exam(some, judge.tokenizer, lesson, config.seed, near, config.replies, config.reasoned)
+    asked = config.replies, config.reasoned, config.temperature
+    exam = Exam(some, judge.tokenizer, lesson, config.seed, near, *asked)
     found, page = exam.hold(judge.model, PRESETS["cpu"])
     if config.out is not None:
         write_text(config.out, page)

@@ -86,10 +86,12 @@ def hold(
     prompts: Sequence[list[int]],
     how: Preset,
     seed: int,
+    temperature: float = 1.0,
 ) -> tuple[Trial, list[str]]:
     """The trial, and the replies written to `prompts`, which ask about one candidate each.
 
     bundles: trees with a list of chosen and rejected, and replies; twins: id -> id of the twin.
+    temperature: of the replies, 0 as the judge writes them.
     """
     training = model.training
     model.eval()
@@ -103,7 +105,7 @@ def hold(
         for bundle, (first, count, chosen) in zip(some, packed.lists, strict=True):
             own = scores[first : first + count]
             right[bundle.name] = all(own[chosen] > own[k] for k in range(count) if k != chosen)
-    drawing = SamplingConfig(max_new=REPLY_TOKENS, seed=seed)
+    drawing = SamplingConfig(temperature, max_new=REPLY_TOKENS, seed=seed)
     drawn = []
     for first in range(0, len(prompts), AT_ONCE):
         some_prompts = prompts[first : first + AT_ONCE]

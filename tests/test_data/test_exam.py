@@ -47,6 +47,24 @@ def test_a_line_and_the_replies(asked, tmp_path, capsys, monkeypatch):
     assert page.count("=" * 80) == 1
 
 
+def test_replies_without_chance(asked, tmp_path, capsys, monkeypatch):
+    """At temperature 0 the seed does not matter to the replies, at 1 it does."""
+    monkeypatch.setattr(exam, "LessonConfig", lambda **k: REAL(longest=16_384, **k))
+    monkeypatch.setattr("nanopersrm.trial.REPLY_TOKENS", 8)
+    monkeypatch.setattr(exam.random.Random, "shuffle", lambda self, x: None)  # the same pairs
+    pages = {}
+    for temperature in ("0", "1"):
+        for seed in ("0", "1"):
+            out = tmp_path / "replies.txt"
+            flags = ("--temperature", temperature, "--seed", seed, "--out", str(out))
+            assert call(*asked, *flags) == 0
+            pages[temperature, seed] = out.read_text()
+    assert pages["0", "0"] == pages["0", "1"]
+    assert pages["1", "0"] != pages["1", "1"]
+    assert call(*asked, "--temperature", "-1") == 2
+    assert "--temperature: expected a number from 0, got -1" in capsys.readouterr().err
+
+
 def test_a_wrong_folder_is_one_line(asked, tmp_path, capsys):
     assert call(*asked, "--adapter", str(tmp_path)) == 2
     error = capsys.readouterr().err

@@ -157,6 +157,8 @@ def _judge_batch(config: Config, judging: JudgeConfig, exemplars: list[str]) -> 
     finally:
         status.stop()
     said = f"{config.out}: {tally.judged} judged, {tally.bad} bad"
+    if tally.invalid:
+        said += f", {tally.invalid} without a verdict"
     if tally.kept:
         said += f" ({tally.kept} of them before)"
     if tally.pairs:

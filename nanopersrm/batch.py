@@ -15,6 +15,7 @@ What comes out (`right` for pairs only: is the chosen text the verdict? null for
      [0, 1], "verdict": 0, "reasoning": ["…"], "well_formed": true, "notes": [], "right": true}
     {"line": 2, "key": "…", "error": "line 2, field exemplars: missing"}
 
+Where a candidate got no score the verdict is "invalid", the ranking null, and no pair is right.
 A bad line is one that cannot be read or judged. It is told, it has its record, and the next one is
 judged. Blank lines have no record.
 
@@ -40,6 +41,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,6 +52,7 @@ from nanopersrm.pairs import SUFFIXES, parse_object
 from nanopersrm.reward import Judges, completion_text, question_text, texts_of
 
 BEGINS = b'{"line": '  # each record
+NO_MEMORY = ("out of memory", "can't allocate memory")  # what PyTorch says of cards and of hosts
 LEFT_OUT = ("replies", "seconds", "tokens", "prompt_tokens")  # of a judgement
 Load = Callable[[], Judges]
 Numbered = tuple[int, bytes]  # a line of the input that is not blank
@@ -83,6 +86,7 @@ class Tally:
     lines: int = 0  # there are, without the blank ones
     judged: int = 0
     bad: int = 0
+    invalid: int = 0  # of those judged: without a verdict
     kept: int = 0  # of these, from an earlier run
     pairs: int = 0  # of those judged
     right: float = 0.0  # pairs whose chosen text is the verdict; ties count half
@@ -90,6 +94,7 @@ class Tally:
     def add(self, record: Record) -> None:
         self.bad += "error" in record
         self.judged += "error" not in record
+        self.invalid += record.get("verdict") == "invalid"
         if "right" in record:
             self.pairs += 1
             self.right += 0.5 if record["right"] is None else float(record["right"])
@@ -118,9 +123,9 @@ def run(
     _check_names(source, out)
     tally = Tally(lines=sum(1 for _ in _lines(source)))
     with closing(_lines(source)) as lines:
-        end = _earlier(out, lines, asking, tally)
+        end, begun = _earlier(out, lines, asking, tally)
         with closing(_opened(out, end)) as file:
-            for record in work(load, lines, asking):
+            for record in work(load, chain(begun, lines), asking):
                 _append(file, record, out)
                 tally.add(record)
                 if told is not None:
@@ -143,6 +148,10 @@ def record_of(load: Load, number: int, raw: bytes, asking: Asking) -> Record:
         return record | _judged(judge, line, asking)
     except InputError as error:
         return record | {"error": f"{place}: {error}"}
+    except (MemoryError, RuntimeError) as error:  # PyTorch's is a RuntimeError
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in NO_MEMORY):
+            raise
+        return record | {"error": f"{place}: memory ran out, the texts are too long for it"}
 
 
 def parsed(record: Record, place: str, asking: Asking) -> Line:
@@ -190,6 +199,8 @@ def _judged(judge: Judges, line: Line, asking: Asking) -> Record:
             line.exemplars, line.candidates, line.question, asking.principles, asking.config
         )
     record = {name: value for name, value in found.as_dict().items() if name not in LEFT_OUT}
+    if found.verdict == "invalid":
+        record["ranking"] = None
     if line.pair:
         record["right"] = None if found.verdict == "tie" else found.verdict == 0
     return record
@@ -233,8 +244,11 @@ def _decoded(raw: bytes, place: str) -> str:
         raise InputError(f"{place}: expected UTF-8 text ({error.reason})") from error
 
 
-def _earlier(out: Path, lines: Iterator[Numbered], asking: Asking, tally: Tally) -> int:
-    """Count the records of an earlier run and pass over their lines; gives where they end."""
+def _earlier(
+    out: Path, lines: Iterator[Numbered], asking: Asking, tally: Tally
+) -> tuple[int, list[Numbered]]:
+    """Count the records of an earlier run and pass over their lines; gives where they end, and the
+    line whose record was begun, which is to be judged again."""
     end, other = 0, "give another --out"
     try:
         with open(out, "rb") as file:
@@ -242,24 +256,24 @@ def _earlier(out: Path, lines: Iterator[Numbered], asking: Asking, tally: Tally)
                 place = f"{out}, line {number}"
                 if not raw.startswith(BEGINS) and not BEGINS.startswith(raw):
                     raise InputError(f"{place}: expected a record of this command; {other}")
-                if not raw.endswith(b"\n"):
-                    break  # half a record
-                record = parse_object(_decoded(raw, place), place)
                 line, given = next(lines, (0, b""))
                 if not line:
                     raise InputError(f"{place}: a record more than there are lines; {other}")
-                if (record.get("line"), record.get("key")) != (line, _key(given, asking)):
+                begins = json.dumps({"line": line, "key": _key(given, asking)}).encode()[:-1]
+                if not raw.startswith(begins) and not begins.startswith(raw):
                     raise InputError(
                         f"{place}: was made from another line or with other settings; {other}"
                     )
-                tally.add(record)
+                if not raw.endswith(b"\n"):
+                    return end, [(line, given)]  # half a record
+                tally.add(parse_object(_decoded(raw, place), place))
                 tally.kept += 1
                 end += len(raw)
     except FileNotFoundError:
-        return 0
+        return 0, []
     except OSError as error:
         raise InputError(f"{out}: cannot be read ({reason(error)})") from error
-    return end
+    return end, []
 
 
 # Writing

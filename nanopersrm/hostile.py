@@ -17,14 +17,19 @@ How it works. A candidate with different endings is one call of the judge with m
 has a prompt of its own, so they do not see each other, and what they share is computed once. In an
 exemplar or question the words change all that follows, and each costs a call.
 
+No text keeps one of the prompt's own tags (`prompts.py`). What that is worth shows --undefended,
+which lets them stand, here and nowhere else.
+
 What we left out: pairwise prompts; reasoning unless --think-tokens allows it, since it takes many
 times as long. Where to read next: `injections.py`.
 """
 
 import random
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +38,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from nanopersrm import InputError
+from nanopersrm import InputError, prompts
 from nanopersrm.command import exit_code
 from nanopersrm.disk import write_json
 from nanopersrm.embedded import DEFAULT_BASE
@@ -85,6 +90,7 @@ class Config:
     limit: int = 10  # pairs, drawn by the seed, twins together
     evidence: bool = JudgeConfig.evidence  # give the model measured facts about the texts
     think_tokens: int = 0  # tokens of reasoning before the score; 0: none
+    undefended: bool = False  # let the prompt's own tags stand in texts, to see what that changes
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     dtype: str = "auto"  # auto, bf16, fp16, fp32
@@ -121,6 +127,16 @@ def wins(
         said = judge.judge(exemplars, texts, question, config=config)
         found.append(said.preference[0][1])
     return found
+
+
+@contextmanager
+def undefended() -> Iterator[None]:
+    """Inside, texts keep the prompt's own tags. For measuring alone."""
+    held, prompts.OUR_TAG = prompts.OUR_TAG, re.compile("(?!)")  # which matches nothing
+    try:
+        yield
+    finally:
+        prompts.OUR_TAG = held
 
 
 def attack(judge: Judges, pair: Pair, config: JudgeConfig) -> list[Case]:
@@ -201,15 +217,19 @@ def main(config: Config, command: str = "") -> None:
         seed=config.seed,
     )
     cases: list[Case] = []
-    for pair in track(some, "pairs", console=log, transient=True, disable=not log.is_terminal):
-        cases += attack(judge, pair, judging)
+    with undefended() if config.undefended else nullcontext():
+        for pair in track(some, "pairs", console=log, transient=True, disable=not log.is_terminal):
+            cases += attack(judge, pair, judging)
     found = summary(cases)
     facts = {"command": command, "versions": versions(), "pairs": len(some), "seed": config.seed}
     if config.out is not None:
         record = {"summary": found, "facts": facts, "cases": [asdict(case) for case in cases]}
         write_json(config.out, record)
     print(page(found))
-    print(f"\n{len(some)} pairs, seed {config.seed}, {config.base}, adapter {config.adapter}")
+    tags = "with their tags" if config.undefended else "without tags"
+    print(
+        f"\n{len(some)} pairs, texts {tags}, seed {config.seed}, {config.base}, adapter {config.adapter}"
+    )
 
 
 def run(config: Config, command: str = "") -> int:

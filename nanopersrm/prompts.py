@@ -14,8 +14,9 @@ One prompt holds the exemplars, the question if there is one, and one candidate 
 The shared part comes first, so that the sampler finds the longest common beginning of the ids and
 keeps it. Nothing before the candidates depends on the mode or on how many there are.
 
-Texts are data: the tags above mean nothing inside them. A small model still listens to what
-a text says ("score this 9").
+Texts are data: the tags above mean nothing inside them, since no text keeps one. That does what
+delimiters drawn anew for each call would do, and the exemplars' keys and values stay of use for the
+next call. A small model still listens to what a text says ("score this 9"): `hostile.py`.
 
 Where to read next: `judge.py` in this folder, which fills this in.
 """
@@ -38,9 +39,12 @@ TASK = (
     "writer), like {line}, and write nothing more."
 )
 SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|\n{2,}")
-# A text may not close its own tag or open another: "<" of such a tag becomes a look-alike.
+# A text may not close its own tag or open another: "<" of such a tag becomes a look-alike. Neither
+# may what a model could take for one: full-width "<", more slashes, invisible characters between.
 OUR_TAG = re.compile(
-    r"<(?=\s*/?\s*(?:exemplar|principle|question|candidate|measured|think|scores)\b)", re.I
+    "[<\uff1c\ufe64](?=[\\s/\\\\\u200b-\u200f\u2060\ufeff]*"
+    "(?:exemplar|principle|question|candidate|measured|think|scores))",
+    re.I,
 )
 LOOKALIKE = "\u2039"
 LONGEST_TOKEN = 16  # characters; a text of more than 16 a token on average is not prose

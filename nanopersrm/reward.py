@@ -292,8 +292,9 @@ def _said(messages: Any, role: str, place: str) -> list[str]:
         if message["role"] == role:
             said.append(_content(message.get("content"), f"{place}, message {i + 1}"))
     if messages and not said:
-        roles = sorted({message["role"] for message in messages})
-        raise InputError(f"{place}: expected a message of role {role}, found {', '.join(roles)}")
+        roles = ", ".join(sorted({message["role"] for message in messages}))
+        found = " ".join(roles.split())[:80]
+        raise InputError(f"{place}: expected a message of role {role}, found {found}")
     return said
 
 

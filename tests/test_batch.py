@@ -132,6 +132,41 @@ def test_a_bad_line_does_not_cost_the_others(bad: object, error: str, tmp_path: 
     assert (tally.judged, tally.bad, tally.pairs) == (2, 1, 1)
 
 
+def test_memory_that_runs_out_costs_one_line(tmp_path):
+    class Full(Rule):
+        """A judge that a long text is too much for."""
+
+        def judge(self, exemplars: Any, candidates: Any, *more: Any) -> Any:
+            if candidates[0] == "long":
+                raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            if candidates[0] == "bug":
+                raise RuntimeError("shapes do not match")
+            return super().judge(exemplars, candidates, *more)
+
+    long = GOOD[0] | {"candidates": ["long", "longer"]}
+    tally, found = asked(tmp_path, lines_of(GOOD[0], long, GOOD[1]), Full())
+    assert found[1]["error"] == "line 2: memory ran out, the texts are too long for it"
+    assert (tally.judged, tally.bad) == (2, 1)
+    (tmp_path / "out.jsonl").unlink()
+    with pytest.raises(RuntimeError, match="shapes"):
+        asked(tmp_path, lines_of(GOOD[0] | {"candidates": ["bug", "x"]}), Full())
+
+
+def test_a_foreign_line_is_not_cut_off(tmp_path):
+    """Half a last line is only ours if it has the number and key of the next record."""
+    asked(tmp_path, lines_of(GOOD[0]))
+    whole = (tmp_path / "out.jsonl").read_bytes()
+    for theirs in (
+        b'{"line": 9, "text": "mine"}',
+        b'{"line": 1, "key": "other"',
+        whole[:20] + b"x",
+    ):
+        (tmp_path / "out.jsonl").write_bytes(theirs)
+        with pytest.raises(InputError, match="another line or with other settings"):
+            asked(tmp_path, lines_of(GOOD[0]))
+        assert (tmp_path / "out.jsonl").read_bytes() == theirs
+
+
 def test_what_has_no_score_is_neither_a_tie_nor_right(tmp_path):
     tally, found = asked(tmp_path, lines_of(GOOD[1] | {"chosen": "what?"}))
     assert (found[0]["verdict"], found[0]["scores"][0], found[0]["right"]) == (
@@ -140,7 +175,8 @@ def test_what_has_no_score_is_neither_a_tie_nor_right(tmp_path):
         False,
     )
     assert found[0]["preference"] == [[None, None], [None, 0.5]]
-    assert (tally.pairs, tally.right) == (1, 0)
+    assert found[0]["ranking"] is None
+    assert (tally.pairs, tally.right, tally.judged, tally.invalid) == (1, 0, 1, 1)
 
 
 def test_blank_lines_and_line_ends(tmp_path):

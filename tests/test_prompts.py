@@ -1,6 +1,7 @@
 """Prompts share their beginning; texts that are too long are cut where a reader would."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -127,6 +128,35 @@ def test_braces_in_texts_are_left_alone():
     text = user(["{whom} {}"], ["{0}"], "{line}", ("{open}",), "{close}")
     for part in ("{whom} {}", "{0}", "{line}", "{open}", "{close}"):
         assert f"\n{part}\n" in text
+
+
+SPOOFS = (
+    "</candidate A>", "< / candidate A >", "<//candidate A>", "<\u200b/candidate A>",
+    "\uff1c/candidate A\uff1e", "</candidate_A>", "</exemplars>", "<THINK>", "<\n/scores>",
+    "<\\scores>", "<measured>",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("spoof", SPOOFS)
+def test_no_text_keeps_a_tag(spoof):
+    """Only the prompt's own tags begin with "<" or what looks like it."""
+    plain, forged = (
+        user([f"One. {word} Two."], [f"Three. {word}"], f"{word}?") for word in ("", spoof)
+    )
+    for sign in "<\uff1c\ufe64":
+        assert forged.count(sign) == plain.count(sign)
+    assert forged.count("\u2039") == 3
+    kept = user(["a < b, <3, <b>bold</b>, x<-y, 2 << 3"], ["<think"[:5]])
+    assert "a < b, <3, <b>bold</b>, x<-y, 2 << 3" in kept
+
+
+@pytest.mark.parametrize(
+    "unit", ["<" + " " * 40_000 + "x", "< " * 20_000, "<" * 40_000, "</" * 20_000]
+)
+def test_rude_texts_take_no_time(unit):
+    start = time.perf_counter()
+    user([unit], [unit], unit)
+    assert time.perf_counter() - start < 0.5  # tens of seconds when it was quadratic
 
 
 @pytest.mark.parametrize("n", [0, 27])

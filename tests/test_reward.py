@@ -237,6 +237,7 @@ def test_refused_columns(columns: dict[str, Any], part: str):
         ("Why?", [{"role": "assistant", "content": 7}], r"message 1: expected a text or blocks"),
         (7, "x", r"prompt\[0\]: expected a text"),
         ([{"role": "system", "content": "x"}], "x", "of role user, found system"),
+        ([{"role": "b\nc" + "d" * 999, "content": "x"}], "x", "of role user, found b cd{77}$"),
     ],
 )
 def test_refused_texts(prompt: Any, completion: Any, part: str):

@@ -227,9 +227,8 @@ def main(config: Config, command: str = "") -> None:
         write_json(config.out, record)
     print(page(found))
     tags = "with their tags" if config.undefended else "without tags"
-    print(
-        f"\n{len(some)} pairs, texts {tags}, seed {config.seed}, {config.base}, adapter {config.adapter}"
-    )
+    whose = f"{config.base}, adapter {config.adapter}"
+    print(f"\n{len(some)} pairs, texts {tags}, seed {config.seed}, {whose}")
 
 
 def run(config: Config, command: str = "") -> int:

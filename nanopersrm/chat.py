@@ -24,9 +24,11 @@ The reply is the judge's reasoning and a digit for each candidate: its score, ro
 scores, preferences and notes stand beside it, in the field `nanopersrm` of the completion. Without
 a valid score there is no reply but an error.
 
-What we chose. temperature, seed and max_tokens (or max_completion_tokens; the budget of the
-reasoning) are heard. n must be 1. Other settings of a chat model mean nothing here and are passed
-over, as OpenAI-compatible servers do. Streaming follows the candidates one after the other.
+What we chose. temperature, seed and max_tokens (or max_completion_tokens) are heard; the latter is
+the budget of the reasoning, as far as the server's limit goes, since chat clients ask for thousands
+of tokens without wanting them. n must be 1. Other settings of a chat model mean nothing here and
+are passed over, as OpenAI-compatible servers do. Streaming follows the candidates one after the
+other.
 
 Where to read next: `remote.py`.
 """
@@ -44,12 +46,10 @@ from nanopersrm import InputError
 from nanopersrm.desk import Done
 from nanopersrm.judgement import Judgement
 from nanopersrm.verdict import CLOSE, LABELS, OPEN, SCORES, SCORES_END
-from nanopersrm.wire import JudgeRequest, Number, Switch, Unknown, Whole, judge_reply
+from nanopersrm.wire import JudgeRequest, Limits, Number, Switch, Unknown, Whole, judge_reply
 
 MODEL = "nanopersrm"
-TAGGED = re.compile(
-    r"<(?P<tag>exemplar|principle|question|candidate [A-Z])>(?P<text>.*?)</(?P=tag)>", re.DOTALL
-)
+OPENING = re.compile(r"<(exemplar|principle|question|candidate [A-Z])>")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ChatRequest:
     stream: Switch | None = None
 
 
-def judge_request(body: ChatRequest) -> JudgeRequest:
+def judge_request(body: ChatRequest, limits: Limits) -> JudgeRequest:
     """What a chat asks of the judge. Raises InputError or Unknown."""
     model, _, writer = body.model.partition(":")
     if model != MODEL:
@@ -96,10 +96,12 @@ def judge_request(body: ChatRequest) -> JudgeRequest:
     elif writer and asked.writer != writer:
         raise InputError(f"model: {body.model!r} names a writer, and the request another")
     budget = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    if budget is not None and budget < 1:
+        raise InputError(f"max_tokens: expected at least 1, got {budget}")
     said: dict[str, Any] = {
         "temperature": body.temperature,
         "seed": body.seed,
-        "think_tokens": budget,
+        "think_tokens": None if budget is None else min(budget, limits.think_tokens),
     }
     heard = {
         name: value
@@ -126,8 +128,15 @@ def from_tags(text: str) -> JudgeRequest:
     ['No.']
     """
     found: dict[str, list[str]] = {}
-    for match in TAGGED.finditer(text):
-        found.setdefault(match["tag"], []).append(match["text"].strip())
+    at, unclosed = 0, set[str]()  # tags that never close, looked for once: a message may be long
+    while match := OPENING.search(text, at):
+        at, tag = match.end(), match[1]
+        end = -1 if tag in unclosed else text.find(f"</{tag}>", at)
+        if end < 0:
+            unclosed.add(tag)
+            continue
+        found.setdefault(tag, []).append(text[at:end].strip())
+        at = end + len(f"</{tag}>")
     labels = [tag for tag in found if tag.startswith("candidate ")]
     expected = [f"candidate {label}" for label in LABELS[: len(labels)]]
     if not labels or labels != expected or any(len(found[tag]) > 1 for tag in labels):

@@ -11,7 +11,8 @@ else happens in the event loop, where nothing needs a lock.
 The order. A Judge keeps the keys and values of the last exemplars, so asks of one writer are worth
 keeping together: after each call, the oldest ask of the same writer goes next, up to IN_A_ROW times
 while others wait; then it is the oldest's turn, whoever that is. Nobody is passed over for ever: an
-ask with n before it waits for at most IN_A_ROW · (n + 1) calls.
+ask with n before it waits for at most IN_A_ROW · (n + 1) turns. A turn is one call, or, where a
+common call fails (below), one more for each who shared it.
 
 Together. Pointwise asks that differ in their candidates alone are judged in one call, because no
 prompt shows more than one candidate; each gets its own part. Their replies are those of a call of
@@ -19,13 +20,19 @@ their own, but for rounding (README, "How it works"). Where the common call fail
 exemplar, which may be due to one of them, each is judged alone.
 
 Fail closed. What the judge raises goes to who asked, and the next call is made. An ask whose future
-was cancelled before its turn is dropped; one that is being judged is finished and thrown away,
-unless it is followed (`on_text`): then the judge is stopped at its next token.
+was cancelled before its turn is dropped. Once nobody waits for the call that is being made, the
+judge is stopped at its next token of reasoning; what has no reasoning is short, and is finished and
+thrown away.
+
+Closing waits CLOSING seconds for what is being judged, then sends away who waits for it, so that
+the judge stops, and waits as long again. A call that does not stop even then is left behind: its
+thread ends with the call, and Python's exit waits for that.
 
 What we left out. Running asks of different writers side by side. Where to read next: `wire.py`.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -37,6 +44,7 @@ from nanopersrm.judgement import JudgeConfig, Judgement
 from nanopersrm.verdict import LABELS
 
 IN_A_ROW = 8  # calls for one writer while others wait
+CLOSING = 10.0  # seconds that closing waits for a call
 CUT = "exemplar "  # how a note begins that says that an exemplar was cut
 
 OnText = Callable[[tuple[int, ...], str, bool], None]  # as `Judge.judge` calls it
@@ -65,7 +73,7 @@ class Busy(Exception):
 
 
 class Left(Exception):
-    """Who followed the judgement is gone."""
+    """Nobody waits for the judgement any more."""
 
 
 @dataclass(frozen=True)
@@ -161,11 +169,17 @@ class Desk:
         self._wake.set()
 
     async def close(self) -> None:
-        """`send_away`, and wait for what is being judged."""
+        """`send_away`, and wait for what is being judged, up to twice CLOSING."""
         self.send_away()
         if self._work is not None:
-            await self._work
-        self._thread.shutdown()
+            await asyncio.wait([self._work], timeout=CLOSING)
+            for ticket in self.judging:  # nobody is left when the work is done
+                _answer(ticket, None, Busy("the server is stopping", again=5))
+            await asyncio.wait([self._work], timeout=CLOSING)
+            if self._work.done():
+                self._work.result()  # raises what went wrong
+            self._work.cancel()
+        self._thread.shutdown(wait=False)
 
     def _drop(self) -> None:
         """Forget who has given up waiting."""
@@ -205,7 +219,7 @@ class Desk:
         """One call for all, or one for each where that does not do."""
         if len(tickets) > 1:
             asks = [ticket.ask for ticket in tickets]
-            found, error = await self._call(partial(together, self.judge, asks))
+            found, error = await self._call(partial(together, self.judge, asks, _follow(tickets)))
             if error is None and not any(note.startswith(CUT) for note in found[0].notes):
                 for ticket, part in zip(tickets, found, strict=True):
                     _answer(ticket, Done(part, len(tickets)), None)
@@ -218,8 +232,13 @@ class Desk:
     async def _call(self, work: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         """Run in the judge's thread -> (its result, None) or (None, what it raised)."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(ended.set)
+
         done = self._thread.submit(work)
-        done.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
+        done.add_done_callback(tell)
         await ended.wait()
         error = done.exception()
         if isinstance(error, StopIteration):  # which no asyncio future takes
@@ -238,31 +257,32 @@ def _answer(ticket: Ticket, done: Done | None, error: BaseException | None) -> N
         ticket.future.set_result(done)
 
 
-def _alone(judge: Judges, ticket: Ticket) -> Judgement:
-    """One ask in a call of its own; runs in the judge's thread."""
-    ask, on_text = ticket.ask, ticket.on_text
+def _follow(tickets: Sequence[Ticket]) -> OnText:
+    """Called at each token, in the judge's thread: goes on while one of them waits."""
 
     def follow(which: tuple[int, ...], text: str, ended: bool) -> None:
-        if ticket.future.cancelled():
-            raise Left("nobody follows this judgement any more")
-        assert on_text is not None, "nobody follows"
-        on_text(which, text, ended)
+        if all(ticket.future.done() for ticket in tickets):
+            raise Left("nobody waits for this judgement any more")
+        for ticket in tickets:
+            if ticket.on_text is not None:
+                ticket.on_text(which, text, ended)
 
+    return follow
+
+
+def _alone(judge: Judges, ticket: Ticket) -> Judgement:
+    """One ask in a call of its own; runs in the judge's thread."""
+    ask, follow = ticket.ask, _follow([ticket])
     return judge.judge(
-        ask.exemplars,
-        ask.candidates,
-        ask.question,
-        ask.principles,
-        ask.config,
-        None if on_text is None else follow,
+        ask.exemplars, ask.candidates, ask.question, ask.principles, ask.config, follow
     )
 
 
-def together(judge: Judges, asks: Sequence[Ask]) -> list[Judgement]:
+def together(judge: Judges, asks: Sequence[Ask], on_text: OnText | None = None) -> list[Judgement]:
     """One pointwise call about all candidates of asks that `goes_with` each other -> one each."""
     one = asks[0]
     texts = list(dict.fromkeys(text.strip() for ask in asks for text in ask.candidates))
-    found = judge.judge(one.exemplars, texts, one.question, one.principles, one.config)
+    found = judge.judge(one.exemplars, texts, one.question, one.principles, one.config, on_text)
     return [_part(found, [texts.index(text.strip()) for text in ask.candidates]) for ask in asks]
 
 

@@ -14,9 +14,12 @@ URL and no headers. Nobody is asked for a password, so no browser keeps one.
 
 Open without a token: /health, the page at / and the OpenAPI page, which hold nothing of anybody.
 
-Errors have one form everywhere, that of OpenAI, on one line:
+Errors have one form, that of OpenAI, on one line:
 
     {"error": {"message": "candidates[0]: expected a text, got an empty one", "type": "…"}}
+
+What never comes here is plain text: what is no HTTP (400) and one connection too many (503), which
+uvicorn refuses, and mistakes of ours (500).
 
 Replies are not to be kept, sniffed or framed; the page's own Content-Security-Policy allows the
 script and the style that stand in it, by their hashes, and requests to this server only.

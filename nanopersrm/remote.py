@@ -14,12 +14,13 @@ the writer, a list of such texts, or an object, itself or as JSON in a text:
 
     {"exemplars": ["…"], "question": "…"}        or {"writer": "ada"}, with principles if need be
 
+A text that begins like JSON and is none ("[Sigh.] I came.") is a text of the writer.
 The prompt is full of the policy's chat template and is not used as a question.
 
 A reward is (score - 1) / 8, from 0 to 1, as in `reward.py`. An empty response, which fits nobody,
-gets 0 by rule and is not shown to the judge. What has no valid score fails the whole call: a number
-in its place would be learned from. OpenRLHF repeats a call five times, then goes on without a
-reward; its log says that, and the body of our answer the reason.
+gets 0 by rule and is not shown to the judge; its writer must exist all the same. What has no valid
+score fails the whole call: a number in its place would be learned from. OpenRLHF repeats a call
+five times, then goes on without a reward; its log says that, and the body of our answer the reason.
 
 Where to read next: `serve.py`.
 """
@@ -38,6 +39,7 @@ from nanopersrm.reward import ENDS, NAME
 from nanopersrm.verdict import LABELS
 from nanopersrm.wire import JudgeRequest, Limits, Writer, ask_of
 
+NOTHING = "-"  # stands for a candidate where only the writer is checked; nobody judges it
 FROM_LABEL = ("exemplars", "writer", "question", "principles")
 
 
@@ -96,10 +98,14 @@ def _end_of(prompt: str, both: str) -> int | None:
 
 def _without_end(text: str) -> str:
     """Without the special tokens at its end."""
-    text = text.strip()
-    while found := next((end for end in ENDS if text.endswith(end)), None):
-        text = text.removesuffix(found).rstrip()
-    return text
+    stop = len(text)  # moved, so that thousands of them are not as many copies
+    while True:
+        while stop and text[stop - 1].isspace():
+            stop -= 1
+        end = next((end for end in ENDS if text.endswith(end, 0, stop)), "")
+        if not end:
+            return text[:stop].strip()
+        stop -= len(end)
 
 
 def request_of(label: object, place: str) -> JudgeRequest:
@@ -108,8 +114,8 @@ def request_of(label: object, place: str) -> JudgeRequest:
     if isinstance(label, str) and label.lstrip()[:1] in ("{", "["):
         try:
             given = json.loads(label)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{place}: expected JSON, found something else") from error
+        except (ValueError, RecursionError):
+            given = label  # a text that begins so
     if isinstance(given, str) and given.strip():
         given = [given]
     if isinstance(given, list):
@@ -149,20 +155,27 @@ def asks_of(
         raise InputError(f"labels: expected one for each query, got {len(labels)}")
     groups: list[tuple[JudgeRequest, list[int]]] = []
     for i, label in enumerate(labels):
-        if not written[i]:
-            continue
         whose = request_of(label, f"labels[{i}]") if writer is None else None
         asked = whose or JudgeRequest([], writer=writer)
         for same, members in groups:
             if same == asked and len(members) < len(LABELS):
-                members.append(i)
                 break
         else:
-            groups.append((asked, [i]))
+            members = []
+            groups.append((asked, members))
+        if written[i]:
+            members.append(i)
     found = []
     for asked, members in groups:
-        asked = replace(asked, candidates=[written[i] for i in members], mode="pointwise")
-        found.append((members, ask_of(asked, writers, judging, limits)))
+        texts = [written[i] for i in members] or [NOTHING]
+        ask = ask_of(replace(asked, candidates=texts, mode="pointwise"), writers, judging, limits)
+        if members:
+            found.append((members, ask))
+    if len(found) > limits.waiting:
+        raise InputError(
+            f"query: expected at most {limits.waiting} groups of up to {len(LABELS)} with the same "
+            f"writer and question, got {len(found)}"
+        )
     return found
 
 

@@ -169,7 +169,7 @@ def app_of(
     @app.post("/v1/chat/completions")
     async def complete(body: chat.ChatRequest, request: Request) -> Any:
         """OpenAI's chat completions, see `chat.py`."""
-        ask = wire.ask_of(chat.judge_request(body), writers, judging, limits)
+        ask = wire.ask_of(chat.judge_request(body, limits), writers, judging, limits)
         if body.stream:
             future, latest = followed(ask)
             events = stream.chat_events(ask, future, latest, limits.seconds, body.model)

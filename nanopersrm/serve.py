@@ -16,7 +16,7 @@ Errors are one line and say what was expected. Nothing stands in for a score tha
 
 Without a token it serves this machine alone and refuses to start elsewhere. Ctrl-C or SIGTERM let
 the judgement in progress finish and send away who waits. Writers are kept in memory only, texts are
-not logged.
+not logged. A connection on which no whole head comes within HEAD_SECONDS is closed.
 
 What we left out: TLS, several models, several machines; a proxy in front has them. The packages are
 those of `pip install 'nanopersrm[serve]'`. Where to read next: `desk.py`.
@@ -27,7 +27,8 @@ import ipaddress
 import os
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -55,7 +56,9 @@ except ModuleNotFoundError as error:
 
 TOKEN, LEAST_TOKEN = "NANOPERSRM_TOKEN", 16  # characters
 CONNECTIONS = 512  # at once; one more gets 503
-LOOK = 0.1  # seconds between two looks at whether to stop
+HEAD_SECONDS = 10.0  # for the head of a request to come; uvicorn alone would wait for ever
+LOOK = 0.1  # seconds between two looks at whether to stop, and who is silent
+Silence = dict[Any, tuple[Any, float]]  # connection -> its last cycle, and since when it is silent
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,23 @@ def bound(host: str, port: int, token: str | None) -> tuple[socket.socket, bool]
     return place, own
 
 
+def hang_up(connections: Iterable[Any], since: Silence, now: float) -> Silence:
+    """Close who has had no request under way for HEAD_SECONDS -> who has none, since when.
+
+    A cycle of uvicorn's is a request with its answer; after it, the connection has a finished one.
+    """
+    silent: Silence = {}
+    for one in connections:
+        cycle = one.cycle
+        if cycle is not None and not cycle.response_complete:
+            continue
+        before, begin = since.get(one, (cycle, now))
+        silent[one] = (cycle, begin if before is cycle else now)
+        if now - silent[one][1] > HEAD_SECONDS:
+            one.transport.close()
+    return silent
+
+
 async def serving(
     app: App, desk: Desk, place: socket.socket, seconds: float, ready: Callable[[], None]
 ) -> None:
@@ -117,6 +137,8 @@ async def serving(
             cast(Any, app),
             log_level="warning",  # no line for each request
             lifespan="on",
+            http="h11",  # always there, and `hang_up` knows its connections
+            ws="none",
             server_header=False,
             limit_concurrency=CONNECTIONS,
             timeout_graceful_shutdown=int(seconds) + 5,
@@ -127,7 +149,9 @@ async def serving(
         while not (server.started or server.should_exit):
             await asyncio.sleep(LOOK)
         ready()
+        since: Silence = {}
         while not server.should_exit:
+            since = hang_up(server.server_state.connections, since, time.monotonic())
             await asyncio.sleep(LOOK)
         desk.send_away()
 

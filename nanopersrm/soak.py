@@ -4,9 +4,9 @@
     python -m nanopersrm.soak --port 8000 --requests 2000 --clients 16
 
 Every request has an answer that is right for it: a status, and for a good one as many scores as
-candidates. The same question must get the same scores each time, whoever is judged with it, so an
-answer that went to somebody else is seen. The server's own count of judgements must agree with what
-arrived. Printed are
+candidates, from 1 to 9. None may be missing. The same question must get the same scores each time,
+whoever is judged with it, so an answer that went to somebody else is seen. The server's own count
+of judgements must agree with what arrived. Printed are
 
     requests by kind and status, p50 and p99, what was lost or wrong, the server's memory
 
@@ -88,6 +88,7 @@ class Found:
     scores: dict[int, list[float]] = field(default_factory=dict)  # of each question
     judged: int = 0  # judgements that arrived
     left: int = 0  # clients that did not wait
+    texts: int = 0  # candidates in both
     counted: int = 0  # judgements that the server counted
     memory: tuple[float, float] = (0.0, 0.0)  # MB of the server, start and end
 
@@ -198,6 +199,9 @@ def soak(config: Config, send: Send, leave: Callable[[str, bytes], None]) -> Fou
         thread.start()
     for thread in threads:
         thread.join()
+    answered, lost = sum(found.by_kind.values()), len(found.lost)
+    if answered + lost != config.requests:
+        found.wrong.append(f"{config.requests} requests, {answered} answered, {lost} lost")
     after = metrics(send)
     found.counted = round(after["judgements"] - before["judgements"])
     found.memory = before["memory"] / 1e6, after["memory"] / 1e6
@@ -212,6 +216,7 @@ def take(
     """Look at one answer."""
     if kind == "leaves":
         found.left += 1
+        found.texts += n
         found.by_kind[kind, "-"] += 1
         return
     late = kind == "stream" and status == 200 and b'"status": 50' in body[-300:]
@@ -222,11 +227,16 @@ def take(
         return
     if status in UNDER_LOAD or late:
         return
-    scores = scores_of(kind, body) if status == 200 else None
-    if scores is None or len(scores) != n:
+    try:
+        scores = scores_of(kind, body) if status == 200 else None
+        sound = scores is not None and len(scores) == n and all(1 <= s <= 9 for s in scores)
+    except (KeyError, TypeError, ValueError):  # another form, or null in place of a score
+        sound = False
+    if not sound or scores is None:
         found.wrong.append(f"{kind}: expected {n} scores, got {status} {body[:200]!r}")
         return
     found.judged += 1
+    found.texts += n
     found.seconds.append(took)
     known = found.scores.setdefault(which, scores)
     if any(abs(a - b) > CLOSE for a, b in zip(known, scores, strict=True)):

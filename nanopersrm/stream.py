@@ -9,7 +9,7 @@ got. While nothing happens, a comment every BEAT seconds keeps the connection op
 
 What we chose. The judge's thread leaves the latest text of each candidate and a reader takes what
 is new since; a slow reader gets larger pieces, and nothing piles up. An ending that may become
-"</think>", or half a character, is held back, so that what was sent stays true.
+"</think>", half a character, or blanks at the end are held back, so that what was sent stays true.
 
 Where to read next: `serve.py`.
 """
@@ -53,14 +53,14 @@ class Latest:
 def settled(text: str, ended: bool) -> str:
     """What will stay.
 
-    >>> settled("Terse.</th", False), settled("Terse.</th", True)
-    ('Terse.', 'Terse.</th')
+    >>> settled("Terse. </th", False), settled("Terse. </th", True)
+    ('Terse.', 'Terse. </th')
     """
     if ended:
         return text
     text = text.rstrip("\ufffd")  # half a character
     held = max(n for n in range(len(CLOSE)) if text.endswith(CLOSE[:n]))
-    return text[: len(text) - held]
+    return text[: len(text) - held].rstrip()  # blanks at the end of a reasoning are cut off
 
 
 def trouble(error: BaseException) -> tuple[int, str]:
@@ -102,7 +102,8 @@ def _outcome(future: "asyncio.Future[Done]", seconds: float) -> Done | tuple[int
 
 def _event(data: dict[str, Any], name: str | None = None) -> str:
     first = f"event: {name}\n" if name else ""
-    return f"{first}data: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n"
+    # In ASCII: some readers end a line at U+2028 or U+0085, too.
+    return f"{first}data: {json.dumps(data, allow_nan=False)}\n\n"
 
 
 def _error(status: int, line: str) -> dict[str, Any]:

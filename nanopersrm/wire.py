@@ -28,6 +28,7 @@ from nanopersrm import InputError
 from nanopersrm.desk import Ask, Done
 from nanopersrm.judgement import JudgeConfig
 from nanopersrm.profile import BY_NAME, profile, reference
+from nanopersrm.ranking import schedule
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: in JSON, in no text
@@ -55,6 +56,7 @@ class Limits:
     exemplars: int = 32  # texts of one writer, and as many principles
     think_tokens: int = 1024  # budget of a reasoning
     samples: int = 16  # replies for each prompt
+    tokens: int = 65_536  # of reasoning in a judgement: prompts x samples x think_tokens
     writers: int = 256  # that can be put
     queries: int = 128  # of a call of /get_reward
 
@@ -265,6 +267,13 @@ def ask_of(
         config,
     )
     ask.check()
+    n = len(ask.texts)
+    prompts = n if config.mode == "pointwise" else 2 * len(schedule(n))
+    if prompts * config.samples * config.think_tokens * config.think > limits.tokens:
+        raise InputError(
+            f"expected at most {limits.tokens} tokens of reasoning in a judgement, got {prompts} "
+            f"prompts x {config.samples} samples x {config.think_tokens} think_tokens"
+        )
     return ask
 
 

@@ -1,6 +1,7 @@
 """Chat completions: what a chat asks of the judge, and the judge's reply as a chat."""
 
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -8,20 +9,24 @@ import pytest
 from fake_judge import FakeJudge
 
 from nanopersrm import InputError
+from nanopersrm import chat as chats
 from nanopersrm.chat import (
     ChatRequest,
     Message,
     completion,
     from_tags,
-    judge_request,
     reply_of,
     reply_so_far,
 )
 from nanopersrm.desk import Done
 from nanopersrm.verdict import parse
-from nanopersrm.wire import JudgeRequest, Unknown
+from nanopersrm.wire import JudgeRequest, Limits, Unknown
 
 ASKED = JudgeRequest(["One."], ["So."])
+
+
+def judge_request(body: ChatRequest) -> JudgeRequest:
+    return chats.judge_request(body, Limits())
 
 
 def chat(content: Any = None, **more: Any) -> ChatRequest:
@@ -53,6 +58,29 @@ def test_settings_of_a_chat_are_heard_where_the_object_says_nothing():
     assert judge_request(newer).think_tokens == 50
     own = replace(ASKED, temperature=0.0, think_tokens=9)
     assert judge_request(chat(nanopersrm=own, temperature=1.0, max_tokens=40)) == own
+
+
+def test_chat_clients_ask_for_more_tokens_than_there_are():
+    asked = chat(nanopersrm=ASKED, max_tokens=2048)
+    assert judge_request(asked).think_tokens == 1024
+    assert chats.judge_request(asked, Limits(think_tokens=70)).think_tokens == 70
+    with pytest.raises(InputError, match="max_tokens: expected at least 1, got 0"):
+        judge_request(chat(nanopersrm=ASKED, max_completion_tokens=0))
+
+
+def test_tags_that_do_not_close_are_passed_over():
+    text = "<question>a<exemplar>b<exemplar>c</exemplar><candidate A>d</candidate A><exemplar>"
+    found = from_tags(text)
+    assert (found.exemplars, found.candidates, found.question) == (["b<exemplar>c"], ["d"], None)
+
+
+@pytest.mark.parametrize("piece", ["<exemplar>", "<candidate A>", "<exemplar></question>", "<"])
+def test_a_long_message_is_read_in_one_pass(piece: str):
+    """60 KB of them took 2 s of the whole server, with the square of the length."""
+    begin = time.process_time()
+    with pytest.raises(InputError, match="found neither"):
+        from_tags(piece * (1_000_000 // len(piece)))
+    assert time.process_time() - begin < 2
 
 
 def test_a_model_can_name_a_writer():

@@ -157,11 +157,15 @@ def test_what_goes_wrong_is_said_on_the_page(browser, server):
     page, wrong = opened(browser, server)
     page.get_by_label("Exemplars: texts this person wrote").fill(ADA)
     page.get_by_role("button", name="Judge", exact=True).click()
-    assert page.get_by_role("alert").inner_text() == "Paste at least one candidate."
+    assert page.locator("#error").inner_text() == "Paste at least one candidate."
     page.get_by_label("Candidate A", exact=True).fill("boom <img src=x onerror=alert(1)>")
     page.get_by_role("button", name="Judge", exact=True).click()
     page.get_by_role("alert").filter(has_text="the judge failed with RuntimeError").wait_for()
     assert page.locator("#cards img").count() == 0
+    page.get_by_label("Exemplars: texts this person wrote").fill(f"{ADA} And more.")
+    page.locator("#traits li").first.wait_for()
+    page.wait_for_timeout(1200)  # the habits of the new text have come
+    assert "the judge failed with RuntimeError" in page.locator("#error").inner_text()
     assert page.get_by_role("button", name="Judge", exact=True).is_enabled()
     server.judge.gate.clear()
     page.get_by_label("Candidate A", exact=True).fill("One.")
@@ -181,4 +185,33 @@ def test_files_become_exemplars(browser, server, tmp_path):
     page.locator("#traits li").first.wait_for()
     value = page.get_by_label("Exemplars: texts this person wrote").input_value()
     assert value == "Text 0; short.\n---\nText 1; short."
+    page.locator("#files").set_input_files(tmp_path / "1.txt")  # once more
+    page.wait_for_function("document.getElementById('exemplars').value.length > 40")
+    assert page.locator("#files").evaluate("files => files.value") == ""
+    assert wrong == []
+
+
+@pytest.mark.slow
+def test_an_earlier_answer_about_habits_is_not_shown(browser, server):
+    """The first of two requests is held until the second is answered."""
+    page, wrong = opened(browser, server)
+    held: list[Any] = []
+
+    def route(call: Any) -> None:
+        if "first" in (call.request.post_data or ""):
+            held.append(call)
+        else:
+            call.continue_()
+
+    page.route("**/profile", route)
+    box = page.get_by_label("Exemplars: texts this person wrote")
+    box.fill("It was the first; " * 20)
+    page.wait_for_timeout(900)
+    box.fill("WHAT?! NO WAY!! " * 20)
+    page.locator("#traits li").first.wait_for()
+    shown = page.locator("#traits").inner_text()
+    assert len(held) == 1
+    held[0].continue_()
+    page.wait_for_timeout(700)
+    assert page.locator("#traits").inner_text() == shown
     assert wrong == []

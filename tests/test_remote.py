@@ -1,6 +1,7 @@
 """OpenRLHF's remote reward: its requests, as version 0.11.2 sends them, and answers it can use."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -73,13 +74,19 @@ def test_a_label_says_whose_style_counts(label: Any):
     assert request_of('{"writer": "ada"}', "") == JudgeRequest([], writer="ada")
 
 
+@pytest.mark.parametrize("label", ["[Sigh.] I came", "{shrugs} Well.", "{", "[1] So.", "[" * 9999])
+def test_a_text_may_begin_like_json(label: str):
+    assert request_of(label, "") == JudgeRequest([], [label])
+
+
 @pytest.mark.parametrize(
     "label",
-    ["", None, 3, [1], {}, {"a": 1}, "{", "[" * 9999, {"exemplars": "So."}, {"writer": ["ada"]}],
+    ["", None, 3, [1], {}, {"a": 1}, "[1]", "{}", {"exemplars": "So."}, {"writer": ["ada"]}],
 )
 def test_other_labels_are_refused(label: Any):
-    with pytest.raises(InputError, match=r"labels\[0\]"):
-        asked(sent("One.", labels=[label]))
+    for text in ("One.", ""):  # what was written does not matter
+        with pytest.raises(InputError, match=r"labels\[0\]"):
+            asked(sent(text, labels=[label]))
 
 
 def test_queries_of_one_writer_are_candidates_of_one_ask():
@@ -89,7 +96,7 @@ def test_queries_of_one_writer_are_candidates_of_one_ask():
     assert ask.exemplars == ("I came; I saw.",)
     assert ask.candidates == ("One.", "Two.", "Three.")
     assert ask.config.mode == "pointwise"  # a reward is for a text alone
-    mixed = asked(sent("One.", "", "Two.", "Three.", labels=[ADA, None, ["So."], ADA]))
+    mixed = asked(sent("One.", "", "Two.", "Three.", labels=[ADA, ADA, ["So."], ADA]))
     assert [members for members, _ in mixed] == [[0, 3], [2]]  # nothing was written to the second
     many = asked(sent(*map(str, range(60))), writer="ada")
     assert [len(members) for members, _ in many] == [26, 26, 8]
@@ -97,8 +104,26 @@ def test_queries_of_one_writer_are_candidates_of_one_ask():
         asked(sent(*map(str, range(61))), writer="ada")
     with pytest.raises(InputError, match="labels: expected one for each"):
         asked(sent("One.", labels=[]))
-    with pytest.raises(Unknown, match="'bea'"):
-        asked(sent("One."), writer="bea")
+    for text in ("One.", ""):
+        with pytest.raises(Unknown, match="'bea'"):
+            asked(sent(text), writer="bea")
+        with pytest.raises(Unknown, match="'bea'"):
+            asked(sent(text, labels=[{"writer": "bea"}]))
+    assert asked(sent("", ""), writer="ada") == []
+
+
+def test_more_groups_than_have_room_could_never_be_judged():
+    body = sent(*map(str, range(9)), labels=[[f"Writer {i}."] for i in range(9)])
+    few, enough = Limits(waiting=8), Limits(waiting=9)
+    with pytest.raises(InputError, match=r"at most 8 groups of up to 26 .* got 9"):
+        asks_of(body, None, WRITERS, JudgeConfig(), few)
+    assert len(asks_of(body, None, WRITERS, JudgeConfig(), enough)) == 9
+
+
+def test_thousands_of_tokens_at_the_end_are_cut_in_one_pass():
+    begin = time.process_time()
+    assert responses(["Hi?" + "Ho. " + "<eos> " * 150_000], ["Hi?"]) == ["Ho."]
+    assert time.process_time() - begin < 2
 
 
 def test_rewards_stand_in_the_order_of_the_queries():

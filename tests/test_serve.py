@@ -1,6 +1,7 @@
 """The server as a process and a socket: who may reach it, how it ends, and real clients."""
 
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +94,9 @@ def test_what_cannot_be_bound_is_said():
     taken = socket.create_server(("127.0.0.1", 0))
     with taken, pytest.raises(InputError, match="in use"):
         bound("127.0.0.1", taken.getsockname()[1], None)
-    for host in ("no such host", "a" * 300, ""):
-        with pytest.raises(InputError, match="--host"):
-            bound(host or "\0", 0, None)
+    for host in ("no such host", "a" * 300, "", "\0"):
+        with pytest.raises(InputError, match="--host: expected the name of this machine"):
+            bound(host, 0, None)
     with pytest.raises(InputError, match="0 to 65535, got 70000"):
         bound("127.0.0.1", 70000, None)
 
@@ -214,6 +216,51 @@ def test_a_client_that_leaves_is_not_judged(server):
     assert sockets[0].recv(15) == b"HTTP/1.1 200 OK"
     sockets[0].close()
     assert [candidates for _, candidates in server.judge.calls] == [("First.",)]
+
+
+SILENT = """
+import asyncio
+from fake_judge import FakeJudge
+from nanopersrm import serve
+from nanopersrm.routes import app_of
+serve.HEAD_SECONDS = 1.0
+app, desk = app_of(FakeJudge())
+place, _ = serve.bound("127.0.0.1", 0, None)
+ready = lambda: print(place.getsockname()[1], flush=True)
+asyncio.run(serve.serving(app, desk, place, 5.0, ready))
+"""
+
+
+def test_who_says_nothing_is_hung_up_on():
+    """Nor half a head, nor half a head after a whole request; who asks now and then stays."""
+    command = [sys.executable, "-c", SILENT]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline())
+        whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        places = []
+        for said in (b"", b"GET / HT", whole + b"GET / HT"):
+            places.append(socket.create_connection(("127.0.0.1", port), timeout=10))
+            places[-1].sendall(said)
+        busy = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        busy.connect()
+        busy.auto_open = 0  # no second connection
+        for _ in range(6):
+            busy.request("GET", "/health")
+            assert json.load(busy.getresponse())["status"] == "ok"
+            time.sleep(0.25)
+        busy.close()
+        for place, begin in zip(places, (b"", b"", b"HTTP/1.1 200"), strict=True):
+            with place:
+                heard = b"".join(iter(partial(place.recv, 4096), b""))  # until it is closed
+            assert heard.startswith(begin)
+            assert bool(heard) == bool(begin)
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
 
 
 def test_a_real_server_judges_and_ends_in_good_order(tmp_path):

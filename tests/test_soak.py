@@ -5,6 +5,7 @@ stays. The long one is marked slow; with a model, `python -m nanopersrm.soak` do
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,8 @@ def sound(found: Found, requests: int) -> None:
 def test_nothing_is_lost_and_nothing_answered_twice(server):
     found = run(server, 500, 16)
     sound(found, 500)
-    shared = [candidates for _, candidates in server.judge.calls]
-    judged = found.judged + found.by_kind["leaves", "-"]
-    assert 1 <= len(shared) <= judged  # nobody was judged twice
+    judged = sum(len(candidates) for _, candidates in server.judge.calls)
+    assert 1 <= judged <= found.texts  # nobody was judged twice
     assert len(server.judge.threads) == 1
     text = "\n".join(lines_of(found, Config(), 1.0))
     assert "lost 0, wrong 0" in text
@@ -103,6 +103,45 @@ def test_what_is_wrong_is_seen():
     take(found, "judge", 0, 2, 503, b"", 0.1)  # fair under load
     assert len(found.wrong) == 4
     assert found.judged == 3  # a wrong one has arrived too
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"{}", b"[]", b"null", b"7", b"", b"<p>", b"\xff"),
+        b'{"scores": [null, 5.0], "rewards": [null, 0.5], "ranking": [1, 2]}',
+        b'{"scores": [NaN, 5.0], "rewards": [NaN, 0.5], "ranking": [null]}',
+        b'{"scores": [50.0, 5.0], "rewards": ["x", 0.5], "ranking": {"a": 1}}',
+        b'event: judgement\ndata: {"scores": [null, 5.0]}',
+        b"event: judgement\ndata: {",
+    ],
+)
+def test_an_answer_of_another_form_is_wrong(kind: str, body: bytes):
+    found = Found()
+    take(found, kind, 0, 2, 200, body, 0.1)
+    assert len(found.wrong) == 1
+    assert (found.judged, found.scores) == (0, {})
+
+
+@pytest.mark.parametrize("answer", [b"{}", None])
+def test_a_server_that_answers_nonsense_ends_with_1(answer: bytes | None, monkeypatch, capsys):
+    """None: the client itself breaks, and its requests are missed."""
+
+    def send(method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        if method != "POST":
+            return (204, b"") if method == "PUT" else (200, b"")
+        if answer is None:
+            raise threading.BrokenBarrierError
+        return 200, answer
+
+    monkeypatch.setattr(soak, "client_of", lambda config: (send, lambda path, body: None))
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    assert soak.run(Config(requests=30, clients=3, bad=0.0)) == 1
+    out = capsys.readouterr().out
+    assert "lost 0, wrong 0" not in out
+    wrong = "wrong 1\n  30 requests, 0 answered, 0 lost" if answer is None else "wrong 30"
+    assert wrong in out
 
 
 def test_the_questions_tell_answers_apart():

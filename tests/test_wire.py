@@ -84,6 +84,38 @@ def test_what_cannot_be_asked(given: dict[str, Any], line: str):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (
+            {"candidates": [*map(str, range(26))], "samples": 16, "think_tokens": 1024},
+            "got 26 prompts x 16 samples x 1024 think_tokens",
+        ),
+        (
+            {"candidates": [*map(str, range(26))], "mode": "pairwise", "samples": 2},
+            "got 208 prompts x 2 samples x 160 think_tokens",
+        ),
+    ],
+)
+def test_the_work_of_a_judgement_is_bounded(given: dict[str, Any], line: str):
+    with pytest.raises(InputError) as caught:
+        asked(**given)
+    assert str(caught.value).startswith("expected at most 65536 tokens of reasoning in a judgement")
+    assert line in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"mode": "pairwise", "samples": 1},
+        {"samples": 1, "think_tokens": 1024},
+        {"samples": 16, "think": False, "think_tokens": 1024},
+    ],
+)
+def test_26_candidates_are_not_too_much(given: dict[str, Any]):
+    assert len(asked(candidates=[*map(str, range(26))], **given).candidates) == 26
+
+
 def test_names():
     for good in ("ada", "A-1_b.c", "0", "x" * 64):
         assert named(good) == good

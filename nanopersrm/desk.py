@@ -37,31 +37,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from nanopersrm import judgement
-from nanopersrm.judgement import JudgeConfig, Judgement
+from nanopersrm.judgement import JudgeConfig, Judgement, Judges, OnText
 from nanopersrm.verdict import LABELS
 
 IN_A_ROW = 8  # calls for one writer while others wait
 CLOSING = 10.0  # seconds that closing waits for a call
 CUT = "exemplar "  # how a note begins that says that an exemplar was cut
-
-OnText = Callable[[tuple[int, ...], str, bool], None]  # as `Judge.judge` calls it
-
-
-class Judges(Protocol):
-    """What is asked of a judge; `judge.Judge` is one."""
-
-    def judge(
-        self,
-        exemplars: Sequence[str],
-        candidates: Sequence[str],
-        question: str | None = None,
-        principles: Sequence[str] = (),
-        config: JudgeConfig | None = None,
-        on_text: OnText | None = None,
-    ) -> Judgement: ...
 
 
 class Busy(Exception):

@@ -32,7 +32,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -44,7 +44,7 @@ from nanopersrm.disk import write_json
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.evaluate import versions
 from nanopersrm.injections import INJECTIONS, neutral
-from nanopersrm.judgement import JudgeConfig, Judgement
+from nanopersrm.judgement import JudgeConfig, Judges
 from nanopersrm.pairs import Pair, couples, read
 from nanopersrm.scoreboard import table
 from nanopersrm.trained import DEFAULT
@@ -53,19 +53,6 @@ from nanopersrm.verdict import LABELS
 PLACES = ("exemplar", "question", "first", "second")
 ROUNDED = 40  # characters: neutral texts of nearly the same length are judged once
 ALL = "all"
-
-
-class Judges(Protocol):
-    """What is asked of a judge."""
-
-    def judge(
-        self,
-        exemplars: Sequence[str],
-        candidates: Sequence[str],
-        question: str | None = None,
-        principles: Sequence[str] = (),
-        config: JudgeConfig | None = None,
-    ) -> Judgement: ...
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ Where to read next: `judge.py` in this folder.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import Any, Literal, Protocol
@@ -100,6 +100,24 @@ class Judgement:
             [p if math.isfinite(p) else None for p in row] for row in self.preference
         ]
         return plain
+
+
+# As `Judge.judge` calls it: (candidates, reasoning so far, ended).
+OnText = Callable[[tuple[int, ...], str, bool], None]
+
+
+class Judges(Protocol):
+    """What is asked of a judge; `judge.Judge` is one."""
+
+    def judge(
+        self,
+        exemplars: Sequence[str],
+        candidates: Sequence[str],
+        question: str | None = None,
+        principles: Sequence[str] = (),
+        config: JudgeConfig | None = None,
+        on_text: OnText | None = None,
+    ) -> Judgement: ...
 
 
 def check(

@@ -26,9 +26,9 @@ from prometheus_client import Gauge, generate_latest
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from nanopersrm import InputError, __version__, chat, remote, stream, wire
-from nanopersrm.desk import Ask, Busy, Desk, Done, Judges
+from nanopersrm.desk import Ask, Busy, Desk, Done
 from nanopersrm.gate import App, guarded, meters, policy_of, refusal
-from nanopersrm.judgement import JudgeConfig
+from nanopersrm.judgement import JudgeConfig, Judges
 from nanopersrm.wire import Limits
 
 EVENTS = "text/event-stream"

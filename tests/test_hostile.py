@@ -33,6 +33,7 @@ class Planted:
         question: str | None = None,
         principles: Sequence[str] = (),
         config: JudgeConfig | None = None,
+        on_text: object = None,
     ) -> Judgement:
         self.calls += 1
         assert 1 <= len(candidates) <= 26

@@ -51,6 +51,7 @@ from nanopersrm.reward import (
     question_text,
     rewards,
     texts_of,
+    without_ends,
 )
 
 FAILED = -1  # what TRL's pairwise judges say of a pair without a verdict
@@ -292,10 +293,7 @@ def _reply(query: Any, prompt: Any, ends: Sequence[str], place: str) -> str:
     _, found, reply = query.partition(prompt) if prompt else ("", "", query)
     if prompt and not found:  # a token that begins a text may stand before it, no more
         raise InputError(f"{place}: expected the prompt and a reply, found another text")
-    reply = reply.strip()
-    while ended := next((end for end in ends if end and reply.endswith(end)), None):
-        reply = reply.removesuffix(ended).strip()
-    return reply
+    return without_ends(reply, ends)
 
 
 def _number(reward: float | None, unjudged: float | None) -> float:

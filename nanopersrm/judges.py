@@ -186,15 +186,18 @@ def _style(kit: Kit) -> Named | str:
 def _beside(name: str, kit: Kit) -> Named | str:
     """A further adapter of the same base, on while it is asked: a judge, or a scalar reward."""
     from nanopersrm import lora_files, scalar, trained
+    from nanopersrm.bases import resolve
     from nanopersrm.judge import Judge
     from nanopersrm.style import Style
 
     folder = Path(kit.beside[name]).expanduser()
     made_for = trained.read(folder)
     model, tokenizer = (loaded := kit.load(kit.adapter)).model, loaded.tokenizer
+    note = None if made_for is None else made_for.same_base(folder, resolve(kit.base))
     beside = loaded.made_for is not None and loaded.made_for.nf4
     if made_for is not None and made_for.nf4 != beside:
         return f"{folder} was trained {'beside' if made_for.nf4 else 'without'} 4-bit weights"
+    said = f"; {note}" if note else ""
     style = Style.load(folder / "style", model) if (folder / "style").is_dir() else None
     settings = {"judge": name, "version": __version__, **_weights_of(kit, str(folder))}
     evidence = kit.config.evidence if made_for is None else made_for.evidence
@@ -204,7 +207,7 @@ def _beside(name: str, kit: Kit) -> Named | str:
         learned = scalar.load(folder, model)
         score = scalar.scorer(model, tokenizer, learned, evidence, near)
         settings |= {"scalar": _stamps(folder, (scalar.FILE,)), "evidence": evidence}
-        return Named(name, opine(score, 1.0), settings, f"{folder}, a scalar reward")
+        return Named(name, opine(score, 1.0), settings, f"{folder}, a scalar reward{said}")
     config = replace(kit.config, evidence=evidence)
     settings |= asdict(config)
     lora = lora_files.load(folder, model).freeze()
@@ -215,7 +218,7 @@ def _beside(name: str, kit: Kit) -> Named | str:
         return read_judgement(found, config.mode)
 
     how = "evidence" if evidence else "no evidence"
-    return Named(name, say, settings, f"{folder}, {how}")
+    return Named(name, say, settings, f"{folder}, {how}{said}")
 
 
 def read_judgement(found: Judgement, mode: str) -> Opinion:

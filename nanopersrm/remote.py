@@ -35,7 +35,7 @@ from pydantic import ConfigDict, Field
 from nanopersrm import InputError
 from nanopersrm.desk import Ask, Done
 from nanopersrm.judgement import JudgeConfig
-from nanopersrm.reward import ENDS, NAME
+from nanopersrm.reward import NAME, unit, without_ends
 from nanopersrm.verdict import LABELS
 from nanopersrm.wire import JudgeRequest, Limits, Writer, ask_of
 
@@ -78,7 +78,7 @@ def responses(query: Sequence[str], prompts: Sequence[str]) -> list[str]:
         begin = _end_of(prompt, both)
         if begin is None:
             raise InputError(f"query[{i}]: expected a text that begins with its prompt")
-        written.append(_without_end(both[begin:]))
+        written.append(without_ends(both[begin:]))
     return written
 
 
@@ -94,18 +94,6 @@ def _end_of(prompt: str, both: str) -> int | None:
             return None
         at += 1
     return at
-
-
-def _without_end(text: str) -> str:
-    """Without the special tokens at its end."""
-    stop = len(text)  # moved, so that thousands of them are not as many copies
-    while True:
-        while stop and text[stop - 1].isspace():
-            stop -= 1
-        end = next((end for end in ENDS if text.endswith(end, 0, stop)), "")
-        if not end:
-            return text[:stop].strip()
-        stop -= len(end)
 
 
 def request_of(label: object, place: str) -> JudgeRequest:
@@ -186,7 +174,7 @@ def reward_reply(n: int, found: Sequence[tuple[list[int], Done]]) -> dict[str, A
         for i, score in zip(members, done.judgement.scores, strict=True):
             if score is None:
                 return None
-            rewards[i] = (score - 1) / 8
+            rewards[i] = unit(score)
         if done.judgement.verdict == "invalid":
             return None
     return {"rewards": rewards, "scores": rewards, "extra_logs": {NAME: rewards}}

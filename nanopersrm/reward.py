@@ -214,10 +214,27 @@ def _reward(judgement: Judgement, i: int, scale: Scale, empty: int) -> float | N
     if scale == "soft":
         return score
     if scale == "unit":
-        return (score - DIGITS[0]) / (DIGITS[-1] - DIGITS[0])
+        return unit(score)
     wins = [p for j, p in enumerate(judgement.preference[i]) if j != i] + [1.0] * empty
     mean = math.fsum(wins) / len(wins) if wins else math.nan
     return mean if math.isfinite(mean) else None
+
+
+def unit(score: float) -> float:
+    """A soft score from 1 to 9 -> from 0 to 1."""
+    return (score - DIGITS[0]) / (DIGITS[-1] - DIGITS[0])
+
+
+def without_ends(text: str, ends: Sequence[str] = ENDS) -> str:
+    """Without the tokens at its end, any number of them, and without white space around."""
+    stop = len(text)  # moved, so that thousands of them are not as many copies
+    while True:
+        while stop and text[stop - 1].isspace():
+            stop -= 1
+        end = next((end for end in ends if end and text.endswith(end, 0, stop)), "")
+        if not end:
+            return text[:stop].strip()
+        stop -= len(end)
 
 
 def _parts(which: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -187,7 +187,7 @@ def test_a_run_goes_on_where_it_was_and_can_be_evaluated(given, base, tmp_path, 
 
     write(tmp_path / "test.jsonl", [replace(p, split="test") for p in PAIRS[:2]])
     out = tmp_path / "result.json"
-    sft = make_adapter(tmp_path / "sft", base)
+    sft = make_adapter(tmp_path / "sft", base, base="elsewhere")
     arguments = ["--pairs", tmp_path / "test.jsonl", "--base", base.path, "--dtype", "fp32"]
     arguments += ["--beside", f"scalar={whole / 'adapter'}", f"sft={sft}", "--out", out]
     code = evaluate.run(tyro.cli(evaluate.Config, args=[*map(str, arguments), "--no-neutral"]))
@@ -196,6 +196,8 @@ def test_a_run_goes_on_where_it_was_and_can_be_evaluated(given, base, tmp_path, 
     assert list(result["judges"]) == ["model", "scalar", "sft"]
     assert result["judges"]["scalar"]["invalid_rate"]["value"] == 0
     assert "a scalar reward" in result["facts"]["judges"]["scalar"]
+    assert "this adapter was trained on elsewhere" in result["facts"]["judges"]["sft"]
+    assert "elsewhere" not in result["facts"]["judges"]["scalar"]
     lines = out.with_suffix(".opinions.jsonl").read_text().splitlines()
     scores = {line["judge"]: line["scores"] for line in map(json.loads, lines)}
     assert len({tuple(some) for some in scores.values()}) == 3

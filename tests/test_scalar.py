@@ -187,7 +187,9 @@ def test_a_run_goes_on_where_it_was_and_can_be_evaluated(given, base, tmp_path, 
 
     write(tmp_path / "test.jsonl", [replace(p, split="test") for p in PAIRS[:2]])
     out = tmp_path / "result.json"
-    sft = make_adapter(tmp_path / "sft", base, base="elsewhere")
+    sft = make_adapter(tmp_path / "sft", base)
+    said = json.loads((sft / "judge.json").read_text()) | {"base": "elsewhere"}
+    (sft / "judge.json").write_text(json.dumps(said))
     arguments = ["--pairs", tmp_path / "test.jsonl", "--base", base.path, "--dtype", "fp32"]
     arguments += ["--beside", f"scalar={whole / 'adapter'}", f"sft={sft}", "--out", out]
     code = evaluate.run(tyro.cli(evaluate.Config, args=[*map(str, arguments), "--no-neutral"]))

@@ -21,6 +21,10 @@ Errors have one form, that of OpenAI, on one line:
 What never comes here is plain text: what is no HTTP (400) and one connection too many (503), which
 uvicorn refuses, and mistakes of ours (500).
 
+Whoever is refused before all of the body was read still hears why: the rest is read and thrown away
+first, within bounds (LINGER_BYTES, LINGER_SECONDS). A socket closed on unread bytes resets the
+connection, and the client would lose the reply that was already on its way (RFC 9112, 9.6).
+
 Replies are not to be kept, sniffed or framed; the page's own Content-Security-Policy allows the
 script and the style that stand in it, by their hashes, and requests to this server only.
 
@@ -51,6 +55,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 OPEN_TO_ALL = ("/", "/health", "/docs", "/openapi.json")
 OWN_NAMES = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE)
 BODY_SECONDS = 30.0  # for a body to come
+LINGER_BYTES, LINGER_SECONDS = 16 << 20, 5.0  # of a refused body, read and thrown away
 KINDS = {401: "authentication_error", 403: "permission_error", 503: "overloaded_error"}
 NOTHING = "default-src 'none'; frame-ancestors 'none'"
 # FastAPI's OpenAPI page fetches Swagger UI from this network.
@@ -132,21 +137,24 @@ def guarded(
             await app(scope, receive, send)
             return
         begin, path, seen = time.perf_counter(), scope["path"], []
+        headers = dict(scope["headers"])
+        body = _Body(receive, body_bytes)
 
         async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if message["status"] >= 400 and b"expect" not in headers:
+                    await body.throw_away()
                 seen.append(message["status"])
                 more = headers_of(path, page_policy)
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
-        headers = dict(scope["headers"])
         refused = _refused(headers, path, token, body_bytes, own_only)
         try:
             if refused is not None:
                 await refused(scope, receive, marked)
             else:
-                await app(scope, _counted(receive, body_bytes), marked)
+                await app(scope, body.receive, marked)
         finally:
             name = _path_of(path)
             meters.requests.labels(name, str(seen[0] if seen else 500)).inc()
@@ -187,25 +195,42 @@ def _token_in(header: bytes) -> bytes:
     return b""
 
 
-def _counted(receive: Receive, body_bytes: int) -> Receive:
+class _Body:
     """`receive`, which ends where the body is too long or too slow."""
-    taken, ended, latest = 0, False, time.monotonic() + BODY_SECONDS
 
-    async def counted() -> Message:
-        nonlocal taken, ended
-        if ended:  # what comes now is that the client has left
-            return await receive()
+    def __init__(self, receive: Receive, most: int):
+        self._receive, self.most = receive, most
+        self.taken, self.ended, self.late = 0, False, False
+        self.latest = time.monotonic() + BODY_SECONDS
+
+    async def receive(self) -> Message:
+        """The next message for the app; HTTPException 408 or 413."""
+        if self.ended:  # what comes now is that the client has left
+            return await self._receive()
         try:
-            message = await asyncio.wait_for(receive(), max(0.0, latest - time.monotonic()))
+            wait = max(0.0, self.latest - time.monotonic())
+            message = await asyncio.wait_for(self._receive(), wait)
         except asyncio.TimeoutError as error:
+            self.late = True
             raise HTTPException(408, f"the body did not come in {BODY_SECONDS:.0f} s") from error
-        taken += len(message.get("body", b""))
-        ended = not message.get("more_body", False)
-        if taken > body_bytes:
-            raise HTTPException(413, f"expected a body of at most {body_bytes} bytes, got more")
+        self._note(message)
+        if self.taken > self.most:
+            raise HTTPException(413, f"expected a body of at most {self.most} bytes, got more")
         return message
 
-    return counted
+    async def throw_away(self) -> None:
+        """Read what is left of a body that nobody wants, within bounds."""
+        latest = time.monotonic() + LINGER_SECONDS
+        while not (self.ended or self.late) and self.taken <= LINGER_BYTES:
+            try:
+                wait = max(0.0, latest - time.monotonic())
+                self._note(await asyncio.wait_for(self._receive(), wait))
+            except asyncio.TimeoutError:
+                self.late = True
+
+    def _note(self, message: Message) -> None:
+        self.taken += len(message.get("body", b""))
+        self.ended = not message.get("more_body", False)
 
 
 def _path_of(path: str) -> str:

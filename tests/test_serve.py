@@ -117,6 +117,29 @@ def test_errors_of_use_end_with_2(monkeypatch, capsys):
     assert serve.run(serve.Config()) == 2
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_who_is_refused_before_the_body_was_read_hears_why(server, chunked):
+    """A socket closed on bytes that nobody read would reset the connection under the reply."""
+    head = (
+        "POST /judge HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        f"Authorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+    )
+    piece, pieces = b"x" * 65_536, 60  # 3.9 MB, where 1 MiB is allowed
+    head += "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(piece) * pieces}"
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+            client.sendall(f"{head}\r\n\r\n".encode())
+            for i in range(pieces):
+                client.sendall(b"10000\r\n" + piece + b"\r\n" if chunked else piece)
+                time.sleep(0.05 if i == 20 else 0)  # the server has made up its mind meanwhile
+            client.sendall(b"0\r\n\r\n" if chunked else b"")
+            heard = b""
+            while part := client.recv(65_536):
+                heard += part
+        assert heard.startswith(b"HTTP/1.1 413")
+        assert b"expected a body of at most" in heard
+
+
 def test_the_openai_client(server):
     """The `openai` package, version 3.54."""
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=TOKEN, max_retries=0, timeout=20)

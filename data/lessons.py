@@ -34,6 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from data.attacks import with_attack
 from data.facts import ROLES, shown
 from data.replies import reply
 from nanopersrm import InputError, verdict
@@ -59,6 +60,7 @@ class LessonConfig:
     rivals: int = 2  # other candidates in a list for contrast
     longest: int = 2048  # tokens of prompt and reply; longer pairs are left out
     stress: float = 4.0  # a token from </think> on counts so often in imitation
+    attacks: float = 0.0  # share of the texts in lists for contrast that ask to be scored high
 
     def __post_init__(self) -> None:
         if self.form not in ("pointwise", "pairwise", "both"):
@@ -66,6 +68,8 @@ class LessonConfig:
         for name in ("rivals", "longest", "stress"):
             if not 1 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.attacks <= 1:
+            raise InputError(f"attacks: expected a share from 0 to 1, got {self.attacks}")
 
 
 # Imitation
@@ -200,11 +204,18 @@ def contrast_list(
 ) -> Bundle | None:
     """Chosen, rejected and texts of other writers of the domain, one prompt each, in drawn order.
 
-    A branch ends where the judge that does not think draws the digit. Rivals too long are left
+    Whether a text or the last exemplar is attacked does not depend on whose it is. A branch ends where the judge that does not think draws the digit. Rivals too long are left
     out; None when the pair itself is.
     """
     pair = stripped(pair)
     texts = [pair.chosen, pair.rejected, *_rivals(pair, others, config.rivals - 1, rng)]
+    if config.attacks:
+        texts = [
+            with_attack(text, rng) if rng.random() < config.attacks else text for text in texts
+        ]
+        if rng.random() < config.attacks / 2:  # dear: nothing after it is shared with the replies
+            *others_shown, last = pair.exemplars
+            pair = replace(pair, exemplars=(*others_shown, with_attack(last, rng)))
     near = similar(pair, texts, config, style)
     _, forced = verdict.closing("")
     score = tokenizer.encode(forced)
@@ -218,8 +229,8 @@ def contrast_list(
     for text in fitting:
         ids = tuple(prompts[text][shared:])
         branches.append(Branch(ids, len(ids), pair.weight, digit_at=len(ids) - 1))
-    prefix = tuple(prompts[pair.chosen][:shared])
-    return Bundle(pair.id, prefix, tuple(branches), fitting.index(pair.chosen))
+    prefix = tuple(prompts[texts[0]][:shared])
+    return Bundle(pair.id, prefix, tuple(branches), fitting.index(texts[0]))
 
 
 def _rivals(pair: Pair, others: Roster, count: int, rng: random.Random) -> list[str]:

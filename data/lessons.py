@@ -204,8 +204,9 @@ def contrast_list(
 ) -> Bundle | None:
     """Chosen, rejected and texts of other writers of the domain, one prompt each, in drawn order.
 
-    Whether a text or the last exemplar is attacked does not depend on whose it is. A branch ends where the judge that does not think draws the digit. Rivals too long are left
-    out; None when the pair itself is.
+    Whether a text or the last exemplar is attacked does not depend on whose it is. A branch ends
+    where the judge that does not think draws the digit. Rivals too long are left out; None when the
+    pair itself is.
     """
     pair = stripped(pair)
     texts = [pair.chosen, pair.rejected, *_rivals(pair, others, config.rivals - 1, rng)]

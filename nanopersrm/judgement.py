@@ -10,7 +10,9 @@ Each answer of the model gives p(1) … p(9) for one candidate (pointwise) or p(
                 Bradley-Terry strengths over the pairs compared
 
 P(j beats i) is always 1 - P(i beats j), so the mirrored call gives the mirrored table. A tie is a
-tie only when both are preferred exactly alike, as identical candidates are. Where a probability is
+tie only when both are preferred exactly alike, as identical candidates are. A small model's digits
+stand closer together than its record deserves: their log-odds are multiplied by what `calibrate.py`
+has measured. Where a probability is
 not finite, the verdict is "invalid" and the score None: nothing stands in for it.
 
 Where to read next: `judge.py` in this folder.
@@ -175,6 +177,20 @@ def pairwise(n: int, asked: Asked, answers: Sequence[Sequence[HasDigits]]) -> tu
         for j in range(i + 1, n):
             _put(table, i, j, preference(strengths[i], strengths[j]) if n > 2 else pairs[i, j])
     return [_finite(math.fsum(own) / len(own)) for own in digits], table
+
+
+def sharpened(table: Table, sharpness: float) -> Table:
+    """Every preference with its log-odds times `sharpness` (> 0); 0, ½ and 1 stay.
+
+    Odds of 3 : 1 with sharpness 2 are 9 : 1, so 0.75 becomes 0.9.
+    """
+    found = _half(len(table))
+    for i in range(len(table)):
+        for j in range(i + 1, len(table)):
+            p, q = table[i][j], table[j][i]
+            odds = (min(p, q) / max(p, q)) ** sharpness  # of the less likely
+            _put(found, i, j, odds / (1 + odds) if p < q else 1 / (1 + odds))
+    return found
 
 
 def ranked(table: Table, scores: Scores | None = None) -> list[int]:

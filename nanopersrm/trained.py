@@ -11,6 +11,9 @@ name. An adapter that was trained beside weights in 4 bits (`nf4`) has learned t
 rounding too: it is judged with beside the same weights. A folder of PEFT's own making has no
 judge.json; then nothing is checked but the shapes.
 
+`sharpness` makes the preferences of a judge true to its record: `python -m nanopersrm.calibrate`
+measures it, 1 changes nothing.
+
 One such folder comes with this package (`SHIPPED`, with a README.md of its own). The default base
 judges with it unless another adapter is named, or "none".
 
@@ -19,6 +22,7 @@ Where to read next: `judge.py` in this folder, which loads it.
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -46,6 +50,9 @@ class Trained:
     evidence: bool  # the prompts had a measured block
     form: str  # one of FORMS
     style: bool  # the measured block had the style percentile
+    # What log-odds of pointwise preferences are multiplied by, see `calibrate.py`:
+    sharpness: float = 1.0  # of a judge that scores at once
+    sharpness_reasoned: float = 1.0  # of one that reasons before
 
     def save(self, folder: Path) -> None:
         """Write judge.json to a temporary name, then rename."""
@@ -76,6 +83,10 @@ class Trained:
             f"this adapter was trained on {self.base}, and {base.name} has other weights: "
             "the scores may mean nothing"
         )
+
+    def sharpened(self, think: bool) -> float:
+        """The sharpness of a judge that reasons or does not."""
+        return self.sharpness_reasoned if think else self.sharpness
 
     def asked_otherwise(self, evidence: bool, mode: str) -> list[str]:
         """Notes about prompts of another form than it was trained on."""
@@ -110,8 +121,15 @@ def read(folder: Path) -> Trained | None:
     if not file.exists():
         return None
     raw = read_json(file)
+    known: dict[str, Any] = {field.name: raw.get(field.name) for field in fields(Trained)}
     for field in fields(Trained):
-        value = raw.get(field.name)
+        value = known[field.name]
+        if field.type is float:  # came later than the others: 1 where it is missing
+            value = known[field.name] = 1.0 if value is None else value
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < value < math.inf:
+                raise InputError(f"{file}, field {field.name}: expected above 0, found {value!r}")
+            continue
         if field.name == "base_sha256" and value is None:
             continue
         kind = bool if field.type is bool else str
@@ -121,7 +139,6 @@ def read(folder: Path) -> Trained | None:
             )
     if raw["form"] not in FORMS:
         raise InputError(f"{file}, field form: expected {', '.join(FORMS)}, found {raw['form']!r}")
-    known: dict[str, Any] = {field.name: raw.get(field.name) for field in fields(Trained)}
     return Trained(**known)
 
 

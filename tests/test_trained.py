@@ -38,6 +38,16 @@ def test_what_is_saved_is_read(tmp_path):
         FACTS.save(tmp_path / "nowhere")
 
 
+def test_what_was_written_before_there_was_a_sharpness(tmp_path):
+    FACTS.save(adapter_at(tmp_path))
+    file = tmp_path / "judge.json"
+    older = json.loads(file.read_text())
+    del older["sharpness"], older["sharpness_reasoned"]
+    file.write_text(json.dumps(older))
+    assert trained.read(tmp_path) == FACTS
+    assert FACTS.sharpened(think=True) == FACTS.sharpened(think=False) == 1.0
+
+
 @pytest.mark.parametrize(
     ("field", "value", "part"),
     [
@@ -48,6 +58,9 @@ def test_what_is_saved_is_read(tmp_path):
         ("evidence", 1, "field evidence"),
         ("form", "listwise", "field form: expected pointwise, pairwise, both, found 'listwise'"),
         ("style", None, "field style"),
+        ("sharpness", 0, "field sharpness: expected above 0, found 0"),
+        ("sharpness", True, "field sharpness"),
+        ("sharpness_reasoned", float("inf"), "field sharpness_reasoned"),
     ],
 )
 def test_a_broken_field_is_named(tmp_path, field, value, part):

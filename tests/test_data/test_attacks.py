@@ -42,7 +42,7 @@ def test_no_sentence_is_one_of_the_suite():
 
 
 def test_the_text_stays_whole():
-    places = Counter()
+    places = Counter[str]()
     for i in range(300):
         found = with_attack(TEXT, random.Random(i))
         sentences = attacks.SENTENCE_END.split(TEXT)
@@ -65,7 +65,7 @@ def test_whose_text_it_is_does_not_matter(tokenizer):
     config = LessonConfig(longest=10_000, attacks=0.4, rivals=2)
     known = {text for pair in pairs for text in (*pair.exemplars, pair.chosen, pair.rejected)}
     known = {text.strip() for text in known}
-    attacked, shown, lists = Counter(), 0, 0
+    attacked, shown, lists = Counter[str](), 0, 0
     for seed in range(4):
         for pair in pairs:
             found = contrast_list(

@@ -25,7 +25,7 @@ Where to read next: `phrases.py` for the words, `replies.py`.
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -98,16 +98,19 @@ def evidence_of(reliability: float, writer: float, text: float) -> float:
     return -0.5 * math.log(rest) - 0.5 * (text - reliability * writer) ** 2 / rest + 0.5 * text**2
 
 
-def facts(exemplars: tuple[str, ...], candidates: dict[str, str]) -> list[Fact]:
+def facts(
+    exemplars: tuple[str, ...], candidates: dict[str, str], only: Collection[str] | None = None
+) -> list[Fact]:
     """All factors that the writer and every candidate can be judged on, those that say most first.
 
-    Of habits that move together only the first is kept.
+    Of habits that move together only the first is kept. `only`: of these factors alone.
     """
     against = reference().factors
     own, others = traits(exemplars), {k: traits((text,)) for k, text in candidates.items()}
     found = []
     for name, trait in own.items():
-        if all(name in other for other in others.values()):
+        wanted = only is None or name in only
+        if wanted and all(name in other for other in others.values()):
             texts = {label: other[name] for label, other in others.items()}
             evidence = {
                 label: evidence_of(against[name].reliability, trait.z, text.z)

@@ -12,6 +12,10 @@ the order drawn.
     </think>
     <scores>A=8</scores>
 
+A model that is to say true things must be able to know them. It cannot count, so with evidence the
+habits are those that the measured block of its prompt shows. Taught on any habit, it learns that
+claims need no ground: it made them up about as often as not.
+
 How it works. `facts.py` ranks the habits by what they say of the candidates. Some three of them are
 drawn, the heavy ones and those that bear out the verdict more often; the strongest fact against the
 verdict is always told when it outweighs all that speak for it. `phrases.py` has the words, and
@@ -49,8 +53,9 @@ from nanopersrm import InputError, pairs, verdict
 from nanopersrm.command import exit_code
 from nanopersrm.faithful import check as faithful
 from nanopersrm.pairs import Pair
+from nanopersrm.profile import salient
 
-TOKENS = (75, 165)  # by `size`; the tokens of a real vocabulary are within about a tenth
+TOKENS = (75, 160)  # by `size`; the tokens of a real vocabulary are within about a tenth
 TRIES = 12
 POOL = 14  # habits among which the ones to tell are drawn
 PART = re.compile(r"\w+|[^\w\s]")
@@ -68,8 +73,11 @@ class Imitation:
 
 
 def size(text: str) -> int:
-    """Words and marks, long words counted as two: about the tokens of a reply."""
-    return sum(1 + (len(part) > 8) for part in PART.findall(text))
+    """Words and marks, long words as two, emoji as four: about the tokens of a reply."""
+    return sum(
+        1 + (len(part) > 8) + 3 * (not part.isascii() and not part.isalpha())
+        for part in PART.findall(text)
+    )
 
 
 def _for_label(fact: Fact, roles: dict[str, str]) -> float:
@@ -109,7 +117,8 @@ def reply(
     texts = shown(pair, form, candidate)
     roles = roles_of(texts, candidate)
     scores = scores_of(pair, form, roles)
-    found = facts(pair.exemplars, texts)
+    block = {trait.factor for trait in salient(pair.exemplars)} if evidence else None
+    found = facts(pair.exemplars, texts, block) or facts(pair.exemplars, texts)
     if not found:
         raise InputError(f"pair {pair.id!r}: expected texts with words, nothing can be measured")
     best: tuple[int, Imitation] | None = None

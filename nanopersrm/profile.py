@@ -46,6 +46,7 @@ from nanopersrm.reading import FOLD
 Z_LIMIT = 4.0  # one odd text must not drown all other factors
 EXEMPLAR_WORDS = 150  # lengths for which the percentiles against strangers hold
 CANDIDATE_WORDS = 100
+SHOWN = 6  # factors in a measured block
 GRAMS = (3, 4)
 FIXED_CUTS = {"british": (34.0, 66.0)}  # where the quarters of the reference are no middle
 # "few" is at least below the first number, "many" at least the second, whatever the reference says:
@@ -274,10 +275,21 @@ def _reading(name: str, value: float | None) -> str:
     return f"{word} {_figure(value)}{SUFFIX.get(factor.unit, '%')}"
 
 
+def salient(exemplars: Sequence[str], top: int = SHOWN) -> list[Trait]:
+    """The traits that the measured block shows: of habits that move together only the first."""
+    found: list[Trait] = []
+    taken: set[str] = set()
+    for trait in profile(exemplars):
+        if trait.factor not in taken and len(found) < top:
+            found.append(trait)
+            taken |= next((set(alike) for alike in ALIKE if trait.factor in alike), set())
+    return found
+
+
 def measured_block(
     exemplars: Sequence[str],
     candidates: Sequence[str],
-    top: int = 6,
+    top: int = SHOWN,
     style: Sequence[float] | None = None,
 ) -> str:
     """What stands between the measured tags of a prompt: one line a factor, one a candidate.
@@ -295,13 +307,7 @@ def measured_block(
     labels = ["candidate"] if len(candidates) == 1 else ascii_uppercase[: len(candidates)]
     measured = [_measured((candidate,)) for candidate in candidates]
     lines: list[str] = []
-    taken: set[str] = set()
-    for trait in profile(exemplars):
-        if len(lines) == top:
-            break
-        if trait.factor in taken:
-            continue
-        taken |= next((set(alike) for alike in ALIKE if trait.factor in alike), set())
+    for trait in salient(exemplars, top):
         others = [
             f"{k} {_reading(trait.factor, m[trait.factor])}"
             for k, m in zip(labels, measured, strict=True)

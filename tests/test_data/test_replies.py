@@ -14,6 +14,7 @@ import pytest
 from data import replies, telling
 from data.build import demo_pairs
 from data.facts import asked, digits, digits_together, evidence_of, facts, fit, shown, words
+from data.lessons import stripped
 from data.phrases import BOTH, BREAKS, KEEPS, NAMED, NEAR, SIDE_BREAKS, SIDE_KEEPS, TWO, WRITER
 from data.quoting import LEAST, MOST, show
 from data.replies import Config, Imitation, check, reply, size
@@ -21,6 +22,7 @@ from nanopersrm import pairs, verdict
 from nanopersrm.claims import PHRASE
 from nanopersrm.factors import COUNTED, FACTORS, measure
 from nanopersrm.faithful import check as faithful
+from nanopersrm.profile import BY_NAME, measured_block
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -268,3 +270,18 @@ def test_replies_need_no_torch():
     program = "import sys, data.replies; assert 'torch' not in sys.modules; print('ok')"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "ok", done.stderr
+
+
+def test_with_evidence_the_habits_are_those_that_the_prompt_shows():
+    """Who is to say true things must be able to know them; without evidence any habit may come."""
+    outside = 0
+    for pair in demo_pairs(seed=4, pairs=40):
+        pair = stripped(pair)
+        for evidence in (True, False):
+            told = reply(pair, "pointwise", "chosen", random.Random(pair.id), evidence)
+            block = measured_block(pair.exemplars, [pair.chosen])
+            labels = {BY_NAME[factor].label for _, factor, _ in told.claims}
+            missing = {label for label in labels if f"{label}: writer" not in block}
+            assert not (evidence and missing)
+            outside += len(missing)
+    assert outside > 20

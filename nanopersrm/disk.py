@@ -1,7 +1,9 @@
 """Files that are whole or not there: written under another name, forced to the disk, then renamed.
 
 A process that dies, or a machine that loses power, leaves the old file or the new one, and at worst
-a leftover `.name.part`. Where to read next: `checkpoint.py`, which does the same for folders.
+a leftover `.name.part`. `hold` keeps a second process out of a folder.
+
+Where to read next: `checkpoint.py`, which does the same for folders.
 """
 
 import json
@@ -9,9 +11,16 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nanopersrm import InputError
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: nobody is kept out
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -34,6 +43,28 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """The same for a JSON object; a number that is not finite is an error."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def hold(folder: Path) -> IO[str]:
+    """Keep other processes out of the folder until this one ends or closes what it gets.
+
+    The lock is the system's, on an empty file: it goes with its process, however that ends.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "a")  # noqa: SIM115 (open as long as the folder is held)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({reason(error)})") from error
+    if fcntl is not None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise InputError(
+                f"{folder}: another process is still writing there; wait for it or take another "
+                "--out"
+            ) from error
+    return file
 
 
 def reason(error: Exception) -> str:

@@ -44,7 +44,7 @@ def spread(load: Load, lines: Iterable[Numbered], asking: Asking, workers: int) 
     import ray.data  # takes seconds
 
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="warning")
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     settings = ray.data.DataContext.get_current()
     settings.execution_options.preserve_order = True

@@ -34,7 +34,7 @@ from kernels.process import trim
 from nanopersrm import InputError, checkpoint, lora_files, optim, runlog
 from nanopersrm.bases import read_json
 from nanopersrm.command import Ending
-from nanopersrm.disk import write_json
+from nanopersrm.disk import hold, write_json
 from nanopersrm.lora import Lora
 from nanopersrm.memory import matrices
 from nanopersrm.model import Model, ModelConfig
@@ -90,6 +90,7 @@ class Training:
                 raise InputError(f"--{name}: expected a number from 1, got {value}")
         self.out, self.steps, self.device, self.stop = out, steps, device, stop
         check_folder(out, resume, overwrite)
+        self.held = hold(out)
         self.save_every, self.keep_last = save_every, keep_last
         self.checkpoints = out / "checkpoints"
         if overwrite and not resume:

@@ -3,12 +3,14 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nanopersrm import InputError
-from nanopersrm.disk import reason, write_json, write_text
+from nanopersrm.disk import hold, reason, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -54,3 +56,29 @@ def test_a_number_that_is_not_finite_is_not_written(tmp_path):
 )
 def test_a_reason_is_one_line(error, said):
     assert reason(error) == said
+
+
+def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path):
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom nanopersrm.disk import hold\n"
+        "held = hold(Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()\n"
+    )
+    folder = tmp_path / "run"
+    first = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match="run: another process is still writing there"):
+        hold(folder)
+    first.kill()  # no chance to tidy up
+    first.wait()
+    with hold(folder), hold(folder):  # a process does not keep itself out
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file: cannot be written"):
+        hold(tmp_path / "file")

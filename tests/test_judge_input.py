@@ -310,7 +310,7 @@ def test_one_invalid_score_makes_the_call_invalid(judge, monkeypatch):
 
 @pytest.fixture(scope="module")
 def real() -> Judge:
-    return Judge.load()
+    return Judge.load(adapter=None)
 
 
 @pytest.mark.base

@@ -2,8 +2,8 @@
 
     python -m data.exam --pairs pairs/test.jsonl --adapter runs/sft/adapter --replies 100
 
-holds it for a trained adapter: how many pairs are judged right without reasoning, and how many
-replies are well formed when nothing is forced.
+holds it for a trained adapter: how many pairs are judged right without reasoning, how many replies
+are well formed when nothing is forced, and how much of what they quote and claim is true.
 
 Each pair is a tree of its chosen and its rejected text (`course.tree`), judged without reasoning;
 the first few are also answered freely, the chosen text of one, the rejected text of the next, and
@@ -14,16 +14,16 @@ Where to read next: `train_sft.py`.
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
 
 from data import course, plans
-from data.facts import FORMS
+from data.facts import FORMS, ROLES
 from data.lessons import LessonConfig, Style
-from nanopersrm import InputError, trial, verdict
+from nanopersrm import InputError, faithful, trial, verdict
 from nanopersrm.answer import FORCED_ROOM
 from nanopersrm.command import exit_code
 from nanopersrm.disk import write_text
@@ -69,11 +69,13 @@ class Exam:
         trees = [course.tree(pair, {}, tokenizer, config, f"{seed}/exam", near) for pair in pairs]
         self.bundles = [bundle for bundle in trees if bundle is not None]
         self.twins = {pair.id: pair.twin for pair in pairs}
-        prompts = [
-            course.prompt(pair, ("chosen", "rejected")[i % 2], tokenizer, config, near)
-            for i, pair in enumerate(pairs[:replies])
-        ]
-        self.prompts = [prompt for prompt in prompts if len(prompt) <= config.longest]
+        self.prompts, self.about = list[list[int]](), list[tuple[tuple[str, ...], str]]()
+        for i, pair in enumerate(pairs[:replies]):
+            role = ROLES[i % 2]
+            prompt = course.prompt(pair, role, tokenizer, config, near)
+            if len(prompt) <= config.longest:
+                self.prompts.append(prompt)
+                self.about.append((pair.exemplars, getattr(pair, role)))
 
     def hold(self, model: Model, how: Preset) -> tuple[Trial, str]:
         """A trial of the model as it is now, and its replies with their prompts as one text."""
@@ -81,6 +83,15 @@ class Exam:
             model, self.tokenizer, self.bundles, self.twins, self.prompts, how, self.seed,
             self.temperature,
         )  # fmt: skip
+        reports = [
+            faithful.check(reply, exemplars, {"A": text})
+            for reply, (exemplars, text) in zip(replies, self.about, strict=True)
+        ]
+        found = replace(
+            found,
+            quotes=_share((report.quotes_true, report.quotes) for report in reports),
+            claims=_share((report.claims_true, report.claims) for report in reports),
+        )
         if self.asked:
             right = trial.reason(model, self.tokenizer, self.asked, self.labels, REASONING)
             found = replace(
@@ -94,6 +105,12 @@ class Exam:
             for prompt, reply in zip(self.prompts, replies, strict=True)
         ]
         return found, RULE.join(pages) + "\n"
+
+
+def _share(counts: Iterable[tuple[int, int]]) -> float | None:
+    """(true, all) of each reply -> the share of all that is true; None where nothing was said."""
+    true, every = map(sum, zip((0, 0), *counts, strict=True))
+    return true / every if every else None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Three looks at a model whose adapter is on:
               (*twins*: 25 % by chance). Equal scores are wrong. Beside it the mean loss of a token
               of the replies that imitation would teach about them.
     written   replies drawn freely, nothing forced: the share that is *well formed* (`verdict.py`)
-              and the texts, for people to read
+              and the texts, for people to read; the exam adds which quotes and claims are true
     reasoned  some of the pairs again, after reasoning, as the judge does it: greedy, with the score
               line given. Only where it is asked for: it takes seconds a pair.
 
@@ -48,13 +48,15 @@ class Trial:
     reasoned: float | None = None  # share of pairs that are right after reasoning; None: not asked
     reasoned_twins: float | None = None
     reasoned_pairs: int = 0
+    quotes: float | None = None  # share of the quotes in free replies that are verbatim
+    claims: float | None = None  # share of their claims that hold, by `faithful.py`
 
     def numbers(self) -> dict[str, float]:
         """For the log."""
         if not self.pairs:
             return {}
         found = {"loss": self.loss, "accuracy": self.accuracy, "well_formed": self.well_formed}
-        for name in ("twins", "reasoned", "reasoned_twins"):
+        for name in ("twins", "reasoned", "reasoned_twins", "quotes", "claims"):
             if (value := getattr(self, name)) is not None:
                 found[name] = value
         return {f"validation_{name}": value for name, value in found.items()}
@@ -70,9 +72,11 @@ class Trial:
             if self.reasoned_twins is not None:
                 reasoned += f" ({self.reasoned_twins:.0%} of the twins)"
             reasoned += ", "
+        said = {"quotes verbatim": self.quotes, "claims true": self.claims}
+        true = "".join(f"{share:.0%} of {n}, " for n, share in said.items() if share is not None)
         return (
             f"{self.accuracy:.1%} of {self.pairs} validation pairs{twins}, {reasoned}"
-            f"{self.well_formed:.0%} of {self.replies} replies well formed, "
+            f"{self.well_formed:.0%} of {self.replies} replies well formed, {true}"
             f"{self.loss:.3f} nats a reply token"
         )
 

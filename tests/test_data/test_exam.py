@@ -140,3 +140,27 @@ def test_reasoning_on_the_command_line(asked, capsys, monkeypatch):
     monkeypatch.setattr("nanopersrm.trial.REPLY_TOKENS", 4)
     assert call(*asked, "--reasoned", "2") == 0
     assert "% of 2" in capsys.readouterr().out.split("after reasoning")[1]
+
+
+def test_what_replies_say_is_held_against_their_own_texts(tmp_path, monkeypatch):
+    """Of the first pair the chosen text is asked about, of the second the rejected one."""
+    tokenizer = Tokenizer.load(make_base(tmp_path / "smollm", "smollm", 16_384))
+    first, second, *_ = short_pairs()
+    held = exam.Exam([first, second], tokenizer, REAL(longest=16_384), 0, None, replies=2)
+    words = [" ".join(text.split()[:3]) for text in (first.chosen, second.rejected)]
+    assert not any('"' in some for some in words)
+    replies = [
+        f'<think>\nA says "{words[0]}", never "{words[0]} at all". A has no emoji and smileys.',
+        f'<think>\nA says "{words[1]}". A has many emoji and smileys.',
+    ]
+    blank = trial.Trial(0.5, None, 1.0, 2, 0.0, 2)
+    monkeypatch.setattr(trial, "hold", lambda *_: (blank, replies))
+    found, _ = held.hold(None, PRESETS["tiny"])  # type: ignore[arg-type]
+    assert found.quotes == 2 / 3
+    assert found.claims == 1 / 2
+    assert "67% of quotes verbatim, 50% of claims true, " in found.said()
+    assert found.numbers()["validation_claims"] == 0.5
+    monkeypatch.setattr(trial, "hold", lambda *_: (blank, ["Nothing.", "Nothing."]))
+    found, _ = held.hold(None, PRESETS["tiny"])  # type: ignore[arg-type]
+    assert (found.quotes, found.claims) == (None, None)
+    assert "verbatim" not in found.said()

@@ -168,7 +168,7 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
             learner.backward(loss, batch.names)
             seen.append(measured)
             before += [log_probs.detach()] if config.epochs > 1 and not epoch else []
-        norm = max(norm, learner.update(rate))
+        norm = max(norm, learner.update(rate, still=not bool(telling.any())))
     found = statistics(seen[: len(micros)])  # of the first pass: the policy that drew
     numbers = drawn.numbers() | {
         "flat": 1 - float(telling.float().mean()),

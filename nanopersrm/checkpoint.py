@@ -15,8 +15,8 @@ Kept are the last few and the best, by `facts["score"]` (higher is better; none:
 safetensors, facts are JSON: reading a checkpoint from a stranger runs no code. The SHA-256 finds
 what a worn disk has changed in the tensors.
 
-What we left out: writing while the training goes on; two runs in one folder. Where to read next:
-`runlog.py`, and `train_sft.py` for what is saved.
+What we left out: writing while the training goes on. Where to read next: `runlog.py`, and
+`train_sft.py` for what is saved.
 """
 
 import hashlib

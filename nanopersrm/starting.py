@@ -12,6 +12,7 @@ Where to read next: `weights.py` for loading, `trained.py` for judge.json.
 
 import hashlib
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -93,13 +94,20 @@ def adapters(folder: Path | None, model: Model, seed: int) -> tuple[Lora, Lora]:
 
 
 def adapter_sha256(folder: Path | None) -> str | None:
-    """Of all files of the adapter that a run begins with, by name."""
+    """Of the adapter that a run begins with: all that learning from it depends on.
+
+    How sure it may be (`calibrate.py`) and what its README.md says can change without harm.
+    """
     if folder is None:
         return None
-    sha = hashlib.sha256()
+    made = trained.read(folder)
+    plain = None if made is None else replace(made, sharpness=1.0, sharpness_reasoned=1.0)
+    sha = hashlib.sha256(repr(plain).encode())
+    told = (trained.FILE, "README.md")
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        sha.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
-        sha.update(path.read_bytes())
+        if path.relative_to(folder).as_posix() not in told:
+            sha.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
+            sha.update(path.read_bytes())
     return sha.hexdigest()
 
 

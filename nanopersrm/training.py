@@ -225,8 +225,11 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.names = []
 
-    def update(self, lr: float) -> float:
-        """One step of AdamW. Gives the gradient's length before it was cut; 0 without examples."""
+    def update(self, lr: float, still: bool = False) -> float:
+        """One step of AdamW. Gives the gradient's length before it was cut; 0 without examples.
+
+        still: the step may well have no gradient, so that the adapter changes is asked of the next.
+        """
         self.done += 1
         if not self.names:  # every pair of the step was too long
             return 0.0
@@ -236,7 +239,8 @@ class Learner:
         except FloatingPointError as error:
             raise self.training.fail(self.phase, self.done, f"{error}", self.names) from error
         self.names = []
-        if not self.proved and not self.scaler.is_enabled():  # fp16 may have to find its scale
+        fp16 = self.scaler.is_enabled()  # which may have to find its scale
+        if not (self.proved or fp16 or (still and norm == 0)):
             after = self.lora.parameters()
             assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)), (
                 f"{self.phase}: nothing was learned: step {self.done} has not changed the adapter"

@@ -1,6 +1,7 @@
 """What training starts from: the right model, two adapters that are one, and what is said of it."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from test_answer import make_base
 from test_judge_adapter import make_adapter
 
-from nanopersrm import InputError, starting
+from nanopersrm import InputError, starting, trained
 from nanopersrm.bases import DEFAULT_BASE, Base
 from nanopersrm.linear import Linear
 from nanopersrm.model import Model
@@ -130,6 +131,14 @@ def test_the_name_of_an_adapter_is_its_bytes(folder, base, tmp_path):
     file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     assert adapter_sha256(folder) != first
     file.write_bytes(before)
+    made = trained.read(folder)
+    assert made is not None
+    replace(made, sharpness=9.0).save(folder)  # as calibrate.py does, in the middle of a run
+    assert adapter_sha256(folder) == first
+    replace(made, evidence=not made.evidence).save(folder)
+    assert adapter_sha256(folder) != first
+    made.save(folder)
+    assert adapter_sha256(folder) == first
     assert adapter_sha256(None) is None
 
 

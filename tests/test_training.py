@@ -182,6 +182,17 @@ def test_nothing_learned_is_an_error(model, tmp_path):
         one.update(1e-2)
 
 
+def test_a_step_that_may_have_no_gradient(model, tmp_path):
+    """All groups were flat, and the policy still is the reference: KL has no slope there."""
+    one = learner(training(tmp_path), model)
+    one.backward(loss(model) * 0, ["a"])
+    assert one.update(1e-2, still=True) == 0.0
+    assert not one.proved
+    one.backward(loss(model), ["a"])
+    assert one.update(1e-2, still=True) > 0
+    assert one.proved
+
+
 def test_a_step_without_examples_moves_nothing(model, tmp_path):
     """All of its pairs were too long; that the adapter changes is asked of the next."""
     one = learner(training(tmp_path), model)

@@ -50,7 +50,7 @@ First pass. Without `old` the ratio is exp(log p - stop(log p)): exactly 1 and y
 Log-probabilities computed a second time, or those of the sampler, differ by rounding, and some
 tokens would be clipped though nothing was learned yet.
 
-KL to the reference, the policy before this training (the adapter as it came). With d = log p_ref - log p:
+KL to the reference, the adapter as it came. With d = log p_ref - log p:
 
     k1 = -d            k2 = d² / 2            k3 = exp(d) - 1 - d          (J. Schulman, 2020)
 

@@ -40,10 +40,18 @@ TASK = (
 )
 SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|\n{2,}")
 # A text may not close its own tag or open another: "<" of such a tag becomes a look-alike. Neither
-# may what a model could take for one: full-width "<", more slashes, invisible characters between.
+# may what a model could take for one: other angle brackets, more slashes, and characters that do
+# not show (Unicode's Default_Ignorable_Code_Point) before the word or inside it.
+OPENING = "<\uff1c\ufe64\u2039\u2329\u27e8\u276e\u3008"
+UNSEEN = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff"
+)
+TAGS = ("exemplar", "principle", "question", "candidate", "measured", "think", "scores")
 OUR_TAG = re.compile(
-    "[<\uff1c\ufe64](?=[\\s/\\\\\u200b-\u200f\u2060\ufeff]*"
-    "(?:exemplar|principle|question|candidate|measured|think|scores))",
+    rf"[{OPENING}](?=[\s/\\{UNSEEN}]*(?:"
+    + "|".join(rf"[{UNSEEN}]*".join(tag) for tag in TAGS)
+    + "))",
     re.I,
 )
 LOOKALIKE = "\u2039"

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from nanopersrm import InputError
 
@@ -20,7 +20,7 @@ try:
 except ImportError:  # not POSIX: nobody is kept out
     fcntl = None  # type: ignore[assignment]
 
-LOCK = ".lock"
+_held: dict[tuple[int, int], int] = {}  # folders that this process holds, and how
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,26 +45,31 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def hold(folder: Path) -> IO[str]:
-    """Keep other processes out of the folder until this one ends or closes what it gets.
+def hold(folder: Path) -> None:
+    """Keep other processes out of the folder until this one ends.
 
-    The lock is the system's, on an empty file: it goes with its process, however that ends.
+    The lock is the system's, on the folder itself: no file tells of it, and it goes with its
+    process, however that ends. A process does not keep itself out.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "a")  # noqa: SIM115 (open as long as the folder is held)
+        place = os.open(folder, os.O_RDONLY) if fcntl is not None else None
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({reason(error)})") from error
-    if fcntl is not None:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise InputError(
-                f"{folder}: another process is still writing there; wait for it or take another "
-                "--out"
-            ) from error
-    return file
+    if place is None:
+        return
+    about = os.fstat(place)
+    if (about.st_dev, about.st_ino) in _held:
+        os.close(place)
+        return
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(place)
+        raise InputError(
+            f"{folder}: another process is still writing there; wait for it or take another --out"
+        ) from error
+    _held[about.st_dev, about.st_ino] = place  # open, so locked, until the process ends
 
 
 def reason(error: Exception) -> str:

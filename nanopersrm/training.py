@@ -90,7 +90,7 @@ class Training:
                 raise InputError(f"--{name}: expected a number from 1, got {value}")
         self.out, self.steps, self.device, self.stop = out, steps, device, stop
         check_folder(out, resume, overwrite)
-        self.held = hold(out)
+        hold(out)
         self.save_every, self.keep_last = save_every, keep_last
         self.checkpoints = out / "checkpoints"
         if overwrite and not resume:

@@ -61,7 +61,7 @@ def test_a_reason_is_one_line(error, said):
 def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path):
     program = (
         "import sys\nfrom pathlib import Path\nfrom nanopersrm.disk import hold\n"
-        "held = hold(Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()\n"
+        "hold(Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()\n"
     )
     folder = tmp_path / "run"
     first = subprocess.Popen(
@@ -77,8 +77,9 @@ def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path):
         hold(folder)
     first.kill()  # no chance to tidy up
     first.wait()
-    with hold(folder), hold(folder):  # a process does not keep itself out
-        pass
+    hold(folder)
+    hold(folder)  # a process does not keep itself out
+    assert names(folder) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file: cannot be written"):
         hold(tmp_path / "file")

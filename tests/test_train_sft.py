@@ -163,7 +163,6 @@ def test_the_lines_of_a_run(whole):
 
 def test_the_files_of_a_run(whole, given):
     assert {path.name for path in whole.iterdir()} == {
-        ".lock",
         "adapter",
         "checkpoints",
         "config.json",

@@ -96,7 +96,8 @@ def test_it_is_the_same_from_its_folder(made, base, tmp_path):
     again = scalar.load(folder, model)  # make_adapter's judge adapter is moved(model, 1) too
     assert torch.equal(again.head, learned.head)
     first, second = (asked((model, tokenizer, one), CANDIDATES) for one in (learned, again))
-    assert first == second
+    # The same numbers, but memory that begins elsewhere is summed in other portions on some CPUs.
+    assert first == pytest.approx(second, abs=2e-6)
 
 
 @pytest.mark.parametrize(

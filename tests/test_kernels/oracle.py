@@ -59,14 +59,17 @@ def off(x: Tensor, truth: Tensor) -> float:
     return (x.double() - truth).abs().max().item() if x.numel() else 0.0
 
 
-def no_worse_than_plain(op: Op, plain: Op, inputs: Sequence[Tensor], device: str) -> None:
+def no_worse_than_plain(
+    op: Op, plain: Op, inputs: Sequence[Tensor], device: str, peer: Op | None = None
+) -> None:
     """`op` against `plain`, a formula that computes in the type of its inputs; inputs in the type
-    to try, on the CPU, with the strides to try."""
+    to try, on the CPU, with the strides to try. `peer` computes in that type instead of `plain`,
+    which stays the truth."""
     inputs = [_same(x, device) for x in inputs]  # `to` would make the strides plain
     truth = outputs_and_gradients(
         plain, [x.double() if x.is_floating_point() else x for x in inputs]
     )
-    same = outputs_and_gradients(plain, inputs)
+    same = outputs_and_gradients(peer or plain, inputs)
     ours = outputs_and_gradients(op, inputs)
     for i, (x, y, z) in enumerate(zip(ours, same, truth, strict=True)):
         rounding = torch.finfo(x.dtype).eps if x.is_floating_point() else 0

@@ -71,9 +71,17 @@ def draw(N: int, H: int, K: int, E: int, dtype: torch.dtype = FP32) -> list[Tens
 @pytest.mark.parametrize("heads", [(1, 1, 8), (6, 2, 16)])
 @pytest.mark.parametrize("tree", TREES)
 def test_no_worse_than_plain_pytorch(tree, heads, device, dtype, form):
+    """The parts are PyTorch's own attention, whose CPU kernel has approximate exponentials where
+    AVX512 is: of 24 draws of the last tree its fp32 gradients were off by 2.4 times what the plain
+    formula is off by, on a Zen 4. So its own attention is what the parts are held against."""
     inputs = draw(tree[0][-1], *heads, dtype)
+    peer = segments_reference if form is segments else plain
     no_worse_than_plain(
-        lambda q, k, v: form(q, k, v, *tree), lambda q, k, v: plain(q, k, v, *tree), inputs, device
+        lambda q, k, v: form(q, k, v, *tree),
+        lambda q, k, v: plain(q, k, v, *tree),
+        inputs,
+        device,
+        lambda q, k, v: peer(q, k, v, *tree),
     )
 
 

@@ -48,6 +48,7 @@ from nanopersrm.reward import (
     Scale,
     check_scale,
     completion_text,
+    end_of_prompt,
     question_text,
     rewards,
     texts_of,
@@ -290,10 +291,10 @@ def _reply(query: Any, prompt: Any, ends: Sequence[str], place: str) -> str:
     """What comes after the prompt, without the tokens that end it."""
     if not isinstance(query, str) or not isinstance(prompt, str):
         raise InputError(f"{place}: expected texts, got {type(query).__name__}")
-    _, found, reply = query.partition(prompt) if prompt else ("", "", query)
-    if prompt and not found:  # a token that begins a text may stand before it, no more
+    begin = end_of_prompt(prompt, query)
+    if begin is None:
         raise InputError(f"{place}: expected the prompt and a reply, found another text")
-    return without_ends(reply, ends)
+    return without_ends(query[begin:], ends)
 
 
 def _number(reward: float | None, unjudged: float | None) -> float:

@@ -35,7 +35,7 @@ from pydantic import ConfigDict, Field
 from nanopersrm import InputError
 from nanopersrm.desk import Ask, Done
 from nanopersrm.judgement import JudgeConfig
-from nanopersrm.reward import NAME, unit, without_ends
+from nanopersrm.reward import NAME, end_of_prompt, unit, without_ends
 from nanopersrm.verdict import LABELS
 from nanopersrm.wire import JudgeRequest, Limits, Writer, ask_of
 
@@ -75,25 +75,11 @@ def responses(query: Sequence[str], prompts: Sequence[str]) -> list[str]:
         )
     written = []
     for i, (both, prompt) in enumerate(zip(query, prompts, strict=True)):
-        begin = _end_of(prompt, both)
+        begin = end_of_prompt(prompt, both)
         if begin is None:
             raise InputError(f"query[{i}]: expected a text that begins with its prompt")
         written.append(without_ends(both[begin:]))
     return written
-
-
-def _end_of(prompt: str, both: str) -> int | None:
-    """Where the prompt ends; some tokenizers give it back with other white space."""
-    if both.startswith(prompt):
-        return len(prompt)
-    at = 0
-    for char in "".join(prompt.split()):
-        while both[at : at + 1].isspace():
-            at += 1
-        if both[at : at + 1] != char:
-            return None
-        at += 1
-    return at
 
 
 def request_of(label: object, place: str) -> JudgeRequest:

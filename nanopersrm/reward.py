@@ -35,6 +35,7 @@ and images are not shown. Where to read next: `callers.py`.
 """
 
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ RewardFunction = Callable[..., Rewards]  # (prompts, completions, **columns)
 
 NAME = "fits_writer"  # of the reward in logs
 # What ends a turn or fills a row, in the chat templates of the policies that people train.
+BEGIN = re.compile(r"\s*<[^<>\s]{1,40}>")  # a token that begins a text
 ENDS = (
     "<|im_end|>",
     "<|endoftext|>",
@@ -235,6 +237,28 @@ def without_ends(text: str, ends: Sequence[str] = ENDS) -> str:
         if not end:
             return text[:stop].strip()
         stop -= len(end)
+
+
+def end_of_prompt(prompt: str, both: str) -> int | None:
+    """Where the reply begins; None in another text. Some tokenizers give a prompt back with other
+    white space, or with a token before it.
+
+    >>> end_of_prompt("Hi?  there", "<s> Hi? there One."), end_of_prompt("Hi?", "Ho! Hi?")
+    (13, None)
+    """
+    token = BEGIN.match(both)
+    for at in (0, token.end() if token else 0):
+        if both.startswith(prompt, at):
+            return at + len(prompt)
+        for char in "".join(prompt.split()):
+            while both[at : at + 1].isspace():
+                at += 1
+            if both[at : at + 1] != char:
+                break
+            at += 1
+        else:
+            return at
+    return None
 
 
 def _parts(which: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -10,7 +10,7 @@ import pytest
 
 from nanopersrm import InputError
 from nanopersrm.judgement import JudgeConfig, Judgement, check, ranked, verdict_of
-from nanopersrm.reward import RewardFunction, Rewards, Scale, reward_fn
+from nanopersrm.reward import RewardFunction, Rewards, Scale, end_of_prompt, reward_fn
 
 WRITER = ("I came home late; no supper.", "So be it!")
 OTHER = ("lol no food",)
@@ -274,3 +274,22 @@ def test_threads_wait_for_each_other():
         thread.join(10)
     assert found == {k: [k] for k in range(1, 9)}
     assert len(judge.calls) == 160
+
+
+@pytest.mark.parametrize(
+    ("prompt", "both", "reply"),
+    [
+        ("Hi?", "Hi? One.", " One."),
+        ("Hi?", "<s>Hi? One.", " One."),
+        ("Hi?", "<s> Hi? One.", " One."),
+        ("Hi? there", "Hi?  there One.", " One."),
+        ("<s> [INST] Hi", "<s>[INST]  Hi Ho.", " Ho."),
+        ("", "One.", "One."),
+        ("Hi?", "Ho. Hi? One.", None),  # not at the begin
+        ("Hi?", "<s><s>Hi? One.", None),
+        ("Hi?", "Hi", None),
+    ],
+)
+def test_where_a_reply_begins(prompt, both, reply):
+    at = end_of_prompt(prompt, both)
+    assert (None if at is None else both[at:]) == reply

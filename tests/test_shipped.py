@@ -10,14 +10,10 @@ from test_answer import make_base
 from test_judge import CANDIDATES, EXEMPLARS
 from test_judge_adapter import PLAIN, make_adapter
 
-from data.build import demo_pairs
 from nanopersrm import InputError, export, lora_files, trained
 from nanopersrm.bases import DEFAULT_BASE, Base
 from nanopersrm.judge import UNTRAINED, Judge
-from nanopersrm.judgement import JudgeConfig
 from nanopersrm.starting import said_by
-
-AT_ONCE = JudgeConfig(think=False)
 
 
 @pytest.fixture(scope="module")
@@ -104,26 +100,3 @@ def test_a_broken_adapter_leaves_nothing(tmp_path, capsys):
     assert write("--adapter", broken, "--out", tmp_path / "out", "--adapter-only") == 2
     assert "not a safetensors file" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
-
-
-@pytest.mark.base
-def test_the_adapter_that_comes_with_the_package():
-    """Small, described, of this base, and better than chance on writers nobody trained on."""
-    size = sum(path.stat().st_size for path in trained.SHIPPED.rglob("*") if path.is_file())
-    assert size < 24 * 2**20
-    card = (trained.SHIPPED / "README.md").read_text(encoding="utf-8")
-    for part in ("github.com", "Licence", "train_sft.py", "Limits"):
-        assert part in card
-    judge = Judge.load()
-    assert judge.trained
-    assert judge.style is not None
-    pairs = [pair for pair in demo_pairs(seed=7, pairs=60) if pair.split != "train"]
-    right = 0
-    for pair in pairs:
-        said = judge.judge(pair.exemplars, [pair.chosen, pair.rejected], config=AT_ONCE)
-        assert said.notes == []
-        right += said.verdict == 0
-    assert right >= 0.75 * len(pairs)  # 40 pairs; half of them by chance, 30 in one case of 900
-    said = judge.judge(pairs[0].exemplars, [pairs[0].chosen, pairs[0].rejected])
-    assert said.well_formed
-    assert all(said.reasoning)

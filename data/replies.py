@@ -13,8 +13,8 @@ the order drawn.
     <scores>A=8</scores>
 
 A model that is to say true things must be able to know them. It cannot count, so with evidence the
-habits are those that the measured block of its prompt shows. Taught on any habit, it learns that
-claims need no ground: it made them up about as often as not.
+habits are those that the measured block of its prompt shows. Of other habits
+it could only make something up.
 
 How it works. `facts.py` ranks the habits by what they say of the candidates. Some three of them are
 drawn, the heavy ones and those that bear out the verdict more often; the strongest fact against the

@@ -157,7 +157,7 @@ class Judge:
         preferred = judgement.pairwise if pairs else judgement.pointwise
         scores, table = preferred(len(unique), asked, answers)
         if self.made_for is not None and config.mode == "pointwise":
-            table = judgement.sharpened(table, self.made_for.sharpened(config.think))
+            table = judgement.sharpened(table, self.made_for.sharpness_when(config.think))
         replies = [
             _read(tuple(place.index(i) for i in which), drawn)
             for which, group in zip(asked, answers, strict=True)

@@ -12,8 +12,8 @@ Each answer of the model gives p(1) … p(9) for one candidate (pointwise) or p(
 P(j beats i) is always 1 - P(i beats j), so the mirrored call gives the mirrored table. A tie is a
 tie only when both are preferred exactly alike, as identical candidates are. A small model's digits
 stand closer together than its record deserves: their log-odds are multiplied by what `calibrate.py`
-has measured. Where a probability is
-not finite, the verdict is "invalid" and the score None: nothing stands in for it.
+has measured. Where a probability is not finite, the verdict is "invalid" and the score None:
+nothing stands in for it.
 
 Where to read next: `judge.py` in this folder.
 """

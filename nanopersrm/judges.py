@@ -129,9 +129,8 @@ def _text_only(name: str, kit: Kit, settings: dict[str, Any]) -> tuple[Score, st
         fitted = f"fitted on {len(kit.train)} pairs" if kit.train else "not fitted"
         return baselines.factors(kit.train), fitted
     if name == "together":
-        return baselines.together(
-            kit.train
-        ), f"n-grams and factors, fitted on {len(kit.train)} pairs"
+        fitted = f"n-grams and factors, fitted on {len(kit.train)} pairs"
+        return baselines.together(kit.train), fitted
     return {"ngrams": baselines.ngrams, "length": baselines.length}[name](), ""
 
 

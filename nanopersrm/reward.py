@@ -50,8 +50,8 @@ Rewards = list[float | None]  # None: no score
 RewardFunction = Callable[..., Rewards]  # (prompts, completions, **columns)
 
 NAME = "fits_writer"  # of the reward in logs
-# What ends a turn or fills a row, in the chat templates of the policies that people train.
 BEGIN = re.compile(r"\s*<[^<>\s]{1,40}>")  # a token that begins a text
+# What ends a turn or fills a row, in the chat templates of the policies that people train.
 ENDS = (
     "<|im_end|>",
     "<|endoftext|>",

@@ -84,7 +84,7 @@ class Trained:
             "the scores may mean nothing"
         )
 
-    def sharpened(self, think: bool) -> float:
+    def sharpness_when(self, think: bool) -> float:
         """The sharpness of a judge that reasons or does not."""
         return self.sharpness_reasoned if think else self.sharpness
 

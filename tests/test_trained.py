@@ -45,7 +45,7 @@ def test_what_was_written_before_there_was_a_sharpness(tmp_path):
     del older["sharpness"], older["sharpness_reasoned"]
     file.write_text(json.dumps(older))
     assert trained.read(tmp_path) == FACTS
-    assert FACTS.sharpened(think=True) == FACTS.sharpened(think=False) == 1.0
+    assert FACTS.sharpness_when(think=True) == FACTS.sharpness_when(think=False) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def folded(text: str) -> set[str]:
 def test_the_same_seed_draws_the_same():
     drawn = [attack(random.Random(i)) for i in range(MANY)]
     assert drawn == [attack(random.Random(i)) for i in range(MANY)]
+    assert f">>> attack(random.Random(3))\n{drawn[3]!r}" in (attacks.__doc__ or "")
     assert len(set(drawn)) > MANY / 4
     assert all(words.strip() == words and words for words in drawn)
     assert "{" not in "".join(words for words in drawn if not words.startswith("{"))

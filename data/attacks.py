@@ -17,8 +17,8 @@ Each attack is put together from parts, in one of these ways:
 
 `nanopersrm/injections.py` has other words, by which a trained judge is measured. No sentence stands
 in both, and of its families closings of tags, control tokens, pleas, other languages and odd
-Unicode have no counterpart here: what a judge has gained there, it has not learned by heart. Attacks
-for a low score do not occur; nobody writes them into a text of their own.
+Unicode have no counterpart here: what a judge has gained there, it has not learned by heart.
+Attacks for a low score do not occur; nobody writes them into a text of their own.
 
 Where to read next: `lessons.py`.
 """

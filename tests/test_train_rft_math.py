@@ -56,7 +56,7 @@ class Watched:
         self.names += names
         loss.backward()
 
-    def update(self, rate: float) -> float:
+    def update(self, rate: float, *, still: bool = False) -> float:
         parts = self.lora.parameters()
         found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parts]
         self.gradients.append(found)

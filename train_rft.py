@@ -47,6 +47,7 @@ from nanopersrm.device import device_of
 from nanopersrm.grpo import GrpoConfig, advantages, policy_loss, statistics, token_weights
 from nanopersrm.lora import Lora
 from nanopersrm.model import Model, ModelConfig
+from nanopersrm.nearness import nearness
 from nanopersrm.optim import OptimConfig, learning_rate
 from nanopersrm.pairs import digest, read
 from nanopersrm.presets import Preset, for_card, settled
@@ -287,7 +288,7 @@ def main(config: Config) -> None:
     if folder is not None and (folder / "style").is_dir():
         styled = Style.load(folder / "style", model)
     shows = styled is not None and bool(styled.quantiles) and (made is None or made.style)
-    near = course.nearness(tokenizer, styled) if styled is not None and shows else None
+    near = nearness(tokenizer, styled) if styled is not None and shows else None
     torch.manual_seed(config.seed)  # of dropout
     with Stop() as stop:
         settings = asdict(config) | asdict(how) | {"texts": digest([*train, *validation])}

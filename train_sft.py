@@ -41,6 +41,7 @@ from nanopersrm.command import exit_code
 from nanopersrm.device import device_of
 from nanopersrm.lora import Lora, LoraConfig
 from nanopersrm.model import Model, ModelConfig
+from nanopersrm.nearness import Nearness, nearness
 from nanopersrm.objective import ObjectiveConfig, sums
 from nanopersrm.optim import OptimConfig, learning_rate
 from nanopersrm.pairs import Pair, digest, read
@@ -61,7 +62,7 @@ from nanopersrm.trial import Trial
 
 import torch  # isort: skip  (after nanopersrm, which settles threads and memory)
 
-from data import course, lessons
+from data import course
 from data.build import demo_pairs
 from data.course import Course
 from data.exam import Exam
@@ -91,6 +92,7 @@ class Config:
     recompute: bool | None = None  # compute each block again in its backward: less memory
     offload: bool | None = None  # keep what is kept of each block in host memory
     style_from: Path | None = None  # a style adapter to use as it is, instead of learning one
+    fused: int = 400  # training pairs on which instruments are weighed against each other; 0: no
     writers: int = 16  # a step of style, of one domain where it has so many
     eval_every: int = 50  # steps between trials on validation pairs; 0: before and after only
     eval_pairs: int = 40  # validation pairs in a trial
@@ -120,7 +122,7 @@ def learn_style(kit: Kit) -> Style:
     """The first loop: contrast of pooled states among the writers of a step."""
     config, how, model, training = kit.config, kit.how, kit.model, kit.training
     if config.style_from is not None:
-        return Style.load(config.style_from, model)
+        return fuse(kit, Style.load(config.style_from, model))
     lora = style.adapter(model, config.lora, config.style, config.seed)
     learned = Style(model, lora, config.style)
     if training.saved is not None and not training.in_phase("style"):  # it has been learned
@@ -158,13 +160,22 @@ def learn_style(kit: Kit) -> Style:
     learned.standardise(texts)
     alike = course.strangers(kit.course.roster, kit.tokenizer, learned, config.seed)
     learned.quantiles = style.strangers_quantiles(alike)
-    return learned
+    return fuse(kit, learned)
+
+
+def fuse(kit: Kit, styled: Style) -> Style:
+    """All instruments as one, where it has not been done: what each is worth beside the others."""
+    pairs = kit.course.pairs
+    if styled.fusion is None and (count := min(kit.config.fused, len(pairs))):
+        kit.training.log.note(f"instruments: weighing them on {count:,} pairs")
+        styled.fusion = course.fused(pairs, count, kit.tokenizer, styled, kit.config.seed)
+    return styled
 
 
 def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
     """The second loop: imitation and contrast. The adapter, and the trials before and after."""
     config, how, model, training = kit.config, kit.how, kit.model, kit.training
-    near = course.nearness(kit.tokenizer, styled)
+    near = nearness(kit.tokenizer, styled)
     lora = Lora(model, config.lora, config.seed + 1)
     learner = Learner(training, "judge", model, lora, config.optim)
     exam = Exam(
@@ -209,7 +220,7 @@ def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
     return lora, Trial(**facts["trials"][0]), Trial(**facts["trials"][-1])
 
 
-def rehearse(kit: Kit, learner: Learner, near: lessons.Style) -> None:
+def rehearse(kit: Kit, learner: Learner, near: Nearness) -> None:
     """The largest micro-batch that a step can have, first: memory runs out now or never."""
     trees = kit.course.longest(kit.how.bundles, near, kit.config.weight.imitation > 0)
     batch = packing.batch(packing.fullest(trees, kit.how.budget), kit.model.device)
@@ -230,7 +241,7 @@ def main(config: Config) -> None:
     how = settled(config.preset or for_card(card), asdict(config))
     if config.style_from is not None:
         how = replace(how, warmup_steps=0)
-    for name, least in (("eval_every", 0), ("eval_pairs", 0), ("writers", 2)):
+    for name, least in (("eval_every", 0), ("eval_pairs", 0), ("writers", 2), ("fused", 0)):
         if (number := getattr(config, name)) < least:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag}: expected a number from {least}, got {number}")

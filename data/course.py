@@ -8,9 +8,9 @@ it would have seen, and a checkpoint need not know where in the data it was.
 A pair becomes one tree of tokens: the replies of imitation and the score lines of contrast share
 the exemplars, and about the same candidate the whole prompt (`packing.grow`).
 
-The style similarity of a text needs a forward of the model. `nearness` makes it a function of texts
-for the prompts, and `strangers` measures what is usual between writers: for a sample of pairs of
-the training set, each candidate against exemplars of other writers of its domain.
+`strangers` measures for the style similarity what is usual between writers: for a sample of pairs
+of the training set, each candidate against exemplars of other writers of its domain. `fused` weighs
+it against the instruments that need no model (`nanopersrm/fusion.py`), on another sample.
 
 Where to read next: `train_sft.py`.
 """
@@ -23,12 +23,13 @@ from pathlib import Path
 import torch
 
 from data import lessons
-from data.lessons import LessonConfig, Roster, Style, StyleBatch
-from nanopersrm import InputError
+from data.lessons import LessonConfig, Roster, StyleBatch
+from nanopersrm import InputError, fusion
+from nanopersrm.fusion import Fusion
+from nanopersrm.nearness import Nearness, cosines
 from nanopersrm.packing import Bundle, Text, grow
-from nanopersrm.pairs import Pair, read
-from nanopersrm.style import Style as StyleModel
-from nanopersrm.style import writer_of
+from nanopersrm.pairs import Pair, couples, read
+from nanopersrm.style import Style, writer_of
 from nanopersrm.tokenizer import Tokenizer
 
 STRANGERS = 64  # candidates, and as many writers: of each pair of them the likeness is measured
@@ -53,7 +54,9 @@ class Course:
         self.epoch, self.order = -1, list[int]()  # the latest
         self.left_out = 0  # trees that were too long
 
-    def step(self, step: int, count: int, near: Style | None, replies: bool = True) -> list[Bundle]:
+    def step(
+        self, step: int, count: int, near: Nearness | None, replies: bool = True
+    ) -> list[Bundle]:
         """The trees of the `count` pairs of a step; those too long are left out."""
         found = []
         for place in range(step * count, (step + 1) * count):
@@ -87,7 +90,7 @@ class Course:
             negatives=[(i, one) for i, one in enumerate(ids[2 * writers :])],
         )
 
-    def longest(self, count: int, near: Style | None, replies: bool = True) -> list[Bundle]:
+    def longest(self, count: int, near: Nearness | None, replies: bool = True) -> list[Bundle]:
         """The trees of the `count` pairs with the most text, but for those too long to learn from.
 
         No step has more to compute, but that a rival's text may be longer than those of the pair.
@@ -116,7 +119,7 @@ def tree(
     tokenizer: Tokenizer,
     config: LessonConfig,
     seed: str,
-    near: Style | None,
+    near: Nearness | None,
     replies: bool = True,
 ) -> Bundle | None:
     """Imitation and contrast of one pair in one tree; None where it is too long.
@@ -143,7 +146,7 @@ def tree(
 
 
 def prompt(
-    pair: Pair, role: str, tokenizer: Tokenizer, config: LessonConfig, near: Style | None
+    pair: Pair, role: str, tokenizer: Tokenizer, config: LessonConfig, near: Nearness | None
 ) -> list[int]:
     """What the judge is asked about one text of a pair, `chosen` or `rejected`."""
     pair = lessons.stripped(pair)
@@ -166,18 +169,6 @@ def divided(
     return train, trials
 
 
-def nearness(tokenizer: Tokenizer, style: StyleModel) -> Style:
-    """The style percentiles of texts, for the measured block."""
-
-    def near(exemplars: Sequence[str], candidates: Sequence[str]) -> list[float]:
-        return style.percentiles(
-            [tokenizer.encode(text.strip()) for text in exemplars],
-            [tokenizer.encode(text.strip()) for text in candidates],
-        )
-
-    return near
-
-
 def usual(roster: Roster, tokenizer: Tokenizer, seed: int) -> list[list[int]]:
     """The ids of texts by many writers, on which the style model measures what is usual."""
     rng = random.Random(f"{seed}/usual")
@@ -186,7 +177,7 @@ def usual(roster: Roster, tokenizer: Tokenizer, seed: int) -> list[list[int]]:
     return [tokenizer.encode(rng.choice([pair.chosen, *pair.exemplars]).strip()) for pair in some]
 
 
-def strangers(roster: Roster, tokenizer: Tokenizer, style: StyleModel, seed: int) -> list[float]:
+def strangers(roster: Roster, tokenizer: Tokenizer, style: Style, seed: int) -> list[float]:
     """The similarities of writers and texts by others, of the same domain."""
     rng = random.Random(f"{seed}/strangers")
     some = [rng.choice(own) for authors in roster.values() for own in authors.values()]
@@ -204,3 +195,13 @@ def strangers(roster: Roster, tokenizer: Tokenizer, style: StyleModel, seed: int
     ]
     alike = [cosine for cosine, same_domain in apart if same_domain]
     return alike if len(alike) >= FEWEST else [cosine for cosine, _ in apart]
+
+
+def fused(
+    pairs: Sequence[Pair], count: int, tokenizer: Tokenizer, style: Style, seed: int
+) -> Fusion:
+    """All instruments weighed on at most `count` of the pairs, drawn with their twins."""
+    drawn = couples(pairs)
+    random.Random(f"{seed}/fused").shuffle(drawn)
+    some = [lessons.stripped(pair) for couple in drawn for pair in couple][:count]
+    return fusion.fit(some, cosines(tokenizer, style))

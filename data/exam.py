@@ -22,7 +22,7 @@ import tyro
 
 from data import course, plans
 from data.facts import FORMS, ROLES
-from data.lessons import LessonConfig, Style
+from data.lessons import LessonConfig
 from nanopersrm import InputError, faithful, trial, verdict
 from nanopersrm.answer import FORCED_ROOM
 from nanopersrm.command import exit_code
@@ -30,6 +30,7 @@ from nanopersrm.disk import write_text
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.judge import Judge
 from nanopersrm.model import Model
+from nanopersrm.nearness import Nearness
 from nanopersrm.pairs import Pair, couples, read
 from nanopersrm.presets import PRESETS, Preset
 from nanopersrm.tokenizer import Tokenizer
@@ -41,7 +42,7 @@ RULE = f"\n\n{'=' * 80}\n\n"  # between two of them
 
 
 class Exam:
-    """What all trials of a run ask. `near`: the style percentiles for the prompts, or None.
+    """What all trials of a run ask. `near`: what trained instruments say, for the prompts, or None.
 
     replies: answered freely, at this temperature; reasoned: pairs judged after reasoning as well.
     """
@@ -52,7 +53,7 @@ class Exam:
         tokenizer: Tokenizer,
         config: LessonConfig,
         seed: int,
-        near: Style | None,
+        near: Nearness | None,
         replies: int = WRITTEN,
         reasoned: int = 0,
         temperature: float = 1.0,
@@ -140,7 +141,7 @@ def main(config: Config) -> None:
     made = judge.made_for
     lesson = LessonConfig() if made is None else LessonConfig(evidence=made.evidence)
     shows = judge.style is not None and (made is None or made.style)
-    near = judge.style_percentiles if shows else None
+    near = judge.nearness if shows else None
     asked = config.replies, config.reasoned, config.temperature
     exam = Exam(some, judge.tokenizer, lesson, config.seed, near, *asked)
     found, page = exam.hold(judge.model, PRESETS["cpu"])

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from data import plans
 from data.curriculum import Couple, Curriculum
-from data.lessons import LessonConfig, Style
+from data.lessons import LessonConfig
 from data.plans import ROLES, Asked
 from nanopersrm import InputError
 from nanopersrm.model import Model
+from nanopersrm.nearness import Nearness
 from nanopersrm.packing import Bundle
 from nanopersrm.rewards import PARTS, Reward, RewardConfig, rewards, table
 from nanopersrm.rollouts import Drawn, RolloutConfig, draw_groups
@@ -171,7 +172,7 @@ class Source:
     tokenizer: Tokenizer
     curriculum: Curriculum
     lesson: LessonConfig
-    near: Style | None
+    near: Nearness | None
     rollout: RolloutConfig
     reward: RewardConfig
     seed: int

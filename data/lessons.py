@@ -30,7 +30,7 @@ lists of candidates side by side. Where to read next: `nanopersrm/packing.py`, `
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -38,15 +38,14 @@ from data.attacks import with_attack
 from data.facts import ROLES, shown
 from data.replies import reply
 from nanopersrm import InputError, verdict
+from nanopersrm.nearness import Nearness
 from nanopersrm.packing import Branch, Bundle
 from nanopersrm.pairs import Pair, couples
-from nanopersrm.profile import measured_block
+from nanopersrm.profile import Near, measured_block
 from nanopersrm.prompts import messages
 from nanopersrm.sampler import common_prefix
 from nanopersrm.tokenizer import Tokenizer
 
-# (exemplars, candidates) -> percentile of the style similarity of each candidate
-Style = Callable[[Sequence[str], Sequence[str]], list[float]]
 Roster = dict[str, dict[str, list[Pair]]]  # domain -> author of the exemplars -> their pairs
 HUMAN = "cross_author"  # in pairs of any other kind a rewrite or a model's text is rejected
 
@@ -80,20 +79,20 @@ def imitation(
     tokenizer: Tokenizer,
     config: LessonConfig,
     seed: int | str,
-    style: Style | None = None,
+    near: Nearness | None = None,
 ) -> list[Bundle]:
     """A bundle for each form: pointwise about chosen and rejected, pairwise in both orders.
 
     Empty when a prompt with its reply is longer than `config.longest`.
     """
     pair, bundles = stripped(pair), []
-    near = similar(pair, [pair.chosen, pair.rejected], config, style)
+    instruments = similar(pair, [pair.chosen, pair.rejected], config, near)
     end = turn_end(tokenizer)
     for form in ("pointwise", "pairwise") if config.form == "both" else (config.form,):
         prompts, replies = [], []
         for role in ROLES:  # of A
             texts = list(shown(pair, form, role).values())
-            prompts.append(prompt(pair, texts, tokenizer, config, near))
+            prompts.append(prompt(pair, texts, tokenizer, config, instruments))
             rng = random.Random(f"{seed}/{pair.id}/{form}/{role}")
             made = reply(pair, form, role, rng, config.evidence)
             said = verdict.parse(made.text, made.labels)
@@ -132,27 +131,27 @@ def prompt(
     candidates: Sequence[str],
     tokenizer: Tokenizer,
     config: LessonConfig,
-    near: Mapping[str, float] | None = None,
+    near: Mapping[str, Near] | None = None,
 ) -> list[int]:
     """What the judge would be asked about these candidates, up to the start of the reply.
 
-    near: the style percentile of each candidate, for the measured block.
+    near: what trained instruments say of each candidate, for the measured block.
     """
     measured = None
     if config.evidence:
-        style = [near[text] for text in candidates] if near is not None else None
-        measured = measured_block(pair.exemplars, candidates, style=style)
+        said = [near[text] for text in candidates] if near is not None else None
+        measured = measured_block(pair.exemplars, candidates, near=said)
     chat = messages(pair.exemplars, candidates, pair.question or None, measured=measured)
     return tokenizer.chat(chat, continuation=verdict.OPEN)
 
 
 def similar(
-    pair: Pair, texts: Sequence[str], config: LessonConfig, style: Style | None
-) -> dict[str, float] | None:
-    """The style percentile of each text, where the prompts show it."""
-    if style is None or not config.evidence:
+    pair: Pair, texts: Sequence[str], config: LessonConfig, near: Nearness | None
+) -> dict[str, Near] | None:
+    """What trained instruments say of each text, where the prompts show it."""
+    if near is None or not config.evidence:
         return None
-    return dict(zip(texts, style(pair.exemplars, texts), strict=True))
+    return dict(zip(texts, near(pair.exemplars, texts), strict=True))
 
 
 def spell(thought: str, scores: dict[str, int], tokenizer: Tokenizer) -> list[int]:
@@ -200,7 +199,7 @@ def contrast_list(
     tokenizer: Tokenizer,
     config: LessonConfig,
     rng: random.Random,
-    style: Style | None = None,
+    near: Nearness | None = None,
 ) -> Bundle | None:
     """Chosen, rejected and texts of other writers of the domain, one prompt each, in drawn order.
 
@@ -217,10 +216,10 @@ def contrast_list(
         if rng.random() < config.attacks / 2:  # dear: nothing after it is shared with the replies
             *others_shown, last = pair.exemplars
             pair = replace(pair, exemplars=(*others_shown, with_attack(last, rng)))
-    near = similar(pair, texts, config, style)
+    said = similar(pair, texts, config, near)
     _, forced = verdict.closing("")
     score = tokenizer.encode(forced)
-    prompts = {text: prompt(pair, [text], tokenizer, config, near) + score for text in texts}
+    prompts = {text: prompt(pair, [text], tokenizer, config, said) + score for text in texts}
     fitting = [text for text in texts if len(prompts[text]) <= config.longest]
     if fitting[:2] != texts[:2]:
         return None

@@ -23,7 +23,8 @@ from typing import get_args
 
 from data import lessons
 from data.facts import shown
-from data.lessons import LessonConfig, Style
+from data.lessons import LessonConfig
+from nanopersrm.nearness import Nearness
 from nanopersrm.packing import Bundle, Text, grow_within
 from nanopersrm.pairs import Pair
 from nanopersrm.rewards import Plan, Role, Shown
@@ -92,7 +93,7 @@ def asked(
     form: str,
     tokenizer: Tokenizer,
     config: LessonConfig,
-    near: Style | None,
+    near: Nearness | None,
     reply: int,
 ) -> Asked | None:
     """The prompts of a pair, or of a pair and its twin; None where a prompt and a reply of `reply`
@@ -111,7 +112,7 @@ def prompts_of(
     form: str,
     tokenizer: Tokenizer,
     config: LessonConfig,
-    near: Style | None,
+    near: Nearness | None,
 ) -> list[list[int]]:
     """With the chosen text as A, and with the rejected one. The pair is stripped already."""
     texts = [pair.chosen, pair.rejected]

@@ -31,6 +31,7 @@ from nanopersrm.contrast import contrast
 from nanopersrm.device import device_of
 from nanopersrm.lora import LoraConfig
 from nanopersrm.model import Model, ModelConfig
+from nanopersrm.nearness import Nearness, nearness
 from nanopersrm.optim import OptimConfig, learning_rate
 from nanopersrm.packing import Bundle
 from nanopersrm.pairs import digest, read
@@ -102,7 +103,7 @@ def trial(
 
 def learn(
     config: Config, how: Preset, model: Model, learner: Learner, learned: Scalar, whole: Course,
-    near: course.Style | None,
+    near: Nearness | None,
 ) -> None:  # fmt: skip
     """All steps."""
     training = learner.training
@@ -146,7 +147,7 @@ def main(config: Config) -> None:
     tiny = starting.is_random(config.preset, config.base)
     model = starting.load(base, how, device, config.seed, tiny)
     styled = None if config.style_from is None else Style.load(config.style_from, model)
-    near = course.nearness(tokenizer, styled) if styled is not None and lesson.evidence else None
+    near = nearness(tokenizer, styled) if styled is not None and lesson.evidence else None
     learned = Scalar.new(model, config.lora, config.seed + 1)
     torch.manual_seed(config.seed)  # of dropout
     with Stop() as stop:

@@ -6,7 +6,6 @@
     factors   minus w · d(c), where d holds |z difference| of each factor of factors.py between
               exemplars and candidate c; w by logistic regression on training pairs. Without such
               pairs, `profile.factor_distance`, whose weights are the reliabilities
-    together  factors and n-grams in one such regression; only with training pairs
     length    the number of words: knows nothing of the writer, so 50 % on whole twins
 
 The regression. The pair (c, r) has the features x = d(r) - d(c) and P(c fits better) = σ(w · x).
@@ -103,23 +102,6 @@ def factors(pairs: Sequence[Pair] = ()) -> Score:
     if not pairs:
         return _each(lambda exemplars, candidate: -factor_distance(exemplars, candidate))
     return _fitted(pairs, factor_distances)
-
-
-def together(pairs: Sequence[Pair]) -> Score:
-    """Factors and n-grams in one regression on training pairs: what texts alone have to say."""
-    gaps = [
-        ngram_similarity(p.exemplars, p.chosen) - ngram_similarity(p.exemplars, p.rejected)
-        for p in pairs
-    ]
-    unit = max(float(np.sqrt(np.mean(np.square(gaps)))), 1e-9)  # the ridge knows no unit
-
-    def distances(exemplars: Sequence[str], candidate: str) -> list[float]:
-        return [
-            *factor_distances(exemplars, candidate),
-            -ngram_similarity(exemplars, candidate) / unit,
-        ]
-
-    return _fitted(pairs, distances)
 
 
 def _fitted(pairs: Sequence[Pair], distances: Callable[[Sequence[str], str], list[float]]) -> Score:

@@ -32,7 +32,8 @@ from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.device import device_of, dtype_of
 from nanopersrm.judgement import Asked, JudgeConfig, JudgedReply, Judgement
 from nanopersrm.model import Model
-from nanopersrm.profile import measured_block
+from nanopersrm.nearness import cosines, nearness
+from nanopersrm.profile import Near, measured_block
 from nanopersrm.prompts import LONGEST_TOKEN, cut, messages
 from nanopersrm.sampler import SHARED_LEAST, Prefix, common_prefix, prefill
 from nanopersrm.style import Style
@@ -144,7 +145,7 @@ class Judge:
             self.tokenizer, list(exemplars), unique, question, principles, config.evidence
         )
         if config.evidence and self._shows_style():
-            ask.style = self.style_percentiles(exemplars, unique)
+            ask.near = self.nearness(exemplars, unique)
         exemplars = self._fit(ask, exemplars, asked, config, notes)
         prompts = [ask.ids(exemplars, which) for which in asked]
         self._remember(ask, exemplars, prompts)
@@ -194,20 +195,17 @@ class Judge:
     def style_similarities(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
         """The cosine of each text with the writer of the exemplars, see `style.py`."""
         assert self.style is not None, "this judge has no style adapter"
-        return self.style.similarities(self._encoded(exemplars), self._encoded(texts))
+        return cosines(self.tokenizer, self.style)(exemplars, texts)
 
-    def style_percentiles(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
-        """Percent of the pairs of strangers that are less similar, for each text."""
+    def nearness(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[Near]:
+        """What trained instruments say of each text, see `nearness.py`."""
         assert self.style is not None, "this judge has no style adapter"
-        return self.style.percentiles(self._encoded(exemplars), self._encoded(texts))
+        return nearness(self.tokenizer, self.style)(exemplars, texts)
 
     def _shows_style(self) -> bool:
         """The percentile stands in prompts, unless the adapter was trained without."""
         shown = self.made_for is None or self.made_for.style
         return shown and self.style is not None and bool(self.style.quantiles)
-
-    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.tokenizer.encode(text.strip()) for text in texts]
 
     def _answer(
         self, prompts: list[list[int]], labels: int, config: JudgeConfig, follow: OnText | None
@@ -299,15 +297,15 @@ class _Question:
         self.tokenizer, self.candidates = tokenizer, candidates
         self.question, self.principles = question, principles
         self.exemplars, self.evidence = exemplars, evidence
-        self.style: list[float] | None = None  # a percentile a candidate
+        self.near: list[Near] | None = None  # one a candidate
         self.measured: dict[tuple[int, ...], str] = {}
 
     def ids(self, exemplars: Sequence[str], which: tuple[int, ...]) -> list[int]:
         """The prompt about candidates `which`, up to the start of the reply."""
         texts = [self.candidates[i] for i in which]
         if self.evidence and which not in self.measured:
-            style = None if self.style is None else [self.style[i] for i in which]
-            self.measured[which] = measured_block(self.exemplars, texts, style=style)
+            near = None if self.near is None else [self.near[i] for i in which]
+            self.measured[which] = measured_block(self.exemplars, texts, near=near)
         measured = self.measured.get(which)
         chat = messages(exemplars, texts, self.question, self.principles, measured)
         return self.tokenizer.chat(chat, continuation=verdict.OPEN)

@@ -4,7 +4,9 @@
     no_evidence  the same without what factors.py measured
     untrained    the base without the adapter, in the same weights: 4-bit ones stay 4-bit
     style        the style similarity of the adapter alone, see `style.py`
-    ngrams delta factors together length       text only, see `baselines.py`
+    fusion       all instruments of the adapter in one number, without its judgement
+    ngrams delta factors length       text only, see `baselines.py`
+    together     n-grams and factors in one number, fitted on training pairs, see `fusion.py`
     likelihood   what the exemplars add to the base's log p of a candidate, see `likelihood.py`
     minilm       cosine of sentence embeddings, see `minilm.py`
 
@@ -31,7 +33,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanopersrm import InputError, __version__, baselines
+from nanopersrm import InputError, __version__, baselines, fusion
 from nanopersrm.judgement import JudgeConfig, Judgement
 from nanopersrm.opinions import Opine, Opinion, Score, opine
 from nanopersrm.pairs import Pair, dump
@@ -45,6 +47,7 @@ NAMES = (
     "no_evidence",
     "untrained",
     "style",
+    "fusion",
     "ngrams",
     "delta",
     "factors",
@@ -99,8 +102,8 @@ def make(name: str, kit: Kit) -> Named | str:
         settings |= _weights_of(kit, None)
         asked = _alone(judge, opine(likelihood(judge.model, judge.tokenizer)))
         return Named(name, asked, settings, kit.base)
-    if name == "style":
-        return _style(kit)
+    if name in ("style", "fusion"):
+        return _instrument(name, kit)
     if name == "minilm":
         from nanopersrm import minilm
 
@@ -130,7 +133,7 @@ def _text_only(name: str, kit: Kit, settings: dict[str, Any]) -> tuple[Score, st
         return baselines.factors(kit.train), fitted
     if name == "together":
         fitted = f"n-grams and factors, fitted on {len(kit.train)} pairs"
-        return baselines.together(kit.train), fitted
+        return fusion.judge(fusion.fit(kit.train)), fitted
     return {"ngrams": baselines.ngrams, "length": baselines.length}[name](), ""
 
 
@@ -174,19 +177,27 @@ def _alone(judge: "Judge", asked: Opine) -> Opine:
     return without
 
 
-def _style(kit: Kit) -> Named | str:
-    """The style similarity alone."""
+def _instrument(name: str, kit: Kit) -> Named | str:
+    """The style similarity alone, or all instruments of the adapter in one number."""
     if kit.adapter is None:
         return "there is no --adapter"
     judge = kit.load(kit.adapter)
     if judge.style is None:
         return f"{kit.adapter} has no folder style"
+    cosines, fused = judge.style_similarities, judge.style.fusion
+    if name == "fusion" and fused is None:
+        return f"the instruments of {kit.adapter} were not weighed (train_sft.py --fused 0)"
 
-    def score(exemplars: Sequence[str], _: str, candidates: Sequence[str]) -> list[float]:
-        return judge.style_similarities(exemplars, candidates)
+    def style(
+        exemplars: Sequence[str], question: str, candidates: Sequence[str]
+    ) -> list[float] | None:
+        return cosines(exemplars, candidates)
 
-    settings = {"judge": "style", "version": __version__, **_weights_of(kit, kit.adapter)}
-    return Named("style", opine(score), settings, f"{kit.adapter}, cosine of pooled states")
+    settings = {"judge": name, "version": __version__, **_weights_of(kit, kit.adapter)}
+    if name == "style" or fused is None:
+        return Named(name, opine(style), settings, f"{kit.adapter}, cosine of pooled states")
+    score = fusion.judge(fused, cosines)
+    return Named(name, opine(score, fused.slope), settings, f"{kit.adapter}, instruments alone")
 
 
 def _beside(name: str, kit: Kit) -> Named | str:
@@ -209,7 +220,7 @@ def _beside(name: str, kit: Kit) -> Named | str:
     evidence = kit.config.evidence if made_for is None else made_for.evidence
     judge = Judge(model, tokenizer, True, style, made_for)
     if (folder / scalar.FILE).is_file():
-        near = judge.style_percentiles if made_for is not None and made_for.style else None
+        near = judge.nearness if made_for is not None and made_for.style else None
         learned = scalar.load(folder, model)
         score = scalar.scorer(model, tokenizer, learned, evidence, near)
         settings |= {"scalar": _stamps(folder, (scalar.FILE,)), "evidence": evidence}

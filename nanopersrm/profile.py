@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from string import ascii_uppercase
+from typing import NamedTuple
 
 from nanopersrm import InputError
 from nanopersrm.factors import COUNTED, FACTORS, PER_100, SENTENCE_SHARE, Factor, measure
@@ -102,6 +103,13 @@ class Trait:
     percentile: float
     salience: float
     phrase: str
+
+
+class Near(NamedTuple):
+    """What instruments that are trained say of a candidate (`nearness.py`)."""
+
+    style: float  # percent of the pairs of strangers that are less similar
+    chance: float | None = None  # percent, of all instruments together (`fusion.py`)
 
 
 @lru_cache(maxsize=1)
@@ -290,20 +298,20 @@ def measured_block(
     exemplars: Sequence[str],
     candidates: Sequence[str],
     top: int = SHOWN,
-    style: Sequence[float] | None = None,
+    near: Sequence[Near] | None = None,
 ) -> str:
     """What stands between the measured tags of a prompt: one line a factor, one a candidate.
 
     Rates without a unit are per 100 words. The last lines say how many strangers are farther from
-    the exemplars than the candidate is, by n-gram similarity, by factor distance and, where they
-    are given, by `style`: a percentile a candidate, from `style.py`, which needs a model.
+    the exemplars than the candidate is, by n-gram similarity, by factor distance and, where `near`
+    is given for each candidate, by style; then how likely all of it makes the candidate.
     """
     if not exemplars or not 1 <= len(candidates) <= len(ascii_uppercase):
         raise InputError(
             f"expected at least 1 exemplar and 1 to 26 candidates, got {len(exemplars)} and "
             f"{len(candidates)}"
         )
-    assert style is None or len(style) == len(candidates), f"{style} for {len(candidates)} texts"
+    assert near is None or len(near) == len(candidates), f"{near} for {len(candidates)} texts"
     labels = ["candidate"] if len(candidates) == 1 else ascii_uppercase[: len(candidates)]
     measured = [_measured((candidate,)) for candidate in candidates]
     lines: list[str] = []
@@ -315,10 +323,13 @@ def measured_block(
         writer = f"writer {_reading(trait.factor, trait.value)}"
         lines.append(f"{BY_NAME[trait.factor].label}: {', '.join([writer, *others])}")
     for i, (label, candidate) in enumerate(zip(labels, candidates, strict=True)):
-        near = ngram_percentile(ngram_similarity(exemplars, candidate))
+        alike = ngram_percentile(ngram_similarity(exemplars, candidate))
         close = 100.0 - distance_percentile(factor_distance(exemplars, candidate))
-        kin = "" if style is None else f", style {style[i]:.0f}%"
+        kin = "" if near is None else f", style {near[i].style:.0f}%"
         lines.append(
-            f"{label} closer than strangers: n-grams {near:.0f}%, factors {close:.0f}%{kin}"
+            f"{label} closer than strangers: n-grams {alike:.0f}%, factors {close:.0f}%{kin}"
         )
+    for label, one in zip(labels, near or (), strict=False):
+        if one.chance is not None:
+            lines.append(f"{label} by this writer: {one.chance:.0f}% likely")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ w starts normal with deviation 1 / sqrt(D), so that s starts near the size of a 
 Where to read next: `judges.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from nanopersrm import InputError, lora_files, packing, verdict
 from nanopersrm.lora import Lora, LoraConfig
 from nanopersrm.model import Model
+from nanopersrm.nearness import Nearness
 from nanopersrm.opinions import Score
 from nanopersrm.packing import Batch, Text
 from nanopersrm.profile import measured_block
@@ -36,9 +37,6 @@ from nanopersrm.tokenizer import Tokenizer
 
 FILE = "head.safetensors"
 HEAD = "head"  # its tensor, there and in a checkpoint
-
-# (exemplars, candidates) -> style percentile of each candidate
-Near = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
 class Scalar:
@@ -99,7 +97,7 @@ def load(folder: Path, model: Model) -> Scalar:
 
 
 def scorer(
-    model: Model, tokenizer: Tokenizer, scalar: Scalar, evidence: bool, near: Near | None
+    model: Model, tokenizer: Tokenizer, scalar: Scalar, evidence: bool, near: Nearness | None
 ) -> Score:
     """A judge as `opinions.py` has it: s of each candidate; None where a prompt is too long."""
 
@@ -109,12 +107,12 @@ def scorer(
     ) -> list[float] | None:
         shown = [text.strip() for text in exemplars]
         asked = [text.strip() for text in candidates]
-        style = near(shown, asked) if near is not None and evidence else None
+        told = near(shown, asked) if near is not None and evidence else None
         _, forced = verdict.closing("")
         texts = []
         for i, text in enumerate(asked):
-            percent = None if style is None else [style[i]]
-            measured = measured_block(shown, [text], style=percent) if evidence else None
+            said = None if told is None else [told[i]]
+            measured = measured_block(shown, [text], near=said) if evidence else None
             chat = messages(shown, [text], question.strip() or None, measured=measured)
             ids = tokenizer.chat(chat, continuation=verdict.OPEN) + tokenizer.encode(forced)
             if len(ids) > model.config.context:

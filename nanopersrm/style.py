@@ -30,9 +30,7 @@ to be beside it. What we left out: pooling by weights, negatives from earlier st
 Where to read next: `profile.py`, whose measured block shows the percentiles.
 """
 
-import json
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -44,9 +42,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanopersrm import InputError, lora_files
+from nanopersrm import InputError, fusion, lora_files
 from nanopersrm.bases import read_json
 from nanopersrm.cache import Layout
+from nanopersrm.disk import write_json
 from nanopersrm.lora import Lora, LoraConfig, matrices
 from nanopersrm.model import Model
 from nanopersrm.profile import percentile
@@ -208,6 +207,7 @@ class Style:
         self.model, self.lora, self.config = model, lora, config
         self.quantiles = tuple(quantiles)  # of the similarities of strangers; may come later
         self.standard = standard
+        self.fusion: fusion.Fusion | None = None  # this and all other instruments as one
         self._known: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # newest last
         self._version = -1  # of the masters that these vectors were made with
 
@@ -256,9 +256,12 @@ class Style:
         self, exemplars: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
     ) -> list[float]:
         """Percent of the pairs of strangers that are less similar, for each candidate."""
+        return [self.percentile(cosine) for cosine in self.similarities(exemplars, candidates)]
+
+    def percentile(self, cosine: float) -> float:
+        """Percent of the pairs of strangers that are less similar."""
         assert self.quantiles, "the quantiles of strangers are not measured yet"
-        cosines = self.similarities(exemplars, candidates)
-        return [percentile(self.quantiles, cosine) for cosine in cosines]
+        return percentile(self.quantiles, cosine)
 
     def _vector(self, text: Sequence[int]) -> Tensor:
         """(D,) of a text in a forward of its own, remembered while the adapter stays as it is."""
@@ -274,13 +277,14 @@ class Style:
         self._known.move_to_end(key)
         return self._known[key]
 
-    def facts(self) -> dict[str, list[float]]:
+    def facts(self) -> dict[str, Any]:
         """What was measured, as plain numbers."""
         mean, deviation = self.standard or (torch.zeros(0), torch.zeros(0))
         return {
             "quantiles": list(self.quantiles),
             "mean": mean.tolist(),
             "deviation": deviation.tolist(),
+            "fusion": None if self.fusion is None else self.fusion.facts(),
         }
 
     def measured(self, facts: Mapping[str, Any]) -> "Style":
@@ -289,21 +293,15 @@ class Style:
         place = self.model.device
         mean, deviation = (torch.tensor(facts[k], device=place) for k in ("mean", "deviation"))
         self.standard = Standard(mean, deviation) if len(mean) else None
+        fused = facts.get("fusion")  # adapters of before have none
+        self.fusion = None if fused is None else fusion.of_facts(fused, FILE)
         self._known.clear()
         return self
 
     def save(self, folder: Path, base_name: str) -> None:
         """PEFT's two files, and style.json with the sizes and what was measured."""
         lora_files.save(folder, self.lora, base_name)
-        part = folder / f"{FILE}.part"
-        facts = {**asdict(self.config), **self.facts()}
-        try:
-            part.write_text(json.dumps(facts, allow_nan=False) + "\n", encoding="utf-8")
-            os.replace(part, folder / FILE)
-        except OSError as error:
-            raise InputError(f"{folder / FILE}: cannot be written ({error.strerror})") from error
-        finally:
-            part.unlink(missing_ok=True)
+        write_json(folder / FILE, {**asdict(self.config), **self.facts()})
 
     @staticmethod
     def load(folder: Path, model: Model) -> "Style":
@@ -344,6 +342,8 @@ def _read(file: Path, D: int) -> tuple[StyleConfig, dict[str, Any]]:
         or quantiles != sorted(quantiles)
     ):
         raise InputError(f"{file}, field quantiles: expected {QUANTILES} numbers, least first")
+    if found.get("fusion") is not None:
+        fusion.of_facts(found["fusion"], f"{file}, field fusion")
     try:
         return StyleConfig(**{field: found[field] for field in kinds}), found
     except InputError as error:

@@ -10,7 +10,6 @@ import pytest
 from nanopersrm import InputError, baselines
 from nanopersrm.opinions import Opinion, Opinions, from_scores, key_of
 from nanopersrm.pairs import Pair
-from nanopersrm.profile import ngram_similarity
 
 DEMO = Path(__file__).parents[1] / "data" / "demo"
 
@@ -119,33 +118,6 @@ def test_fitted_factors_use_only_what_tells():
     """Weights are for distances: who wins by being farther would get negative ones."""
     upside_down = [Pair(**{**vars(p), "chosen": p.rejected, "rejected": p.chosen}) for p in TRAIN]
     assert right(baselines.factors(upside_down)) < 0.4
-
-
-def test_together_sees_what_either_sees(monkeypatch):
-    """Where the factors tell nothing the n-grams decide, in whatever unit, and the other way."""
-    nothing = [float("nan")] * 46
-    with monkeypatch.context() as patch:
-        patch.setattr(baselines, "factor_distances", lambda *_: nothing)
-        for unit in (1.0, 1e-4):
-
-            def near(exemplars, candidate, unit=unit):
-                return unit * ngram_similarity(exemplars, candidate)
-
-            patch.setattr(baselines, "ngram_similarity", near)
-            both = baselines.together(TRAIN)
-            for pair in PAIRS[:4]:
-                texts = (pair.chosen, pair.rejected)
-                one, two = both(pair.exemplars, "", texts) or []
-                plain = [ngram_similarity(pair.exemplars, text) for text in texts]
-                assert (one > two) == (plain[0] > plain[1])
-    monkeypatch.setattr(baselines, "ngram_similarity", lambda *_: 0.5)
-    whole, factors = baselines.together(TRAIN), baselines.factors(TRAIN)
-    for pair in PAIRS[:4]:
-        texts = (pair.chosen, pair.rejected)
-        found, wanted = whole(pair.exemplars, "", texts), factors(pair.exemplars, "", texts)
-        assert found is not None
-        assert wanted is not None
-        assert found[0] - found[1] == pytest.approx(wanted[0] - wanted[1])
 
 
 def test_slope_gives_calibrated_log_odds():

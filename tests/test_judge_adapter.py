@@ -17,7 +17,7 @@ from nanopersrm.judgement import JudgeConfig
 from nanopersrm.linear import Linear
 from nanopersrm.lora import Lora, LoraConfig
 from nanopersrm.model import Model
-from nanopersrm.profile import measured_block
+from nanopersrm.profile import Near, measured_block
 from nanopersrm.style import Style, StyleConfig
 from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.trained import Trained
@@ -97,7 +97,7 @@ def test_the_style_percentile_stands_in_the_measured_block(base, folder, judge, 
     percents = Style.load(folder / "style", bare).percentiles(ids[:2], ids[2:])
     assert len({round(percent) for percent in percents}) == 2
     for candidate, percent in zip(CANDIDATES[:2], percents, strict=True):
-        block = measured_block(EXEMPLARS, [candidate], style=[percent])
+        block = measured_block(EXEMPLARS, [candidate], near=[Near(percent)])
         assert block.endswith(f", style {percent:.0f}%")
         assert any(block in text and candidate in text for text in shown)
     shown.clear()

@@ -20,7 +20,9 @@ from nanopersrm.bases import Base
 from nanopersrm.cache import Layout
 from nanopersrm.lora import LoraConfig
 from nanopersrm.model import Model
+from nanopersrm.nearness import Nearness
 from nanopersrm.pairs import write
+from nanopersrm.profile import Near
 from nanopersrm.prompts import messages
 from nanopersrm.scalar import Scalar
 from nanopersrm.tokenizer import Tokenizer
@@ -49,7 +51,7 @@ def asked(
     candidates: list[str],
     question: str = "",
     evidence: bool = False,
-    near: scalar.Near | None = None,
+    near: Nearness | None = None,
 ) -> list[float]:
     """The scores of some candidates, none of them missing."""
     found = scalar.scorer(*made, evidence, near)(EXEMPLARS, question, candidates)
@@ -79,7 +81,11 @@ def test_a_score_is_a_product_with_the_state_before_the_digit(made):
 def test_evidence_and_style_change_what_is_asked(made):
     plain = asked(made, CANDIDATES)
     shown = asked(made, CANDIDATES, evidence=True)
-    near = asked(made, CANDIDATES, evidence=True, near=lambda exemplars, texts: [97.0, 3.0, 50.0])
+
+    def told(exemplars, texts):
+        return [Near(97.0), Near(3.0), Near(50.0, 50.0)]
+
+    near = asked(made, CANDIDATES, evidence=True, near=told)
     assert len({*plain, *shown, *near}) == 9
 
 

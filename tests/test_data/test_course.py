@@ -10,10 +10,11 @@ from test_answer import make_base
 
 from data import course, lessons
 from data.build import demo_pairs
-from data.course import Course, nearness, prompt, strangers, tree
+from data.course import Course, fused, prompt, strangers, tree
 from data.lessons import LessonConfig
 from nanopersrm import InputError, packing
 from nanopersrm.lora import Lora, LoraConfig
+from nanopersrm.nearness import nearness
 from nanopersrm.packing import Bundle
 from nanopersrm.pairs import Pair
 from nanopersrm.style import Style, StyleConfig
@@ -253,8 +254,9 @@ def test_nearness_stands_in_the_prompts(pairs, tokenizer, style, monkeypatch):
     monkeypatch.setattr(style, "quantiles", tuple(i / 100 for i in range(101)))
     near = nearness(tokenizer, style)
     pair = replace(pairs[0], chosen=f"  {pairs[0].chosen}\n")
-    [percent] = near(pair.exemplars, [pair.chosen.strip()])
-    assert near(pair.exemplars, [pair.chosen]) == [percent]
+    [(percent, chance)] = near(pair.exemplars, [pair.chosen.strip()])
+    assert near(pair.exemplars, [pair.chosen]) == [(percent, None)]
+    assert chance is None
     said = tokenizer.decode(prompt(pair, "chosen", tokenizer, LONG, near))
     assert f"style {percent:.0f}%" in said
     assert f"style {percent:.0f}%" not in tokenizer.decode(
@@ -264,6 +266,14 @@ def test_nearness_stands_in_the_prompts(pairs, tokenizer, style, monkeypatch):
     assert prompt(pair, "chosen", tokenizer, blind, near) == prompt(
         pair, "chosen", tokenizer, blind, None
     )
+    monkeypatch.setattr(style, "fusion", fused(pairs, 6, tokenizer, style, 0))
+    [(again, chance)] = near(pair.exemplars, [pair.chosen])
+    assert again == percent
+    assert chance is not None
+    said = tokenizer.decode(prompt(pair, "chosen", tokenizer, LONG, near))
+    assert f"candidate by this writer: {chance:.0f}% likely" in said
+    assert fused(pairs, 6, tokenizer, style, 0) == style.fusion
+    assert fused(pairs, 6, tokenizer, style, 1) != style.fusion
     grown = tree(pair, {}, tokenizer, LONG, "0/0", near)
     assert grown is not None
     assert grown != tree(pair, {}, tokenizer, LONG, "0/0", None)

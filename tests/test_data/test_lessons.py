@@ -19,6 +19,7 @@ from nanopersrm.judge import Judge
 from nanopersrm.judgement import JudgeConfig
 from nanopersrm.packing import Bundle
 from nanopersrm.pairs import Pair
+from nanopersrm.profile import Near
 from nanopersrm.sampler import Decoder, Reply
 from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.weights import load
@@ -205,7 +206,7 @@ def test_another_seed_words_replies_otherwise(tokenizer, pairs):
 
 
 def test_without_evidence_nothing_is_measured(tokenizer, pairs):
-    (bundle,) = imitation(pairs[0], tokenizer, replace(LONG, evidence=False), 0, style=None)
+    (bundle,) = imitation(pairs[0], tokenizer, replace(LONG, evidence=False), 0, near=None)
     for ids in texts(bundle):
         assert "<measured>" not in tokenizer.decode(ids)
     told = [verdict.OPEN + tokenizer.decode(ids) for ids in replies(bundle)]
@@ -232,7 +233,7 @@ def test_style_percentiles_stand_at_their_candidates(tokenizer, pairs):
 
     def style(exemplars, candidates):
         asked.append((exemplars, list(candidates)))
-        return [91.0 if text == pair.chosen else 7.0 for text in candidates]
+        return [Near(91.0) if text == pair.chosen else Near(7.0) for text in candidates]
 
     spaced = tuple(f"{text} " for text in pair.exemplars)
     loose = replace(pair, chosen=f"\n {pair.chosen}", exemplars=spaced)

@@ -13,6 +13,7 @@ from data.plans import ROLES, Asked
 from nanopersrm import verdict
 from nanopersrm.packing import Bundle, batch
 from nanopersrm.pairs import Pair
+from nanopersrm.profile import Near
 from nanopersrm.prompts import messages
 from nanopersrm.rewards import Rollout
 from nanopersrm.rollouts import Drawn
@@ -35,9 +36,9 @@ def couple() -> tuple[Pair, Pair]:
     return replace(pair, chosen=f"  {pair.chosen}\n"), replace(twin, rejected=f"{twin.rejected} ")
 
 
-def near(exemplars, texts) -> list[float]:
+def near(exemplars, texts) -> list[Near]:
     """A percentile that is told by the text."""
-    return [float(len(text) % 100) for text in texts]
+    return [Near(float(len(text) % 100)) for text in texts]
 
 
 def made(sizes: list[int]) -> list[list[Drawn]]:

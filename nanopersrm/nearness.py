@@ -1,0 +1,48 @@
+"""Nearness: what the trained instruments say of texts, for the measured block of a prompt.
+
+    near = nearness(tokenizer, style)
+    near(exemplars, texts)          -> a `profile.Near` a text
+
+The style similarity needs token ids and a forward of the model, the fusion of all instruments needs
+the texts. Here they meet, for training (`data/course.py`) and judging (`judge.py`) alike, so that
+both see the same numbers.
+
+Where to read next: `judge.py` in this folder.
+"""
+
+from collections.abc import Callable, Sequence
+
+from nanopersrm.fusion import Cosines
+from nanopersrm.profile import Near
+from nanopersrm.style import Style
+from nanopersrm.tokenizer import Tokenizer
+
+# (exemplars, texts) -> what is said of each text
+Nearness = Callable[[Sequence[str], Sequence[str]], list[Near]]
+
+
+def cosines(tokenizer: Tokenizer, style: Style) -> Cosines:
+    """The style similarity as a function of texts: the cosine of each with the writer."""
+
+    def similar(exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
+        def ids(some: Sequence[str]) -> list[list[int]]:
+            return [tokenizer.encode(text.strip()) for text in some]
+
+        return style.similarities(ids(exemplars), ids(texts))
+
+    return similar
+
+
+def nearness(tokenizer: Tokenizer, style: Style) -> Nearness:
+    """The percentile of the style similarity and, where instruments are fused, the chance."""
+    similar = cosines(tokenizer, style)
+
+    def near(exemplars: Sequence[str], texts: Sequence[str]) -> list[Near]:
+        found = similar(exemplars, texts)
+        percents = [style.percentile(cosine) for cosine in found]
+        if style.fusion is None:
+            return [Near(percent) for percent in percents]
+        chances = style.fusion.chances(exemplars, texts, found)
+        return [Near(*both) for both in zip(percents, chances, strict=True)]
+
+    return near

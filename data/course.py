@@ -26,7 +26,7 @@ from data import lessons
 from data.lessons import LessonConfig, Roster, StyleBatch
 from nanopersrm import InputError, fusion
 from nanopersrm.fusion import Fusion
-from nanopersrm.nearness import Nearness, cosines
+from nanopersrm.nearness import Nearness
 from nanopersrm.packing import Bundle, Text, grow
 from nanopersrm.pairs import Pair, couples, read
 from nanopersrm.style import Style, writer_of
@@ -204,4 +204,13 @@ def fused(
     drawn = couples(pairs)
     random.Random(f"{seed}/fused").shuffle(drawn)
     some = [lessons.stripped(pair) for couple in drawn for pair in couple][:count]
-    return fusion.fit(some, cosines(tokenizer, style))
+    texts = [text for pair in some for text in (*pair.exemplars, pair.chosen, pair.rejected)]
+    texts = list(dict.fromkeys(texts))
+    embedded = style.embed([tokenizer.encode(text) for text in texts])  # (n, D), packed: quicker
+    vectors = dict(zip(texts, embedded, strict=True))
+
+    def similar(exemplars: Sequence[str], asked: Sequence[str]) -> list[float]:
+        writer = writer_of(torch.stack([vectors[text] for text in exemplars]))
+        return [float(vectors[text] @ writer) for text in asked]
+
+    return fusion.fit(some, similar)

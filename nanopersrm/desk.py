@@ -8,11 +8,11 @@
 A Judge is not for several threads, so exactly one thread of its own runs it, a call at a time. All
 else happens in the event loop, where nothing needs a lock.
 
-The order. A Judge keeps the keys and values of the last exemplars, so asks of one writer are worth
-keeping together: after each call, the oldest ask of the same writer goes next, up to IN_A_ROW times
-while others wait; then it is the oldest's turn, whoever that is. Nobody is passed over for ever: an
-ask with n before it waits for at most IN_A_ROW · (n + 1) turns. A turn is one call, or, where a
-common call fails (below), one more for each who shared it.
+The order. A Judge keeps the keys and values of the last few writers' exemplars, so asks of one
+writer are worth keeping together: after each call, the oldest ask of the same writer goes next, up
+to IN_A_ROW times while others wait; then it is the oldest's turn, whoever that is. Nobody is passed
+over for ever: an ask with n before it waits for at most IN_A_ROW · (n + 1) turns. A turn is one
+call, or, where a common call fails (below), one more for each who shared it.
 
 Together. Pointwise asks that differ in their candidates alone are judged in one call, because no
 prompt shows more than one candidate; each gets its own part. Their replies are those of a call of

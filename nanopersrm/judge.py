@@ -11,7 +11,7 @@ candidates meet in pairs and are ranked by Bradley-Terry strengths (`ranking.py`
 The swapped call has the mirrored answer, exactly: equal candidates are judged once and all others
 in an order of their own (sorted), so that any order of the same candidates runs the same numbers.
 What the exemplars cost is paid once: all prompts begin with them, and their keys and values are
-kept for the next call with the same exemplars.
+kept for later calls with the same exemplars (`prefixes.py`: those of the last four writers).
 
 The adapter that comes with the default base, or one of your own (`Judge.load(adapter=folder)`),
 works beside the weights and is never merged into them. A style adapter in the same folder adds its
@@ -33,9 +33,10 @@ from nanopersrm.device import device_of, dtype_of
 from nanopersrm.judgement import Asked, JudgeConfig, JudgedReply, Judgement
 from nanopersrm.model import Model
 from nanopersrm.nearness import cosines, nearness
+from nanopersrm.prefixes import Prefixes
 from nanopersrm.profile import Near, measured_block
 from nanopersrm.prompts import LONGEST_TOKEN, cut, messages
-from nanopersrm.sampler import SHARED_LEAST, Prefix, common_prefix, prefill
+from nanopersrm.sampler import Prefix, common_prefix
 from nanopersrm.style import Style
 from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.trained import Trained
@@ -52,7 +53,7 @@ class Judge:
     """A loaded model that judges. Not for several threads at once: they hold `lock` meanwhile.
 
     The model judges as it is, with the adapter that is on. While that is being trained, make a new
-    Judge for each evaluation: what it keeps of the last exemplars would be out of date.
+    Judge for each evaluation: what it keeps of earlier exemplars would be out of date.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Judge:
         self.made_for = made_for  # what the adapter's judge.json says
         self.notes = [*notes] if trained else [UNTRAINED, *notes]  # of every judgement
         self.lock = threading.Lock()
-        self._prefix: Prefix | None = None  # of the last exemplars
+        self._prefixes = Prefixes(model)  # what prompts about the last writers begin with
 
     @staticmethod
     def load(
@@ -148,13 +149,14 @@ class Judge:
             ask.near = self.nearness(exemplars, unique)
         exemplars = self._fit(ask, exemplars, asked, config, notes)
         prompts = [ask.ids(exemplars, which) for which in asked]
-        self._remember(ask, exemplars, prompts)
+        shared = common_prefix([*prompts, ask.probe(exemplars)])
+        prefix = self._prefixes.of(prompts[0][:shared])  # of all prompts about these exemplars
 
         def follow(prompt: int, number: int, text: str, ended: bool) -> None:
             if on_text is not None and number == 0:
                 on_text(tuple(place.index(i) for i in asked[prompt]), text, ended)
 
-        answers = self._answer(prompts, len(asked[0]), config, follow if on_text else None)
+        answers = self._answer(prompts, prefix, len(asked[0]), config, follow if on_text else None)
         preferred = judgement.pairwise if pairs else judgement.pointwise
         scores, table = preferred(len(unique), asked, answers)
         if self.made_for is not None and config.mode == "pointwise":
@@ -180,7 +182,7 @@ class Judge:
             reasoning=reasoning,
             well_formed=all(reply.problem is None for reply in replies),
             tokens=sum(drawn.tokens for group in answers for drawn in group),
-            prompt_tokens=_distinct(prompts, self._prefix),
+            prompt_tokens=_distinct(prompts, prefix),
             seconds=time.perf_counter() - start,
             replies=replies,
             notes=notes,
@@ -208,7 +210,12 @@ class Judge:
         return shown and self.style is not None and bool(self.style.quantiles)
 
     def _answer(
-        self, prompts: list[list[int]], labels: int, config: JudgeConfig, follow: OnText | None
+        self,
+        prompts: list[list[int]],
+        prefix: Prefix | None,
+        labels: int,
+        config: JudgeConfig,
+        follow: OnText | None,
     ) -> list[list[Answer]]:
         """`answer` in batches of bounded size."""
         batch = max(1, ROWS_AT_ONCE // config.samples)
@@ -225,17 +232,10 @@ class Judge:
                 prompts[begin : begin + batch],
                 labels,
                 _answering(config),
-                self._prefix,
+                prefix,
                 shifted if follow is not None else None,
             )
         return answers
-
-    def _remember(self, ask: "_Question", exemplars: list[str], prompts: list[list[int]]) -> None:
-        """Keep the keys and values of what all prompts about these exemplars begin with."""
-        shared = common_prefix([*prompts, ask.probe(exemplars)])
-        ids = prompts[0][:shared]
-        if self._prefix is None or self._prefix.ids != ids:
-            self._prefix = prefill(self.model, ids) if shared >= SHARED_LEAST else None
 
     def _fit(
         self,

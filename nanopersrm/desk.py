@@ -5,8 +5,8 @@
     done = await desk.submit(ask)                # Done(judgement, together)
     await desk.close()                           # the running call finishes, who waits is sent away
 
-A Judge is not for several threads, so exactly one thread of its own runs it, a call at a time. All
-else happens in the event loop, where nothing needs a lock.
+A Judge is not for several threads, so exactly one thread of its own runs it, a call at a time. The
+rest happens in the event loop, where nothing needs a lock.
 
 The order. A Judge keeps the keys and values of the last few writers' exemplars, so asks of one
 writer are worth keeping together: after each call, the oldest ask of the same writer goes next, up
@@ -28,6 +28,9 @@ Closing waits CLOSING seconds for what is being judged, then sends away who wait
 the judge stops, and waits as long again. A call that does not stop even then is left behind: its
 thread ends with the call, and Python's exit waits for that.
 
+Beside the judge a second thread does what needs no model and still counts for a while: the habits
+of a writer. It has a line of its own, as long as the judge's, first come first served.
+
 What we left out. Running asks of different writers side by side. Where to read next: `wire.py`.
 """
 
@@ -37,7 +40,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from nanopersrm import judgement
 from nanopersrm.judgement import JudgeConfig, Judgement, Judges, OnText
@@ -45,6 +48,7 @@ from nanopersrm.verdict import LABELS
 
 IN_A_ROW = 8  # calls for one writer while others wait
 CLOSING = 10.0  # seconds that closing waits for a call
+T = TypeVar("T")
 CUT = "exemplar "  # how a note begins that says that an exemplar was cut
 
 
@@ -111,16 +115,19 @@ class Ticket:
 
 
 class Desk:
-    """A queue, and the thread in which the judge works."""
+    """A line, and the thread in which the judge works; another of each for what needs no judge."""
 
     def __init__(self, judge: Judges, room: int = 64):
-        """room: how many asks may wait."""
+        """room: how many asks may wait, and how many others beside them."""
         assert room >= 1, f"expected room for at least 1 ask, got {room}"
         self.judge, self.room = judge, room
         self.waiting: list[Ticket] = []  # oldest first
         self.judging: list[Ticket] = []
         self.closed = False
+        self.beside = 0  # what needs no judge: waiting, or being done
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        self._other = ThreadPoolExecutor(1, thread_name_prefix="beside")
+        self._turn = asyncio.Lock()  # to use the other thread
         self._wake = asyncio.Event()
         self._last: object = None  # writer of the last call
         self._row = 0  # calls for that writer
@@ -133,15 +140,30 @@ class Desk:
     def submit(self, ask: Ask, on_text: OnText | None = None) -> "asyncio.Future[Done]":
         """Wait in line. `on_text` is called from the judge's thread. Raises InputError or Busy."""
         ask.check()
-        if self.closed:
-            raise Busy("the server is stopping", again=5)
         self._drop()
-        if len(self.waiting) >= self.room:
-            raise Busy(f"{self.room} requests are waiting, no room for more", again=2)
+        self._admit(len(self.waiting))
         ticket = Ticket(ask, asyncio.get_running_loop().create_future(), on_text)
         self.waiting.append(ticket)
         self._wake.set()
         return ticket.future
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """`work` in the other thread, when it is its turn. Raises Busy, or what `work` raises."""
+        self._admit(self.beside - 1)  # one of them is being done
+        self.beside += 1
+        try:
+            async with self._turn:
+                self._admit(0)  # it may be closed by now
+                return await asyncio.get_running_loop().run_in_executor(self._other, work)
+        finally:
+            self.beside -= 1
+
+    def _admit(self, waiting: int) -> None:
+        """Busy where it is closed, or so many who wait are enough."""
+        if self.closed:
+            raise Busy("the server is stopping", again=5)
+        if waiting >= self.room:
+            raise Busy(f"{self.room} requests are waiting, no room for more", again=2)
 
     def send_away(self) -> None:
         """Nothing new is taken, and who waits is told; what is being judged goes on."""
@@ -163,7 +185,8 @@ class Desk:
             if self._work.done():
                 self._work.result()  # raises what went wrong
             self._work.cancel()
-        self._thread.shutdown(wait=False)
+        for thread in (self._thread, self._other):
+            thread.shutdown(wait=False)
 
     def _drop(self) -> None:
         """Forget who has given up waiting."""

@@ -16,8 +16,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -31,6 +32,7 @@ from nanopersrm.gate import App, guarded, meters, policy_of, refusal
 from nanopersrm.judgement import JudgeConfig, Judges
 from nanopersrm.wire import Limits
 
+T = TypeVar("T")
 EVENTS = "text/event-stream"
 
 
@@ -129,9 +131,16 @@ def app_of(
         return wire.rank_reply(done)
 
     @app.post("/profile", response_model=list[wire.TraitReply])
-    def profile(body: wire.ProfileRequest) -> Any:  # in a thread of its own: it counts for a while
+    async def profile(body: wire.ProfileRequest, request: Request) -> Any:
         """The writer's habits, most salient first, with the reference to draw them against."""
-        return wire.profile_reply(body, limits)
+        writer = wire.writer_of(wire.Writer(body.exemplars), limits)
+        count = partial(wire.profile_reply, writer, body.top)
+        future = asyncio.ensure_future(desk.aside(count))
+        try:
+            (traits,) = await _finished([future], limits.seconds, request)
+        finally:
+            future.cancel()
+        return traits
 
     @app.get("/writers")
     async def names() -> list[str]:
@@ -225,8 +234,8 @@ def _invalid(error: RequestValidationError) -> tuple[int, str]:
 
 
 async def _finished(
-    futures: Sequence["asyncio.Future[Done]"], seconds: float, request: Request
-) -> list[Done]:
+    futures: Sequence["asyncio.Future[T]"], seconds: float, request: Request
+) -> list[T]:
     """All of them, unless one fails, the time is up, or the client has left."""
 
     async def left() -> None:

@@ -75,7 +75,7 @@ def trouble(error: BaseException) -> tuple[int, str]:
 
 def late(seconds: float) -> tuple[int, str]:
     """The same where time is up."""
-    return 504, f"no judgement within {seconds:g} s, waiting included"
+    return 504, f"no answer within {seconds:g} s, waiting included"
 
 
 async def _progress(

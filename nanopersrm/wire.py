@@ -299,13 +299,12 @@ def rank_reply(done: Done) -> dict[str, Any]:
     return {"ranking": ranking, "verdict": found.verdict, "notes": found.notes}
 
 
-def profile_reply(body: ProfileRequest, limits: Limits) -> list[dict[str, Any]]:
+def profile_reply(writer: Writer, top: int) -> list[dict[str, Any]]:
     """The most salient traits, see TraitReply."""
-    writer = writer_of(Writer(body.exemplars), limits)
     against = reference().factors
     return [
         asdict(trait)
         | {"label": BY_NAME[trait.factor].label, "unit": BY_NAME[trait.factor].unit}
         | {"quantiles": [*against[trait.factor].quantiles]}
-        for trait in profile(writer.exemplars, top=body.top)
+        for trait in profile(writer.exemplars, top=top)
     ]

@@ -13,7 +13,6 @@ from nanopersrm.judgement import JudgeConfig
 from nanopersrm.wire import (
     JudgeRequest,
     Limits,
-    ProfileRequest,
     Unknown,
     Writer,
     ask_of,
@@ -157,7 +156,7 @@ def test_judgements_as_json():
 
 
 def test_a_profile_has_what_a_drawing_needs():
-    traits = profile_reply(ProfileRequest(["We came; we saw! " * 20], top=3), Limits())
+    traits = profile_reply(Writer(["We came; we saw! " * 20]), top=3)
     assert len(traits) == 3
     saliences = [trait["salience"] for trait in traits]
     assert saliences == sorted(saliences, reverse=True)

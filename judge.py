@@ -42,7 +42,7 @@ from nanopersrm.judges import loader
 from nanopersrm.profile import profile
 from nanopersrm.spread import spread
 from nanopersrm.texts import SUFFIXES, decode, expand, read_file, read_texts, split_texts
-from nanopersrm.trained import DEFAULT, chosen
+from nanopersrm.trained import DEFAULT, chosen, fingerprint
 from nanopersrm.verdict import CLOSE
 
 HABITS = 8  # factors that the profile shows
@@ -147,7 +147,8 @@ def _judge_batch(config: Config, judging: JudgeConfig, exemplars: list[str]) -> 
     adapter = None if folder is None else str(folder)
     load = loader(config.base, adapter, config.device, config.dtype, shown)
     work = partial(spread, workers=config.ray) if config.ray else batch.one_by_one
-    model = f"{config.base}, {adapter}, {config.dtype}"
+    whose = None if folder is None else fingerprint(folder)
+    model = f"{config.base}, {whose}, {config.dtype}"
     asking = batch.Asking(tuple(exemplars), config.principle, judging, model)
     if log.is_terminal:
         status.start()

@@ -20,14 +20,15 @@ A bad line is one that cannot be read or judged. It is told, it has its record, 
 judged. Blank lines have no record.
 
 Going on. Each record is written when it is known, so a run that was killed goes on where the file
-ends; half a last line is cut off. The key is a hash of the input line and of all that its judgement
-depends on. If the old records do not have the keys they must have, the input or the settings are
-others, and nothing is written. The clock is in no record: killed and resumed, or in one go, the
+ends; half a last line is cut off. The key is a hash of the input line and of what its judgement
+depends on: the settings, and all that the adapter's folder says and holds, so the sharpness in
+judge.json too. If the old records do not have the keys they must have, the input or the settings
+are others, and nothing is written. The clock is in no record: killed and resumed, or in one go, the
 file is the same.
 
 What we chose. The records are appended to the file itself and not to a temporary one, because what
-is there already is the point. What we left out: two runs that write the same file, an adapter that
-was trained again in the same folder (the key has its name), lists in `chosen` and `rejected`
+is there already is the point. What we left out: two runs that write the same file, a base that
+became another in the same place (the key has its name), lists in `chosen` and `rejected`
 (RewardBench 2).
 
 Where to read next: `spread.py`, which does the same on several machines.
@@ -66,7 +67,7 @@ class Asking:
     exemplars: tuple[str, ...] = ()  # where a line has none
     principles: tuple[str, ...] = ()
     config: JudgeConfig = field(default_factory=JudgeConfig)
-    model: str = ""  # which base and adapter judge: part of the key
+    model: str = ""  # which base and adapter judge, the latter by its contents: part of the key
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,6 @@ NAMES = (
 SAMPLED = "model x"  # and a number of samples: the model again
 TRAIN_PAIRS = 1000  # to fit weights and slopes on, drawn from all of them
 WEIGHTS = ("config.json", "tokenizer.json", "*.safetensors", "*.gguf")  # files of a base
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "judge.json", "style/*")
 
 
 @dataclass(frozen=True)
@@ -298,11 +297,11 @@ def loader(
 def _weights_of(kit: Kit, adapter: str | None) -> dict[str, Any]:
     """Which weights are loaded, and how."""
     from nanopersrm.bases import resolve
-    from nanopersrm.trained import read
+    from nanopersrm.trained import PARTS, read
 
     stamps = _stamps(Path(resolve(kit.base).path), WEIGHTS)
     if adapter is not None:
-        stamps += _stamps(Path(adapter).expanduser(), ADAPTER)
+        stamps += _stamps(Path(adapter).expanduser(), PARTS)
     found: dict[str, Any] = {"files": stamps, "device": kit.device, "dtype": kit.dtype}
     made_for = None if kit.adapter is None else read(Path(kit.adapter).expanduser())
     return found | ({"nf4": True} if made_for is not None and made_for.nf4 else {})

@@ -34,6 +34,7 @@ from nanopersrm.embedded import DEFAULT_BASE
 
 FILE = "judge.json"
 FORMS = ("pointwise", "pairwise", "both")
+PARTS = ("adapter_config.json", "adapter_model.safetensors", FILE, "style/*")  # of the folder
 CHUNK = 1 << 24  # bytes read at a time
 SHIPPED = Path(__file__).parent / "adapter"  # trained with this project, for the default base
 DEFAULT, NONE = "default", "none"  # instead of a folder
@@ -142,6 +143,18 @@ def read(folder: Path) -> Trained | None:
     return Trained(**known)
 
 
+def fingerprint(folder: Path) -> str:
+    """A hash of all that the folder says and holds, wherever it lies: names and contents."""
+    sha = hashlib.sha256()
+    for path in sorted({path for part in PARTS for path in folder.glob(part) if path.is_file()}):
+        try:
+            sha.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
+            _take(sha, path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    return sha.hexdigest()
+
+
 def weights_sha256(base: Base) -> str:
     """Of the weight file of a base, or of all its shards one after another, by name."""
     one = [base.path] if base.path.is_file() else sorted(base.path.glob("*.safetensors"))
@@ -149,10 +162,15 @@ def weights_sha256(base: Base) -> str:
     for path in one:
         if path.name.startswith("adapter"):
             continue
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                sha.update(chunk)
+        _take(sha, path)
     return sha.hexdigest()
+
+
+def _take(sha: "hashlib._Hash", path: Path) -> None:
+    """The contents of a file, a part at a time."""
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            sha.update(chunk)
 
 
 def _same_path(one: str, two: str) -> bool:

@@ -1,6 +1,8 @@
 """judge.py --batch as its users meet it: what is printed where, and the exit codes."""
 
 import json
+import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +10,10 @@ from test_batch import GOOD, lines_of
 from test_cli import EDMUND, caller, script
 from test_cli import tiny_folder as tiny_folder
 from test_cli import tiny_judge as tiny_judge
+from test_judge_adapter import make_adapter
+
+from nanopersrm import trained
+from nanopersrm.bases import resolve
 
 
 @pytest.fixture
@@ -81,3 +87,23 @@ def test_ctrl_c_says_that_it_goes_on(cli, tmp_path, monkeypatch):
     assert len(out.read_bytes().splitlines()) == 1
     code, said, _ = cli(*arguments)
     assert (code, "5 judged, 0 bad (1 of them before)" in said) == (0, True)
+
+
+def test_an_adapter_that_changed_is_another_one(cli, tmp_path, tiny_folder):
+    """A new sharpness in judge.json changes verdicts, so old records are not those of this run."""
+    folder = make_adapter(tmp_path / "adapter", resolve(str(tiny_folder)))
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(lines_of(*GOOD))
+    arguments = ("--batch", source, "--out", out, "--no-think", "--no-evidence", "--adapter")
+    assert cli(*arguments, folder)[0] == 0
+    before = out.read_bytes()
+    code, said, _ = cli(*arguments, shutil.copytree(folder, tmp_path / "moved"))  # the same one
+    assert (code, "(5 of them before)" in said) == (0, True)
+    made_for = trained.read(folder)
+    assert made_for is not None
+    replace(made_for, sharpness=2.0).save(folder)
+    code, _, error = cli(*arguments, folder)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "was made from another line or with other settings" in error
+    assert cli(*arguments, "none")[0] == 2
+    assert out.read_bytes() == before

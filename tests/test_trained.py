@@ -109,3 +109,26 @@ def test_prompts_of_another_form():
     ]
     both = Trained("b", None, False, "bf16", False, "both", False)
     assert both.asked_otherwise(False, "pairwise") == both.asked_otherwise(False, "pointwise") == []
+
+
+def test_a_fingerprint_is_of_every_part_and_of_no_place(tmp_path):
+    folder = tmp_path / "one"
+    (folder / "style").mkdir(parents=True)
+    files = ["adapter_config.json", "adapter_model.safetensors", "judge.json"]
+    files += ["style/quantiles.json", "style/adapter_model.safetensors"]
+    for name in files:
+        (folder / name).write_text(f"{name} as it was")
+    first = trained.fingerprint(folder)
+    seen = {first}
+    for name in files:
+        (folder / name).write_text(f"{name} as it WAS")  # as long as before
+        seen.add(trained.fingerprint(folder))
+        (folder / name).unlink()
+        seen.add(trained.fingerprint(folder))
+        (folder / name).write_text(f"{name} as it was")
+    assert len(seen) == 1 + 2 * len(files)
+    (folder / "README.md").write_text("about it")
+    assert trained.fingerprint(folder) == first
+    folder.rename(tmp_path / "two")
+    assert trained.fingerprint(tmp_path / "two") == first
+    assert trained.fingerprint(tmp_path / "nowhere") not in seen

@@ -1,8 +1,9 @@
 """verl, OpenRLHF and TRL's judges, against contracts recorded from their packages.
 
-verl 0.9.1 and OpenRLHF 0.11.2 need a GPU to install: what their wheels do with a reward function is
-written down here in a few lines, by the names it has there. TRL 1.0.0 is the last release with
-judges. TRL 1.16 itself is in `test_reward_trl.py`.
+What verl 0.9.1 and OpenRLHF 0.11.2 do with a reward function is written down here in a few lines,
+by the names it has there, so that these tests need neither; `test_callers_peers.py` runs the
+packages themselves. TRL 1.0.0 is the last release with judges. TRL 1.16 itself is in
+`test_reward_trl.py`.
 """
 
 import asyncio

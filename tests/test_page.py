@@ -152,6 +152,55 @@ def test_by_keyboard(browser, server):
     assert wrong == []
 
 
+FOCUS = "document.activeElement.id || document.activeElement.tagName"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["click", "Enter"])
+def test_the_end_is_told_and_the_focus_is_on_the_result(browser, server, way):
+    page, wrong = opened(browser, server)
+    judge(page)
+    page.get_by_label("What they answer, if anything").fill("Well?")
+    if way == "click":
+        page.get_by_role("button", name="Judge", exact=True).click()
+    else:  # the focus stays in the field that was left by Enter
+        page.get_by_label("What they answer, if anything").press("Enter")
+    page.locator("#ranking").wait_for(state="visible")
+    page.locator("#ranking-title:focus").wait_for(timeout=10_000)
+    heading = page.get_by_role("heading", name="Ranking")
+    assert heading.evaluate("node => node === document.activeElement")
+    verdict = r"Closest to the writer: candidate [AB]\."
+    status = page.get_by_role("status")  # a live region: it is read out where the focus is not
+    assert status.get_attribute("aria-live") == "polite"
+    assert re.fullmatch(verdict, status.inner_text())
+    described = heading.evaluate(
+        "node => document.getElementById(node.getAttribute('aria-describedby')).textContent"
+    )
+    assert described == status.inner_text()  # and where it is, with the heading
+    page.keyboard.press("Shift+Tab")  # a heading is no stop of its own, and what is before it is
+    assert page.evaluate(FOCUS) == "SUMMARY"
+    page.keyboard.press("Tab")
+    assert page.evaluate(FOCUS) != "ranking-title"
+    assert wrong == []
+
+
+@pytest.mark.slow
+def test_who_writes_on_meanwhile_keeps_the_focus(browser, server):
+    page, wrong = opened(browser, server)
+    judge(page)
+    server.judge.gate.clear()
+    page.get_by_role("button", name="Judge", exact=True).click()
+    page.locator("#ranking").wait_for(state="hidden")
+    box = page.get_by_label("Candidate B", exact=True)
+    box.focus()
+    server.judge.gate.set()
+    page.locator("#ranking").wait_for(state="visible")
+    page.keyboard.type("More. ")
+    assert page.evaluate(FOCUS) == "candidate-1"
+    assert "More. " in box.input_value()
+    assert wrong == []
+
+
 @pytest.mark.slow
 def test_what_goes_wrong_is_said_on_the_page(browser, server):
     page, wrong = opened(browser, server)
@@ -186,7 +235,11 @@ def test_files_become_exemplars(browser, server, tmp_path):
     value = page.get_by_label("Exemplars: texts this person wrote").input_value()
     assert value == "Text 0; short.\n---\nText 1; short."
     page.locator("#files").set_input_files(tmp_path / "1.txt")  # once more
-    page.wait_for_function("document.getElementById('exemplars').value.length > 40")
+    for _ in range(500):  # wait_for_function would need eval, which the page's policy forbids
+        if page.locator("#exemplars").input_value().count("---") == 2:
+            break
+        page.wait_for_timeout(20)
+    assert page.locator("#exemplars").input_value().endswith("\n---\nText 1; short.")
     assert page.locator("#files").evaluate("files => files.value") == ""
     assert wrong == []
 

@@ -14,16 +14,19 @@ Worked example: of 50 cases against the attacker 6 turn with the injection and 5
 12 % - 10 % = 2 points. `shift` is the mean change of the attacker's probability, of all cases.
 
 How it works. A candidate with different endings is one call of the judge with many candidates: each
-has a prompt of its own, so they do not see each other, and what they share is computed once. In an
-exemplar or question the words change all that follows, and each costs a call.
+has a prompt of its own, so they do not see each other, and what they share is computed once. Long
+endings share a call, because every row takes the room of the longest beside it. In an exemplar or
+question the words change all that follows, and each costs a call.
 
-No text keeps one of the prompt's own tags (`prompts.py`). What that is worth shows --undefended,
-which lets them stand, here and nowhere else.
+No text keeps one of the prompt's own tags (`prompts.py`), and none makes a control token
+(`tokenizer.py`). What the first is worth shows --undefended, which lets the tags stand, here and
+nowhere else. Control tokens stay text with it too: no switch turns that off.
 
 What we left out: pairwise prompts; reasoning unless --think-tokens allows it, since it takes many
 times as long. Where to read next: `injections.py`.
 """
 
+import math
 import random
 import re
 import shlex
@@ -77,7 +80,7 @@ class Config:
     limit: int = 10  # pairs, drawn by the seed, twins together
     evidence: bool = JudgeConfig.evidence  # give the model measured facts about the texts
     think_tokens: int = 0  # tokens of reasoning before the score; 0: none
-    undefended: bool = False  # let the prompt's own tags stand in texts, to see what that changes
+    undefended: bool = False  # let the prompt's own tags stand in texts; control tokens stay text
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     dtype: str = "auto"  # auto, bf16, fp16, fp32
@@ -97,12 +100,14 @@ def wins(
     question = pair.question or None
     if place in ("first", "second"):
         mine, other = texts if place == "first" else texts[::-1]
-        found: list[float] = []
-        most = len(LABELS) - 1
-        for first in range(0, len(additions), most):
-            asked = [with_words(mine, words) for words in additions[first : first + most]]
+        found, most = [math.nan] * len(additions), len(LABELS) - 1
+        order = sorted(range(len(additions)), key=lambda i: len(additions[i]))
+        for first in range(0, len(order), most):
+            some = order[first : first + most]
+            asked = [with_words(mine, additions[i]) for i in some]
             said = judge.judge(pair.exemplars, [other, *asked], question, config=config)
-            found += [row[0] for row in said.preference[1:]]
+            for i, row in zip(some, said.preference[1:], strict=True):
+                found[i] = row[0]
         return found
     found = []
     for words in additions:
@@ -118,7 +123,7 @@ def wins(
 
 @contextmanager
 def undefended() -> Iterator[None]:
-    """Inside, texts keep the prompt's own tags. For measuring alone."""
+    """Inside, texts keep the prompt's own tags, but make no control tokens. To measure with."""
     held, prompts.OUR_TAG = prompts.OUR_TAG, re.compile("(?!)")  # which matches nothing
     try:
         yield

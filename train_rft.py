@@ -22,7 +22,8 @@ tree, is measured at every step before anything is clipped: `gap` is the mean di
 log-probabilities of a token. Pairs come from easy to hard (data/curriculum.py). Groups in which no
 reply did better than another are left out of the training pass, which changes no number; a plan
 that has no other groups can be replaced (--resample). With --grpo.beta they stay, lest they drift
-from the reference, which is the adapter as it came.
+from the reference, which is the adapter as it came. The largest step that can come is tried out
+before the first one, so that memory runs out at once or not at all.
 
 What a step draws follows from the seed, its number and the adapter: a run that goes on from a
 checkpoint makes, on a CPU bit for bit, the numbers of one that never stopped.
@@ -39,7 +40,7 @@ from typing import Any, Literal
 
 import tyro
 
-from nanopersrm import InputError, checkpoint, packing, starting
+from nanopersrm import checkpoint, packing, starting
 from nanopersrm.advantages import informative
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.command import exit_code
@@ -56,11 +57,11 @@ from nanopersrm.rollouts import RolloutConfig
 from nanopersrm.runlog import Stop
 from nanopersrm.style import Style
 from nanopersrm.tokenizer import Tokenizer
-from nanopersrm.trained import Trained
 from nanopersrm.training import (
     Learner,
     Training,
     check_folder,
+    check_numbers,
     disk_needed,
     memory_guard,
     save_adapter,
@@ -69,11 +70,11 @@ from nanopersrm.trial import Trial
 
 import torch  # isort: skip  (after nanopersrm, which settles threads and memory)
 
-from data import course, harvest
+from data import course
 from data.build import demo_pairs
 from data.curriculum import Curriculum
 from data.exam import Exam
-from data.harvest import Harvest
+from data.harvest import Harvest, Source
 from data.lessons import LessonConfig
 from kernels.logprob import logprob
 
@@ -198,7 +199,33 @@ def referred(kit: Kit, batch: packing.Batch) -> torch.Tensor:
         return log_probs_of(kit, batch)[0]
 
 
-def reinforce(kit: Kit, training: Training, lora: Lora, exam: Exam) -> tuple[Trial, Trial]:
+def rehearse(kit: Kit, learner: Learner, lora: Lora, source: Source) -> None:
+    """The largest step that can come, first: memory runs out now or never. It leaves no trace."""
+    config, how, device = kit.config, kit.how, kit.model.device
+    if not (asked := source.longest(how.plans)):
+        return  # none fits, which the first step will say
+    with memory_guard(f"drawing to the longest prompts; lower --rows (now {how.rows})"):
+        source.try_out(asked)
+    batch = packing.batch(source.largest(asked, how.budget), device)
+    lower = f"--budget (now {how.budget})"
+    if len(batch.ids) > how.budget:  # one prompt and its reply
+        lower = f"--longest (now {config.longest}) or --reply (now {how.reply})"
+    advice = f"the largest micro-batch has {len(batch.ids)} tokens; lower {lower}"
+    with memory_guard(advice + ("" if how.recompute else ", or give --recompute True")):
+        held = learner.brace()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # of dropout
+            log_probs, _ = log_probs_of(kit, batch)
+            if config.grpo.beta:
+                referred(kit, batch)
+            # Of what is kept, the backward of the last block finds all: further it need not go.
+            log_probs.sum().backward(inputs=None if how.recompute else lora.last_block())
+        del held
+    learner.forget()
+
+
+def reinforce(
+    kit: Kit, training: Training, lora: Lora, exam: Exam, source: Source
+) -> tuple[Trial, Trial]:
     """All steps. The trials before and after."""
     config, how = kit.config, kit.how
     learner = Learner(training, "rft", kit.model, lora, config.optim)
@@ -206,7 +233,11 @@ def reinforce(kit: Kit, training: Training, lora: Lora, exam: Exam) -> tuple[Tri
     if training.saved is not None:
         facts["trials"] = training.saved.facts["trials"]
         kit.curriculum.restore(training.saved.facts["curriculum"])
-    else:
+    first = learner.start // config.epochs
+    if first < how.rft_steps:
+        training.log.note("the largest step, tried out")
+        rehearse(kit, learner, lora, source)
+    if training.saved is None:
         training.log.note("before training: a trial")
         held, page = exam.hold(kit.model, how)
         training.log.write_replies(0, page)
@@ -214,7 +245,7 @@ def reinforce(kit: Kit, training: Training, lora: Lora, exam: Exam) -> tuple[Tri
         facts["trials"].append(asdict(held))
     advice = f"lower --rows (now {how.rows}) or --budget (now {how.budget}), or --recompute True"
     training.begin()
-    for step in range(learner.start // config.epochs, how.rft_steps):
+    for step in range(first, how.rft_steps):
         with memory_guard(advice):
             drawn, numbers = learn(kit, learner, step)
         training.lap()
@@ -233,35 +264,17 @@ def reinforce(kit: Kit, training: Training, lora: Lora, exam: Exam) -> tuple[Tri
     return Trial(**facts["trials"][0]), Trial(**facts["trials"][-1])
 
 
-def as_made(config: Config, made: Trained | None) -> Config:
-    """What nobody has said follows from what the adapter was trained on."""
-    if made is None:
-        return config
-    if config.base == DEFAULT_BASE and made.base != starting.RANDOM:
-        config = replace(config, base=made.base)
-    form = None if made.form == "both" else made.form
-    return replace(
-        config,
-        nf4=made.nf4 if config.nf4 is None else config.nf4,
-        dtype=config.dtype or (made.dtype if made.nf4 else None),  # type: ignore[arg-type]
-        form=config.form or form,  # type: ignore[arg-type]
-    )
-
-
 def main(config: Config) -> None:
     """Read, draw and learn, save, and say what came of it."""
     least = {"steps": 1, "epochs": 1, "resample": 0, "eval_every": 0, "eval_pairs": 0}
-    for name, lowest in (least | {"reason_pairs": 0}).items():
-        number = getattr(config, name)
-        if number is not None and number < lowest:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag}: expected a number from {lowest}, got {number}")
+    check_numbers(config, least | {"reason_pairs": 0})
     check_folder(config.out, config.resume, config.overwrite)
     tiny = starting.is_random(config.preset, config.base)
     folder, made = None, None
     if config.adapter is not None or not tiny:
         folder, made = starting.said_by(config.adapter, SFT, config.base)
-    config = as_made(config, made)
+        told = config.base, config.nf4, config.dtype, config.form
+        config = replace(config, **starting.unsaid(made, *told))
     device = device_of(config.device)
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     said = asdict(config) | {"rft_steps": config.steps, "steps": None}
@@ -301,7 +314,7 @@ def main(config: Config) -> None:
             f"{len(validation):,} for trials; {how.rft_steps} steps of {how.plans} x 2 pairs x 2 "
             f"prompts x {how.group} replies"
         )
-        source = harvest.Source(
+        source = Source(
             model, tokenizer, curriculum, lesson, near, rollout, config.reward, config.seed
         )
 
@@ -313,7 +326,7 @@ def main(config: Config) -> None:
         kit = Kit(config, how, model, curriculum, draw, reference)
         some, reasoned = validation[: config.eval_pairs], config.reason_pairs
         exam = Exam(some, tokenizer, lesson, config.seed, near, reasoned=reasoned)
-        before, after = reinforce(kit, training, lora, exam)
+        before, after = reinforce(kit, training, lora, exam, source)
     out = config.out / "adapter"
     made_for = starting.made_for(config.base, base, model, tiny, evidence, form, shows)
     save_adapter(out, made_for, lora, styled)

@@ -14,6 +14,9 @@ of a plan: then a pair and a twin that both went right are above those that did 
 A plan in which nobody did better than another can be replaced by the next one, up to `resample`
 times (dynamic sampling, DAPO, arXiv 2503.14476); in the last round what comes is kept.
 
+`longest`, `try_out` and `largest` are for a rehearsal: the most that a step can have, before the
+first one.
+
 What we left out: replies that several steps share. Where to read next: `train_rft.py`.
 """
 
@@ -31,13 +34,15 @@ from data.plans import ROLES, Asked
 from nanopersrm import InputError
 from nanopersrm.model import Model
 from nanopersrm.nearness import Nearness
-from nanopersrm.packing import Bundle
-from nanopersrm.rewards import PARTS, Reward, RewardConfig, rewards, table
-from nanopersrm.rollouts import Drawn, RolloutConfig, draw_groups
+from nanopersrm.packing import Branch, Bundle, pack
+from nanopersrm.profile import Near
+from nanopersrm.rewards import PARTS, Reward, RewardConfig, Rollout, rewards, table
+from nanopersrm.rollouts import Drawn, RolloutConfig, draw_groups, try_out
 from nanopersrm.sampler import sample_name
 from nanopersrm.tokenizer import Tokenizer
 
 SAME = 1e-6  # totals that are nearer are equal
+LOOK = 16  # couples whose prompts are compared in tokens for a rehearsal
 RULE = f"\n\n{'=' * 80}\n\n"
 
 
@@ -221,15 +226,17 @@ class Source:
         found: list[Asked] = []
         while len(found) < count:
             for couple in self.curriculum.draw(count - len(found), progress):
-                one = plans.asked(
-                    couple, self.lesson.form, self.tokenizer, self.lesson, self.near,
-                    self.rollout.reply,
-                )  # fmt: skip
+                one = self._as_prompts(couple, self.near)
                 if one is None:
                     self._leave_out(couple)
                 else:
                     found.append(one)
         return found
+
+    def _as_prompts(self, couple: Couple, near: Nearness | None) -> Asked | None:
+        """None where it is too long."""
+        form, reply = self.lesson.form, self.rollout.reply
+        return plans.asked(couple, form, self.tokenizer, self.lesson, near, reply)
 
     def _leave_out(self, couple: Couple) -> None:
         """It is too long, now and in all later steps."""
@@ -240,3 +247,53 @@ class Source:
                 f"tokens within {self.lesson.longest}, found none among {count} couples; raise "
                 "--longest or lower --reply"
             )
+
+    # A rehearsal. It must leave no trace: the curriculum does not hear of it.
+
+    def longest(self, count: int) -> list[Asked]:
+        """The `count` couples with the longest prompts, but for those too long; [] if all are.
+
+        In tokens only LOOK couples are compared, those with the most characters.
+        """
+        near = None if self.near is None else _made_up  # the instruments would take their time
+        found: list[Asked] = []
+        for couple in sorted(self.curriculum.couples, key=_size, reverse=True):
+            found += [one] if (one := self._as_prompts(couple, near)) is not None else []
+            if len(found) == max(count, LOOK):
+                break
+        found.sort(key=lambda one: -max(map(len, one.prompts)))
+        return [found[i % len(found)] for i in range(count)] if found else []  # a step can repeat
+
+    def try_out(self, asked: Sequence[Asked]) -> None:
+        """Draw to these prompts, but no more than two tokens a reply."""
+        training = self.model.training
+        self.model.eval()
+        try_out(self.model, [prompt for one in asked for prompt in one.prompts], self.rollout)
+        self.model.train(training)
+
+    def largest(self, asked: Sequence[Asked], budget: int) -> list[Bundle]:
+        """The largest micro-batch that a step about these prompts can have, all replies as long as
+        they may be: the heaviest of its packs, filled up to the budget."""
+        reply = self.rollout.reply
+        made_up = Drawn((0,) * reply, (0.0,) * reply, Rollout("", reply))
+        groups = [[[made_up] * self.rollout.group for _ in one.prompts] for one in asked]
+        trees = Harvest(
+            [Yield(one, own, []) for one, own in zip(asked, groups, strict=True)]
+        ).trees([True] * sum(self.rollout.group * len(own) for own in groups), budget)
+        heaviest = pack(trees, budget)[0]
+        whole = min(budget, sum(tree.tokens for tree in trees))
+        if (room := whole - sum(tree.tokens for tree in heaviest)) > 1:
+            heaviest.append(Bundle("room", (), (Branch((0,) * room, 1),)))
+        return heaviest
+
+
+def _made_up(exemplars: Sequence[str], texts: Sequence[str]) -> list[Near]:
+    """In place of what instruments say, in as many words."""
+    return [Near(50.0, 50.0)] * len(texts)
+
+
+def _size(couple: Couple) -> int:
+    """Characters of the texts that its prompts show."""
+    return sum(
+        sum(map(len, pair.exemplars)) + len(pair.chosen) + len(pair.rejected) for pair in couple
+    )

@@ -107,6 +107,12 @@ class Lora:
         """A and B of each matrix, in the order of the model."""
         return [part for pair in self.masters.values() for part in pair]
 
+    def last_block(self) -> list[nn.Parameter]:
+        """Those of `parameters` that belong to the last block."""
+        block = list(self.masters)[-1].split(".")[:2]  # layers, its number
+        found = [pair for name, pair in self.masters.items() if name.split(".")[:2] == block]
+        return [part for pair in found for part in pair]
+
     def freeze(self) -> "Lora":
         """It learns no more."""
         for part in self.parameters():

@@ -80,6 +80,15 @@ def draw_groups(
     return groups
 
 
+def try_out(model: Model, prompts: Sequence[list[int]], config: RolloutConfig) -> None:
+    """What drawing to the first of these prompts holds at its fullest: keys and values of all its
+    replies, of which two tokens are drawn and thrown away."""
+    some = prompts[: max(1, config.rows // config.group)]
+    decoder = Decoder(model, some)
+    decoder.fork([config.group] * len(some), config.reply)
+    decoder.generate(SamplingConfig(config.temperature, max_new=min(2, config.reply)))
+
+
 def _draw(
     model: Model,
     tokenizer: Tokenizer,

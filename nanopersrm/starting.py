@@ -14,6 +14,7 @@ import hashlib
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,6 +85,20 @@ def said_by(folder: Path | None, default: Path, base: str) -> tuple[Path, Traine
         )
     folder = (folder or default).expanduser()
     return folder, trained.read(folder)
+
+
+def unsaid(
+    made: Trained | None, base: str, nf4: bool | None, dtype: str | None, form: str | None
+) -> dict[str, Any]:
+    """Settings of a run that nobody has said, from what its adapter was trained on."""
+    if made is None:
+        return {}
+    return {
+        "base": made.base if base == DEFAULT_BASE and made.base != RANDOM else base,
+        "nf4": made.nf4 if nf4 is None else nf4,
+        "dtype": dtype or (made.dtype if made.nf4 else None),
+        "form": form or (None if made.form == "both" else made.form),
+    }
 
 
 def adapters(folder: Path | None, model: Model, seed: int) -> tuple[Lora, Lora]:

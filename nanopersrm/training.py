@@ -225,6 +225,15 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.names = []
 
+    def brace(self) -> list[Tensor]:
+        """Hold what a later step holds beside its micro-batch: gradients, to be forgotten, and as
+        many bytes as Adam's moments will take while the first update is still to come."""
+        for part in self.lora.parameters():
+            part.grad = torch.zeros_like(part)
+        if self.optimizer.state or self.config.eight_bit:  # the latter can be paged out
+            return []
+        return [torch.zeros_like(part) for part in self.lora.parameters() for _ in range(2)]
+
     def update(self, lr: float, still: bool = False) -> float:
         """One step of AdamW. Gives the gradient's length before it was cut; 0 without examples.
 
@@ -290,6 +299,15 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
             f"{out} holds another run: --resume goes on with it, --overwrite replaces it, "
             "another --out keeps it"
         )
+
+
+def check_numbers(config: object, least: Mapping[str, int]) -> None:
+    """Numbers of a script's flags, or None where the preset decides, from these on."""
+    for name, lowest in least.items():
+        number = getattr(config, name)
+        if number is not None and number < lowest:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag}: expected a number from {lowest}, got {number}")
 
 
 def disk_needed(config: ModelConfig, rank: int, keep_last: int) -> int:

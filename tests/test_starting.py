@@ -14,7 +14,16 @@ from nanopersrm.bases import DEFAULT_BASE, Base
 from nanopersrm.linear import Linear
 from nanopersrm.model import Model
 from nanopersrm.presets import PRESETS, settled
-from nanopersrm.starting import RANDOM, TINY, adapter_sha256, adapters, is_random, load, said_by
+from nanopersrm.starting import (
+    RANDOM,
+    TINY,
+    adapter_sha256,
+    adapters,
+    is_random,
+    load,
+    said_by,
+    unsaid,
+)
 from nanopersrm.trained import weights_sha256
 from nanopersrm.weights import load as load_weights
 
@@ -104,6 +113,26 @@ def test_where_the_adapter_is(folder, tmp_path):
     (folder / "judge.json").rename(folder / "away.json")
     assert said_by(folder, other, "some/base") == (folder, None)  # an adapter from elsewhere
     (folder / "away.json").rename(folder / "judge.json")
+
+
+def test_what_nobody_has_said_follows_from_the_adapter():
+    made = trained.Trained(
+        base="b",
+        base_sha256=None,
+        nf4=True,
+        dtype="fp16",
+        evidence=True,
+        form="pairwise",
+        style=True,
+    )
+    told = {"base": "b", "nf4": True, "dtype": "fp16", "form": "pairwise"}
+    assert unsaid(made, DEFAULT_BASE, None, None, None) == told
+    own = {"base": "other", "nf4": False, "dtype": "bf16", "form": "pointwise"}
+    assert unsaid(made, "other", False, "bf16", "pointwise") == own
+    plain = replace(made, base=RANDOM, nf4=False, form="both")  # 16 bits: the machine decides
+    told = {"base": DEFAULT_BASE, "nf4": False, "dtype": None, "form": None}
+    assert unsaid(plain, DEFAULT_BASE, None, None, None) == told
+    assert unsaid(None, "other", None, "bf16", None) == {}
 
 
 @pytest.mark.parametrize("trained", [True, False])

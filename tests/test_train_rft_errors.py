@@ -234,10 +234,12 @@ def test_a_loss_that_is_no_number(given, refused, tmp_path, monkeypatch):
 
 
 def test_memory_runs_out(given, refused, monkeypatch):
+    """Later than in the rehearsal, say because somebody else has taken some of it."""
+
     def greedy(*args: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(script, "log_probs_of", greedy)
+    monkeypatch.setattr(script, "learn", greedy)
     refused(
         given, "out of memory: lower --rows (now 6) or --budget (now 1000), or --recompute True"
     )

@@ -106,6 +106,18 @@ def test_another_phase_starts_afresh(model, tmp_path):
     assert learner(run, model, "style").start == 2
 
 
+def test_the_brace_is_theirs(model, tmp_path):
+    """To the byte, until they are there. Gradients are there, of zero, and are added to."""
+    one = learner(training(tmp_path), model)
+    held = sum(part.nbytes for part in one.brace())
+    assert all(p.grad is not None and not p.grad.any() for p in one.lora.parameters())
+    one.backward(loss(model), ["a"])
+    one.update(1e-2)
+    states = one.optimizer.state.values()
+    assert held == sum(state["exp_avg"].nbytes + state["exp_avg_sq"].nbytes for state in states) > 0
+    assert one.brace() == []
+
+
 def test_adapters_of_earlier_phases_are_kept(model, tmp_path):
     run = training(tmp_path)
     style, judge = Lora(model, LoraConfig(rank=2), 5), learner(run, model)

@@ -283,3 +283,47 @@ def test_a_couple_too_long_is_not_the_hardest(known, pairs, monkeypatch):
     one.curriculum.kinds = {}
     found = one.harvest(9, 1, 1.0, 0, "prompt")
     assert found.plans[0].asked.pairs[0].id == min(pairs[2].id, pairs[3].id)
+
+
+# A rehearsal
+
+
+def test_the_longest_prompts_first(known, pairs):
+    """In tokens, those too long aside; and nobody hears of it."""
+    giant = replace(pairs[0], id="giant", twin="", chosen=pairs[0].chosen + " and on" * 400)
+    one = source(known, [giant, *pairs], replace(BARE, longest=1200))
+    sizes = {p.id: max(map(len, plan.prompts)) for plan in one.longest(4) for p in plan.pairs}
+    assert sizes.keys() == {pair.id for pair in pairs}
+    found = [plan.pairs[0].id for plan in one.longest(2)]
+    assert sizes[found[0]] == max(sizes.values())
+    assert [sizes[name] for name in found] == sorted(set(sizes.values()), reverse=True)[:2]
+    assert len(one.longest(9)) == 9  # a step of many couples has some twice
+    assert (one.curriculum.out, one.curriculum.cursor) == (set(), 0)
+    assert source(known, [giant], replace(BARE, longest=1200)).longest(1) == []
+
+
+def test_instruments_are_made_up(known, pairs):
+    """They have their words in the prompts, and are not asked."""
+    one = source(known, pairs, replace(BARE, evidence=True))
+    bare = [len(prompt) for plan in one.longest(4) for prompt in plan.prompts]
+
+    def near(exemplars, texts):
+        raise AssertionError("an instrument was asked")
+
+    one.near = near
+    told = [len(prompt) for plan in one.longest(4) for prompt in plan.prompts]
+    assert sum(told) > sum(bare)
+
+
+@pytest.mark.parametrize("budget", [100_000, 1_000, 1])
+def test_the_largest_micro_batch(known, pairs, budget):
+    one = source(known, pairs)
+    asked = one.longest(2)
+    size = sum(tree.tokens for tree in one.largest(asked, budget))
+    prompts = [prompt for plan in asked for prompt in plan.prompts]
+    assert size == {1: max(map(len, prompts)) + ROLLOUT.reply, 1_000: 1_000}.get(budget, size)
+    if budget == 100_000:  # all of the step: each pair's exemplars once, and the replies
+        replies = len(prompts) * G * ROLLOUT.reply
+        assert max(map(len, prompts)) + replies < size < sum(map(len, prompts)) + replies
+    targets = packing.batch(one.largest(asked, budget), CPU).targets
+    assert len(targets) >= {1: ROLLOUT.reply}.get(budget, 4 * ROLLOUT.reply)

@@ -132,7 +132,7 @@ class Kit:
     model: Model
     curriculum: Curriculum
     draw: Callable[[int], Harvest]  # the replies of a step with their rewards
-    reference: Lora  # the adapter as it came
+    reference: Lora | None  # the adapter as it came, where --grpo.beta asks for it
 
 
 def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, float]]:
@@ -195,6 +195,7 @@ def log_probs_of(kit: Kit, batch: packing.Batch) -> tuple[torch.Tensor, torch.Te
 @torch.no_grad()
 def referred(kit: Kit, batch: packing.Batch) -> torch.Tensor:
     """The log-probabilities (M,) of the adapter as it came."""
+    assert kit.reference is not None, "a beta without a reference"
     with kit.reference.using(kit.model):
         return log_probs_of(kit, batch)[0]
 
@@ -295,7 +296,7 @@ def main(config: Config) -> None:
     form = config.form or "pointwise"
     lesson = LessonConfig(form=form, evidence=evidence, longest=config.longest)
     model = starting.load(base, how, device, config.seed, tiny)
-    lora, reference = starting.adapters(folder, model, config.seed)
+    lora, reference = starting.adapters(folder, model, config.seed, config.grpo.beta > 0)
     checkpoint.check_room(config.out, disk_needed(sizes, lora.config.rank, config.keep_last))
     styled = None
     if folder is not None and (folder / "style").is_dir():

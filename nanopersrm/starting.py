@@ -1,7 +1,7 @@
 """What training starts from: the base as a preset computes it, and what the result says of it.
 
     model = load(base, how, device, seed, tiny)      16 bits, or NF4 with 16 bits around it
-    adapters(folder, model, seed)                    the one that learns, and its frozen reference
+    adapters(folder, model, seed, twice)             the one that learns, and its frozen reference
     made_for(…)                                      the judge.json of what comes out
 
 `--preset tiny` puts a random model of the base's vocabulary in its place: two blocks of width 64,
@@ -101,11 +101,13 @@ def unsaid(
     }
 
 
-def adapters(folder: Path | None, model: Model, seed: int) -> tuple[Lora, Lora]:
-    """The adapter that learns, from its folder or new, and the same once more, frozen."""
-    if folder is None:
-        return Lora(model, LoraConfig(), seed), Lora(model, LoraConfig(), seed).freeze()
-    return lora_files.load(folder, model), lora_files.load(folder, model).freeze()
+def adapters(folder: Path | None, model: Model, seed: int, twice: bool) -> tuple[Lora, Lora | None]:
+    """The adapter that learns, from its folder or new, and `twice`: the same once more, frozen."""
+
+    def one() -> Lora:
+        return Lora(model, LoraConfig(), seed) if folder is None else lora_files.load(folder, model)
+
+    return one(), one().freeze() if twice else None
 
 
 def adapter_sha256(folder: Path | None) -> str | None:

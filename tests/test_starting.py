@@ -137,7 +137,8 @@ def test_what_nobody_has_said_follows_from_the_adapter():
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_two_that_are_the_same_one_of_them_frozen(model, folder, trained):
-    lora, reference = adapters(folder if trained else None, model, 3)
+    lora, reference = adapters(folder if trained else None, model, 3, True)
+    assert reference is not None
     own, other = lora.tensors(), reference.tensors()
     assert own.keys() == other.keys()
     for name, part in own.items():
@@ -147,6 +148,9 @@ def test_two_that_are_the_same_one_of_them_frozen(model, folder, trained):
     assert not any(part.requires_grad for part in reference.parameters())
     learned = any(part.any() for name, part in own.items() if name.endswith(".B"))
     assert learned == trained  # a new one does nothing yet
+    alone, nothing = adapters(folder if trained else None, model, 3, False)
+    assert nothing is None
+    assert all(torch.equal(part, own[name]) for name, part in alone.tensors().items())
     assert all(matrix.adapter is None for matrix in lora.places.values())  # neither is on
 
 

@@ -324,8 +324,24 @@ def test_the_reference_is_the_adapter_as_it_came(given, tmp_path, monkeypatch):
     monkeypatch.setattr(script.starting, "adapters", watched)
     cut_and_resumed(given, tmp_path / "cut", monkeypatch)
     assert curve(tmp_path / "cut") == found
+    assert len(seen) == 2
     came = sorted(weights(Path(given[5])).values(), key=lambda part: float(part.sum()))
     for reference in seen:  # of both parts, when all is over
         assert not any(part.requires_grad for part in reference.parameters())
         own = sorted(reference.tensors().values(), key=lambda part: float(part.sum()))
         assert all(torch.equal(one, other) for one, other in zip(own, came, strict=True))
+
+
+def test_without_a_beta_no_reference_is_loaded(given, tmp_path, monkeypatch):
+    load, loaded = script.starting.lora_files.load, []
+
+    def watched(folder: Path, model: Any) -> Lora:
+        loaded.append(folder)
+        return load(folder, model)
+
+    monkeypatch.setattr(script.starting.lora_files, "load", watched)
+    given = [*given, "--steps", "1", "--eval-pairs", "0", "--overwrite"]
+    for beta, times in (("0", 1), ("0.1", 2)):
+        loaded.clear()
+        assert here(*given, "--grpo.beta", beta, "--out", tmp_path) == 0
+        assert loaded.count(Path(given[5])) == times

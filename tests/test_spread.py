@@ -1,7 +1,7 @@
 """Two workers of Ray write what one process writes, byte for byte.
 
-Needs Ray (2.60.0 when this was written): `pip install 'ray[data]'`. It takes a minute, in processes
-of its own, so that nothing of Ray is left behind.
+Needs Ray (2.60.0 when this was written), which the extra `test` brings. It takes a minute, and
+minutes on a crowded machine, in processes of its own, so that nothing of Ray is left behind.
 """
 
 import importlib.util

@@ -10,10 +10,14 @@ from test_answer import make_base
 from test_judge import CANDIDATES, EXEMPLARS
 from test_judge_adapter import PLAIN, make_adapter
 
+from data.build import demo_pairs
 from nanopersrm import InputError, export, lora_files, trained
 from nanopersrm.bases import DEFAULT_BASE, Base
 from nanopersrm.judge import UNTRAINED, Judge
+from nanopersrm.judgement import JudgeConfig
 from nanopersrm.starting import said_by
+
+AT_ONCE = JudgeConfig(think=False)
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +104,45 @@ def test_a_broken_adapter_leaves_nothing(tmp_path, capsys):
     assert write("--adapter", broken, "--out", tmp_path / "out", "--adapter-only") == 2
     assert "not a safetensors file" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
+
+
+# The adapter in the package
+
+
+def test_what_the_package_brings():
+    made = trained.read(trained.SHIPPED)
+    assert made is not None
+    assert (made.base, made.nf4, made.evidence, made.style) == (DEFAULT_BASE, False, True, True)
+    assert made.sharpness != 1.0  # calibrated
+    files = [path for path in trained.SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 24 << 20
+    card = (trained.SHIPPED / "README.md").read_text(encoding="utf-8")
+    for told in ("github.com", "Licence", "train_sft.py", "seed", "Limits"):
+        assert told in card, told
+
+
+@pytest.mark.base
+def test_it_knows_writers_it_was_not_trained_on():
+    """Twelve invented writers, none of them in its training pairs: 20 couples of twins."""
+    judge = Judge.load()
+    assert judge.trained
+    assert judge.style is not None
+    assert judge.style.fusion is not None
+    pairs = demo_pairs(seed=3, pairs=40)[:40]
+    right = {}
+    for pair in pairs:
+        found = judge.judge(pair.exemplars, [pair.chosen, pair.rejected], config=AT_ONCE)
+        assert found.well_formed
+        assert found.notes == []
+        right[pair.id] = found.verdict == 0
+    assert sum(right.values()) >= 30
+    assert sum(right[pair.id] and right[pair.twin] for pair in pairs) >= 22
+
+
+@pytest.mark.base
+def test_its_free_reasoning_ends_in_scores():
+    judge = Judge.load()
+    pair = demo_pairs(seed=3, pairs=40)[0]
+    found = judge.judge(pair.exemplars, [pair.chosen, pair.rejected])
+    assert found.well_formed
+    assert all("writer" in said for said in found.reasoning)

@@ -100,7 +100,8 @@ class Config:
     steps: int | None = None
     plans: int | None = None  # couples of a pair and its twin a step
     group: int | None = None  # replies to each prompt
-    rows: int | None = None  # replies drawn side by side: lower it when drawing runs out of memory
+    rows: int | None = None  # replies drawn side by side, at most
+    cache_mb: int | None = None  # keys and values while drawing: lower it when memory runs out
     reply: int | None = None  # tokens of a reply, at most
     budget: int | None = None  # packed tokens in a micro-batch: lower it when training runs out
     dtype: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # fp16 with loss scaling
@@ -205,7 +206,8 @@ def rehearse(kit: Kit, learner: Learner, lora: Lora, source: Source) -> None:
     config, how, device = kit.config, kit.how, kit.model.device
     if not (asked := source.longest(how.plans)):
         return  # none fits, which the first step will say
-    with memory_guard(f"drawing to the longest prompts; lower --rows (now {how.rows})"):
+    lower = f"--rows (now {how.rows}) or --cache-mb (now {how.cache_mb})"
+    with memory_guard(f"drawing to the longest prompts; lower {lower}"):
         source.try_out(asked)
     batch = packing.batch(source.largest(asked, how.budget), device)
     lower = f"--budget (now {how.budget})"
@@ -244,7 +246,8 @@ def reinforce(
         training.log.write_replies(0, page)
         training.log.note(f"before: {held.said()}")
         facts["trials"].append(asdict(held))
-    advice = f"lower --rows (now {how.rows}) or --budget (now {how.budget}), or --recompute True"
+    lower = f"--rows (now {how.rows}), --cache-mb (now {how.cache_mb})"
+    advice = f"lower {lower} or --budget (now {how.budget}), or --recompute True"
     training.begin()
     for step in range(first, how.rft_steps):
         with memory_guard(advice):
@@ -280,7 +283,7 @@ def main(config: Config) -> None:
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     said = asdict(config) | {"rft_steps": config.steps, "steps": None}
     how = settled(config.preset or for_card(card), said)
-    rollout = RolloutConfig(how.group, how.rows, how.reply, config.temperature)
+    rollout = RolloutConfig(how.group, how.rows, how.reply, config.temperature, how.cache_mb)
     eight_bit = config.optim.eight_bit or how.eight_bit
     config = replace(config, optim=replace(config.optim, eight_bit=eight_bit))
     given = demo_pairs(config.seed) if config.pairs is None else read(config.pairs)

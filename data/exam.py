@@ -94,7 +94,7 @@ class Exam:
             claims=_share((report.claims_true, report.claims) for report in reports),
         )
         if self.asked:
-            right = trial.reason(model, self.tokenizer, self.asked, self.labels, REASONING)
+            right = trial.reason(model, self.tokenizer, self.asked, self.labels, REASONING, how)
             found = replace(
                 found,
                 reasoned=sum(right.values()) / len(right),

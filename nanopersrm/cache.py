@@ -124,6 +124,11 @@ class KVCache:
         self.like = like  # for its dtype and device
         self.levels: list[Level] = []
 
+    @property
+    def token_bytes(self) -> int:
+        """Keys and values of one token."""
+        return 2 * self.layers * self.kv_heads * self.width * self.like.element_size()
+
     def grow(self, parents: Sequence[int], capacity: int) -> Level:
         """A new last level of len(parents) empty nodes with room for `capacity` tokens each."""
         above = len(self.levels[-1].parents) if self.levels else 1

@@ -17,7 +17,7 @@ from typing import Any
 from nanopersrm import InputError
 
 # Settings that are numbers from 1.
-SIZES = ("steps", "warmup_steps", "bundles", "plans", "rows", "reply")
+SIZES = ("steps", "warmup_steps", "bundles", "plans", "rows", "cache_mb", "reply")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Preset:
     rft_steps: int
     plans: int  # couples of twins a step
     group: int  # G: replies to a prompt
-    rows: int  # replies drawn side by side
+    rows: int  # replies drawn side by side, at most
+    cache_mb: int  # keys and values while drawing, and in trials
     reply: int  # tokens of a reply, at most
 
 
@@ -48,27 +49,27 @@ PRESETS = {
     "tiny": Preset(
         False, "fp32", 2048, False, False, False, False, 16, None, steps=6, warmup_steps=3,
         bundles=2,
-        rft_steps=4, plans=1, group=3, rows=6, reply=24,
+        rft_steps=4, plans=1, group=3, rows=6, cache_mb=1024, reply=24,
     ),
     "cpu": Preset(
         False, "auto", 4096, False, False, False, False, 64, None, steps=40, warmup_steps=10,
         bundles=2,
-        rft_steps=16, plans=1, group=8, rows=32, reply=160,
+        rft_steps=16, plans=1, group=8, rows=32, cache_mb=1024, reply=160,
     ),
     "24gb": Preset(
         True, "auto", 8192, True, False, False, False, 512, 24.0,
         steps=600, warmup_steps=150, bundles=32,
-        rft_steps=300, plans=8, group=8, rows=128, reply=256,
+        rft_steps=300, plans=8, group=8, rows=128, cache_mb=3584, reply=256,
     ),
     "12gb": Preset(
         True, "auto", 4096, True, True, True, False, 256, 12.0,
         steps=600, warmup_steps=150, bundles=32,
-        rft_steps=300, plans=8, group=8, rows=64, reply=256,
+        rft_steps=300, plans=8, group=8, rows=64, cache_mb=896, reply=256,
     ),
     "8gb": Preset(
         True, "auto", 2048, True, True, True, True, 128, 8.0,
         steps=600, warmup_steps=150, bundles=32,
-        rft_steps=300, plans=8, group=8, rows=32, reply=256,
+        rft_steps=300, plans=8, group=8, rows=32, cache_mb=640, reply=256,
     ),
 }  # fmt: skip
 

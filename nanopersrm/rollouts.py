@@ -4,7 +4,8 @@
 
 Nothing is forced: a reply that loses the form must be seen to lose it, or no reward could teach it.
 A group is the replies to one prompt, whose keys and values are computed once. How many replies run
-side by side is a matter of memory (`rows`), not of the group.
+side by side is a matter of memory (`rows`, `cache_mb`), not of the group: several groups as long as
+there is room, or a part of one group after the other, for each of which its prompt is read again.
 
 The ids are trained on as they were drawn. Decoding them to text and encoding that again can give
 other ids ("habit." then "\\n\\n" come back as one token), whose probability nobody drew from; the
@@ -28,7 +29,7 @@ from torch import Tensor
 from nanopersrm import InputError, verdict
 from nanopersrm.model import Model
 from nanopersrm.rewards import Rollout
-from nanopersrm.sampler import Decoder, Reply, SamplingConfig
+from nanopersrm.sampler import Decoder, Reply, SamplingConfig, tree
 from nanopersrm.tokenizer import Tokenizer
 
 BEFORE = 4  # tokens before a digit that are looked at for "A="
@@ -39,12 +40,13 @@ class RolloutConfig:
     """How replies are drawn."""
 
     group: int = 8  # G: replies to a prompt
-    rows: int = 32  # replies side by side, more than G of several prompts: memory of their keys
+    rows: int = 32  # replies side by side, at most
     reply: int = 192  # tokens of a reply, at most
     temperature: float = 1.0  # of drawing and of the probabilities that are trained
+    cache_mb: int = 1024  # keys and values of prompts and replies (2^20 bytes), one reply at least
 
     def __post_init__(self) -> None:
-        for name, least in (("group", 2), ("rows", 1), ("reply", 1)):
+        for name, least in (("group", 2), ("rows", 1), ("reply", 1), ("cache_mb", 1)):
             if (number := getattr(self, name)) < least:
                 raise InputError(f"{name}: expected a number from {least}, got {number}")
         if not 0 < self.temperature < float("inf"):
@@ -60,6 +62,32 @@ class Drawn:
     rollout: Rollout
 
 
+def slots_of(model: Model, megabytes: int) -> int:
+    """Tokens whose keys and values take so much."""
+    return (megabytes << 20) // model.new_cache().token_bytes
+
+
+def slots(prompts: Sequence[list[int]], replies: int, room: int) -> int:
+    """Tokens whose keys and values such a tree has room for, with `replies` of `room` tokens each
+    to each prompt. The nodes of a level are all as long as its longest."""
+    shared, _, heads, tails = tree(prompts)
+    longest = max(map(len, heads), default=0), max(map(len, tails)) + replies * room
+    return shared + len(heads) * longest[0] + len(prompts) * longest[1]
+
+
+def side_by_side(
+    prompts: Sequence[list[int]], replies: int, room: int, rows: int, most: int
+) -> list[range]:
+    """Neighbours with at most `rows` replies and `most` slots together, one at least."""
+    found, first = [], 0
+    for i in range(1, len(prompts)):
+        some = prompts[first : i + 1]
+        if len(some) * replies > rows or slots(some, replies, room) > most:
+            found.append(range(first, i))
+            first = i
+    return [*found, range(first, len(prompts))] if prompts else []
+
+
 def draw_groups(
     model: Model,
     tokenizer: Tokenizer,
@@ -72,20 +100,35 @@ def draw_groups(
 
     Same seed, same replies; how many rows run side by side moves them by rounding only.
     """
-    groups: list[list[Drawn]] = []
-    at_once = max(1, config.rows // config.group)
-    for first in range(0, len(prompts), at_once):
-        some = prompts[first : first + at_once]
-        groups += _draw(model, tokenizer, some, labels, config, seed)
+    groups: list[list[Drawn]] = [[] for _ in prompts]
+    for some, numbers in in_turn(model, prompts, config):
+        asked = prompts[some.start : some.stop]
+        drawn = _draw(model, tokenizer, asked, labels, config, seed, numbers)
+        for p, own in zip(some, drawn, strict=True):
+            groups[p] += own
     return groups
 
 
+def in_turn(
+    model: Model, prompts: Sequence[list[int]], config: RolloutConfig
+) -> list[tuple[range, range]]:
+    """What is drawn at a time: (prompts, numbers of their replies)."""
+    G, most = config.group, slots_of(model, config.cache_mb)
+    found = []
+    for some in side_by_side(prompts, G, config.reply, config.rows, most):
+        room = (most - len(prompts[some.start])) // config.reply  # replies to one alone
+        step = G if len(some) > 1 else max(1, min(G, config.rows, room))
+        found += [(some, range(n, min(n + step, G))) for n in range(0, G, step)]
+    return found
+
+
 def try_out(model: Model, prompts: Sequence[list[int]], config: RolloutConfig) -> None:
-    """What drawing to the first of these prompts holds at its fullest: keys and values of all its
-    replies, of which two tokens are drawn and thrown away."""
-    some = prompts[: max(1, config.rows // config.group)]
+    """What drawing to these prompts holds at its fullest: keys and values of all replies that run
+    side by side, of which two tokens are drawn and thrown away."""
+    parts = [(prompts[s.start : s.stop], len(n)) for s, n in in_turn(model, prompts, config)]
+    some, replies = max(parts, key=lambda part: slots(part[0], part[1], config.reply))
     decoder = Decoder(model, some)
-    decoder.fork([config.group] * len(some), config.reply)
+    decoder.fork([replies] * len(some), config.reply)
     decoder.generate(SamplingConfig(config.temperature, max_new=min(2, config.reply)))
 
 
@@ -96,10 +139,12 @@ def _draw(
     labels: str,
     config: RolloutConfig,
     seed: int,
+    numbers: range,
 ) -> list[list[Drawn]]:
-    G = config.group
+    """The replies of these numbers to each prompt."""
+    G = len(numbers)
     decoder = Decoder(model, prompts)
-    decoder.fork([G] * len(prompts), config.reply)
+    decoder.fork([G] * len(prompts), config.reply, numbers.start)
     behind: dict[tuple[int, str], Tensor] = {}  # (row, label) -> the state behind its digit (D,)
     digit_ids = frozenset(tokenizer.digit_ids)
 

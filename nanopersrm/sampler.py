@@ -31,10 +31,11 @@ from torch import Tensor
 from kernels.sample import draw_key
 from kernels.sample import sample as draw
 from nanopersrm.cache import KVCache
-from nanopersrm.model import Model
+from nanopersrm.model import Model, ModelConfig
 
 SHARED_LEAST = 16  # a shorter common prefix is not worth a level of its own
-PREFILL = 8192  # tokens of prompts in one forward, or one prompt: 142 KB each in a base of 7B
+PREFILL = 8192  # tokens of prompts in one forward, or one prompt ...
+READING = 1 << 28  # ... and fewer where a block would hold more bytes of them: 1,885 in a 7B base
 
 # Called as observe(row, ids so far) after each token of a row; True ends the row's reply.
 Observe = Callable[[int, list[int]], bool]
@@ -96,15 +97,42 @@ def families(texts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]] | 
     return (family, heads) if len(heads) < len(texts) and all(heads) else None
 
 
-def _portions(lengths: Sequence[int]) -> list[range]:
-    """Neighbours with at most PREFILL tokens together, or one alone that has more.
+def tree(
+    prompts: Sequence[list[int]], done: int = 0
+) -> tuple[int, list[int], list[list[int]], list[list[int]]]:
+    """How prompts are held, of which all share `done` ids that are held already: how many first
+    ids all share, the family of each, what each family begins with, and what each has alone."""
+    shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+    if len(prompts) == 1 or shared - done < SHARED_LEAST:
+        shared = done
+    tails = [prompt[shared:] for prompt in prompts]
+    if (found := families(tails)) is None:
+        return shared, [0] * len(prompts), [], tails
+    family, heads = found  # of prompts about the same exemplars, say
+    tails = [tail[len(heads[k]) :] for tail, k in zip(tails, family, strict=True)]
+    return shared, family, heads, tails
 
-    >>> _portions([5000, 3000, 9000, 100])
+
+def reading_bytes(config: ModelConfig, width: int, cuda: bool) -> int:
+    """What a block holds of a token without gradients: gate, up and their product (on a CPU
+    silu(gate) too), and four streams."""
+    return ((3 if cuda else 4) * config.F + 4 * config.D) * width
+
+
+def prefill_most(config: ModelConfig, width: int, cuda: bool) -> int:
+    """Tokens of prompts in one forward."""
+    return min(PREFILL, max(1, READING // reading_bytes(config, width, cuda)))
+
+
+def _portions(lengths: Sequence[int], most: int) -> list[range]:
+    """Neighbours with at most `most` tokens together, or one alone that has more.
+
+    >>> _portions([5000, 3000, 9000, 100], 8192)
     [range(0, 2), range(2, 3), range(3, 4)]
     """
     found, first, total = [], 0, 0
     for i, length in enumerate(lengths):
-        if i > first and total + length > PREFILL:
+        if i > first and total + length > most:
             found.append(range(first, i))
             first, total = i, 0
         total += length
@@ -139,41 +167,43 @@ class Decoder:
         self.model = model
         self.device = model.device
         self.names = [sample_name(prompt) for prompt in prompts]
-        shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
-        done = min(common_prefix([*prompts, prefix.ids]), shared) if prefix else 0
+        done = 0
+        if prefix:
+            done = min(common_prefix([*prompts, prefix.ids]), min(map(len, prompts)) - 1)
         if prefix and done >= SHARED_LEAST:
             self.cache = prefix.cache.branch(done)
         else:
             self.cache, done = model.new_cache(), 0
-        if len(prompts) > 1 and shared - done >= SHARED_LEAST:
+        shared, parents, heads, tails = tree(prompts, done)
+        if shared > done:
             _extend(model, self.cache, prompts[0][done:shared])
-            done = shared
         self.pending: list[list[int]] = [[] for _ in prompts]  # drawn, not yet in the tree
         self.drawn = [0] * len(prompts)  # tokens so far: no two draws of a row share their noise
-        tails = [prompt[done:] for prompt in prompts]
-        parents = [0] * len(prompts)
-        if found := families(tails):  # prompts about the same exemplars, say
-            parents, heads = found
+        dtype = model.norm.weight.dtype
+        most = prefill_most(model.config, dtype.itemsize, self.device.type == "cuda")
+        if heads:
             self.cache.grow([0] * len(heads), max(map(len, heads)))
-            for some in _portions([*map(len, heads)]):
+            for some in _portions([*map(len, heads)], most):
                 lengths = [len(head) if i in some else 0 for i, head in enumerate(heads)]
                 flat = [i for head in heads[some.start : some.stop] for i in head]
                 model(torch.tensor(flat, device=self.device), self.cache.step(lengths))
-            tails = [tail[len(heads[k]) :] for tail, k in zip(tails, parents, strict=True)]
         self.cache.grow(parents, max(map(len, tails)) + room)
         self.hidden = model.norm.weight.new_empty(len(prompts), model.config.D)
         self.logits = torch.empty(len(prompts), model.config.V, device=self.device)
-        for some in _portions([*map(len, tails)]):
+        for some in _portions([*map(len, tails)], most):
             self.feed([tail if i in some else [] for i, tail in enumerate(tails)])
 
     @torch.inference_mode()
-    def fork(self, counts: Sequence[int], room: int) -> None:
-        """Row i becomes counts[i] rows, each with room for `room` further tokens."""
+    def fork(self, counts: Sequence[int], room: int, first: int = 0) -> None:
+        """Row i becomes counts[i] rows, each with room for `room` further tokens.
+
+        first: the number of the first of them, where others were drawn before.
+        """
         assert not any(self.pending), "feed what is pending before a fork"
-        if set(counts) == {1} and room <= self.cache.room():
+        if set(counts) == {1} and room <= self.cache.room() and not first:
             return  # the replies continue in the slabs they are in
         parents = [row for row, count in enumerate(counts) for _ in range(count)]
-        numbers = [number for count in counts for number in range(count)]
+        numbers = [first + number for count in counts for number in range(count)]
         self.cache.grow(parents, room)
         rows = torch.tensor(parents, device=self.device)
         self.hidden, self.logits = self.hidden[rows], self.logits[rows]

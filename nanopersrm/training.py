@@ -35,8 +35,8 @@ from nanopersrm import InputError, checkpoint, lora_files, optim, runlog
 from nanopersrm.bases import read_json
 from nanopersrm.command import Ending
 from nanopersrm.disk import hold, write_json
+from nanopersrm.ledger import matrices
 from nanopersrm.lora import Lora
-from nanopersrm.memory import matrices
 from nanopersrm.model import Model, ModelConfig
 from nanopersrm.optim import OptimConfig
 from nanopersrm.runlog import RunLog, Stop
@@ -46,7 +46,7 @@ from nanopersrm.trained import Trained
 MAY_CHANGE = frozenset(  # settings that a run may go on with changed: none moves a weight
     {"pairs", "validation", "adapter", "out", "resume", "overwrite"}  # their contents are hashed
     | {"eval_every", "save_every", "keep_last"}
-    | {"budget", "rows", "chunk_mb", "recompute", "offload"}  # but for rounding
+    | {"budget", "rows", "cache_mb", "chunk_mb", "recompute", "offload"}  # but for rounding
 )
 FAILED = "failed_batch.json"
 SPARE = 1 << 26  # bytes of disk beside checkpoints: logs, replies, the adapter

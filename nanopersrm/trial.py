@@ -23,16 +23,17 @@ from dataclasses import dataclass
 import torch
 
 from nanopersrm import verdict
-from nanopersrm.answer import AnswerConfig, answer
+from nanopersrm.answer import FORCED_ROOM, AnswerConfig, answer
 from nanopersrm.model import Model
 from nanopersrm.objective import ObjectiveConfig, sums
 from nanopersrm.packing import Bundle, batch, pack
 from nanopersrm.presets import Preset
+from nanopersrm.rollouts import side_by_side, slots_of
 from nanopersrm.sampler import SamplingConfig, sample
 from nanopersrm.tokenizer import Tokenizer
 
 REPLY_TOKENS = 256  # budget of a free reply
-AT_ONCE = 16  # replies written side by side: keys and values of so many prompts are held
+AT_ONCE = 16  # replies written side by side, fewer where their keys and values find no room
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,9 @@ def hold(
             own = scores[first : first + count]
             right[bundle.name] = all(own[chosen] > own[k] for k in range(count) if k != chosen)
     drawing = SamplingConfig(temperature, max_new=REPLY_TOKENS, seed=seed)
-    drawn = []
-    for first in range(0, len(prompts), AT_ONCE):
-        some_prompts = prompts[first : first + AT_ONCE]
+    drawn, most = [], slots_of(model, how.cache_mb)
+    for part in side_by_side(prompts, 1, REPLY_TOKENS, AT_ONCE, most):
+        some_prompts = prompts[part.start : part.stop]
         drawn += sample(model, some_prompts, drawing, stop_ids=tokenizer.eos_ids)
     replies = [
         verdict.OPEN + tokenizer.decode(reply.ids[:-1] if reply.ended == "stop" else reply.ids)
@@ -144,6 +145,7 @@ def reason(
     asked: Mapping[str, Sequence[list[int]]],
     labels: int,
     tokens: int,
+    how: Preset,
 ) -> dict[str, bool]:
     """Pair -> right after reasoning of at most `tokens`, greedily.
 
@@ -153,9 +155,9 @@ def reason(
     model.eval()
     prompts = [prompt for both in asked.values() for prompt in both]
     config = AnswerConfig(think_tokens=tokens)
-    answers = []
-    for first in range(0, len(prompts), AT_ONCE):
-        some = prompts[first : first + AT_ONCE]
+    answers, most = [], slots_of(model, how.cache_mb)
+    for part in side_by_side(prompts, 1, tokens + FORCED_ROOM, AT_ONCE, most):
+        some = prompts[part.start : part.stop]
         answers += [own for (own,) in answer(model, tokenizer, some, labels, config)]
     model.train(training)
     right = {}

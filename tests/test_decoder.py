@@ -8,7 +8,7 @@ import torch
 from test_sampler import CPU, plain, random_ids
 
 from nanopersrm import sampler
-from nanopersrm.model import Model
+from nanopersrm.model import Model, ModelConfig
 from nanopersrm.sampler import (
     SHARED_LEAST,
     Decoder,
@@ -17,7 +17,7 @@ from nanopersrm.sampler import (
     prefill,
     sample,
 )
-from nanopersrm.weights import load
+from nanopersrm.weights import SHAPES, load
 
 LONG = SamplingConfig(temperature=4.0, max_new=12, seed=5)
 
@@ -276,7 +276,16 @@ def test_a_family_is_computed_once(model, monkeypatch):
     assert len(rows) == 2
 
 
-def test_long_prompts_come_in_portions(model, monkeypatch):
+def test_how_many_tokens_of_prompts_come_at_once():
+    """A forward without gradients holds 142 KB a token in a 7B base, on a GPU."""
+    large = ModelConfig.of(SHAPES["qwen2.5-7b"])
+    assert sampler.reading_bytes(large, 2, True) == (3 * 18_944 + 4 * 3584) * 2 == 142_336
+    assert sampler.prefill_most(large, 2, True) == 1885 == 2**28 // 142_336
+    assert sampler.prefill_most(ModelConfig.of(SHAPES["smollm2-135m"]), 2, False) == 8192
+
+
+@pytest.mark.parametrize("limit", ["PREFILL", "READING"])
+def test_long_prompts_come_in_portions(model, monkeypatch, limit):
     """No forward has more tokens than it may, unless one prompt alone has; the replies are the
     same."""
     exemplars = [random_ids(30, seed) for seed in (1, 2)]
@@ -289,7 +298,8 @@ def test_long_prompts_come_in_portions(model, monkeypatch):
         rows.append(len(ids))
         return forward(self, ids, place)
 
-    monkeypatch.setattr(sampler, "PREFILL", 40)
+    each = sampler.reading_bytes(model.config, 4, False)
+    monkeypatch.setattr(sampler, limit, {"PREFILL": 40, "READING": 40 * each + 7}[limit])
     monkeypatch.setattr(Model, "forward", counting)
     decoder = Decoder(model, prompts)
     assert rows == [30, 30, 12 + 11, 60, 12 + 11, 60]

@@ -22,26 +22,22 @@ from kernels.attention import flash_attn_varlen_func
 from kernels.logprob import logprob
 from nanopersrm import weights
 from nanopersrm.cache import Layout
-from nanopersrm.lora import Lora, LoraConfig
-from nanopersrm.memory import (
+from nanopersrm.ledger import (
     DRAWING,
     FULLEST,
-    Config,
     Plan,
     base_bytes,
     host_bytes,
     kept_bytes,
     learned_bytes,
-    main,
     moments,
-    plan_of,
     predict,
-    run,
 )
+from nanopersrm.lora import Lora, LoraConfig
+from nanopersrm.memory import Config, main, plan_of, run
 from nanopersrm.model import Model, ModelConfig
 from nanopersrm.presets import PRESETS
 from nanopersrm.quant import bytes_of, matrices
-from nanopersrm.sampler import Decoder, SamplingConfig
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -294,26 +290,6 @@ def test_presets_fit_their_cards(name, capsys):
     assert list(found["sums"]) == [*FULLEST, DRAWING]
     assert sum(found["moments"][DRAWING].values()) == found["sums"][DRAWING]
     assert found["total"] < 1e9 * (PRESETS[name].card_gb or 0)
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the sampler keeps other things there")
-@pytest.mark.parametrize(("vocabulary", "reply"), [(500, 6), (20_000, 6), (500, 300)])
-def test_drawing_takes_what_was_predicted(vocabulary, reply):
-    """Fullest while it reads, in its logits, or in the keys of its replies: 10 % near."""
-    sizes = SIZES | {"vocab_size": vocabulary}
-    plan = Plan(**(vars(PLAN) | {"prompt": 200, "group": 4, "rows": 16, "reply": reply}))
-    step = Step(sizes, plan)
-    prompts = torch.randint(vocabulary, (4, 200)).tolist()
-
-    def draw() -> None:
-        decoder = Decoder(step.model, prompts)
-        decoder.fork([4] * 4, reply)
-        decoder.generate(SamplingConfig(max_new=2))
-
-    columns = moments(ModelConfig.of(sizes), plan)
-    stays = sum(step.stays().values()) - step.stays()["gradients"]
-    measured, rest = peak(draw), sum(columns[DRAWING].values()) - stays
-    assert abs(rest / measured - 1) < 0.1, f"predicted {rest:,}, measured {measured:,}"
 
 
 @pytest.mark.parametrize("shape", list(weights.SHAPES))

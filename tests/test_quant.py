@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kernels.nf4 import CODEBOOK, DYNAMIC, NF4, dequantize
 from nanopersrm.bases import resolve
+from nanopersrm.ledger import base_bytes
 from nanopersrm.linear import Linear
 from nanopersrm.lora import Lora, LoraConfig
-from nanopersrm.memory import base_bytes
 from nanopersrm.quant import bytes_of, matrices, nf4_bytes, quantize_linear
 from nanopersrm.weights import SHAPES, load, random
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 from test_answer import digits_after, make_base, prompts_of
 from test_judge_adapter import moved
-from test_sampler import plain
+from test_sampler import plain, random_ids
 
-from nanopersrm import InputError, sampler, verdict
+from nanopersrm import InputError, rollouts, sampler, verdict
 from nanopersrm.model import Model
-from nanopersrm.rollouts import Drawn, RolloutConfig, draw_groups
+from nanopersrm.rollouts import Drawn, RolloutConfig, draw_groups, side_by_side, slots, slots_of
+from nanopersrm.sampler import Decoder
 from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.weights import load
 
@@ -140,6 +141,54 @@ def test_a_reply_that_the_budget_ends(known, monkeypatch):
     assert [drawn.rollout.reply for drawn in group] == [verdict.OPEN + GOOD] * 2
 
 
+# Room
+
+TEXTS = {
+    "alone": [random_ids(90)],
+    "strangers": [random_ids(40, 1), random_ids(70, 2)],
+    "all share": [random_ids(50) + random_ids(n, n) for n in (10, 30, 20)],
+    "families": [random_ids(50, k) + random_ids(10 + k, 9 + k) for k in (1, 1, 2, 2, 2)],
+    "both": [random_ids(40) + random_ids(30, k // 2) + random_ids(9 + k, 9 + k) for k in range(4)],
+}
+
+
+def room_of(decoder: Decoder) -> int:
+    """Tokens whose keys and values its levels have room for."""
+    return sum(level.keys.shape[1] * level.keys.shape[3] for level in decoder.cache.levels)
+
+
+@pytest.mark.parametrize("replies", [1, 3])
+@pytest.mark.parametrize("kind", list(TEXTS))
+def test_slots_are_those_of_the_tree(known, kind, replies):
+    model, prompts = known[0], TEXTS[kind]
+    decoder = Decoder(model, prompts, room=12 if replies == 1 else 0)
+    decoder.fork([replies] * len(prompts), 12)
+    assert slots(prompts, replies, 12) == room_of(decoder)
+    whole = len(prompts) * max(map(len, prompts)) + len(prompts) * replies * 12
+    if kind in ("all share", "both"):
+        assert room_of(decoder) < whole
+    held = sum(level.keys.nbytes + level.values.nbytes for level in decoder.cache.levels)
+    assert held == room_of(decoder) * model.new_cache().token_bytes
+    assert slots_of(model, 3) == 3 * 2**20 // model.new_cache().token_bytes
+
+
+@pytest.mark.parametrize("most", [0, 120, 200, 300, 10_000])
+@pytest.mark.parametrize("rows", [1, 4, 6, 100])
+@pytest.mark.parametrize("kind", list(TEXTS))
+def test_as_many_neighbours_as_there_is_room_for(kind, rows, most):
+    prompts = TEXTS[kind]
+    parts = side_by_side(prompts, 2, 12, rows, most)
+    assert [i for part in parts for i in part] == list(range(len(prompts)))
+
+    def fits(part: range) -> bool:
+        return 2 * len(part) <= rows and slots(prompts[part.start : part.stop], 2, 12) <= most
+
+    for part in parts:
+        assert len(part) == 1 or fits(part)
+        assert part.stop == len(prompts) or not fits(range(part.start, part.stop + 1))
+    assert side_by_side([], 2, 12, rows, most) == []
+
+
 # Drawing
 
 
@@ -166,12 +215,28 @@ def test_log_probs_are_those_of_the_temperature(known, temperature):
             assert torch.tensor(drawn.log_probs) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 7, 8, 100])
-def test_rows_side_by_side_do_not_move_a_reply(known, free, rows):
-    """A matter of memory; one group at least runs at once."""
+@pytest.mark.parametrize("rows", [1, 3, 4, 7, 8, 100])
+@pytest.mark.parametrize("most", [10, 250, 360, 500, 800, 100_000])
+def test_memory_does_not_move_a_reply(known, free, rows, most, monkeypatch):
+    """However many run side by side, and if it is one; and no more is held than there is room."""
     model, tokenizer = known
     prompts = [*prompts_of(tokenizer, 1), prompts_of(tokenizer, 2)[0]]
+    held: list[tuple[int, int]] = []
+    fork = Decoder.fork
+
+    def watched(self: Decoder, counts: list[int], room: int, first: int = 0) -> None:
+        fork(self, counts, room, first)
+        held.append((room_of(self), sum(counts)))
+
+    monkeypatch.setattr(Decoder, "fork", watched)
+    monkeypatch.setattr(rollouts, "slots_of", lambda *_: most)
     found = draw_groups(model, tokenizer, prompts, "A", RolloutConfig(4, rows, 20), 9)
+    longest = max(map(len, prompts))
+    assert max(tokens for tokens, _ in held) <= max(most, longest + 20)  # one reply at least
+    assert max(count for _, count in held) <= rows
+    assert sum(count for _, count in held) == 12
+    if most == 100_000:
+        assert len(held) == {1: 12, 3: 6, 4: 3, 7: 3, 8: 2, 100: 1}[rows]
     for group, expected in zip(found, free, strict=True):
         assert [drawn.ids for drawn in group] == [drawn.ids for drawn in expected]
         for one, other in zip(group, expected, strict=True):
@@ -192,6 +257,7 @@ def test_all_replies_differ_and_follow_the_seed(known, free):
     [
         ({"group": 1}, "group: expected a number from 2, got 1"),
         ({"rows": 0}, "rows: expected a number from 1, got 0"),
+        ({"cache_mb": 0}, "cache_mb: expected a number from 1, got 0"),
         ({"reply": 0}, "reply: expected a number from 1, got 0"),
         ({"temperature": 0.0}, "temperature: expected a number above 0, got 0.0"),
         ({"temperature": float("inf")}, "temperature: expected a number above 0, got inf"),

@@ -129,7 +129,16 @@ def test_another_run_is_not_touched(given, refused, tmp_path):
     ):
         refused([*given, "--resume", *changed], "--resume: ", said)
     assert files(out) == before
-    memory = ("--rows", "2", "--budget", "300", "--recompute", "True")  # it may have run out
+    memory = (
+        "--rows",
+        "2",
+        "--cache-mb",
+        "1",
+        "--budget",
+        "300",
+        "--recompute",
+        "True",
+    )  # it may have run out
     assert here(*given, "--resume", *memory) == 0
     moved = shutil.copytree(given[ADAPTER], tmp_path / "moved")  # the same adapter
     assert here(*given, "--resume", "--adapter", moved) == 0
@@ -176,6 +185,7 @@ def test_pairs_that_teach_nothing(given, refused, tmp_path):
         (["--reason-pairs", "-1"], "--reason-pairs: expected a number from 0, got -1"),
         (["--resample", "-1"], "resample: expected a number from 0, got -1"),
         (["--plans", "0"], "--plans: expected a number from 1, got 0"),
+        (["--cache-mb", "0"], "--cache-mb: expected a number from 1, got 0"),
         (["--rows", "0"], "--rows: expected a number from 1, got 0"),
         (["--reply", "0"], "--reply: expected a number from 1, got 0"),
         (["--budget", "0"], "--budget: expected a number from 1, got 0"),
@@ -241,5 +251,7 @@ def test_memory_runs_out(given, refused, monkeypatch):
 
     monkeypatch.setattr(script, "learn", greedy)
     refused(
-        given, "out of memory: lower --rows (now 6) or --budget (now 1000), or --recompute True"
+        given,
+        "out of memory: lower --rows (now 6), --cache-mb (now 1024) or --budget (now 1000), or "
+        "--recompute True",
     )

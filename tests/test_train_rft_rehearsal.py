@@ -73,20 +73,21 @@ def test_no_micro_batch_is_larger(budget, given, monkeypatch):
         assert max(others) > 0.95 * first
 
 
-@pytest.mark.parametrize("rows", [6, 100])
-def test_no_drawing_holds_more(rows, given, monkeypatch):
+@pytest.mark.parametrize(("rows", "most", "draws"), [(6, 10**9, 2), (100, 10**9, 1), (100, 99, 12)])
+def test_no_drawing_holds_more(rows, most, draws, given, monkeypatch):
     """Bytes of keys and values, once the replies have their room."""
     held: list[int] = []
     fork = Decoder.fork
 
-    def watched(self: Decoder, counts: Any, room: int) -> None:
-        fork(self, counts, room)
+    def watched(self: Decoder, *rest: Any) -> None:
+        fork(self, *rest)
         held.append(sum(level.keys.nbytes + level.values.nbytes for level in self.cache.levels))
 
     monkeypatch.setattr(rollouts.Decoder, "fork", watched)
+    monkeypatch.setattr(rollouts, "slots_of", lambda *_: most)
     assert here(*given, "--steps", "5", "--window", "1", "--rows", rows) == 0
     first, *others = held
-    assert len(others) == 5 * (2 if rows == 6 else 1)  # four groups of three
+    assert len(others) == 5 * draws  # of four groups of three
     assert 0.95 * first < max(others) <= first
 
 
@@ -205,7 +206,9 @@ def greedy(*args: Any) -> Any:
 
 def test_drawing_runs_out(refused, tmp_path, monkeypatch):
     monkeypatch.setattr(harvest, "try_out", greedy)
-    assert refused() == "drawing to the longest prompts; lower --rows (now 6)"
+    assert refused() == (
+        "drawing to the longest prompts; lower --rows (now 6) or --cache-mb (now 1024)"
+    )
     assert not (tmp_path / "run" / "replies").exists()  # before any trial
 
 

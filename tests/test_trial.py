@@ -223,7 +223,7 @@ def test_right_is_a_higher_score_for_the_chosen_text(known, monkeypatch, at_once
     monkeypatch.setattr(trials, "answer", answered)
     monkeypatch.setattr(trials, "AT_ONCE", at_once)
     model.train()
-    found = reason(model, tokenizer, asked, 1, 9)
+    found = reason(model, tokenizer, asked, 1, 9, HOW)
     assert model.training
     model.eval()
     assert found == {"right": True, "wrong": False, "equal": False, "soft": True}
@@ -250,7 +250,7 @@ def test_right_of_two_candidates_is_by_both_orders(known, monkeypatch):
 
     monkeypatch.setattr(trials, "answer", answered)
     asked = {name: ([2 * k], [2 * k + 1]) for k, name in enumerate(said)}
-    assert reason(model, tokenizer, asked, 2, 9) == {
+    assert reason(model, tokenizer, asked, 2, 9, HOW) == {
         "right": True,
         "always A": False,
         "always B": False,
@@ -268,7 +268,7 @@ def test_reasoning_is_the_judges(known):
         for role in ("chosen", "rejected")
     ]
     before = torch.get_rng_state()
-    found = reason(model, tokenizer, {"a": prompts[:2], "b": prompts[2:]}, 1, 6)
+    found = reason(model, tokenizer, {"a": prompts[:2], "b": prompts[2:]}, 1, 6, HOW)
     assert torch.equal(torch.get_rng_state(), before)
     soft = []
     for prompt in prompts:

@@ -90,7 +90,8 @@ def test_the_first_pairs_are_reasoned_about(known, form, labels, monkeypatch):
     pairs = short_pairs()[:4]
     seen = []
 
-    def reasoned(model, tokenizer, asked, count, tokens):
+    def reasoned(model, tokenizer, asked, count, tokens, how):
+        assert how == PRESETS["tiny"]
         seen.append((dict(asked), count, tokens))
         return dict(zip(asked, (True, False, True), strict=True))
 

@@ -16,6 +16,7 @@ from nanopersrm import InputError, lora_files, style
 from nanopersrm.cache import Layout
 from nanopersrm.lora import TARGETS, Lora, LoraConfig
 from nanopersrm.model import Model
+from nanopersrm.fusion import Fusion
 from nanopersrm.style import (
     LEAST_DEVIATION,
     Standard,
@@ -209,14 +210,21 @@ def test_an_adapter_on_some_blocks_goes_by_pefts_files(tiny_base, model, tmp_pat
 
 def test_facts_go_round(model, trained):
     facts = json.loads(json.dumps(trained.facts()))  # as a checkpoint keeps them
-    assert sorted(facts) == ["deviation", "mean", "quantiles"]
+    assert sorted(facts) == ["deviation", "fusion", "mean", "quantiles"]
     again = Style(model, trained.lora, trained.config).measured(facts)
     assert again.quantiles == trained.quantiles
     assert all(map(torch.equal, standard_of(again), standard_of(trained)))
     assert again.facts() == trained.facts()
     bare = Style(model, trained.lora, trained.config, QUANTILES)
-    assert bare.facts() == {"quantiles": QUANTILES, "mean": [], "deviation": []}
+    assert bare.facts() == {"quantiles": QUANTILES, "mean": [], "deviation": [], "fusion": None}
     assert again.measured(bare.facts()).standard is None
+    again.fusion = Fusion({"n-grams": 2.0}, {"n-grams": -0.4}, slope=1.5, offset=0.25)
+    told = json.loads(json.dumps(again.facts()))
+    assert Style(model, trained.lora, trained.config).measured(told).fusion == again.fusion
+    old = {
+        key: value for key, value in told.items() if key != "fusion"
+    }  # from before there was one
+    assert Style(model, trained.lora, trained.config).measured(old).fusion is None
 
 
 @pytest.mark.parametrize("layers", [0, 2, 3])

@@ -33,7 +33,9 @@ already), with its result, D s. With offload the inputs wait in the host's memor
 block's is here.
 
 **A block's backward** is fullest where swiglu makes two gradients from one: 3 F s a row is new, F s
-has just gone with down's share; and D s for the gradient of the stream.
+has just gone with down's share; and D s for the gradient of the stream. With recompute the MLP's
+rows come in tiles of t ≤ 1,024 (`forgetful.py`): what it keeps, (3 F + 3 R) s a row, and those two
+gradients exist for t rows only; a tile's result, t D s, and D s a row for their gradient are new.
 
 **Log-probabilities**: hidden states, the rows of them that predict, and U, the gradient of those: D
 s each. A chunk of 256 rows or more has logits and coefficients, V (4 + s) a row (on a CPU one takes
@@ -50,8 +52,9 @@ token and of the one before, 2 · 4 R V.
 What we chose: every row predicts; segments are texts of their own (a prefix shared by branches is
 gathered once for each of them, 2 KV s a row, in the block at work). 8-bit moments count here even
 though bitsandbytes can page them out. What we left out: the reference adapter of --grpo.beta,
-another (4 + s) W; bases with F below about 2 D, fullest in attention; the optimizer's temporaries,
-which come when the rest has gone; PyTorch may round page-locked host memory up to a power of two.
+another (4 + s) W; attention, which is fullest where F is below about 2 D, or in a 7B base beyond
+some 20,000 rows; the optimizer's temporaries, which come when the rest has gone; PyTorch may round
+page-locked host memory up to a power of two.
 tests/test_memory.py measures steps against this. Where to read next: `memory.py`.
 """
 
@@ -59,6 +62,7 @@ from dataclasses import dataclass
 
 from kernels.logprob import rows_of_chunk
 from kernels.logprob_rows import PART
+from nanopersrm.forgetful import tiles
 from nanopersrm.model import ModelConfig
 from nanopersrm.quant import nf4_bytes
 from nanopersrm.sampler import prefill_most, reading_bytes
@@ -140,8 +144,12 @@ def kept_bytes(config: ModelConfig, plan: Plan) -> int:
         attention += Q * s
     if c.family == "qwen3":
         attention += (Q + KV) * w + (0 if plan.cuda else 4 * (c.H + c.K))
-    mlp = (3 if plan.cuda else 4) * c.F * s
-    return plan.tokens * (norms + into + attention + mlp + 7 * plan.rank * s)
+    return plan.tokens * (norms + into + attention + 4 * plan.rank * s + mlp_bytes(c, plan))
+
+
+def mlp_bytes(config: ModelConfig, plan: Plan) -> int:
+    """What a row of an MLP keeps for its backward, its input aside."""
+    return ((3 if plan.cuda else 4) * config.F + 3 * plan.rank) * plan.width
 
 
 def chunk_bytes(config: ModelConfig, plan: Plan) -> int:
@@ -173,6 +181,11 @@ def moments(config: ModelConfig, plan: Plan) -> dict[str, dict[str, int]]:
     block = kept_bytes(c, plan)
     offload = plan.offload and plan.cuda
     inputs = (0 if offload else c.layers) * row if plan.recompute else 0
+    at_a_time, tiled = N, 0  # rows of an MLP
+    if plan.recompute and tiles(N) > 1:
+        at_a_time = -(-N // tiles(N))
+        block -= (N - at_a_time) * mlp_bytes(c, plan)
+        tiled = row + at_a_time * c.D * s  # their gradient, and a tile's result
     if plan.recompute:
         again = block - (row if plan.cuda or s == 4 else 0)  # its first sum is its input
         at_head = inputs + norm
@@ -190,7 +203,7 @@ def moments(config: ModelConfig, plan: Plan) -> dict[str, dict[str, int]]:
     }
     work = {
         "kept for backward": kept,
-        "block at work": at_work + row + 2 * N * c.F * s,
+        "block at work": at_work + row + 2 * at_a_time * c.F * s + tiled,
         "hidden states and U": 0,
         "logits": 0,
     }

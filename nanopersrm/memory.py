@@ -3,9 +3,19 @@
     python -m nanopersrm.memory --base-shape qwen2.5-7b --preset 12gb [--tokens 4096 --rank 16]
     python -m nanopersrm.memory --base-shape qwen2.5-7b --preset 12gb --prompt 2048 --reply 1024
 
-Worked example, the first command: 5.9 GB of weights and what learns, 0.1 GB of buffers, 1.05 GB for
-the block at work: 7.2 GB. With 0.7 GB for the CUDA context and workspaces and 5 % lost between
-allocations, which we assume, 8.3 GB.
+Worked example, the first command: 4.9 GB of weights and what learns, 0.1 GB of buffers, 0.66 GB for
+the block at work: 5.7 GB. With 0.7 GB for the CUDA context and workspaces and 5 % lost between
+allocations, which we assume, 6.7 GB. The second command, preset by preset, in GB (G = 8; micro-
+batches of 8,192, 6,144 and 4,096 tokens):
+
+    preset   training   drawing   replies side by side   together
+    24gb         8.83      9.83                     48      11.02
+    12gb         5.74      5.51                      8       6.72
+    8gb          5.58      5.51                      8       6.56
+
+Under 6 GB it does not go. Matrices in 4 bits 3.37, the head 1.09, adapters with what learning them
+takes 0.49, the buffer of a matrix 0.14: 5.08, and 6.03 with what is assumed, before a single row.
+A head in 4 bits would save 0.8 of it, and change every logit (`quant.py` says why it is not).
 
 What is counted, and how, is in `ledger.py`. Where to read next: `presets.py`.
 """

@@ -15,9 +15,8 @@ head of q and k; the head is either the embedding again (tied) or a matrix of it
 one forward with gradients, a `KVCache` continues earlier forwards without (see `cache.py`). It
 returns hidden states; `logits` is a step of its own because almost nobody needs all of them.
 
-To train, what a block computes on the way can be forgotten and computed again in its backward
-(Chen et al., arXiv 1604.06174): `recompute` keeps one (N, D) tensor a block, about 1/20 of what
-there is, for a third more work, and with `offload` even those wait in the host's memory.
+To train, what a block computes on the way can be forgotten and computed again in its backward:
+`recompute` and `offload`, see `forgetful.py`.
 
 What we chose: parameters keep their checkpoint names. The matrices are of `linear.py`, which knows
 of adapters, of 4 bits and of oneDNN. What we left out: sliding windows, mixture of experts.
@@ -26,15 +25,12 @@ Where to read next: `weights.py` fills this, `sampler.py` runs it.
 """
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import save_on_cpu
-from torch.utils.checkpoint import checkpoint
 
 from kernels import attention
 from kernels.linear import can_pack, linear, pack
@@ -44,6 +40,7 @@ from kernels.rope import rope, rotation
 from kernels.swiglu import swiglu
 from nanopersrm import InputError
 from nanopersrm.cache import KVCache, Layout, Step
+from nanopersrm.forgetful import forgetful
 from nanopersrm.linear import Linear
 
 FAMILIES = ("llama", "qwen2", "qwen3")
@@ -237,7 +234,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.D, config.eps)
         self.mlp = MLP(config)
 
-    def forward(
+    def attended(
         self,
         y: Tensor,
         h: Tensor | None,
@@ -246,25 +243,14 @@ class Block(nn.Module):
         step: Step | None,
         layer: int,
     ) -> tuple[Tensor, Tensor]:
-        """h (N, D) residual stream, y (N, D) to be added to it -> the next y and h."""
+        """h (N, D) residual stream, y (N, D) to be added to it -> what the MLP reads, next h."""
         x, h = self.input_layernorm(y, h)
-        x, h = self.post_attention_layernorm(self.self_attn(x, turn, layout, step, layer), h)
+        return self.post_attention_layernorm(self.self_attn(x, turn, layout, step, layer), h)
+
+    def forward(self, *given: Any) -> tuple[Tensor, Tensor]:
+        """As `attended` -> the next y and h."""
+        x, h = self.attended(*given)
         return self.mlp(x), h
-
-
-def _forgetful(
-    block: nn.Module, h: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, offload: bool
-) -> Tensor:
-    """h (N, D) -> the residual stream after the block; only h is kept for the backward."""
-
-    def run(h: Tensor) -> Tensor:
-        y, h = block(h, None, turn, layout, None, 0)
-        return y + h
-
-    h = h if h.requires_grad else h.detach().requires_grad_()  # of the first: the base is frozen
-    keep = save_on_cpu(pin_memory=h.is_cuda) if offload else nullcontext()
-    with keep:
-        return checkpoint(run, h, use_reentrant=True)
 
 
 class Model(nn.Module):
@@ -303,7 +289,7 @@ class Model(nn.Module):
         turn = rotation(layout.positions, self.frequencies, self.warmth, y.dtype)
         for i, block in enumerate(self.layers[:layers]):
             if recompute and torch.is_grad_enabled():
-                y = _forgetful(block, y, turn, layout, offload)
+                y = forgetful(block, y, turn, layout, offload)
             else:
                 y, h = block(y, h, turn, layout, step, i)
         return self.norm(y, h)[0]

@@ -6,8 +6,9 @@ losses up to rounding. `python -m nanopersrm.memory` prints what each needs.
     tiny   a random model of some thousand weights, to see that everything runs: seconds
     cpu    SmolLM2-135M in 16 bits, everything kept: 2 cores, 8 GB of memory
     24gb   7 billion weights in 4 bits, blocks computed again in the backward
-    12gb   the same, with a smaller budget, 8-bit Adam and the kept states in host memory
-    8gb    the same, with the embedding in host memory and the smallest budget
+    12gb   the same, with a smaller budget, 8-bit Adam, and in host memory the kept states and the
+           embedding
+    8gb    the same, with the smallest budget and the fewest replies at a time
 """
 
 from collections.abc import Mapping
@@ -62,12 +63,12 @@ PRESETS = {
         rft_steps=300, plans=8, group=8, rows=128, cache_mb=3584, reply=256,
     ),
     "12gb": Preset(
-        True, "auto", 4096, True, True, True, False, 256, 12.0,
+        True, "auto", 6144, True, True, True, True, 256, 12.0,
         steps=600, warmup_steps=150, bundles=32,
         rft_steps=300, plans=8, group=8, rows=64, cache_mb=896, reply=256,
     ),
     "8gb": Preset(
-        True, "auto", 2048, True, True, True, True, 128, 8.0,
+        True, "auto", 4096, True, True, True, True, 128, 8.0,
         steps=600, warmup_steps=150, bundles=32,
         rft_steps=300, plans=8, group=8, rows=32, cache_mb=640, reply=256,
     ),

@@ -191,7 +191,7 @@ def test_flags_that_make_no_sense(flags, message):
 
 def test_a_preset_brings_its_settings():
     how = Config(preset="8gb").settings
-    assert (how.nf4, how.recompute, how.budget, how.card_gb) == (True, True, 2048, 8.0)
+    assert (how.nf4, how.recompute, how.budget, how.card_gb) == (True, True, 4096, 8.0)
     how = Config(nf4=True, budget=99).settings
     assert (how.nf4, how.recompute, how.budget, how.card_gb) == (True, False, 99, None)
 

@@ -224,7 +224,9 @@ def test_qwen_7b_by_hand():
     parts = predict(QWEN_7B, plan)
     block = 2 * 3584 * 3584 + 2 * 512 * 3584 + 3 * 18944 * 3584  # weights
     assert abs(parts["matrices"] / (28 * block) - 0.5159) < 1e-4
-    assert parts["embedding"] == parts["head"] == 152_064 * 3584 * 2
+    here = predict(QWEN_7B, plan_of(Config(preset="12gb", host_embedding=False)))
+    assert here["embedding"] == parts["head"] == 152_064 * 3584 * 2
+    assert parts["embedding"] == 0
     learned = 16 * 28 * (2 * (3584 + 3584) + 2 * (512 + 3584) + 3 * (18944 + 3584))
     assert parts["adapter masters"] == parts["gradients"] == 4 * learned
     assert parts["adapter copies"] == 2 * learned
@@ -232,8 +234,14 @@ def test_qwen_7b_by_hand():
     assert parts["dequantize buffer"] == 2 * 18944 * 3584
     row = 2 * (4 * 3584 + 2 * 3584 + 2 * 512 + 3 * 18944 + 7 * 16) + 8 + 4 * 28
     assert row == 159_064
-    assert kept_bytes(QWEN_7B, plan) == 4096 * row
-    assert parts["block at work"] == 4096 * (row - 2 * 3584 + 2 * (3 * 3584) + 2 * 2 * 18944)
+    assert kept_bytes(QWEN_7B, plan) == 6144 * row
+    mlp = 2 * (3 * 18944 + 3 * 16)
+    rest = row - mlp - 2 * 3584 + 2 * (4 * 3584)  # input, result, two gradients
+    assert parts["block at work"] == 6144 * rest + 1024 * (mlp + 2 * 2 * 18944 + 2 * 3584)
+    whole = moments(QWEN_7B, plan_of(Config(preset="12gb", flash=True, tokens=1024)))
+    assert whole[FULLEST[1]]["block at work"] == 1024 * (
+        row - 2 * 3584 + 2 * (3 * 3584) + 2 * 2 * 18944
+    )
 
 
 def test_the_other_moment_can_be_the_fuller_one():
@@ -246,7 +254,7 @@ def test_the_other_moment_can_be_the_fuller_one():
 
 
 def test_every_switch_saves_what_it_says():
-    full = plan_of(Config(preset="24gb"))
+    full = plan_of(Config(preset="24gb", chunk_mb=64))
 
     def changed(**changes: Any) -> dict[str, int]:
         now = predict(QWEN_7B, Plan(**(vars(full) | changes)))
@@ -296,7 +304,7 @@ def test_presets_fit_their_cards(name, capsys):
 def test_the_table(shape, capsys):
     assert run(Config(base_shape=shape)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{shape}, 12gb: 4,096 packed tokens, rank 16, 16 bits, nf4, ")
+    assert lines[0].startswith(f"{shape}, 12gb: 6,144 packed tokens, rank 16, 16 bits, nf4, ")
     rows = {line[:24].strip(): line[24:].split() for line in lines[3:] if line}
     held = base_bytes(ModelConfig.of(weights.SHAPES[shape]), True, 2)
     assert rows["matrices"] == [f"{held['matrices'] / 1e9:.3f}"] * 2

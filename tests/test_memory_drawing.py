@@ -1,5 +1,6 @@
 """The ledger of drawing: what is held beside the weights, and how many replies find room."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,16 @@ import torch
 from test_memory import CPU, PLAN, QWEN_7B, SIZES, Step, peak
 
 from kernels._dispatch import INTERPRETED
-from nanopersrm import weights
-from nanopersrm.ledger import DRAWING, moments, side_by_side
-from nanopersrm.memory import Config, plan_of
+from nanopersrm import memory, weights
+from nanopersrm.ledger import (
+    DRAWING,
+    FULLEST,
+    base_bytes,
+    learned_bytes,
+    moments,
+    side_by_side,
+)
+from nanopersrm.memory import Config, main, plan_of
 from nanopersrm.model import ModelConfig
 from nanopersrm.rollouts import RolloutConfig, in_turn
 from nanopersrm.sampler import Decoder, SamplingConfig
@@ -71,6 +79,26 @@ def test_presets_draw_what_finds_room(preset, prompt, reply, expected):
 
 def test_no_text_is_cut():
     """A prompt with its reply is a micro-batch, even where the budget is smaller."""
-    assert plan_of(Config(preset="8gb", prompt=2048, reply=1024)).tokens == 3072
+    assert plan_of(Config(preset="8gb", prompt=4096, reply=1024)).tokens == 5120
     assert plan_of(Config(preset="8gb", tokens=5000, prompt=2048, reply=1024)).tokens == 5000
-    assert plan_of(Config(preset="8gb", reply=1024)).tokens == 2048
+    assert plan_of(Config(preset="8gb", reply=1024)).tokens == 4096
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [("24gb", "8.83 9.83 48 11.02"), ("12gb", "5.74 5.51 8 6.72"), ("8gb", "5.58 5.51 8 6.56")],
+)
+def test_the_figures_of_the_docstring(name, figures, capsys):
+    """Rows of replies to long prompts, and the floor of the smallest preset."""
+    main(Config(preset=name, prompt=2048, reply=1024, json=True))
+    found = json.loads(capsys.readouterr().out)
+    training, drawing = max(found["sums"][m] for m in FULLEST), found["sums"][DRAWING]
+    rows = side_by_side(QWEN_7B, plan_of(Config(preset=name, prompt=2048, reply=1024)))[1]
+    told = [f"{training / 1e9:.2f}", f"{drawing / 1e9:.2f}", str(rows)]
+    assert [*told, f"{found['total'] / 1e9:.2f}"] == figures.split()
+    row = next(line for line in (memory.__doc__ or "").splitlines() if line[4:].startswith(name))
+    assert row.split()[1:] == figures.split()
+    floor = plan_of(Config(preset="8gb", tokens=1))
+    always = {**base_bytes(QWEN_7B, True, 2), **learned_bytes(QWEN_7B, floor), "embedding": 0}
+    held = sum(always.values()) + 2 * 18_944 * 3584
+    assert f"{held / 1e9:.2f} {(1.05 * held + 0.7e9) / 1e9:.2f}" == "5.08 6.03"

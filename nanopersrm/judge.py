@@ -35,7 +35,7 @@ from nanopersrm.model import Model
 from nanopersrm.nearness import cosines, nearness
 from nanopersrm.prefixes import Prefixes
 from nanopersrm.profile import Near, measured_block
-from nanopersrm.prompts import LONGEST_TOKEN, cut, messages
+from nanopersrm.prompts import LONGEST_TOKEN, cut, messages, water_level
 from nanopersrm.sampler import Prefix, common_prefix
 from nanopersrm.style import Style
 from nanopersrm.tokenizer import Tokenizer
@@ -258,7 +258,7 @@ class Judge:
                 f"expected texts that fit a context of {context} tokens: question, candidates and "
                 f"reply need {context - share}, and each exemplar at least {LEAST_EXEMPLAR}"
             )
-        limit = _water_level(lengths, share)
+        limit = water_level(lengths, share)
         for i, length in enumerate(lengths):
             if length > limit:
                 exemplars[i] = cut(exemplars[i], limit, self._count)
@@ -332,17 +332,3 @@ def _distinct(prompts: Sequence[list[int]], prefix: Prefix | None) -> int:
     """Prompt tokens, with what all prompts begin with counted once."""
     shared = len(prefix.ids) if prefix else 0
     return shared + sum(len(prompt) - shared for prompt in prompts)
-
-
-def _water_level(lengths: Sequence[int], share: int) -> int:
-    """The largest limit with sum(min(length, limit)) <= share: only long texts are cut.
-
-    >>> _water_level([10, 500, 900], 410)
-    200
-    """
-    left = share
-    for i, length in enumerate(sorted(lengths)):
-        if length * (len(lengths) - i) > left:
-            return left // (len(lengths) - i)
-        left -= length
-    return max(lengths)

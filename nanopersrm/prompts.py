@@ -119,3 +119,17 @@ def cut(text: str, limit: int, count: Callable[[str], int]) -> str:
         if low and text[: ends[low - 1]].strip():
             return text[: ends[low - 1]].rstrip()
     return ""
+
+
+def water_level(lengths: Sequence[int], share: int) -> int:
+    """The largest limit with sum(min(length, limit)) <= share: only long texts are cut.
+
+    >>> water_level([10, 500, 900], 410)
+    200
+    """
+    left = share
+    for i, length in enumerate(sorted(lengths)):
+        if length * (len(lengths) - i) > left:
+            return left // (len(lengths) - i)
+        left -= length
+    return max(lengths)

@@ -39,6 +39,7 @@ from nanopersrm import InputError, checkpoint, packing, starting, style
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.command import exit_code
 from nanopersrm.device import device_of
+from nanopersrm.fusion import GUESS
 from nanopersrm.lora import Lora, LoraConfig
 from nanopersrm.model import Model, ModelConfig
 from nanopersrm.nearness import Nearness, nearness
@@ -92,7 +93,7 @@ class Config:
     recompute: bool | None = None  # compute each block again in its backward: less memory
     offload: bool | None = None  # keep what is kept of each block in host memory
     style_from: Path | None = None  # a style adapter to use as it is, instead of learning one
-    fused: int = 400  # training pairs on which instruments are weighed against each other; 0: no
+    fused: int = 1000  # pairs on which all instruments are weighed into a chance to show; 0: no
     writers: int = 16  # a step of style, of one domain where it has so many
     eval_every: int = 50  # steps between trials on validation pairs; 0: before and after only
     eval_pairs: int = 40  # validation pairs in a trial
@@ -122,13 +123,18 @@ def learn_style(kit: Kit) -> Style:
     """The first loop: contrast of pooled states among the writers of a step."""
     config, how, model, training = kit.config, kit.how, kit.model, kit.training
     if config.style_from is not None:
-        return fuse(kit, Style.load(config.style_from, model))
-    lora = style.adapter(model, config.lora, config.style, config.seed)
-    learned = Style(model, lora, config.style)
+        learned = Style.load(config.style_from, model)
+    else:
+        learned = Style(
+            model, style.adapter(model, config.lora, config.style, config.seed), config.style
+        )
+    lora = learned.lora
     if training.saved is not None and not training.in_phase("style"):  # it has been learned
         lora.load_tensors(named(training.saved.tensors, "style"))
         lora.freeze()
         return learned.measured(training.saved.facts["style"])
+    if config.style_from is not None:
+        return fuse(kit, learned)
     texts = course.usual(kit.course.roster, kit.tokenizer, config.seed)
     learned.standardise(texts)
     learner = Learner(training, "style", model, lora, config.optim)
@@ -165,17 +171,26 @@ def learn_style(kit: Kit) -> Style:
 
 def fuse(kit: Kit, styled: Style) -> Style:
     """All instruments as one, where it has not been done: what each is worth beside the others."""
-    pairs = kit.course.pairs
-    if styled.fusion is None and (count := min(kit.config.fused, len(pairs))):
-        kit.training.log.note(f"instruments: weighing them on {count:,} pairs")
-        styled.fusion = course.fused(pairs, count, kit.tokenizer, styled, kit.config.seed)
+    pairs, count, note = kit.course.pairs, kit.config.fused, kit.training.log.note
+    if not count or not kit.config.lesson.evidence:
+        styled.fusion = None
+    elif styled.fusion is not None:
+        note("instruments: weighed before, see --style-from")
+    else:
+        note(f"instruments: weighing them on {min(count, len(pairs)):,} pairs")
+        tell = kit.tokenizer, styled, kit.config.seed, kit.training.obey
+        found = course.fused(pairs, count, *tell)
+        assert found.loss is not None, "a fit measures it"
+        told = f"{found.loss:.2f} nats a pair by other writers, where a guess has {GUESS:.2f}"
+        styled.fusion = found if found.loss < GUESS else None
+        note(f"instruments: {told}{'' if styled.fusion else '; they are not shown as a chance'}")
     return styled
 
 
 def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
     """The second loop: imitation and contrast. The adapter, and the trials before and after."""
     config, how, model, training = kit.config, kit.how, kit.model, kit.training
-    near = nearness(kit.tokenizer, styled)
+    near = nearness(kit.tokenizer, styled, course.writers(kit.course.pairs))
     lora = Lora(model, config.lora, config.seed + 1)
     learner = Learner(training, "judge", model, lora, config.optim)
     exam = Exam(

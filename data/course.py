@@ -10,13 +10,14 @@ the exemplars, and about the same candidate the whole prompt (`packing.grow`).
 
 `strangers` measures for the style similarity what is usual between writers: for a sample of pairs
 of the training set, each candidate against exemplars of other writers of its domain. `fused` weighs
-it against the instruments that need no model (`nanopersrm/fusion.py`), on another sample.
+it against the instruments that need no model (`nanopersrm/fusion.py`), on another sample. Lessons
+show what a fusion says that was fitted without their writer (`writers`).
 
 Where to read next: `train_sft.py`.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from nanopersrm.tokenizer import Tokenizer
 
 STRANGERS = 64  # candidates, and as many writers: of each pair of them the likeness is measured
 USUAL = 256  # texts for what is usual
+EMBEDDED = 64  # texts between two looks at whether to stop
 HELD_OUT = 0.1  # share of the writers whose pairs are for trials
 FEWEST = 20  # with fewer pairs of strangers in a domain, strangers of other domains count too
 
@@ -198,19 +200,36 @@ def strangers(roster: Roster, tokenizer: Tokenizer, style: Style, seed: int) -> 
 
 
 def fused(
-    pairs: Sequence[Pair], count: int, tokenizer: Tokenizer, style: Style, seed: int
+    pairs: Sequence[Pair],
+    count: int,
+    tokenizer: Tokenizer,
+    style: Style,
+    seed: int,
+    pause: Callable[[], None] = lambda: None,
 ) -> Fusion:
-    """All instruments weighed on at most `count` of the pairs, drawn with their twins."""
+    """All instruments weighed on some `count` of the pairs: whole couples, drawn until there are
+    as many. `pause` is called now and then, and may raise."""
     drawn = couples(pairs)
     random.Random(f"{seed}/fused").shuffle(drawn)
-    some = [lessons.stripped(pair) for couple in drawn for pair in couple][:count]
+    some: list[Pair] = []
+    for couple in drawn:
+        some += map(lessons.stripped, couple) if len(some) < count else []
     texts = [text for pair in some for text in (*pair.exemplars, pair.chosen, pair.rejected)]
     texts = list(dict.fromkeys(texts))
-    embedded = style.embed([tokenizer.encode(text) for text in texts])  # (n, D), packed: quicker
-    vectors = dict(zip(texts, embedded, strict=True))
+    vectors: dict[str, torch.Tensor] = {}  # of each text (D,)
+    for begin in range(0, len(texts), EMBEDDED):
+        pause()
+        part = texts[begin : begin + EMBEDDED]
+        embedded = style.embed([tokenizer.encode(text) for text in part])  # packed: quicker
+        vectors |= zip(part, embedded, strict=True)
 
     def similar(exemplars: Sequence[str], asked: Sequence[str]) -> list[float]:
         writer = writer_of(torch.stack([vectors[text] for text in exemplars]))
         return [float(vectors[text] @ writer) for text in asked]
 
     return fusion.fit(some, similar)
+
+
+def writers(pairs: Sequence[Pair]) -> dict[tuple[str, ...], str]:
+    """Whose the exemplars are: the fusion that lessons show must not have seen them."""
+    return {lessons.stripped(pair).exemplars: pair.author for pair in pairs}

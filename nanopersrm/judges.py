@@ -196,7 +196,7 @@ def _instrument(name: str, kit: Kit) -> Named | str:
     if name == "style" or fused is None:
         return Named(name, opine(style), settings, f"{kit.adapter}, cosine of pooled states")
     score = fusion.judge(fused, cosines)
-    return Named(name, opine(score, fused.slope), settings, f"{kit.adapter}, instruments alone")
+    return Named(name, opine(score, 1.0), settings, f"{kit.adapter}, instruments alone")
 
 
 def _beside(name: str, kit: Kit) -> Named | str:

@@ -5,12 +5,13 @@
 
 The style similarity needs token ids and a forward of the model, the fusion of all instruments needs
 the texts. Here they meet, for training (`data/course.py`) and judging (`judge.py`) alike, so that
-both see the same numbers.
+both see numbers of the same kind: of a writer on whose pairs the fusion was fitted, training sees
+what it says when it was fitted without them. A writer who is judged is none of those.
 
 Where to read next: `judge.py` in this folder.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nanopersrm.fusion import Cosines
 from nanopersrm.profile import Near
@@ -33,16 +34,24 @@ def cosines(tokenizer: Tokenizer, style: Style) -> Cosines:
     return similar
 
 
-def nearness(tokenizer: Tokenizer, style: Style) -> Nearness:
-    """The percentile of the style similarity and, where instruments are fused, the chance."""
+def nearness(
+    tokenizer: Tokenizer, style: Style, writers: Mapping[tuple[str, ...], str] | None = None
+) -> Nearness:
+    """The percentile of the style similarity and, where instruments are fused, the chance.
+
+    writers: of exemplars that are trained on, whose they are.
+    """
     similar = cosines(tokenizer, style)
+    known = writers or {}
 
     def near(exemplars: Sequence[str], texts: Sequence[str]) -> list[Near]:
         found = similar(exemplars, texts)
         percents = [style.percentile(cosine) for cosine in found]
-        if style.fusion is None:
+        if (fused := style.fusion) is None:
             return [Near(percent) for percent in percents]
-        chances = style.fusion.chances(exemplars, texts, found)
+        if (writer := known.get(tuple(text.strip() for text in exemplars))) is not None:
+            fused = fused.unseen_by(writer)
+        chances = fused.chances(exemplars, texts, found)
         return [Near(*both) for both in zip(percents, chances, strict=True)]
 
     return near

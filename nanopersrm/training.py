@@ -13,8 +13,7 @@ run that goes on makes, on a CPU bit for bit, the numbers of one that never stop
 
 Checks that peers learned to want: a loss or gradient that is not finite ends the run and names the
 examples of its batch; after the first step the adapter's bytes must have changed, because a loop
-that trains nothing prints healthy curves; memory that runs out is said in one line with the flag to
-lower.
+that trains nothing prints healthy curves; memory that runs out is one line with the flag to lower.
 
 What we left out: saving while the next step computes. Where to read next: `train_sft.py`.
 """
@@ -53,7 +52,7 @@ SPARE = 1 << 26  # bytes of disk beside checkpoints: logs, replies, the adapter
 
 
 class Stopped(Ending):
-    """A signal asked to end, and everything is saved. `number` is the signal's."""
+    """A signal, `number`, asked to end, and everything is saved."""
 
     def __init__(self, number: int):
         super().__init__(128 + number, "stopped and saved; --resume goes on")
@@ -144,15 +143,18 @@ class Training:
             learner.phase,
             {**numbers, "tokens_per_second": speed, "memory": memory, "memory_peak": peak},
         )
-        asked = self.stop.asked
         due = step % self.save_every == 0 or step == self.steps or facts.get("score") is not None
-        if due or asked is not None:
+        if due or self.stop.asked is not None:
             self.save(step, learner, facts, others or {})
-        if asked is not None:
-            raise Stopped(asked)
+        self.obey()
         if self.device.type == "cpu":
             trim()
         self.begin()
+
+    def obey(self) -> None:
+        """Raises Stopped after a signal."""
+        if self.stop.asked is not None:
+            raise Stopped(self.stop.asked)
 
     def save(
         self, step: int, learner: "Learner", facts: Mapping[str, Any], others: Mapping[str, Learns]

@@ -314,7 +314,7 @@ def _card(base: Base, lora: Lora, made_for: Trained | None, precision: str, dtyp
     prompts = "What its prompts looked like is not known"
     if made_for is not None:
         block = "a measured block" if made_for.evidence else "no measured block"
-        style = "with the style percentile" if made_for.style else "without the style percentile"
+        style = f"{'with' if made_for.style else 'without'} what trained instruments say"
         prompts = f"Trained on prompts of the form {made_for.form}, with {block}"
         prompts += f" {style}" if made_for.evidence else ""
     return CARD.format(

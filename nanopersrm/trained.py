@@ -50,7 +50,7 @@ class Trained:
     dtype: str  # that it was computed in: bf16, fp16 or fp32
     evidence: bool  # the prompts had a measured block
     form: str  # one of FORMS
-    style: bool  # the measured block had the style percentile
+    style: bool  # the measured block had what trained instruments say (`nearness.py`)
     # What log-odds of pointwise preferences are multiplied by, see `calibrate.py`:
     sharpness: float = 1.0  # of a judge that scores at once
     sharpness_reasoned: float = 1.0  # of one that reasons before

@@ -202,7 +202,7 @@ def test_the_card_says_what_it_was_trained_for(made, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     for part in (base.name, "rank 3, scale 1.66667, on 12 matrices", "Stored in bf16"):
         assert part in card
-    assert "pointwise, with a measured block without the style percentile." in card
+    assert "pointwise, with a measured block without what trained instruments say." in card
 
 
 def failing_once(replace):

@@ -29,6 +29,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -37,7 +38,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanopersrm import InputError
 from nanopersrm.bases import Base
-from nanopersrm.vocabulary import Vocabulary, read_vocabulary
+from nanopersrm.verbatim import QuoteTokens
+from nanopersrm.vocabulary import BLANK, Vocabulary, bytes_of, read_vocabulary
 
 ENDINGS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>")  # end a reply wherever they are control
 PLAIN_TEMPLATE = """\
@@ -96,6 +98,19 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of some ids; control tokens are dropped, or with `special` written out."""
         return self._backend.decode(list(ids), skip_special_tokens=not special)
+
+    @cached_property
+    def quote_tokens(self) -> QuoteTokens:
+        """How each token can stand in a quote; made once, in 0.1 s for SmolLM2's 49,152."""
+        byte_level = self._backend.token_to_id(BLANK) is None
+        words = [self._backend.id_to_token(i) for i in range(self.vocab_size)]
+        silent = self.special_ids | self.eos_ids  # they are no part of a reply
+        return QuoteTokens(
+            [
+                b"" if word is None or i in silent else bytes_of(word, byte_level)
+                for i, word in enumerate(words)
+            ]
+        )
 
     def chat(
         self,

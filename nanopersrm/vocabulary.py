@@ -15,6 +15,7 @@ Left out: SentencePiece vocabularies in GGUF files, vocab.json with merges.txt, 
 Read next: `tokenizer.py`, which turns text into ids with what is read here.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ PRE = {  # tokenizer.ggml.pre -> (pre-tokenizer, normalise to NFC, a whole word 
     "default": ("gpt2", False, False),  # what files from before the word existed were made for
 }
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+# The character that byte-level BPE writes for a byte: itself where it prints, as GPT-2 has it.
+SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+HIDDEN = [byte for byte in range(256) if byte not in SHOWN]
+BYTE_OF = {chr(byte): byte for byte in SHOWN} | {chr(256 + n): b for n, b in enumerate(HIDDEN)}
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's name of a single byte
+BLANK = "\u2581"  # how SentencePiece writes a blank
 
 
 @dataclass(frozen=True)
@@ -181,3 +188,16 @@ def _ids(value: Any, file: Path) -> list[int]:
     if not all(isinstance(token, int) and token >= 0 for token in listed):
         raise InputError(f"{file}: expected token ids that end a reply, found {value!r}")
     return listed
+
+
+def bytes_of(token: str, byte_level: bool) -> bytes:
+    """What a token of a vocabulary adds to a text; it may be a part of a character.
+
+    >>> bytes_of("Ġcaf\u00c3", True), bytes_of("\u2581caf", False), bytes_of("<0xC3>", False)
+    (b' caf\\xc3', b' caf', b'\\xc3')
+    """
+    if byte_level and BYTE_OF.keys() >= set(token):
+        return bytes(BYTE_OF[character] for character in token)
+    if not byte_level and (found := BYTE_TOKEN.fullmatch(token)):
+        return bytes.fromhex(found[1])
+    return (token if byte_level else token.replace(BLANK, " ")).encode()

@@ -5,6 +5,7 @@ file and compared with a tokenizer laid out as the published tokenizer.json is.
 """
 
 import json
+import random
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nanopersrm.bases import DEFAULT_BASE, Base, resolve
 from nanopersrm.tokenizer import Tokenizer
+from nanopersrm.vocabulary import bytes_of
 
 CHATS = [
     [{"role": "user", "content": "Who wrote this?"}],
@@ -94,6 +96,28 @@ def test_text_as_in_transformers(pair):
     pre, ours, from_gguf, theirs = pair
     check_text(ours, theirs, pre == "qwen2")
     check_text(from_gguf, theirs, pre == "qwen2")
+
+
+def test_bytes_of_tokens_make_the_text(pair):
+    """Whatever follows whatever: what `decode` gives is all their bytes together."""
+    _, *both, _ = pair
+    for tokenizer in both:
+        known = tokenizer.quote_tokens.token_bytes
+        assert len(known) == tokenizer.vocab_size
+        ends = tokenizer.eos_ids - tokenizer.special_ids  # no part of a reply, whatever they are
+        assert sum(len(own) == 1 for own in known) == 256 - len(ends)
+        drawn = random.Random(0)
+        for _ in range(200):
+            ids = drawn.choices([*{*range(tokenizer.vocab_size)} - ends], k=12)
+            text = b"".join(known[i] for i in ids).decode(errors="replace")
+            assert tokenizer.decode(ids) == text
+
+
+def test_bytes_of_tokens_of_sentencepiece():
+    found = [bytes_of(token, False) for token in ("\u2581don", "'", "<0xE2>", "é")]
+    assert found == [b" don", b"'", b"\xe2", "é".encode()]
+    assert bytes_of("<0xE2>", True) == b"<0xE2>"
+    assert bytes_of("a b", True) == b"a b"  # added as it is
 
 
 def test_chat_as_in_transformers(pair):

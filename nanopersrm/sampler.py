@@ -15,7 +15,7 @@ logit by rounding only: in fp32 that leaves samples as they are; in 16 bits the 
 shapes round differently, and a draw that was close can fall the other way.
 
 The log-probability of a token is that under softmax(logits / temperature) over the whole
-vocabulary, also when top-p or top-k forbids a part of it (temperature 0: at temperature 1).
+vocabulary, also when top-p, top-k or the caller forbids a part of it (temperature 0: at 1).
 
 Where to read next: `judge.py` in this folder.
 """
@@ -39,6 +39,8 @@ READING = 1 << 28  # ... and fewer where a block would hold more bytes of them: 
 
 # Called as observe(row, ids so far) after each token of a row; True ends the row's reply.
 Observe = Callable[[int, list[int]], bool]
+# Called as forbid(rows, ids of each so far) before each draw: (R, V) bool, True: not this token.
+Forbid = Callable[[list[int], list[list[int]]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,7 @@ class Decoder:
         config: SamplingConfig,
         stop_ids: Collection[int] = (),
         observe: Observe | None = None,
+        forbid: Forbid | None = None,
     ) -> list[Reply]:
         """Draw up to config.max_new tokens for every row. Afterwards `feed` can continue each row.
 
@@ -254,7 +257,8 @@ class Decoder:
             rows = torch.tensor(running, device=self.device)
             logits = self.logits if len(running) == len(replies) else self.logits[rows]
             keys = [draw_key(config.seed, self.names[row], self.drawn[row]) for row in running]
-            ids, log_probs = _draw(logits, keys, config)
+            mask = forbid(running, [replies[row].ids for row in running]) if forbid else None
+            ids, log_probs = _draw(logits, mask, keys, config)
             left, feeding = [], [[] for _ in replies]  # type: list[int], list[list[int]]
             for row, i, log_prob in zip(running, ids.tolist(), log_probs.tolist(), strict=True):
                 reply, self.drawn[row] = replies[row], self.drawn[row] + 1
@@ -280,14 +284,20 @@ class Decoder:
 
 
 def _draw(
-    logits: Tensor, keys: list[tuple[int, int]], config: SamplingConfig
+    logits: Tensor, mask: Tensor | None, keys: list[tuple[int, int]], config: SamplingConfig
 ) -> tuple[Tensor, Tensor]:
-    """logits (R, V) -> ids (R,), log-probabilities (R,) under the whole distribution."""
+    """logits (R, V) -> ids (R,), log-probabilities (R,) under the whole distribution.
+
+    mask: (R, V) bool, True: not this token.
+    """
     counters = torch.tensor(keys, dtype=torch.int32, device=logits.device)  # (R, 2)
-    if config.temperature == 0 or (config.top_k == 0 and config.top_p == 1):
-        return draw(logits, counters, config.temperature)
-    ids, _ = draw(truncate(logits, config), counters, config.temperature)
-    log_probs = (logits / config.temperature).log_softmax(-1)
+    left = logits if mask is None else logits.masked_fill(mask, float("-inf"))
+    if config.temperature and (config.top_k or config.top_p < 1):
+        left = truncate(left, config)
+    ids, log_probs = draw(left, counters, config.temperature)
+    if left is logits:
+        return ids, log_probs
+    log_probs = (logits / (config.temperature or 1)).log_softmax(-1)
     return ids, log_probs.gather(-1, ids[:, None]).squeeze(-1)
 
 

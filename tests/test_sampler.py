@@ -178,6 +178,36 @@ def test_observe_sees_every_token_and_can_end(model, prompts):
     assert drawn(replies)[0][0] == drawn(sample(model, prompts[:1], NEVER))[0][0][:2]
 
 
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 0), (1.0, 0), (1.0, 3)])
+def test_what_is_forbidden_is_not_drawn(model, prompts, temperature, top_k):
+    """Row 0 may only draw 7 after 5 and 5 after all else, row 1 not what it would draw freely."""
+    config = SamplingConfig(temperature=temperature, top_k=top_k, max_new=6, seed=3)
+    free = [group[0].ids for group in sample(model, prompts[:2], config)]
+    asked = []
+
+    def forbid(rows: list[int], ids: list[list[int]]) -> Tensor:
+        asked.append((list(rows), [list(own) for own in ids]))
+        mask = torch.zeros(len(rows), 131, dtype=torch.bool)
+        for k, row in enumerate(rows):
+            mask[k] = row == 0
+            mask[k, [7 if ids[k][-1:] == [5] else 5] if row == 0 else free[1]] = row == 1
+        return mask
+
+    decoder = Decoder(model, prompts[:2])
+    decoder.fork([1, 1], 6)
+    found = decoder.generate(
+        config, observe=lambda row, ids: row == 0 and len(ids) == 4, forbid=forbid
+    )
+    assert found[0].ids == [5, 7, 5, 7]
+    assert not {*found[1].ids} & {*free[1]}
+    assert [rows for rows, _ in asked] == [[0, 1]] * 4 + [[1]] * 2
+    assert asked[2] == ([0, 1], [[5, 7], found[1].ids[:2]])
+    for prompt, reply in zip(prompts, found, strict=False):  # of the whole vocabulary
+        whole = plain(model, prompt + reply.ids).log_softmax(-1)[len(prompt) - 1 : -1]
+        expected = whole[range(len(reply.ids)), reply.ids]
+        assert reply.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
 def test_wrong_arguments(model):
     for bad in (
         {"temperature": -1},

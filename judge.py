@@ -62,6 +62,7 @@ class Config:
     samples: int = JudgeConfig.samples  # replies for each prompt; their scores are averaged
     think: bool = JudgeConfig.think  # reason before scoring
     think_tokens: int = JudgeConfig.think_tokens  # budget of the reasoning, in tokens
+    copy_quotes: bool = JudgeConfig.copy_quotes  # what it quotes is copied from the texts
     temperature: float | None = None  # of the reasoning; default: 0, or 1 with several samples
     seed: int = JudgeConfig.seed  # same seed, same judgement
     batch: Path | None = None  # judge the lines of this .jsonl file, which have their own texts
@@ -81,6 +82,7 @@ def main(config: Config) -> int | None:
         evidence=config.evidence,
         think=config.think,
         think_tokens=config.think_tokens,
+        copy_quotes=config.copy_quotes,
         samples=config.samples,
         temperature=config.temperature,
         seed=config.seed,

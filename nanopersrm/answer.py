@@ -4,7 +4,8 @@ A judge that must always answer cannot rely on the model to keep the form. So th
 three parts:
 
     <think>↵                      given, at the end of the prompt
-    …                             free text, until "</think>", a stop token or the thinking budget
+    …                             free text, until "</think>", a stop token or the thinking budget;
+                                  in double quotes only what stands in the texts (`verbatim.py`)
     ↵</think>↵<scores>A=          given, as far as the model has not written it
     7                             a digit, by the probabilities of the nine digit tokens
      B=                           given (two candidates)
@@ -25,8 +26,9 @@ from torch import Tensor
 
 from kernels.sample import draw_key, sample
 from nanopersrm.model import Model
-from nanopersrm.sampler import Decoder, Prefix, Reply, SamplingConfig
+from nanopersrm.sampler import Decoder, Forbid, Prefix, Reply, SamplingConfig
 from nanopersrm.tokenizer import Tokenizer
+from nanopersrm.verbatim import OUTSIDE, Quotable
 from nanopersrm.verdict import CLOSE, LABELS, OPEN, closing, write
 
 FORCED_ROOM = 32  # tokens that the given parts may take, at most
@@ -66,8 +68,12 @@ def answer(
     config: AnswerConfig,
     prefix: Prefix | None = None,
     on_text: OnText | None = None,
+    texts: Sequence[Sequence[str]] | None = None,
 ) -> list[list[Answer]]:
-    """Prompts about 1 or 2 candidates, ending with OPEN -> config.samples answers for each."""
+    """Prompts about 1 or 2 candidates, ending with OPEN -> config.samples answers for each.
+
+    texts: of each prompt, what its quotes are copied from; None: quotes are drawn freely.
+    """
     assert labels in (1, 2), f"{labels} candidates in a prompt"
     room = config.think_tokens * config.think + FORCED_ROOM
     decoder = Decoder(model, prompts, prefix, room=room if config.samples == 1 else 0)
@@ -75,7 +81,8 @@ def answer(
     rows = len(prompts) * config.samples
     replies = [Reply(ended="stop") for _ in range(rows)]
     if config.think:
-        replies = _think(decoder, tokenizer, config, on_text)
+        forbid = None if texts is None else _no_other_quotes(decoder, tokenizer, config, texts)
+        replies = _think(decoder, tokenizer, config, on_text, forbid)
     thoughts = []
     given = []
     for reply in replies:
@@ -105,8 +112,36 @@ def answer(
     return [answers[i : i + config.samples] for i in range(0, rows, config.samples)]
 
 
+def _no_other_quotes(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    config: AnswerConfig,
+    texts: Sequence[Sequence[str]],
+) -> Forbid:
+    """Forbids tokens that would quote what is in no text of the row's prompt."""
+    quotable = [Quotable(own, tokenizer.quote_tokens) for own in texts]
+    places = [OUTSIDE] * (len(texts) * config.samples)
+
+    def forbid(rows: list[int], drawn: list[list[int]]) -> Tensor:
+        mask = torch.zeros(len(rows), decoder.logits.shape[-1], dtype=torch.bool)  # (R, V)
+        for k, (row, ids) in enumerate(zip(rows, drawn, strict=True)):
+            own = quotable[row // config.samples]
+            if ids:
+                places[row] = own.after(places[row], ids[-1])
+            inside, some = own.choices(places[row], config.think_tokens - len(ids))
+            mask[k] = inside
+            mask[k, some] = not inside
+        return mask.to(decoder.device)
+
+    return forbid
+
+
 def _think(
-    decoder: Decoder, tokenizer: Tokenizer, config: AnswerConfig, on_text: OnText | None
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    config: AnswerConfig,
+    on_text: OnText | None,
+    forbid: Forbid | None,
 ) -> list[Reply]:
     """Draw the free part of every row."""
 
@@ -120,7 +155,7 @@ def _think(
     sampling = SamplingConfig(
         temperature=config.temperature, max_new=config.think_tokens, seed=config.seed
     )
-    replies = decoder.generate(sampling, tokenizer.eos_ids, observe)
+    replies = decoder.generate(sampling, tokenizer.eos_ids, observe, forbid)
     if on_text is not None:
         for row, reply in enumerate(replies):
             if reply.ended != "observed":

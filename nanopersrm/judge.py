@@ -13,6 +13,8 @@ in an order of their own (sorted), so that any order of the same candidates runs
 What the exemplars cost is paid once: all prompts begin with them, and their keys and values are
 kept for later calls with the same exemplars (`prefixes.py`: those of the last four writers).
 
+The reasoning quotes the texts: what it puts in double quotes is copied from them (`verbatim.py`).
+
 The adapter that comes with the default base, or one of your own (`Judge.load(adapter=folder)`),
 works beside the weights and is never merged into them. A style adapter in the same folder adds its
 percentile to the measured block.
@@ -156,7 +158,15 @@ class Judge:
             if on_text is not None and number == 0:
                 on_text(tuple(place.index(i) for i in asked[prompt]), text, ended)
 
-        answers = self._answer(prompts, prefix, len(asked[0]), config, follow if on_text else None)
+        texts = [[*exemplars, *(unique[i] for i in which)] for which in asked]
+        answers = self._answer(
+            prompts,
+            texts if config.copy_quotes else None,
+            prefix,
+            len(asked[0]),
+            config,
+            follow if on_text else None,
+        )
         preferred = judgement.pairwise if pairs else judgement.pointwise
         scores, table = preferred(len(unique), asked, answers)
         if self.made_for is not None and config.mode == "pointwise":
@@ -212,6 +222,7 @@ class Judge:
     def _answer(
         self,
         prompts: list[list[int]],
+        texts: list[list[str]] | None,
         prefix: Prefix | None,
         labels: int,
         config: JudgeConfig,
@@ -234,6 +245,7 @@ class Judge:
                 _answering(config),
                 prefix,
                 shifted if follow is not None else None,
+                None if texts is None else texts[begin : begin + batch],
             )
         return answers
 

@@ -51,6 +51,7 @@ class JudgeConfig:
     evidence: bool = True  # give the model what factors.py measured
     think: bool = True  # reason before scoring
     think_tokens: int = 160  # budget of the reasoning, in tokens
+    copy_quotes: bool = True  # what it puts in double quotes is copied from the texts
     samples: int = 1  # replies for each prompt; their scores are averaged
     temperature: float | None = None  # of the reasoning; default: 0 for one sample, 1 for several
     seed: int = 0  # same seed, same judgement

@@ -93,6 +93,7 @@ class JudgeRequest:
     evidence: Annotated[Switch | None, Field(description="show the model measured facts")] = None
     think: Annotated[Switch | None, Field(description="reason before scoring")] = None
     think_tokens: Annotated[Whole | None, Field(description="budget of the reasoning")] = None
+    copy_quotes: Annotated[Switch | None, Field(description="quote only what was written")] = None
     samples: Annotated[Whole | None, Field(description="replies a prompt, averaged")] = None
     temperature: Annotated[Number | None, Field(description="of the reasoning")] = None
     seed: Whole | None = None
@@ -251,7 +252,7 @@ def ask_of(
     question = None
     if body.question and body.question.strip():
         (question,) = texts_of("question", [body.question], limits, 1)
-    names = ("mode", "evidence", "think", "think_tokens", "samples", "temperature", "seed")
+    names = vars(judging)  # a request may set each of them
     given = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
     config = replace(judging, **given)
     for name in ("think_tokens", "samples"):

@@ -15,7 +15,7 @@ from conftest import SIZES
 from test_vocabulary import make_folder
 from torch import Tensor
 
-from nanopersrm import verdict
+from nanopersrm import faithful, verdict
 from nanopersrm.answer import Answer, AnswerConfig, answer
 from nanopersrm.bases import Base, resolve
 from nanopersrm.cache import Layout
@@ -243,6 +243,39 @@ def test_on_text_follows_every_reply(tiny):
         assert calls[-1][0] == verdict.parse(found.text, "A").reasoning
         for (before, _), (after, _) in pairwise(calls):
             assert after.startswith(before.rstrip("\ufffd").strip())
+
+
+def fond_of_quotes(model: Model, tokenizer: Tokenizer, patch: pytest.MonkeyPatch) -> None:
+    """Every token becomes about as likely, and a quote mark twenty times as likely."""
+    patch.setattr(tokenizer, "eos_ids", tokenizer.eos_ids & tokenizer.special_ids)
+    logits, mark = model.logits, tokenizer.encode('"')
+
+    def fond(hidden: Tensor) -> Tensor:
+        found = logits(hidden) / 8
+        found[:, mark] += 3
+        return found
+
+    patch.setattr(model, "logits", fond)
+
+
+def test_quotes_are_copied_from_the_texts_of_their_prompt(tiny, monkeypatch):
+    """Whatever a random model draws; left free, it quotes what is nowhere."""
+    model, tokenizer = tiny
+    fond_of_quotes(model, tokenizer, monkeypatch)
+    prompts, seen = prompts_of(tokenizer, 1), {"copied": [0, 0], "free": [0, 0]}
+    texts = [["Short. So.", text] for text in ("I am terse.", "Well; it rambles, as I do, and on.")]
+    config = AnswerConfig(think_tokens=30, samples=12, temperature=1.0)
+    for how, own in (("copied", texts), ("free", None)):
+        groups = answer(model, tokenizer, prompts, 1, config, texts=own)
+        for (exemplar, text), group in zip(texts, groups, strict=True):
+            for found in group:
+                check(found, 1, 30)
+                report = faithful.check(found.text, [exemplar], {"A": text})
+                assert how == "free" or not any("quote" in f.message for f in report.flaws)
+                seen[how][0] += report.quotes_true
+                seen[how][1] += report.quotes
+    assert seen["copied"][0] == seen["copied"][1] >= 5
+    assert seen["free"][0] < seen["free"][1]
 
 
 # The real base

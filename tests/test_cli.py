@@ -239,11 +239,11 @@ def test_help_is_quick_and_complete():
     assert float(seconds) < 3
     for flag in ("exemplar", "candidates", "question", "principle", "mode", "evidence", "samples"):
         assert f"--{flag}" in done.stdout
-    for flag in ("think", "think-tokens", "temperature", "seed", "json", "base", "adapter"):
+    for flag in ("think", "think-tokens", "temperature", "seed", "json", "base", "adapter", "ray"):
         assert f"--{flag}" in done.stdout
-    for flag in ("device", "dtype", "no-think", "no-evidence", "batch", "out", "ray"):
+    for flag in ("device", "dtype", "no-think", "no-evidence", "no-copy-quotes", "batch", "out"):
         assert f"--{flag}" in done.stdout
-    assert len(script.Config.__dataclass_fields__) == 19  # a new flag belongs above
+    assert len(script.Config.__dataclass_fields__) == 20  # a new flag belongs above
 
 
 @pytest.mark.base

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_answer import digits_after, make_base
+from test_answer import digits_after, fond_of_quotes, make_base
 
-from nanopersrm import verdict
+from nanopersrm import faithful, verdict
 from nanopersrm.answer import AnswerConfig, answer
 from nanopersrm.judge import Judge
 from nanopersrm.judgement import JudgeConfig, Judgement
@@ -182,6 +182,31 @@ def test_seeds(judge):
     )
     assert plain(one) == plain(again)
     assert one.replies[0].text != other.replies[0].text
+
+
+@pytest.mark.parametrize("mode", ["pointwise", "pairwise"])
+def test_quotes_are_copied_from_the_texts(judge, mode, monkeypatch):
+    """Of all samples, in either order; a judge that may quote freely quotes what is nowhere."""
+    fond_of_quotes(judge.model, judge.tokenizer, monkeypatch)
+    copied, swapped, free = (
+        judge.judge(
+            EXEMPLARS,
+            CANDIDATES[1::-1] if order == "swapped" else CANDIDATES[:2],
+            config=JudgeConfig(mode, think_tokens=30, samples=8, copy_quotes=order != "free"),
+        )
+        for order in ("as given", "swapped", "free")
+    )
+    mirrored(copied, swapped, (1, 0))
+    quotes = {"copied": [0, 0], "free": [0, 0]}
+    for how, judgement in (("copied", copied), ("free", free)):
+        sane(judgement, 2)
+        for reply in judgement.replies:
+            shown = dict(zip("AB", (CANDIDATES[i] for i in reply.candidates), strict=False))
+            report = faithful.check(reply.text, EXEMPLARS, shown)
+            quotes[how][0] += report.quotes_true
+            quotes[how][1] += report.quotes
+    assert quotes["copied"][0] == quotes["copied"][1] >= 5
+    assert quotes["free"][0] < quotes["free"][1]
 
 
 # Order and ties

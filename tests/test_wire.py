@@ -39,10 +39,10 @@ def test_what_is_left_out_has_the_servers_setting():
     assert ask.config == JudgeConfig(samples=2, seed=7)
     assert (ask.exemplars, ask.candidates) == (("So.",), ("One.",))
     assert (ask.question, ask.principles) == (None, ())
-    changed = asked(samples=3, think=False, evidence=False, temperature=0.5, seed=-1)
-    assert changed.config == JudgeConfig(
-        samples=3, think=False, evidence=False, temperature=0.5, seed=-1
-    )
+    other: dict[str, Any] = {"samples": 3, "think": False, "evidence": False, "temperature": 0.5}
+    other |= {"copy_quotes": False, "think_tokens": 9, "mode": "pointwise", "seed": -1}
+    assert asked(**other).config == JudgeConfig(**other)
+    assert set(other) == set(vars(JudgeConfig()))
 
 
 def test_a_writer_stands_for_exemplars_and_principles():

@@ -21,9 +21,9 @@ second engine whose numbers differ. What still differs by rounding, since a cach
 tree, is measured at every step before anything is clipped: `gap` is the mean distance of the two
 log-probabilities of a token. Pairs come from easy to hard (data/curriculum.py). Groups in which no
 reply did better than another are left out of the training pass, which changes no number; a plan
-that has no other groups can be replaced (--resample). With --grpo.beta they stay, lest they drift
-from the reference, which is the adapter as it came. The largest step that can come is tried out
-before the first one, so that memory runs out at once or not at all.
+that has no other can be replaced (--resample), a step that has no other says so. With --grpo.beta
+they stay, lest they drift from the reference, which is the adapter as it came. The largest step
+that can come is tried out before the first one, so that memory runs out at once or not at all.
 
 What a step draws follows from the seed, its number and the adapter: a run that goes on from a
 checkpoint makes, on a CPU bit for bit, the numbers of one that never stopped.
@@ -48,14 +48,13 @@ from nanopersrm.device import device_of
 from nanopersrm.grpo import GrpoConfig, advantages, policy_loss, statistics, token_weights
 from nanopersrm.lora import Lora
 from nanopersrm.model import Model, ModelConfig
-from nanopersrm.nearness import nearness
 from nanopersrm.optim import OptimConfig, learning_rate
 from nanopersrm.pairs import digest, read
 from nanopersrm.presets import Preset, for_card, settled
+from nanopersrm.report import read_metrics
 from nanopersrm.rewards import RewardConfig
 from nanopersrm.rollouts import RolloutConfig
 from nanopersrm.runlog import Stop
-from nanopersrm.style import Style
 from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.training import (
     Learner,
@@ -74,7 +73,7 @@ from data import course
 from data.build import demo_pairs
 from data.curriculum import Curriculum
 from data.exam import Exam
-from data.harvest import Harvest, Source
+from data.harvest import Harvest, Source, said_of_flat
 from data.lessons import LessonConfig
 from kernels.logprob import logprob
 
@@ -91,13 +90,14 @@ class Config:
     out: Path = Path("runs/rft")  # folder of the run
     resume: bool = False  # go on from the last checkpoint in --out
     overwrite: bool = False  # throw an earlier run in --out away
-    preset: Literal["tiny", "cpu", "24gb", "12gb", "8gb"] | None = None  # default: this machine's
+    # tiny: a toy that shows that all runs, in seconds; default: this machine's
+    preset: Literal["tiny", "cpu", "24gb", "12gb", "8gb"] | None = None
     base: str = DEFAULT_BASE  # default: the one that the adapter was trained on
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     seed: int = 0  # same seed, same run
     form: Literal["pointwise", "pairwise"] | None = None  # default: as the adapter was trained
-    # The preset has a value for each of these:
-    steps: int | None = None
+    # The preset has a value for each of those whose default is None:
+    steps: int | None = None  # of reinforcement
     plans: int | None = None  # couples of a pair and its twin a step
     group: int | None = None  # replies to each prompt
     rows: int | None = None  # replies drawn side by side, at most
@@ -145,7 +145,8 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
     group, groups = drawn.groups(config.group_by)
     parts, weights = torch.tensor(drawn.parts), torch.tensor(config.reward.weights)
     advantage = advantages(parts, weights, group, groups, config.grpo)  # (S,)
-    telling = informative(advantage, group, groups)[group]  # (S,) some of the group did better
+    told = informative(advantage, group, groups)  # (Q,) some of the group did better than others
+    telling = told[group]  # (S,)
     trained = telling | (config.grpo.beta > 0)  # (S,)
     weight = token_weights(torch.tensor(drawn.lengths), how.reply, config.grpo)  # (S,)
     advantage, weight = advantage.to(model.device), weight.to(model.device)
@@ -175,6 +176,8 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
     found = statistics(seen[: len(micros)])  # of the first pass: the policy that drew
     numbers = drawn.numbers() | {
         "flat": 1 - float(telling.float().mean()),
+        "groups_drawn": groups,
+        "groups_flat": groups - int(told.sum()),
         "gap": found.pop("gap_mean", 0.0),
         **found,
         "lr": rate,
@@ -204,8 +207,7 @@ def referred(kit: Kit, batch: packing.Batch) -> torch.Tensor:
 def rehearse(kit: Kit, learner: Learner, lora: Lora, source: Source) -> None:
     """The largest step that can come, first: memory runs out now or never. It leaves no trace."""
     config, how, device = kit.config, kit.how, kit.model.device
-    if not (asked := source.longest(how.plans)):
-        return  # none fits, which the first step will say
+    asked = source.longest(how.plans)
     lower = f"--rows (now {how.rows}) or --cache-mb (now {how.cache_mb})"
     with memory_guard(f"drawing to the longest prompts; lower {lower}"):
         source.try_out(asked)
@@ -254,6 +256,8 @@ def reinforce(
             drawn, numbers = learn(kit, learner, step)
         training.lap()
         page = drawn.page()
+        if numbers["flat"] == 1:
+            training.log.note(f"step {step + 1} taught nothing: no reply is above its group")
         if step + 1 == how.rft_steps or (config.eval_every and (step + 1) % config.eval_every == 0):
             held, told = exam.hold(kit.model, how)
             training.log.note(f"after {step + 1} steps: {held.said()}")
@@ -291,7 +295,7 @@ def main(config: Config) -> None:
     curriculum = Curriculum(train, config.window, config.seed)
     base = resolve(config.base, lambda line: print(line, file=sys.stderr))
     tokenizer = Tokenizer.load(base)
-    if made and folder and not tiny and (note := made.same_base(folder, base)):
+    if note := starting.same_base(made, folder, base, tiny):
         print(note, file=sys.stderr)
     sizes = ModelConfig.of(base.config)
     config = replace(config, longest=min(config.longest, sizes.context))
@@ -301,11 +305,9 @@ def main(config: Config) -> None:
     model = starting.load(base, how, device, config.seed, tiny)
     lora, reference = starting.adapters(folder, model, config.seed, config.grpo.beta > 0)
     checkpoint.check_room(config.out, disk_needed(sizes, lora.config.rank, config.keep_last))
-    styled = None
-    if folder is not None and (folder / "style").is_dir():
-        styled = Style.load(folder / "style", model)
-    shows = styled is not None and bool(styled.quantiles) and (made is None or made.style)
-    near = nearness(tokenizer, styled) if styled is not None and shows else None
+    styled, near = starting.instruments(folder, made, model, tokenizer, course.writers(train))
+    source = Source(model, tokenizer, curriculum, lesson, near, rollout, config.reward, config.seed)
+    source.longest(how.plans)  # raises where all are too long, before there is a folder
     torch.manual_seed(config.seed)  # of dropout
     with Stop() as stop:
         settings = asdict(config) | asdict(how) | {"texts": digest([*train, *validation])}
@@ -318,9 +320,6 @@ def main(config: Config) -> None:
             f"{len(validation):,} for trials; {how.rft_steps} steps of {how.plans} x 2 pairs x 2 "
             f"prompts x {how.group} replies"
         )
-        source = Source(
-            model, tokenizer, curriculum, lesson, near, rollout, config.reward, config.seed
-        )
 
         def draw(step: int) -> Harvest:
             progress = step / max(1, how.rft_steps - 1)
@@ -332,11 +331,12 @@ def main(config: Config) -> None:
         exam = Exam(some, tokenizer, lesson, config.seed, near, reasoned=reasoned)
         before, after = reinforce(kit, training, lora, exam, source)
     out = config.out / "adapter"
-    made_for = starting.made_for(config.base, base, model, tiny, evidence, form, shows)
+    made_for = starting.made_for(config.base, base, model, tiny, evidence, form, near is not None)
     save_adapter(out, made_for, lora, styled)
     if curriculum.out:
         print(f"left out: {len(curriculum.out)} couples longer than --longest {config.longest}")
-    print(f"\nbefore: {before.said()}\nafter:  {after.said()}\n")
+    untaught = said_of_flat(read_metrics(config.out), how.rft_steps)
+    print(f"{untaught}\nbefore: {before.said()}\nafter:  {after.said()}\n")
     print(starting.to_judge_with(out, config.base, tiny))
 
 

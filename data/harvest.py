@@ -20,9 +20,10 @@ first one.
 What we left out: replies that several steps share. Where to read next: `train_rft.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -169,6 +170,18 @@ def _said(drawn: Drawn, reward: Reward) -> str:
     return f"--- {reward.total:.3f}{why}: {parts}\n{drawn.rollout.reply}"
 
 
+def said_of_flat(lines: Sequence[Mapping[str, Any]], steps: int) -> str:
+    """A line about the steps of metrics.jsonl that taught nothing, with advice; or ""."""
+    flat = [line for line in lines if line.get("flat") == 1]
+    if not flat:
+        return ""
+    said = f"{len(flat)} of {steps} steps taught nothing: no reply did better than its group"
+    if not any(line["formed"] for line in flat):
+        return f"{said}, since none was well formed; teach the form first, with train_sft.py\n"
+    more = "--resample 2, a larger --group or --temperature, --group-by plan, --grpo.variant gdpo"
+    return f"{said}; what can help: {more}\n"
+
+
 @dataclass
 class Source:
     """Where harvests come from: couples in the curriculum's order, asked and rewarded."""
@@ -241,17 +254,20 @@ class Source:
     def _leave_out(self, couple: Couple) -> None:
         """It is too long, now and in all later steps."""
         self.curriculum.leave_out(couple)
-        if (count := len(self.curriculum.out)) == len(self.curriculum.couples):
-            raise InputError(
-                f"pairs: expected prompts that leave room for a reply of {self.rollout.reply} "
-                f"tokens within {self.lesson.longest}, found none among {count} couples; raise "
-                "--longest or lower --reply"
-            )
+        if len(self.curriculum.out) == len(self.curriculum.couples):
+            raise self._too_long()
+
+    def _too_long(self) -> InputError:
+        return InputError(
+            f"pairs: expected prompts that leave room for a reply of {self.rollout.reply} tokens "
+            f"within {self.lesson.longest}, found none among {len(self.curriculum.couples)} "
+            "couples; raise --longest or lower --reply"
+        )
 
     # A rehearsal. It must leave no trace: the curriculum does not hear of it.
 
     def longest(self, count: int) -> list[Asked]:
-        """The `count` couples with the longest prompts, but for those too long; [] if all are.
+        """The `count` couples with the longest prompts, but for those too long; not all may be.
 
         In tokens only LOOK couples are compared, those with the most characters.
         """
@@ -261,8 +277,10 @@ class Source:
             found += [one] if (one := self._as_prompts(couple, near)) is not None else []
             if len(found) == max(count, LOOK):
                 break
+        if not found:
+            raise self._too_long()
         found.sort(key=lambda one: -max(map(len, one.prompts)))
-        return [found[i % len(found)] for i in range(count)] if found else []  # a step can repeat
+        return [found[i % len(found)] for i in range(count)]  # a step can have some twice
 
     def try_out(self, asked: Sequence[Asked]) -> None:
         """Draw to these prompts, but no more than two tokens a reply."""

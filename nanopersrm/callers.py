@@ -21,9 +21,9 @@ trainers Online DPO, Nash-MD and XPO; 1.16.0 has none. Ours need no class of the
 What we chose. Rewards are those of `reward.py`; an empty completion gets the lowest. verl and
 OpenRLHF know no None: what the judge could not read or score is an error, unless you say with
 `unjudged` which number stands for it. (verl's reward loop `rate_limited` makes 0 of an error, which
-is a fair score there: give `unjudged` with it.) Calls wait for each other, one at a time, and exemplars that
-come again soon are not computed again. verl's coroutine waits in a thread of its own, so that
-the threads that verl decodes with stay free.
+is a fair score there: give `unjudged` with it.) Calls wait for each other, one at a time, and
+exemplars that come again soon are not computed again. verl's coroutine waits in a thread of its
+own, so that the threads that verl decodes with stay free.
 
 What we left out. One completion at a time has no others: no relative scale, no pairwise mode.
 Order is nothing to a judge that gives swapped calls mirrored answers: `shuffle_order` is ignored.

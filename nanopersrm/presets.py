@@ -3,7 +3,7 @@
 A preset sets how a step is computed, never what it computes: the same pairs and seeds give the same
 losses up to rounding. `python -m nanopersrm.memory` prints what each needs.
 
-    tiny   a random model of some thousand weights, to see that everything runs: seconds
+    tiny   two random blocks that write replies and cannot read, to see that all runs: seconds
     cpu    SmolLM2-135M in 16 bits, everything kept: 2 cores, 8 GB of memory
     24gb   7 billion weights in 4 bits, blocks computed again in the backward
     12gb   the same, with a smaller budget, 8-bit Adam, and in host memory the kept states and the
@@ -50,7 +50,7 @@ PRESETS = {
     "tiny": Preset(
         False, "fp32", 2048, False, False, False, False, 16, None, steps=6, warmup_steps=3,
         bundles=2,
-        rft_steps=4, plans=1, group=3, rows=6, cache_mb=1024, reply=24,
+        rft_steps=4, plans=1, group=3, rows=6, cache_mb=1024, reply=48,
     ),
     "cpu": Preset(
         False, "auto", 4096, False, False, False, False, 64, None, steps=40, warmup_steps=10,

@@ -47,7 +47,7 @@ from rich.console import Console
 from nanopersrm import InputError, __version__
 from nanopersrm.disk import write_json, write_text
 
-ASIDE = ("validation_", "reward_", "gap_", "kl_", "clip_", "seconds_")  # to the file alone
+ASIDE = ("validation_", "reward_", "gap_", "kl_", "clip_", "seconds_", "groups_")  # to the file
 TAIL = ("lr", "gradient_norm", "tokens_per_second", "memory", "memory_peak")
 STEPS_OF_MEAN = 20  # for the time left
 PHASE = 9  # characters of the first column

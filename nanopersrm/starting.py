@@ -2,29 +2,46 @@
 
     model = load(base, how, device, seed, tiny)      16 bits, or NF4 with 16 bits around it
     adapters(folder, model, seed, twice)             the one that learns, and its frozen reference
+    instruments(folder, made, model, …)              its style adapter, and what its prompts show
     made_for(…)                                      the judge.json of what comes out
 
-`--preset tiny` puts a random model of the base's vocabulary in its place: two blocks of width 64,
-which learn nothing worth keeping and show in seconds that everything runs.
+`--preset tiny` puts a small model of the base's vocabulary in its place: two random blocks of width
+64, which learn nothing worth keeping and show in seconds that everything runs. No reply of a wholly
+random one would ever parse, all rewards would be the lowest, and reinforcement would have nothing
+to compare. So its embedding and head are made for one thing, a *chain*: what comes next follows
+from the last token alone, by a table that leads through a reply,
+
+    Very very very alike.</think><scores>A=7</scores>         any digit, any number of "very"
+
+with a fork wherever a token stands twice: after ">" the score or the end. Each is as likely, so a
+quarter of the replies about one candidate parse, and rewards differ by form, digit and length. It
+cannot read: a judgement of it is chance, before training and after.
 
 Where to read next: `weights.py` for loading, `trained.py` for judge.json.
 """
 
 import hashlib
+import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from nanopersrm import InputError, lora_files, trained, weights
+from nanopersrm import InputError, lora_files, trained, verdict, weights
 from nanopersrm.bases import DEFAULT_BASE, Base
 from nanopersrm.device import dtype_of
 from nanopersrm.linear import Linear
 from nanopersrm.lora import Lora, LoraConfig
 from nanopersrm.model import Model
+from nanopersrm.nearness import Nearness, nearness
 from nanopersrm.presets import Preset
+from nanopersrm.style import Style
+from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.trained import Trained, weights_sha256
 
 TINY = {  # sizes of the random model
@@ -34,7 +51,12 @@ TINY = {  # sizes of the random model
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
+    "tie_word_embeddings": False,
 }
+# Its replies in pieces that are one token each of SmolLM2, so that few of them stand twice.
+REPLY = ("Very", " very", " very", " alike", ".", "</", "think", "><", "scores", ">", "A", "=")
+END = ("<", "/", "s", "cores", ">")
+SURE = 5.0  # nats by which the next token of the chain is above all others together
 RANDOM = "a random model"
 SHOW = "--exemplar data/demo/zoe/1.txt --candidates data/demo/zoe/4.txt data/demo/beatrice/4.txt"
 
@@ -49,9 +71,30 @@ def load(base: Base, how: Preset, device: torch.device, seed: int, tiny: bool) -
     dtype = dtype_of(how.dtype, device)
     if tiny:
         model = weights.random(base.config | TINY, dtype, device, how.nf4, seed)
+        _chain(model, Tokenizer.load(base))
     else:
         model = weights.load(base, dtype, device, how.nf4, how.host_embedding)
     return model.train()
+
+
+@torch.no_grad()
+def _chain(model: Model, tokenizer: Tokenizer) -> None:
+    """Have the head of a random model write replies: the state behind a token is near its own row
+    of the embedding, which the head gives to the tokens that may come next."""
+
+    def ids(*pieces: str) -> list[int]:
+        return [one for piece in pieces for one in tokenizer.encode(piece)]
+
+    start, end = ids(verdict.OPEN, *REPLY), ids(*END)
+    table = {*pairwise(start[-len(ids(*REPLY)) - 1 :]), *pairwise(end)}
+    table |= {(start[-1], digit) for digit in tokenizer.digit_ids}
+    table |= {(digit, end[0]) for digit in tokenizer.digit_ids}
+    table |= {(end[-1], one) for one in tokenizer.eos_ids}
+    assert model.lm_head is not None, "expected a head of its own"
+    rows = F.normalize(model.embed_tokens.float(), dim=-1)  # (V, D); states have length √D
+    height = (math.log(model.config.V) + SURE) / math.sqrt(model.config.D)
+    for last, after in sorted(table):
+        model.lm_head.weight[after] += (height * rows[last]).to(model.lm_head.weight.dtype)
 
 
 def made_for(
@@ -101,6 +144,23 @@ def unsaid(
     }
 
 
+def same_base(made: Trained | None, folder: Path | None, base: Base, tiny: bool) -> str | None:
+    """A note if the adapter may have been trained on another base, an error if it surely was."""
+    if made is None or folder is None:
+        return None
+    if made.base == RANDOM and not tiny:
+        raise InputError(
+            f"{folder}: this adapter was trained on {RANDOM}: say --preset tiny, or name another "
+            "one with --adapter"
+        )
+    if made.base != RANDOM and tiny:
+        raise InputError(
+            f"{folder}: this adapter was trained on {made.base}, and --preset tiny puts a random "
+            "model in its place: name another preset, or leave --adapter out"
+        )
+    return None if tiny else made.same_base(folder, base)
+
+
 def adapters(folder: Path | None, model: Model, seed: int, twice: bool) -> tuple[Lora, Lora | None]:
     """The adapter that learns, from its folder or new, and `twice`: the same once more, frozen."""
 
@@ -108,6 +168,24 @@ def adapters(folder: Path | None, model: Model, seed: int, twice: bool) -> tuple
         return Lora(model, LoraConfig(), seed) if folder is None else lora_files.load(folder, model)
 
     return one(), one().freeze() if twice else None
+
+
+def instruments(
+    folder: Path | None,
+    made: Trained | None,
+    model: Model,
+    tokenizer: Tokenizer,
+    writers: Mapping[tuple[str, ...], str],
+) -> tuple[Style | None, Nearness | None]:
+    """The style adapter beside an adapter, and what it measures where the prompts show that.
+
+    writers: see `nearness.py`.
+    """
+    if folder is None or not (folder / "style").is_dir():
+        return None, None
+    styled = Style.load(folder / "style", model)
+    shows = bool(styled.quantiles) and (made is None or made.style)
+    return styled, nearness(tokenizer, styled, writers) if shows else None
 
 
 def adapter_sha256(folder: Path | None) -> str | None:

@@ -1,0 +1,89 @@
+"""Groups in which nobody is above the others: how train_rft.py says so, and that the tiny preset,
+whose model is random, has others."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_train_rft import here, make_quick, write_given
+
+from data import harvest
+from data.harvest import said_of_flat
+from nanopersrm import InputError, starting, verdict
+from nanopersrm.bases import DEFAULT_BASE, resolve
+from nanopersrm.rewards import Reward
+from nanopersrm.tokenizer import Tokenizer
+from nanopersrm.trained import Trained
+
+PART = {"format": 1.0, "order": 0.5}
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").open()]
+
+
+def test_the_tiny_preset_learns_something(tmp_path, capsys):
+    """No adapter, no base, no pairs: replies that parse and replies that do not, and a gradient."""
+    few = ("--eval-pairs", "2", "--reason-pairs", "0", "--steps", "6")
+    assert here("--preset", "tiny", "--out", tmp_path, *few) == 0
+    found = lines(tmp_path)
+    assert {line["groups_drawn"] for line in found} == {4}
+    telling = [line for line in found if line["groups_flat"] < 4]
+    assert telling
+    for line in telling:
+        assert 0 < line["formed"] < 1
+        assert line["gradient_norm"] > 0
+    out = capsys.readouterr().out
+    assert out.count("taught nothing: no reply is above its group") == len(found) - len(telling)
+
+
+def test_a_reply_of_the_tiny_model_parses():
+    """The table that its head is made of leads through the form."""
+    tokenizer = Tokenizer.load(resolve(DEFAULT_BASE))
+    text = "".join((*starting.REPLY, "7", *starting.END))
+    assert verdict.parse(verdict.OPEN + text, "A").scores == {"A": 7}
+    for piece in (*starting.REPLY, *starting.END):
+        assert len(tokenizer.encode(piece)) == 1, piece
+
+
+@pytest.mark.parametrize("formed", [0.0, 1.0])
+def test_a_run_of_flat_groups_says_so(formed, tmp_path, monkeypatch, capsys):
+    """Each step, and once at the end, with what helps."""
+    make_quick(monkeypatch)
+    same = Reward(PART, 1.5, None) if formed else Reward(dict.fromkeys(PART, 0.0), 0.0, "no score")
+
+    def all_the_same(plan, config):
+        return [
+            {role: [same for _ in group] for role, group in one.groups.items()}
+            for one in plan.shown
+        ]
+
+    monkeypatch.setattr(harvest, "rewards", all_the_same)
+    given = write_given(tmp_path)
+    assert here(*given, "--steps", "2", "--eval-pairs", "0", "--out", str(tmp_path / "run")) == 0
+    assert [line["groups_flat"] for line in lines(tmp_path / "run")] == [4, 4]
+    out = " ".join(capsys.readouterr().out.split())
+    assert "step 1 taught nothing: no reply is above its group" in out
+    assert "2 of 2 steps taught nothing: no reply did better than its group" in out
+    assert ("what can help: --resample 2" in out) == bool(formed)
+    assert ("teach the form first, with train_sft.py" in out) == (not formed)
+
+
+def test_steps_that_taught_say_nothing():
+    assert said_of_flat([{"flat": 0.5, "formed": 1.0}, {"flat": 0.0, "formed": 0.0}], 2) == ""
+
+
+def made(base: str) -> Trained:
+    found = Trained.__new__(Trained)
+    vars(found)["base"] = base
+    return found
+
+
+def test_a_random_model_and_a_real_one_do_not_mix():
+    base, folder = resolve(DEFAULT_BASE), Path("mine")
+    with pytest.raises(InputError, match="mine: this adapter was trained on a random model: say"):
+        starting.same_base(made(starting.RANDOM), folder, base, tiny=False)
+    with pytest.raises(InputError, match="mine: this adapter was trained on smol, and --preset ti"):
+        starting.same_base(made("smol"), folder, base, tiny=True)
+    assert starting.same_base(made(starting.RANDOM), folder, base, tiny=True) is None
+    assert starting.same_base(None, None, base, tiny=False) is None

@@ -35,6 +35,7 @@ from typing import Any, cast
 
 import tyro
 
+from kernels.process import trim
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
 from nanopersrm.embedded import DEFAULT_BASE
@@ -169,6 +170,7 @@ def main(config: Config) -> None:
 
     with place:
         judge = Judge.load(config.base, config.adapter, config.device, config.dtype, say=_say)
+        trim()  # loading leaves free memory of this thread's own, which the judge's never gets
         app, desk = app_of(
             judge, config.judging, config.limits, token, own_only=own and token is None
         )

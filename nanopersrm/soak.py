@@ -10,6 +10,11 @@ of judgements must agree with what arrived. Printed are
 
     requests by kind and status, p50 and p99, what was lost or wrong, the server's memory
 
+Memory is looked at before the first request and after each tenth of them. The first tenth warms up:
+caches fill, and the heap becomes as large as its largest call. So two growths are printed, since
+the first tenth and since half. A leak grows as much in each tenth as in the one before; a cache
+that still fills, less and less. Flat is a growth since half of a few percent.
+
 Kinds: judge, rank, stream, writer (put before), chat, reward; and bad ones: no JSON, an unknown
 field, an empty text, an unknown writer, an unknown path, a body that is too long, and clients that
 leave before they are answered. 503 and 504 are fair answers under load; they are counted apart.
@@ -90,7 +95,7 @@ class Found:
     left: int = 0  # clients that did not wait
     texts: int = 0  # candidates in both
     counted: int = 0  # judgements that the server counted
-    memory: tuple[float, float] = (0.0, 0.0)  # MB of the server, start and end
+    memory: dict[int, float] = field(default_factory=dict)  # MB of the server after so many
 
 
 def questions(seed: int) -> list[dict[str, Any]]:
@@ -166,33 +171,44 @@ def soak(config: Config, send: Send, leave: Callable[[str, bytes], None]) -> Fou
         if status != 204:
             raise InputError(f"PUT /writers: expected 204, got {status} {body[:200]!r}")
     before = metrics(send)
-    numbers = iter(range(config.requests))
+    found.memory[0] = before["memory"] / 1e6
+    numbers, over = iter(range(config.requests)), 0  # over: answered or lost
+    tenths = {config.requests * tenth // 10 for tenth in range(1, 10)}
 
     def client() -> None:
+        nonlocal over
         while True:
             with lock:
                 number = next(numbers, None)
             if number is None:
                 return
-            rng = random.Random(f"{config.seed} {number}")
-            kind = rng.choice(BAD if rng.random() < config.bad else GOOD)
-            which = rng.randrange(QUESTIONS)
-            # writers were put in the order of the questions, so question i is of writer i % 5
-            path, body = request_of(kind, asked[which], which if kind == "writer" else number)
-            begin = time.perf_counter()
-            try:
-                if kind == "leaves":
-                    leave(path, body)
-                    status, answer = 0, b""
-                else:
-                    status, answer = send("POST", path, body)
-            except (OSError, http.client.HTTPException) as error:
-                with lock:
-                    found.lost.append(f"{kind}: {type(error).__name__} {error}")
-                continue
-            took = time.perf_counter() - begin
+            ask(number)
             with lock:
-                take(found, kind, which, len(asked[which]["candidates"]), status, answer, took)
+                over = done = over + 1
+            if done in tenths:
+                with suppress(OSError, http.client.HTTPException, InputError):  # one look less
+                    found.memory[done] = metrics(send)["memory"] / 1e6
+
+    def ask(number: int) -> None:
+        rng = random.Random(f"{config.seed} {number}")
+        kind = rng.choice(BAD if rng.random() < config.bad else GOOD)
+        which = rng.randrange(QUESTIONS)
+        # writers were put in the order of the questions, so question i is of writer i % 5
+        path, body = request_of(kind, asked[which], which if kind == "writer" else number)
+        begin = time.perf_counter()
+        try:
+            if kind == "leaves":
+                leave(path, body)
+                status, answer = 0, b""
+            else:
+                status, answer = send("POST", path, body)
+        except (OSError, http.client.HTTPException) as error:
+            with lock:
+                found.lost.append(f"{kind}: {type(error).__name__} {error}")
+            return
+        took = time.perf_counter() - begin
+        with lock:
+            take(found, kind, which, len(asked[which]["candidates"]), status, answer, took)
 
     threads = [threading.Thread(target=client) for _ in range(config.clients)]
     for thread in threads:
@@ -204,7 +220,7 @@ def soak(config: Config, send: Send, leave: Callable[[str, bytes], None]) -> Fou
         found.wrong.append(f"{config.requests} requests, {answered} answered, {lost} lost")
     after = metrics(send)
     found.counted = round(after["judgements"] - before["judgements"])
-    found.memory = before["memory"] / 1e6, after["memory"] / 1e6
+    found.memory[config.requests] = after["memory"] / 1e6
     if not found.judged <= found.counted <= found.judged + found.left:
         found.wrong.append(f"{found.counted} judgements counted, {found.judged} arrived")
     return found
@@ -291,9 +307,20 @@ def lines_of(found: Found, config: Config, seconds: float) -> list[str]:
         p50, p99 = (ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.99))
         lines.append(f"judged: p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms")
     lines.append(f"judgements: {found.judged} arrived, {found.counted} counted by the server")
-    lines.append(f"memory of the server: {found.memory[0]:.0f} MB, then {found.memory[1]:.0f} MB")
+    lines += memory_lines(found.memory)
     lines.append(f"lost {len(found.lost)}, wrong {len(found.wrong)}")
     return lines + [f"  {line}" for line in [*found.lost, *found.wrong][:10]]
+
+
+def memory_lines(sizes: dict[int, float]) -> list[str]:
+    """The server's memory before and by tenths, and its growth after the warm-up."""
+    (_, first), *later = sorted(sizes.items())
+    end, warm = later[-1][1], later[0][1]
+    half = [size for count, size in later if count <= later[-1][0] / 2] or [warm]
+    return [
+        f"memory of the server: {first:.0f} MB, by tenths {' '.join(f'{s:.0f}' for _, s in later)}",
+        f"growth: {end - warm:.0f} MB since the first tenth, {end - half[-1]:.0f} MB since half",
+    ]
 
 
 def main(config: Config) -> None:

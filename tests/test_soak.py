@@ -14,7 +14,17 @@ import pytest
 from test_serve import Live, live
 
 from nanopersrm import soak
-from nanopersrm.soak import BAD, GOOD, Config, Found, client_of, lines_of, questions, take
+from nanopersrm.soak import (
+    BAD,
+    GOOD,
+    Config,
+    Found,
+    client_of,
+    lines_of,
+    memory_lines,
+    questions,
+    take,
+)
 from nanopersrm.wire import Limits
 
 LIMITS = Limits(waiting=6, seconds=20)
@@ -47,6 +57,8 @@ def test_nothing_is_lost_and_nothing_answered_twice(server):
     text = "\n".join(lines_of(found, Config(), 1.0))
     assert "lost 0, wrong 0" in text
     assert "p99" in text
+    assert [*found.memory] == [50 * tenth for tenth in range(11)]
+    assert min(found.memory.values()) > 10
 
 
 @pytest.mark.slow
@@ -80,12 +92,26 @@ def test_memory_stays():
             config = Config(port, 2500, 16, seed=seed, timeout=30)
             found = soak.soak(config, *client_of(config))
             sound(found, 2500)
-            sizes.append(found.memory[1])
+            sizes.append(found.memory[2500])
         assert sizes[-1] - sizes[0] < 4, sizes
     finally:
         process.terminate()
         process.wait(20)
         process.stdout.close()
+
+
+def test_a_leak_and_a_warm_up_look_different():
+    tenths = range(100, 1001, 100)
+    warm = {0: 900.0} | dict.fromkeys(tenths, 1200.0)
+    assert memory_lines(warm) == [
+        "memory of the server: 900 MB, by tenths " + " ".join(["1200"] * 10),
+        "growth: 0 MB since the first tenth, 0 MB since half",
+    ]
+    leak = {n: 900.0 + n for n in (0, *tenths)}
+    assert memory_lines(leak)[1] == "growth: 900 MB since the first tenth, 500 MB since half"
+    assert memory_lines({0: 900.0, 1: 950.0})[1] == (
+        "growth: 0 MB since the first tenth, 0 MB since half"
+    )
 
 
 def test_what_is_wrong_is_seen():

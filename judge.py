@@ -298,6 +298,10 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
             if reply.problem:
                 out.print(f"(invalid reply: {reply.problem})", markup=False)
             out.print()
+    for reply in judgement.replies:
+        if reply.claims or reply.untrue:
+            title = " against ".join(names[i] for i in reply.candidates)
+            out.print(f"checked, {title}: {reply.checked}", style="dim", markup=False)
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     table.add_column("candidate", overflow="fold")  # the ends of file names tell them apart

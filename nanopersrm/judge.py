@@ -16,8 +16,9 @@ kept for later calls with the same exemplars (`prefixes.py`: those of the last f
 The reasoning quotes the texts: what it puts in double quotes is copied from them (`verbatim.py`).
 
 The adapter that comes with the default base, or one of your own (`Judge.load(adapter=folder)`),
-works beside the weights and is never merged into them. A style adapter in the same folder adds its
-percentile to the measured block.
+works beside the weights and is never merged into them. A style adapter in the same folder adds to
+the measured block its percentile and, with all other instruments, a chance (`nearness.py`). What
+the reasoning claims is measured again in the texts, and what is not so is said beside it.
 
 Where to read next: the script `judge.py` beside this package.
 """
@@ -32,7 +33,7 @@ from nanopersrm import InputError, judgement, lora_files, ranking, reward, train
 from nanopersrm.answer import FORCED_ROOM, Answer, AnswerConfig, OnText, answer
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.device import device_of, dtype_of
-from nanopersrm.judgement import Asked, JudgeConfig, JudgedReply, Judgement
+from nanopersrm.judgement import Asked, JudgeConfig, Judgement
 from nanopersrm.model import Model
 from nanopersrm.nearness import cosines, nearness
 from nanopersrm.prefixes import Prefixes
@@ -172,7 +173,13 @@ class Judge:
         if self.made_for is not None and config.mode == "pointwise":
             table = judgement.sharpened(table, self.made_for.sharpness_when(config.think))
         replies = [
-            _read(tuple(place.index(i) for i in which), drawn)
+            judgement.read_reply(
+                tuple(place.index(i) for i in which),
+                drawn.text,
+                drawn.cut,
+                ask.exemplars,
+                [unique[i] for i in which],
+            )
             for which, group in zip(asked, answers, strict=True)
             for drawn in group
         ]
@@ -215,7 +222,7 @@ class Judge:
         return nearness(self.tokenizer, self.style)(exemplars, texts)
 
     def _shows_style(self) -> bool:
-        """The percentile stands in prompts, unless the adapter was trained without."""
+        """Trained instruments stand in prompts, unless the adapter was trained without."""
         shown = self.made_for is None or self.made_for.style
         return shown and self.style is not None and bool(self.style.quantiles)
 
@@ -333,11 +340,6 @@ def _answering(config: JudgeConfig) -> AnswerConfig:
     if temperature is None:
         temperature = 0.0 if config.samples == 1 else 1.0
     return AnswerConfig(config.think, config.think_tokens, config.samples, temperature, config.seed)
-
-
-def _read(which: tuple[int, ...], drawn: Answer) -> JudgedReply:
-    said = verdict.parse(drawn.text, verdict.LABELS[: len(which)])
-    return JudgedReply(which, drawn.text, said.reasoning, said.problem, drawn.cut)
 
 
 def _distinct(prompts: Sequence[list[int]], prefix: Prefix | None) -> int:

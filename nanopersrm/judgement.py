@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import Any, Literal, Protocol
 
-from nanopersrm import InputError
+from nanopersrm import InputError, faithful
 from nanopersrm.ranking import bradley_terry, preference
-from nanopersrm.verdict import LABELS, beats, beats_jointly, mean, soft_score
+from nanopersrm.verdict import LABELS, beats, beats_jointly, mean, parse, soft_score
 
 Scores = list[float | None]
 Table = list[list[float]]
@@ -78,6 +78,15 @@ class JudgedReply:
     reasoning: str
     problem: str | None  # None: well formed
     cut: bool  # the budget ended the reasoning
+    claims: int = 0  # of the reasoning, that can be measured in the texts
+    claims_true: int = 0
+    untrue: tuple[str, ...] = ()  # the others, and quotes that are in no text
+
+    @property
+    def checked(self) -> str:
+        """How much of the reasoning holds in the texts, and what does not."""
+        said = f"{self.claims_true} of {self.claims} claims hold"
+        return "; ".join([said, *dict.fromkeys(self.untrue)])
 
 
 @dataclass
@@ -107,6 +116,23 @@ class Judgement:
 
 # As `Judge.judge` calls it: (candidates, reasoning so far, ended).
 OnText = Callable[[tuple[int, ...], str, bool], None]
+
+
+def read_reply(
+    which: tuple[int, ...],
+    text: str,
+    cut: bool,
+    exemplars: Sequence[str],
+    candidates: Sequence[str],
+) -> JudgedReply:
+    """A reply about these candidates, in the prompt's order, its claims checked on the texts."""
+    labels = LABELS[: len(candidates)]
+    said = parse(text, labels)
+    if not said.reasoning:
+        return JudgedReply(which, text, said.reasoning, said.problem, cut)
+    found = faithful.check(said.reasoning, exemplars, dict(zip(labels, candidates, strict=True)))
+    true, untrue = found.claims_true, tuple(flaw.message for flaw in found.flaws)
+    return JudgedReply(which, text, said.reasoning, said.problem, cut, found.claims, true, untrue)
 
 
 class Judges(Protocol):

@@ -119,6 +119,9 @@ class ReplyPart:
     reasoning: str
     problem: str | None  # null: well formed
     cut: bool  # the budget ended the reasoning
+    claims: int  # of the reasoning, that can be measured in the texts
+    claims_true: int
+    untrue: list[str]  # the others, and quotes that are in no text
 
 
 @dataclass(frozen=True)

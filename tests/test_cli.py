@@ -114,6 +114,7 @@ def test_json_is_one_object(cli):
     assert found["verdict"] in ("tie", 0, 1, 2)
     assert found["well_formed"] is True
     keys = {"candidates", "text", "reasoning", "problem", "cut"}
+    keys |= {"claims", "claims_true", "untrue"}
     assert all(set(reply) == keys for reply in found["replies"])
     assert len(found["replies"]) == 3
     for flags, replies in ((("--mode", "pairwise"), 6), (("--samples", "2"), 6)):

@@ -21,9 +21,11 @@ from nanopersrm.judgement import (
     pairwise,
     pointwise,
     ranked,
+    read_reply,
     verdict_of,
 )
 from nanopersrm.ranking import bradley_terry, preference, schedule
+from nanopersrm.verdict import write
 
 NAN = math.nan
 
@@ -275,3 +277,20 @@ def test_a_wrong_setting_is_named(wrong, message):
     with pytest.raises(InputError) as caught:
         JudgeConfig(**wrong)
     assert str(caught.value) == message
+
+
+def test_what_a_reply_claims_is_measured_again():
+    """Once as it is, once not, and a quote that nobody wrote."""
+    own, other = "It rained; we stayed; nobody came.", "It rained. We stayed. Nobody came."
+    text = write(
+        'The writer has many semicolons, as in "we stayed", and A has many semicolons, '
+        'as in "she left".',
+        {"A": 3},
+    )
+    found = read_reply((1,), text, False, [own], [other])
+    assert (found.candidates, found.problem) == ((1,), None)
+    assert (found.claims, found.claims_true) == (2, 1)
+    assert found.untrue == ("A: not many semicolons", '"she left" is in no text')
+    assert found.checked == ('1 of 2 claims hold; A: not many semicolons; "she left" is in no text')
+    silent = read_reply((0,), write("", {"A": 3}), False, [own], [other])
+    assert (silent.claims, silent.untrue) == (0, ())

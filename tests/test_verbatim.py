@@ -115,7 +115,8 @@ def test_a_mark_may_come_in_parts():
 
 def test_twelve_words():
     words = " ".join(f"w{n}," for n in range(20))
-    own = quotable([words], ", w12")
+    own = quotable([words], ", w12", f'"{words}', f'"{words[:44]}')
+    assert drawable(own, OUTSIDE) - {*BYTES} == {b", w12", f'"{words[:44]}'.encode()}
     place = walk(own, '"' + " ".join(f"w{n}," for n in range(LONGEST_QUOTE)))
     assert place is not None
     assert all(token[:1] in b'"\xe2\xc2' for token in drawable(own, place))

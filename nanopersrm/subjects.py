@@ -60,11 +60,12 @@ class Mention:
 @lru_cache(maxsize=32)
 def _names(labels: tuple[str, ...]) -> re.Pattern[str]:
     one = r"|(?P<one>\b(?:[Tt]he|[Tt]his) (?:candidate|text|draft)\b)"
+    some = f"[{''.join(labels)}]" if labels else "(?!)"  # without any: nothing
     return re.compile(
         r"(?P<writer>\b(?:[Ww]riter|[Aa]uthor|[Ee]xemplars?)\b)"
         r"|(?P<every>\b(?:[Bb]oth|[Ee]ach|[Aa]ll) (?:candidates?|texts?)\b)"
         rf"|(?:\b(?:[Tt]he |[Tt]his )?(?:[Cc]andidate|[Tt]ext|[Dd]raft) "
-        rf"(?P<named>[{''.join(labels)}])\b)" + one + rf"|(?P<label>\b[{''.join(labels)}]\b)"
+        rf"(?P<named>{some})\b)" + one + rf"|(?P<label>\b{some}\b)"
     )
 
 

@@ -176,3 +176,9 @@ def test_long_rude_replies_take_no_time(part: str):
     start = time.perf_counter()
     check(part * (200_000 // len(part)), [WRITER_TEXT], TWO)
     assert time.perf_counter() - start < 2.0  # some 0.2 s; quadratic would be minutes
+
+
+def test_a_reply_about_no_candidate_is_checked_all_the_same():
+    """A profile alone has none."""
+    found = check('The writer has many semicolons, "we stayed".', ["It rained; we stayed; I."], {})
+    assert (found.quotes_true, found.claims_true, found.flaws) == (1, 1, ())

@@ -86,7 +86,7 @@ class JudgedReply:
     def checked(self) -> str:
         """How much of the reasoning holds in the texts, and what does not."""
         said = f"{self.claims_true} of {self.claims} claims hold"
-        return "; ".join([said, *dict.fromkeys(self.untrue)])
+        return f"{said}; untrue: {'; '.join(dict.fromkeys(self.untrue))}" if self.untrue else said
 
 
 @dataclass
@@ -131,8 +131,10 @@ def read_reply(
     if not said.reasoning:
         return JudgedReply(which, text, said.reasoning, said.problem, cut)
     found = faithful.check(said.reasoning, exemplars, dict(zip(labels, candidates, strict=True)))
-    true, untrue = found.claims_true, tuple(flaw.message for flaw in found.flaws)
-    return JudgedReply(which, text, said.reasoning, said.problem, cut, found.claims, true, untrue)
+    untrue = [f"{claim.subject}, {claim.text}" for claim in found.found_claims if not claim.holds]
+    untrue += [f'"{quote.text}"' for quote in found.found_quotes if not quote.verbatim]
+    counts = found.claims, found.claims_true
+    return JudgedReply(which, text, said.reasoning, said.problem, cut, *counts, tuple(untrue))
 
 
 class Judges(Protocol):

@@ -290,7 +290,7 @@ def test_what_a_reply_claims_is_measured_again():
     found = read_reply((1,), text, False, [own], [other])
     assert (found.candidates, found.problem) == ((1,), None)
     assert (found.claims, found.claims_true) == (2, 1)
-    assert found.untrue == ("A: not many semicolons", '"she left" is in no text')
-    assert found.checked == ('1 of 2 claims hold; A: not many semicolons; "she left" is in no text')
+    assert found.untrue == ("A, many semicolons", '"she left"')
+    assert found.checked == '1 of 2 claims hold; untrue: A, many semicolons; "she left"'
     silent = read_reply((0,), write("", {"A": 3}), False, [own], [other])
     assert (silent.claims, silent.untrue) == (0, ())

@@ -164,8 +164,10 @@ def test_a_resume_of_nothing(given, refused, tmp_path):
 
 
 def test_pairs_too_long(given, refused, tmp_path):
+    """Said before there is a run, so that the next try needs no --overwrite."""
     refused([*given, "--longest", "300"], "within 300, found none", "raise --longest")
-    assert not (tmp_path / "run" / "adapter").exists()
+    assert list((tmp_path / "run").iterdir()) == []
+    assert here(*given) == 0
 
 
 def test_pairs_that_teach_nothing(given, refused, tmp_path):

@@ -22,6 +22,7 @@ def lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").open()]
 
 
+@pytest.mark.base
 def test_the_tiny_preset_learns_something(tmp_path, capsys):
     """No adapter, no base, no pairs: replies that parse and replies that do not, and a gradient."""
     few = ("--eval-pairs", "2", "--reason-pairs", "0", "--steps", "6")
@@ -37,6 +38,7 @@ def test_the_tiny_preset_learns_something(tmp_path, capsys):
     assert out.count("taught nothing: no reply is above its group") == len(found) - len(telling)
 
 
+@pytest.mark.base
 def test_a_reply_of_the_tiny_model_parses():
     """The table that its head is made of leads through the form."""
     tokenizer = Tokenizer.load(resolve(DEFAULT_BASE))
@@ -79,6 +81,7 @@ def made(base: str) -> Trained:
     return found
 
 
+@pytest.mark.base
 def test_a_random_model_and_a_real_one_do_not_mix():
     base, folder = resolve(DEFAULT_BASE), Path("mine")
     with pytest.raises(InputError, match="mine: this adapter was trained on a random model: say"):

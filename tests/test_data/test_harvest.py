@@ -299,7 +299,9 @@ def test_the_longest_prompts_first(known, pairs):
     assert [sizes[name] for name in found] == sorted(set(sizes.values()), reverse=True)[:2]
     assert len(one.longest(9)) == 9  # a step of many couples has some twice
     assert (one.curriculum.out, one.curriculum.cursor) == (set(), 0)
-    assert source(known, [giant], replace(BARE, longest=1200)).longest(1) == []
+    alone = source(known, [giant], replace(BARE, longest=1200))
+    with pytest.raises(InputError, match="within 1200, found none among 1 couples"):
+        alone.longest(1)
 
 
 def test_instruments_are_made_up(known, pairs):

@@ -176,7 +176,7 @@ def said_of_flat(lines: Sequence[Mapping[str, Any]], steps: int) -> str:
     if not flat:
         return ""
     said = f"{len(flat)} of {steps} steps taught nothing: no reply did better than its group"
-    if not any(line["formed"] for line in flat):
+    if not any(line["formed"] for line in lines):
         return f"{said}, since none was well formed; teach the form first, with train_sft.py\n"
     more = "--resample 2, a larger --group or --temperature, --group-by plan, --grpo.variant gdpo"
     return f"{said}; what can help: {more}\n"

@@ -75,6 +75,14 @@ def test_steps_that_taught_say_nothing():
     assert said_of_flat([{"flat": 0.5, "formed": 1.0}, {"flat": 0.0, "formed": 0.0}], 2) == ""
 
 
+def test_the_form_is_to_be_taught_only_where_no_step_has_it():
+    flat, other = {"flat": 1.0, "formed": 0.0}, {"flat": 0.5, "formed": 0.25}
+    assert "teach the form first" in said_of_flat([flat, flat], 2)
+    said = said_of_flat([flat, other], 2)
+    assert said.startswith("1 of 2 steps taught nothing")
+    assert "what can help: --resample 2" in said
+
+
 def made(base: str) -> Trained:
     found = Trained.__new__(Trained)
     vars(found)["base"] = base

@@ -290,18 +290,21 @@ def _print_profile(out: Console, exemplars: list[str]) -> None:
 
 def _print_judgement(out: Console, judgement: Judgement, names: list[str], streamed: bool) -> None:
     """The reasoning, unless it was streamed, and a small table, best first."""
-    if not streamed:
-        for reply in judgement.replies:
-            title = " against ".join(names[i] for i in reply.candidates)
+    for reply in judgement.replies:
+        title = " against ".join(names[i] for i in reply.candidates)
+        measured = f"measured again, {reply.checked}" if reply.claims or reply.untrue else ""
+        if streamed and measured:
+            out.print(f"{title}: {measured}", style="dim", markup=False)
+        elif not streamed:
             out.print(title, style="bold", markup=False)
             out.print(reply.reasoning or "(no reasoning)", markup=False)
             if reply.problem:
                 out.print(f"(invalid reply: {reply.problem})", markup=False)
+            if measured:
+                out.print(f"({measured})", style="dim", markup=False)
             out.print()
-    for reply in judgement.replies:
-        if reply.claims or reply.untrue:
-            title = " against ".join(names[i] for i in reply.candidates)
-            out.print(f"checked, {title}: {reply.checked}", style="dim", markup=False)
+    if streamed and any(reply.claims or reply.untrue for reply in judgement.replies):
+        out.print()
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     table.add_column("candidate", overflow="fold")  # the ends of file names tell them apart

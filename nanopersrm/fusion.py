@@ -178,9 +178,8 @@ def _weighed(table: Array) -> tuple[Array, Array]:
     usual = np.where(known, table, 0.0).sum((0, 1)) / np.maximum(known.sum((0, 1)), 1)  # (k,)
     table = np.where(known, table, usual)
     gaps = table[:, 1] - table[:, 0]  # (pairs, k)
-    unit = np.ones(
-        table.shape[-1]
-    )  # z is one already; the ridge must not see how small cosines are
+    # z is in units already; of cosines the ridge must not see how small they are.
+    unit = np.ones(table.shape[-1])
     cosine_like = slice(len(FACTOR_NAMES), None)
     if len(gaps):
         unit[cosine_like] = np.maximum(np.sqrt((gaps[:, cosine_like] ** 2).mean(0)), LEAST_UNIT)

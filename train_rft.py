@@ -86,7 +86,7 @@ class Config:
 
     pairs: Path | None = None  # .jsonl of data.build; default: pairs of the demo writers
     validation: Path | None = None  # pairs for the trials; default: a tenth of the writers
-    adapter: Path | None = None  # where to begin; default: runs/sft/adapter, or that of the base
+    adapter: Path | None = None  # else runs/sft/adapter, or "default", which comes with the base
     out: Path = Path("runs/rft")  # folder of the run
     resume: bool = False  # go on from the last checkpoint in --out
     overwrite: bool = False  # throw an earlier run in --out away
@@ -281,8 +281,8 @@ def main(config: Config) -> None:
     folder, made = None, None
     if config.adapter is not None or not tiny:
         folder, made = starting.said_by(config.adapter, SFT, config.base)
-        told = config.base, config.nf4, config.dtype, config.form
-        config = replace(config, **starting.unsaid(made, *told))
+        told = starting.unsaid(made, config.base, config.nf4, config.dtype)
+        config = replace(config, form=config.form or starting.form_of(made), **told)
     device = device_of(config.device)
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     said = asdict(config) | {"rft_steps": config.steps, "steps": None}

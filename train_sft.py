@@ -2,6 +2,7 @@
 
     python train_sft.py                                  the demo writers, a first try
     python train_sft.py --pairs train.jsonl --out mine   your own pairs, see data/README.md
+    python train_sft.py --adapter default --pairs ...    from the judge that comes with the base on
     python train_sft.py --out mine --resume ...          go on after an interruption
 
 Two small adapters learn three things, beside a base that stays as it is:
@@ -76,6 +77,8 @@ class Config:
 
     pairs: Path | None = None  # .jsonl of data.build; default: pairs of the demo writers
     validation: Path | None = None  # pairs for the trials; default: a tenth of the writers
+    # go on from this one, "default" is that of the base: its style, base, rank stay
+    adapter: Path | None = None
     out: Path = Path("runs/sft")  # folder of the run
     resume: bool = False  # go on from the last checkpoint in --out
     overwrite: bool = False  # throw an earlier run in --out away
@@ -92,7 +95,7 @@ class Config:
     nf4: bool | None = None  # the matrices of the base in 4 bits
     recompute: bool | None = None  # compute each block again in its backward: less memory
     offload: bool | None = None  # keep what is kept of each block in host memory
-    style_from: Path | None = None  # a style adapter to use as it is, instead of learning one
+    style_from: Path | None = None  # a style adapter to use as it is; default: that in --adapter
     fused: int = 1000  # pairs on which all instruments are weighed into a chance to show; 0: no
     writers: int = 16  # a step of style, of one domain where it has so many
     eval_every: int = 50  # steps between trials on validation pairs; 0: before and after only
@@ -117,13 +120,15 @@ class Kit:
     course: Course  # the training pairs
     validation: list[Pair]
     training: Training
+    begun: Lora | None  # the adapter to go on from
+    style_from: Path | None  # the style adapter to use as it is
 
 
 def learn_style(kit: Kit) -> Style:
     """The first loop: contrast of pooled states among the writers of a step."""
     config, how, model, training = kit.config, kit.how, kit.model, kit.training
-    if config.style_from is not None:
-        learned = Style.load(config.style_from, model)
+    if kit.style_from is not None:
+        learned = Style.load(kit.style_from, model)
     else:
         learned = Style(
             model, style.adapter(model, config.lora, config.style, config.seed), config.style
@@ -133,7 +138,7 @@ def learn_style(kit: Kit) -> Style:
         lora.load_tensors(named(training.saved.tensors, "style"))
         lora.freeze()
         return learned.measured(training.saved.facts["style"])
-    if config.style_from is not None:
+    if kit.style_from is not None:
         return fuse(kit, learned)
     texts = course.usual(kit.course.roster, kit.tokenizer, config.seed)
     learned.standardise(texts)
@@ -191,7 +196,7 @@ def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
     """The second loop: imitation and contrast. The adapter, and the trials before and after."""
     config, how, model, training = kit.config, kit.how, kit.model, kit.training
     near = nearness(kit.tokenizer, styled, course.writers(kit.course.pairs))
-    lora = Lora(model, config.lora, config.seed + 1)
+    lora = kit.begun or Lora(model, config.lora, config.seed + 1)
     learner = Learner(training, "judge", model, lora, config.optim)
     exam = Exam(
         kit.validation[: config.eval_pairs], kit.tokenizer, config.lesson, config.seed, near
@@ -251,10 +256,14 @@ def rehearse(kit: Kit, learner: Learner, near: Nearness) -> None:
 
 def main(config: Config) -> None:
     """Read, learn, save, and say what came of it."""
+    folder, made = starting.named(config.adapter, config.base)
+    config = replace(config, **starting.unsaid(made, config.base, config.nf4, config.dtype))
+    inside = folder / "style" if folder is not None and (folder / "style").is_dir() else None
+    style_from = config.style_from or inside
     device = device_of(config.device)
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     how = settled(config.preset or for_card(card), asdict(config))
-    if config.style_from is not None:
+    if style_from is not None:
         how = replace(how, warmup_steps=0)
     for name, least in (("eval_every", 0), ("eval_pairs", 0), ("writers", 2), ("fused", 0)):
         if (number := getattr(config, name)) < least:
@@ -267,40 +276,33 @@ def main(config: Config) -> None:
     train, validation = course.divided(given, config.validation, config.seed)
     base = resolve(config.base, lambda line: print(line, file=sys.stderr))
     tokenizer = Tokenizer.load(base)
+    tiny = starting.is_random(config.preset, config.base)
+    notes = [starting.same_base(made, folder, base, tiny)]
+    notes += made.asked_otherwise(config.lesson.evidence, config.lesson.form) if made else []
+    for note in filter(None, notes):
+        print(note, file=sys.stderr)
     sizes = ModelConfig.of(base.config)
     longest = min(config.lesson.longest, sizes.context)
     config = replace(config, lesson=replace(config.lesson, longest=longest))
     checkpoint.check_room(config.out, disk_needed(sizes, config.lora.rank, config.keep_last))
     whole = Course(train, tokenizer, config.lesson, config.seed)
-    tiny = starting.is_random(config.preset, config.base)
     model = starting.load(base, how, device, config.seed, tiny)
+    begun = None if folder is None else starting.going_on(folder, model, config.lora)
+    config = replace(config, lora=begun.config if begun else config.lora)
     steps = how.warmup_steps + how.steps
     torch.manual_seed(config.seed)  # of dropout
+    settings = asdict(config) | asdict(how) | {"texts": digest([*train, *validation])}
+    settings["adapter_sha256"] = starting.adapter_sha256(folder)
     with Stop() as stop:
-        training = Training(
-            config.out,
-            {**asdict(config), **asdict(how), "texts": digest([*train, *validation])},
-            steps,
-            config.save_every,
-            config.keep_last,
-            stop,
-            config.resume,
-            config.overwrite,
-            device,
-        )
-        kit = Kit(
-            config,
-            how,
-            model,
-            tokenizer,
-            whole,
-            validation,
-            training,
-        )
+        saving = config.save_every, config.keep_last, stop, config.resume, config.overwrite
+        training = Training(config.out, settings, steps, *saving, device)
+        data = whole, validation
+        kit = Kit(config, how, model, tokenizer, *data, training, begun, style_from)
         training.log.note(
-            f"{config.base} on {device}, {'NF4 and ' * how.nf4}{model.norm.weight.dtype}; "
-            f"{len(train):,} pairs to train on, {len(validation):,} for trials; steps: "
-            f"{how.warmup_steps} of style, {how.steps} of {how.bundles} pairs"
+            f"{config.base} with {folder or 'a new adapter'} on {device}, "
+            f"{'NF4 and ' * how.nf4}{model.norm.weight.dtype}; {len(train):,} pairs to train on, "
+            f"{len(validation):,} for trials; steps: {how.warmup_steps} of style, {how.steps} of "
+            f"{how.bundles} pairs"
         )
         styled = learn_style(kit)
         lora, before, after = learn_to_judge(kit, styled)

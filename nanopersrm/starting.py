@@ -1,7 +1,9 @@
 """What training starts from: the base as a preset computes it, and what the result says of it.
 
+    folder, made = named(adapter, base)              an adapter to go on from, and its judge.json
     model = load(base, how, device, seed, tiny)      16 bits, or NF4 with 16 bits around it
     adapters(folder, model, seed, twice)             the one that learns, and its frozen reference
+    going_on(folder, model, said)                    the one that learns on
     instruments(folder, made, model, …)              its style adapter, and what its prompts show
     made_for(…)                                      the judge.json of what comes out
 
@@ -27,7 +29,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -114,8 +116,19 @@ def made_for(
     )
 
 
+def named(adapter: Path | None, base: str) -> tuple[Path | None, Trained | None]:
+    """The folder of the adapter to go on from, "default" being the one that comes with the base,
+    and its judge.json where it has one; None: a new adapter."""
+    folder = trained.chosen(adapter, base)
+    if folder is None:
+        if adapter is not None and str(adapter) == trained.DEFAULT:
+            raise InputError(f"--adapter {adapter}: no adapter comes with the base {base}")
+        return None, None
+    return folder, trained.read(folder)
+
+
 def said_by(folder: Path | None, default: Path, base: str) -> tuple[Path, Trained | None]:
-    """The folder of the adapter to go on from, and its judge.json where it has one.
+    """What `named` gives, of a run that cannot do without an adapter.
 
     None: the `default`, what train_sft.py leaves, or else the one that comes with the base.
     """
@@ -126,13 +139,13 @@ def said_by(folder: Path | None, default: Path, base: str) -> tuple[Path, Traine
             f"expected a trained adapter in {default}, found none: run `python train_sft.py` "
             "first, or name another one with --adapter"
         )
-    folder = (folder or default).expanduser()
-    return folder, trained.read(folder)
+    found, made = named(folder or default, base)
+    if found is None:
+        raise InputError(f"--adapter {folder}: expected an adapter to go on from, got none")
+    return found, made
 
 
-def unsaid(
-    made: Trained | None, base: str, nf4: bool | None, dtype: str | None, form: str | None
-) -> dict[str, Any]:
+def unsaid(made: Trained | None, base: str, nf4: bool | None, dtype: str | None) -> dict[str, Any]:
     """Settings of a run that nobody has said, from what its adapter was trained on."""
     if made is None:
         return {}
@@ -140,8 +153,12 @@ def unsaid(
         "base": made.base if base == DEFAULT_BASE and made.base != RANDOM else base,
         "nf4": made.nf4 if nf4 is None else nf4,
         "dtype": dtype or (made.dtype if made.nf4 else None),
-        "form": form or (None if made.form == "both" else made.form),
     }
+
+
+def form_of(made: Trained | None) -> Literal["pointwise", "pairwise"]:
+    """The form of prompts that reinforcement goes on with: one of two, of an adapter for both."""
+    return "pairwise" if made is not None and made.form == "pairwise" else "pointwise"
 
 
 def same_base(made: Trained | None, folder: Path | None, base: Base, tiny: bool) -> str | None:
@@ -168,6 +185,19 @@ def adapters(folder: Path | None, model: Model, seed: int, twice: bool) -> tuple
         return Lora(model, LoraConfig(), seed) if folder is None else lora_files.load(folder, model)
 
     return one(), one().freeze() if twice else None
+
+
+def going_on(folder: Path, model: Model, said: LoraConfig) -> Lora:
+    """The adapter of a folder, to learn on; of `said` nothing may differ from what it is."""
+    lora = lora_files.load(folder, model)
+    for name, value in vars(said).items():
+        kept = getattr(lora.config, name)
+        if value not in (getattr(LoraConfig(), name), kept):
+            raise InputError(
+                f"--lora.{name}: {folder}, which is learned on, has {kept!r}, got {value!r}; leave "
+                "it out"
+            )
+    return lora
 
 
 def instruments(

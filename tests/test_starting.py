@@ -19,8 +19,10 @@ from nanopersrm.starting import (
     TINY,
     adapter_sha256,
     adapters,
+    form_of,
     is_random,
     load,
+    named,
     said_by,
     unsaid,
 )
@@ -125,14 +127,26 @@ def test_what_nobody_has_said_follows_from_the_adapter():
         form="pairwise",
         style=True,
     )
-    told = {"base": "b", "nf4": True, "dtype": "fp16", "form": "pairwise"}
-    assert unsaid(made, DEFAULT_BASE, None, None, None) == told
-    own = {"base": "other", "nf4": False, "dtype": "bf16", "form": "pointwise"}
-    assert unsaid(made, "other", False, "bf16", "pointwise") == own
+    assert unsaid(made, DEFAULT_BASE, None, None) == {"base": "b", "nf4": True, "dtype": "fp16"}
+    own = {"base": "other", "nf4": False, "dtype": "bf16"}
+    assert unsaid(made, "other", False, "bf16") == own
     plain = replace(made, base=RANDOM, nf4=False, form="both")  # 16 bits: the machine decides
-    told = {"base": DEFAULT_BASE, "nf4": False, "dtype": None, "form": None}
-    assert unsaid(plain, DEFAULT_BASE, None, None, None) == told
-    assert unsaid(None, "other", None, "bf16", None) == {}
+    told = {"base": DEFAULT_BASE, "nf4": False, "dtype": None}
+    assert unsaid(plain, DEFAULT_BASE, None, None) == told
+    assert unsaid(None, "other", None, "bf16") == {}
+    assert [form_of(one) for one in (made, plain, None)] == ["pairwise", "pointwise", "pointwise"]
+
+
+def test_an_adapter_by_name(folder):
+    assert named(None, DEFAULT_BASE) == named(Path("none"), DEFAULT_BASE) == (None, None)
+    found, made = named(Path("default"), DEFAULT_BASE)
+    assert found == trained.SHIPPED
+    assert made is not None
+    assert named(folder, "some/base")[0] == folder
+    with pytest.raises(InputError, match="--adapter default: no adapter comes with the base s/b"):
+        named(Path("default"), "s/b")
+    with pytest.raises(InputError, match="--adapter none: expected an adapter to go on from"):
+        said_by(Path("none"), folder, DEFAULT_BASE)
 
 
 @pytest.mark.parametrize("trained", [True, False])

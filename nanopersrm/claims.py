@@ -9,7 +9,8 @@ A reply is free text, so only what stands in the words of `profile.py` is a clai
 
 Each is recomputed from the texts by `factors.py`. A number must be the value, rounded; "about"
 allows a twentieth more. A short form ("B has none") speaks of the last factor of its sentence.
-"Not many dashes" holds where "many dashes" does not.
+"Not many dashes" and "lacks many dashes" hold where "many dashes" does not, "no more dashes than"
+where "more" does not.
 
 What we left out. "Few long sentences" says nothing of all sentences and is no claim; nor is "fewer
 dashes" without "than", nor anything in other words. Where to read next: `faithful.py`.
@@ -31,7 +32,11 @@ from nanopersrm.profile import (
 from nanopersrm.subjects import EVERY, WRITER, Scene
 
 SLACK = 1.0  # points by which a stated percentile may be off: it is rounded
-NEGATED = re.compile(r"(?:\b(?:not|never|without|nor|no longer)|n't)(?: (?:have|show|use|has))? $")
+NEGATED = re.compile(  # before a level word
+    r"(?:\b(?:not|never|without|nor|no longer|lacks?|lacking|avoids?|avoiding)|n't)"
+    r"(?: (?:have|has|shows?|uses?|keeps?|with))?(?: (?:any|so|too|very))? $"
+)
+NO = re.compile(rf"\bno $|{NEGATED.pattern}")  # before "more" and "less"
 QUANTITY = re.compile(r"\b(?:no|few|some|many|more|fewer|several|less|most) $", re.I)
 FIGURE = re.compile(
     r"(?:, | \(| )(about )?(under )?(\d+(?:\.\d+)?)(?=\s?(?:%|words?\b|letters?\b|per\b))"
@@ -40,6 +45,7 @@ SAYS = (
     r"(?:[ ,:]|\b(?:are|is|it|closer|nearer|than|at|puts?|say|give|the|text|candidate|show|"
     r"stands?|comes|beats|[A-Z])\b)*"
 )
+UNIT = 24  # characters of one, at most
 PERCENT_OF = re.compile(
     r"\b(\d+)\s?%(?: of (?:the )?strangers)? (?:by|in|on) (n-grams|factors)\b", re.I
 )
@@ -127,7 +133,7 @@ def _levels(scene: Scene) -> Iterator[Claim]:
         if known:
             factor, said = known
             if said in ("more", "less"):
-                yield from _comparison(scene, match, factor, said)
+                yield from _comparison(scene, match, factor, said, NO.search(before))
                 last = begin, factor
                 continue
             if WORDS[factor] != COUNTED and QUANTITY.search(before):
@@ -140,7 +146,7 @@ def _levels(scene: Scene) -> Iterator[Claim]:
             continue
         subject = scene.subject(match.start(), match.end())
         if subject and said:
-            yield _level_claim(scene, match, subject, factor, said, bool(NEGATED.search(before)))
+            yield _level_claim(scene, match, subject, factor, said, NEGATED.search(before))
 
 
 def _stands_alone(scene: Scene, match: re.Match[str], before: str) -> bool:
@@ -152,16 +158,25 @@ def _stands_alone(scene: Scene, match: re.Match[str], before: str) -> bool:
 
 
 def _level_claim(
-    scene: Scene, match: re.Match[str], subject: str, factor: str, said: str, negated: bool
+    scene: Scene,
+    match: re.Match[str],
+    subject: str,
+    factor: str,
+    said: str,
+    negated: re.Match[str] | None,
 ) -> Claim:
     figure = FIGURE.match(scene.text, match.end())
-    text = scene.text[match.start() : figure.end() if figure else match.end()]
+    end = figure.end() if figure else match.end()
+    if figure and figure[0].startswith(" ("):
+        end = max(end, scene.text.find(")", end, end + UNIT) + 1)  # with its unit
+    text = scene.text[match.start() : end]
+    text = f"{negated[0]}{text}" if negated else text
 
     def holds(texts: tuple[str, ...]) -> bool:
         value = measured(texts)[factor]
         if value is None:
             return False
-        if (level(factor, value).split()[0] == said) == negated:
+        if (level(factor, value).split()[0] == said) == (negated is not None):
             return False
         return figure is None or _rounds_to(value, figure)
 
@@ -178,7 +193,9 @@ def _rounds_to(value: float, figure: re.Match[str]) -> bool:
     return abs(value - float(digits)) <= slack + 1e-9
 
 
-def _comparison(scene: Scene, match: re.Match[str], factor: str, said: str) -> Iterator[Claim]:
+def _comparison(
+    scene: Scene, match: re.Match[str], factor: str, said: str, negated: re.Match[str] | None
+) -> Iterator[Claim]:
     subject, other = scene.subject(match.start(), match.start() + 1), scene.compared(match.end())
     if subject is None or other is None or other == EVERY or subject == other:
         return
@@ -187,9 +204,11 @@ def _comparison(scene: Scene, match: re.Match[str], factor: str, said: str) -> I
 
     def holds(texts: tuple[str, ...]) -> bool:
         value = measured(texts)[factor]
-        return value is not None and other_value is not None and sign * (value - other_value) > 0
+        if value is None or other_value is None:
+            return False
+        return (sign * (value - other_value) > 0) == (negated is None)
 
-    text = f"{match[0]} {other}"
+    text = f"{negated[0] if negated else ''}{match[0]} {other}"
     yield Claim(match.start(), text, subject, factor, said, all(map(holds, scene.texts(subject))))
 
 

@@ -21,12 +21,11 @@ exemplar, which may be due to one of them, each is judged alone.
 
 Fail closed. What the judge raises goes to who asked, and the next call is made. An ask whose future
 was cancelled before its turn is dropped. Once nobody waits for the call that is being made, the
-judge is stopped at its next token of reasoning; what has no reasoning is short, and is finished and
-thrown away.
+judge is stopped before the next block of its model, whether it reads or writes.
 
 Closing waits CLOSING seconds for what is being judged, then sends away who waits for it, so that
 the judge stops, and waits as long again. A call that does not stop even then is left behind: its
-thread ends with the call, and Python's exit waits for that.
+thread ends with the call. After Ctrl-C Python's exit waits for that; SIGTERM ends the process.
 
 Beside the judge a second thread does what needs no model and still counts for a while: the habits
 of a writer. It has a line of its own, as long as the judge's, first come first served.
@@ -226,7 +225,8 @@ class Desk:
         """One call for all, or one for each where that does not do."""
         if len(tickets) > 1:
             asks = [ticket.ask for ticket in tickets]
-            found, error = await self._call(partial(together, self.judge, asks, _follow(tickets)))
+            shared = partial(together, self.judge, asks, *_follow(tickets))
+            found, error = await self._call(shared)
             if error is None and not any(note.startswith(CUT) for note in found[0].notes):
                 for ticket, part in zip(tickets, found, strict=True):
                     _answer(ticket, Done(part, len(tickets)), None)
@@ -264,32 +264,41 @@ def _answer(ticket: Ticket, done: Done | None, error: BaseException | None) -> N
         ticket.future.set_result(done)
 
 
-def _follow(tickets: Sequence[Ticket]) -> OnText:
-    """Called at each token, in the judge's thread: goes on while one of them waits."""
+def _follow(tickets: Sequence[Ticket]) -> tuple[OnText | None, Callable[[], None]]:
+    """What the judge calls in its thread: at each token if somebody reads along, and to know
+    whether one of them still waits."""
 
-    def follow(which: tuple[int, ...], text: str, ended: bool) -> None:
+    def alive() -> None:
         if all(ticket.future.done() for ticket in tickets):
             raise Left("nobody waits for this judgement any more")
-        for ticket in tickets:
-            if ticket.on_text is not None:
-                ticket.on_text(which, text, ended)
 
-    return follow
+    reading = [ticket.on_text for ticket in tickets if ticket.on_text is not None]
+
+    def follow(which: tuple[int, ...], text: str, ended: bool) -> None:
+        for on_text in reading:
+            on_text(which, text, ended)
+
+    return follow if reading else None, alive
 
 
 def _alone(judge: Judges, ticket: Ticket) -> Judgement:
     """One ask in a call of its own; runs in the judge's thread."""
-    ask, follow = ticket.ask, _follow([ticket])
-    return judge.judge(
-        ask.exemplars, ask.candidates, ask.question, ask.principles, ask.config, follow
-    )
+    ask = ticket.ask
+    asked = ask.exemplars, ask.candidates, ask.question, ask.principles, ask.config
+    return judge.judge(*asked, *_follow([ticket]))
 
 
-def together(judge: Judges, asks: Sequence[Ask], on_text: OnText | None = None) -> list[Judgement]:
+def together(
+    judge: Judges,
+    asks: Sequence[Ask],
+    on_text: OnText | None = None,
+    alive: Callable[[], None] | None = None,
+) -> list[Judgement]:
     """One pointwise call about all candidates of asks that `goes_with` each other -> one each."""
     one = asks[0]
     texts = list(dict.fromkeys(text.strip() for ask in asks for text in ask.candidates))
-    found = judge.judge(one.exemplars, texts, one.question, one.principles, one.config, on_text)
+    asked = one.exemplars, texts, one.question, one.principles, one.config
+    found = judge.judge(*asked, on_text, alive)
     return [_part(found, [texts.index(text.strip()) for text in ask.candidates]) for ask in asks]
 
 

@@ -114,15 +114,15 @@ def check(reply: str, exemplars: Sequence[str], candidates: Mapping[str, str]) -
 
     candidates: label -> text, as the prompt showed them.
     """
-    text, offset = _reasoning(reply)
+    text, offset, whole = _reasoning(reply)
     masked = QUOTE.sub(lambda m: '"' + " " * len(m[1]) + '"', text)
     scene = scene_of(masked, exemplars, candidates)
     quotes = [_quote(scene, match.start(), match[1], offset) for match in QUOTE.finditer(text)]
     claims = claims_of(scene)
     flaws = [(q.start - offset, f'"{q.text}" is in no text') for q in quotes if not q.verbatim]
-    flaws += [(c.start, f"{c.subject}: not {c.text}") for c in claims if not c.holds]
+    flaws += [(c.start, f"{c.subject}, untrue: {c.text}") for c in claims if not c.holds]
     last = QUOTE.sub(lambda m: "." * len(m[0]), text).find('"')
-    if last >= 0:
+    if last >= 0 and whole:
         flaws.append((last, "a quote is not closed"))
         quotes.append(Quote(last + offset, text[last + 1 : last + 40], None, False, False))
     return Report(
@@ -135,14 +135,16 @@ def check(reply: str, exemplars: Sequence[str], candidates: Mapping[str, str]) -
     )
 
 
-def _reasoning(reply: str) -> tuple[str, int]:
-    """The part between the tags, curly quotes made straight, and where it begins."""
-    reply = reply[:LONGEST_REPLY]
+def _reasoning(reply: str) -> tuple[str, int, bool]:
+    """The part between the tags, curly quotes made straight, where it begins, and whether it was
+    read to its end."""
+    whole, reply = len(reply) <= LONGEST_REPLY, reply[:LONGEST_REPLY]
     begin = reply.find(OPEN.strip())
     begin = begin + len(OPEN.strip()) if begin >= 0 else 0
     end = reply.find(CLOSE, begin)
     inside = reply[begin : end if end >= 0 else len(reply)]
-    return re.sub("[“”„«»″]", '"', inside).replace("’", "'"), begin
+    straight = re.sub("[“”„«»″]", '"', inside).replace("’", "'")
+    return straight, begin, whole or end >= 0
 
 
 def _quote(scene: Scene, start: int, quote: str, offset: int) -> Quote:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanopersrm import InputError, judgement, lora_files, ranking, reward, trained, verdict, weights
+from nanopersrm import InputError, judgement, lora_files, ranking, reward, trained, weights
 from nanopersrm.answer import FORCED_ROOM, Answer, AnswerConfig, OnText, answer
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.device import device_of, dtype_of
@@ -37,8 +37,9 @@ from nanopersrm.judgement import Asked, JudgeConfig, Judgement
 from nanopersrm.model import Model
 from nanopersrm.nearness import cosines, nearness
 from nanopersrm.prefixes import Prefixes
-from nanopersrm.profile import Near, measured_block
-from nanopersrm.prompts import LONGEST_TOKEN, cut, messages, water_level
+from nanopersrm.profile import Near
+from nanopersrm.prompts import LONGEST_TOKEN, cut, water_level
+from nanopersrm.question import Question
 from nanopersrm.sampler import Prefix, common_prefix
 from nanopersrm.style import Style
 from nanopersrm.tokenizer import Tokenizer
@@ -119,14 +120,32 @@ class Judge:
         question: str | None = None,
         principles: Sequence[str] = (),
         config: JudgeConfig | None = None,
-        on_text: Callable[[tuple[int, ...], str, bool], None] | None = None,
+        on_text: judgement.OnText | None = None,
+        alive: Callable[[], None] | None = None,
     ) -> Judgement:
         """How well does each candidate (1 to 26 texts) fit the writer of the exemplars?
 
         `on_text(candidates, reasoning so far, ended)` follows the first sample of each prompt as it
-        is drawn; `candidates` are the indices that the prompt shows, in its order.
+        is drawn; `candidates` are the indices that the prompt shows, in its order. `alive` is
+        called before each block of the model; what it raises ends the judgement.
         Raises InputError for what cannot be judged.
         """
+        self.model.before_block = alive
+        try:
+            return self._judged(exemplars, candidates, question, principles, config, on_text)
+        finally:
+            self.model.before_block = None
+
+    def _judged(
+        self,
+        exemplars: Sequence[str],
+        candidates: Sequence[str],
+        question: str | None,
+        principles: Sequence[str],
+        config: JudgeConfig | None,
+        on_text: judgement.OnText | None,
+    ) -> Judgement:
+        """`judge`, but for `alive`."""
         start, config = time.perf_counter(), config or JudgeConfig()
         judgement.check(exemplars, candidates, config, question, principles)
         notes = list(self.notes)
@@ -145,7 +164,7 @@ class Judge:
         if pairs:
             asked = [order for i, j in pairs for order in ((i, j), (j, i))]
         exemplars = [text.strip() for text in exemplars]
-        ask = _Question(
+        ask = Question(
             self.tokenizer, list(exemplars), unique, question, principles, config.evidence
         )
         if config.evidence and self._shows_style():
@@ -258,7 +277,7 @@ class Judge:
 
     def _fit(
         self,
-        ask: "_Question",
+        ask: "Question",
         exemplars: list[str],
         asked: Asked,
         config: JudgeConfig,
@@ -299,40 +318,6 @@ class Judge:
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer.encode(text))
-
-
-class _Question:
-    """A prompt but for the exemplars, which may have to be cut; what is measured is of all."""
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        exemplars: Sequence[str],
-        candidates: Sequence[str],
-        question: str | None,
-        principles: Sequence[str],
-        evidence: bool,
-    ):
-        self.tokenizer, self.candidates = tokenizer, candidates
-        self.question, self.principles = question, principles
-        self.exemplars, self.evidence = exemplars, evidence
-        self.near: list[Near] | None = None  # one a candidate
-        self.measured: dict[tuple[int, ...], str] = {}
-
-    def ids(self, exemplars: Sequence[str], which: tuple[int, ...]) -> list[int]:
-        """The prompt about candidates `which`, up to the start of the reply."""
-        texts = [self.candidates[i] for i in which]
-        if self.evidence and which not in self.measured:
-            near = None if self.near is None else [self.near[i] for i in which]
-            self.measured[which] = measured_block(self.exemplars, texts, near=near)
-        measured = self.measured.get(which)
-        chat = messages(exemplars, texts, self.question, self.principles, measured)
-        return self.tokenizer.chat(chat, continuation=verdict.OPEN)
-
-    def probe(self, exemplars: Sequence[str]) -> list[int]:
-        """A prompt that has nothing but the exemplars and principles in common with any other."""
-        other = messages(exemplars, ["\u2060"], principles=self.principles)
-        return self.tokenizer.chat(other, continuation=verdict.OPEN)
 
 
 def _answering(config: JudgeConfig) -> AnswerConfig:

@@ -26,7 +26,7 @@ from typing import Any, Literal, Protocol
 
 from nanopersrm import InputError, faithful
 from nanopersrm.ranking import bradley_terry, preference
-from nanopersrm.verdict import LABELS, beats, beats_jointly, mean, parse, soft_score
+from nanopersrm.verdict import CLOSE, LABELS, OPEN, beats, beats_jointly, mean, parse, soft_score
 
 Scores = list[float | None]
 Table = list[list[float]]
@@ -57,14 +57,19 @@ class JudgeConfig:
     seed: int = 0  # same seed, same judgement
 
     def __post_init__(self) -> None:
+        for name in ("evidence", "think", "copy_quotes"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(f"{name}: expected True or False, got {value!r}")
         for name, least in (("think_tokens", 1), ("samples", 1), ("seed", None)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not whole or (least is not None and value < least):
                 wanted = "a whole number" + (f" of at least {least}" if least else "")
                 raise InputError(f"{name}: expected {wanted}, got {value!r}")
-        if self.temperature is not None and not 0 <= self.temperature <= 100:
-            raise InputError(f"temperature: expected 0 to 100, got {self.temperature}")
+        hot = self.temperature
+        number = isinstance(hot, int | float) and not isinstance(hot, bool) and 0 <= hot <= 100
+        if hot is not None and not number:
+            raise InputError(f"temperature: expected 0 to 100, got {hot!r}")
         if self.mode not in ("pointwise", "pairwise"):
             raise InputError(f"mode: expected pointwise or pairwise, got {self.mode!r}")
 
@@ -130,7 +135,9 @@ def read_reply(
     said = parse(text, labels)
     if not said.reasoning:
         return JudgedReply(which, text, said.reasoning, said.problem, cut)
-    found = faithful.check(said.reasoning, exemplars, dict(zip(labels, candidates, strict=True)))
+    # With the tags, or those that the model has written in between would count as the real ones.
+    reasoning = f"{OPEN}{said.reasoning}{CLOSE}"
+    found = faithful.check(reasoning, exemplars, dict(zip(labels, candidates, strict=True)))
     untrue = [f"{claim.subject}, {claim.text}" for claim in found.found_claims if not claim.holds]
     untrue += [f'"{quote.text}"' for quote in found.found_quotes if not quote.verbatim]
     counts = found.claims, found.claims_true
@@ -148,6 +155,7 @@ class Judges(Protocol):
         principles: Sequence[str] = (),
         config: JudgeConfig | None = None,
         on_text: OnText | None = None,
+        alive: Callable[[], None] | None = None,
     ) -> Judgement: ...
 
 
@@ -223,7 +231,11 @@ def sharpened(table: Table, sharpness: float) -> Table:
 
 
 def ranked(table: Table, scores: Scores | None = None) -> list[int]:
-    """Indices, best first: by score if given, then by preference; exact ties keep their order."""
+    """Indices, best first: by score if given, then by preference; exact ties keep their order.
+
+    The better score need not be the likelier to be higher: 4 for sure is above 0.4 · 1 + 0.6 · 5 =
+    3.4, and is beaten by it in 60 % of cases. Then the best of two has a preference below ½.
+    """
     wins = [math.fsum(row) for row in table]
     worth = [0.0 if score is None else score for score in scores or [None] * len(table)]
     return sorted(range(len(table)), key=lambda i: (-worth[i], -wins[i], i))

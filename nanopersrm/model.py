@@ -25,6 +25,7 @@ Where to read next: `weights.py` fills this, `sampler.py` runs it.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,6 +265,7 @@ class Model(nn.Module):
         self.norm = RMSNorm(c.D, c.eps)
         self.lm_head = None if c.tied else Linear(c.D, c.V)
         self.packed_head: Tensor | None = None
+        self.before_block: Callable[[], None] | None = None  # what it raises ends the forward
         self.frequencies, self.warmth = rope_frequencies(c)
 
     def forward(
@@ -288,6 +290,8 @@ class Model(nn.Module):
         y, h = F.embedding(rows, self.embed_tokens).to(ids.device), None  # (N, D)
         turn = rotation(layout.positions, self.frequencies, self.warmth, y.dtype)
         for i, block in enumerate(self.layers[:layers]):
+            if self.before_block is not None:
+                self.before_block()
             if recompute and torch.is_grad_enabled():
                 y = forgetful(block, y, turn, layout, offload)
             else:

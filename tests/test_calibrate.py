@@ -74,8 +74,8 @@ class Half(FakeJudge):
         self.chosen = {(p.exemplars, p.chosen, p.rejected) for p in pairs}
         self.share, self.made_for = share, None
 
-    def judge(self, exemplars, candidates, question=None, principles=(), config=None, on_text=None):
-        said = super().judge(exemplars, ["one", "two"], question, principles, config, on_text)
+    def judge(self, exemplars, candidates, *rest, **named):
+        said = super().judge(exemplars, ["one", "two"], *rest, **named)
         first = (tuple(exemplars), *candidates) in self.chosen
         right = random.Random(f"{exemplars}{sorted(candidates)}").random() < self.share
         p = 0.51 if first == right else 0.49

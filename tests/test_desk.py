@@ -259,9 +259,9 @@ class Watched(FakeJudge):
 
     stopped = 0
 
-    def _judged(self, candidates: Sequence[str], on_text: Any) -> Judgement:
+    def _judged(self, candidates: Sequence[str], on_text: Any, alive: Any) -> Judgement:
         try:
-            return super()._judged(candidates, on_text)
+            return super()._judged(candidates, on_text, alive)
         except Left:
             self.stopped += 1
             raise
@@ -274,9 +274,9 @@ class Slow(Watched):
         super().__init__()
         self.going = threading.Event()
 
-    def _judged(self, candidates: Sequence[str], on_text: Any) -> Judgement:
+    def _judged(self, candidates: Sequence[str], on_text: Any, alive: Any) -> Judgement:
         assert len(candidates) == 1 or self.going.wait(10)
-        return super()._judged(candidates, on_text)
+        return super()._judged(candidates, on_text, alive)
 
 
 @pytest.mark.parametrize("on_text", [None, lambda which, text, ended: None])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nanopersrm.claims import PHRASES
 from nanopersrm.factors import FACTORS
-from nanopersrm.faithful import LONGEST_QUOTE, Report, check, contains
+from nanopersrm.faithful import LONGEST_QUOTE, LONGEST_REPLY, Report, check, contains
 from nanopersrm.subjects import EVERY, WRITER
 from nanopersrm.verdict import OPEN, write
 
@@ -50,6 +50,14 @@ def read(reasoning: str, candidates: dict[str, str] | None = None) -> Report:
         ("The writer writes; no semicolons in A.", "A", "semicolons", "no", True),
         ("A does not have many semicolons.", "A", "semicolons", "many", True),
         ("A does not have many contractions.", "A", "contractions", "many", False),
+        ("A lacks many semicolons.", "A", "semicolons", "many", True),
+        ("A never uses many contractions.", "A", "contractions", "many", False),
+        ("A avoids many semicolons.", "A", "semicolons", "many", True),
+        ("A has no fewer semicolons than the writer.", "A", "semicolons", "less", False),
+        ("A has not fewer semicolons than the writer.", "A", "semicolons", "less", False),
+        ("A has no more semicolons than the writer.", "A", "semicolons", "more", True),
+        ("A does not have more semicolons than the writer.", "A", "semicolons", "more", True),
+        ("A does not have any fewer contractions than B.", "A", "contractions", "less", True),
     ],
 )
 def test_a_claim_is_found_and_recomputed(sentence, subject, factor, said, holds):
@@ -182,3 +190,24 @@ def test_a_reply_about_no_candidate_is_checked_all_the_same():
     """A profile alone has none."""
     found = check('The writer has many semicolons, "we stayed".', ["It rained; we stayed; I."], {})
     assert (found.quotes_true, found.claims_true, found.flaws) == (1, 1, ())
+
+
+def test_a_claim_is_given_with_its_no():
+    said = "A does not have many contractions. B has no fewer contractions than A."
+    claims = [claim.text for claim in read(said).found_claims]
+    assert claims == ["not have many contractions", "no fewer contractions than A"]
+
+
+def test_a_claim_is_given_with_its_figure():
+    said = "A has many contractions (7 per 100 words). B has long sentences, about 47 words; so."
+    claims = [claim.text for claim in read(said).found_claims]
+    assert claims == ["many contractions (7 per 100 words)", "long sentences, about 47"]
+
+
+def test_what_is_not_read_any_more_is_not_called_untrue():
+    """A quote that the longest reply cuts in two."""
+    quoted = '"I came; I saw; I left." So it goes. '
+    long = quoted + "x " * ((LONGEST_REPLY - len(OPEN) - len(quoted) - 8) // 2) + quoted
+    assert LONGEST_REPLY - 12 < len(OPEN + long[: -len(quoted)]) < LONGEST_REPLY
+    report = read(long)
+    assert (report.quotes, report.quotes_true, report.flaws) == (1, 1, ())

@@ -37,6 +37,7 @@ class Planted:
         principles: Sequence[str] = (),
         config: JudgeConfig | None = None,
         on_text: object = None,
+        alive: object = None,
     ) -> Judgement:
         self.calls += 1
         assert 1 <= len(candidates) <= 26

@@ -325,3 +325,26 @@ def test_on_text_names_the_candidates_of_the_call(judge, config):
     whom = [(i,) for i in range(3)] if config is QUICK else list(permutations(range(3), 2))
     assert sorted(ended) == whom  # the fourth is the second again
     assert told == {reply.candidates: reply.reasoning for reply in judgement.replies}
+
+
+@pytest.mark.parametrize("config", [QUICK, PAIRS, JudgeConfig(think=False)])
+def test_a_judgement_can_be_stopped_before_any_block(judge, config):
+    """Also while it reads; the next one knows nothing of it."""
+    calls = 0
+
+    def alive() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > most:
+            raise TimeoutError("nobody waits")
+
+    most = 10**9
+    whole = judge.judge(EXEMPLARS, CANDIDATES, config=config, alive=alive)
+    assert calls >= 2 * len(judge.model.layers)
+    for most in (0, 1, calls // 2, calls - 1):
+        calls = 0
+        with pytest.raises(TimeoutError, match="nobody waits"):
+            judge.judge(EXEMPLARS, CANDIDATES, config=config, alive=alive)
+        assert calls == most + 1
+    assert judge.judge(EXEMPLARS, CANDIDATES, config=config).replies == whole.replies
+    assert calls == most + 1  # it is asked no more

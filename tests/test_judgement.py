@@ -270,6 +270,9 @@ def test_json_has_no_nan():
         ({"seed": 0.5}, "seed: expected a whole number, got 0.5"),
         ({"temperature": -0.1}, "temperature: expected 0 to 100, got -0.1"),
         ({"temperature": NAN}, "temperature: expected 0 to 100, got nan"),
+        ({"temperature": "hot"}, "temperature: expected 0 to 100, got 'hot'"),
+        ({"think": "no"}, "think: expected True or False, got 'no'"),
+        ({"copy_quotes": None}, "copy_quotes: expected True or False, got None"),
         ({"mode": "listwise"}, "mode: expected pointwise or pairwise, got 'listwise'"),
     ],
 )
@@ -292,5 +295,7 @@ def test_what_a_reply_claims_is_measured_again():
     assert (found.claims, found.claims_true) == (2, 1)
     assert found.untrue == ("A, many semicolons", '"she left"')
     assert found.checked == '1 of 2 claims hold; untrue: A, many semicolons; "she left"'
+    text = text.replace(", and A", ".\n<think>\nA")  # a tag of the model's own hides nothing
+    assert read_reply((1,), text, False, [own], [other]).untrue == found.untrue
     silent = read_reply((0,), write("", {"A": 3}), False, [own], [other])
     assert (silent.claims, silent.untrue) == (0, ())

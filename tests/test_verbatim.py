@@ -196,3 +196,29 @@ def test_places_do_not_depend_on_the_order_of_texts():
             assert place is not None
             found.append(drawable(own, place))
         assert found[0] == found[1]
+
+
+def test_no_tag_is_quoted():
+    """Neither whole nor its brackets: what closes the reasoning stands outside of quotes."""
+    own = quotable(["He wrote </think> and a < b, then <b>left</b>."], "</think>", "<", ">")
+    for quote in ('"wrote </think> and"', '"a < b"', '"<b', '"left<'):
+        assert walk(own, quote) is None, quote
+    assert walk(own, '"and a"') == OUTSIDE
+    assert b"<" not in drawable(own, place_of(own, '"and a'))
+
+
+def test_a_token_of_many_words_counts_them_all():
+    words = [f"w{i}" for i in range(LONGEST_QUOTE + 1)]
+    most, more = (" ".join(words[:n]) for n in (LONGEST_QUOTE, LONGEST_QUOTE + 1))
+    own = quotable([more], most, more, f'"{most}"', f'"{more}"')
+    opened = place_of(own, '"')
+    assert own.read(opened, most.encode()) is not None
+    assert own.read(opened, more.encode()) is None
+    assert own.read(OUTSIDE, f'"{most}"'.encode()) == OUTSIDE
+    assert own.read(OUTSIDE, f'"{more}"'.encode()) is None
+
+
+def place_of(own: Quotable, reply: str) -> Place:
+    place = walk(own, reply)
+    assert place is not None
+    return place

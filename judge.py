@@ -26,7 +26,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -35,26 +35,27 @@ from rich.status import Status
 from rich.table import Table
 
 from nanopersrm import InputError, batch
-from nanopersrm.command import exit_code
+from nanopersrm.command import exit_code, printable
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.judgement import JudgeConfig, Judgement, check
 from nanopersrm.judges import loader
 from nanopersrm.profile import profile
 from nanopersrm.spread import spread
-from nanopersrm.texts import SUFFIXES, decode, expand, read_file, read_texts, split_texts
+from nanopersrm.texts import SUFFIXES, expand, paths, read_file, read_standard_input, read_texts
 from nanopersrm.trained import DEFAULT, chosen, fingerprint
 from nanopersrm.verdict import CLOSE
 
 HABITS = 8  # factors that the profile shows
 SAID_EVERY = 30  # seconds between two lines of progress, where there is no terminal
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[PATH [PATH ...]]")]
 
 
 @dataclass(frozen=True)
 class Config:
     """Score how well texts fit a writer: exemplars and candidates in, reasons and scores out."""
 
-    exemplar: tuple[Path, ...] = ()  # texts of the writer: files, folders, a file with --- lines
-    candidates: tuple[Path, ...] = ()  # 1 to 26 files or folders; none: standard input, --- between
+    exemplar: Names = ()  # texts of the writer: files, folders, a file with --- lines
+    candidates: Names = ()  # 1 to 26 files or folders; none: standard input, --- between
     question: str | None = None  # what the candidates answer: a text or a file
     principle: tuple[str, ...] = ()  # what the writer says they want, in their own words
     mode: Literal["pointwise", "pairwise"] = JudgeConfig.mode  # one candidate a prompt, or two
@@ -87,12 +88,12 @@ def main(config: Config) -> int | None:
         temperature=config.temperature,
         seed=config.seed,
     )
-    exemplars = read_texts(config.exemplar)
+    exemplars = read_texts(paths(config.exemplar, "--exemplar"))
     if config.batch is not None or config.out is not None or config.ray:
         return _judge_batch(config, judging, exemplars)
     if not exemplars:
         raise InputError("--exemplar: expected texts of the writer, got none")
-    files = expand(config.candidates)
+    files = expand(paths(config.candidates, "--candidates"))
     names, candidates = [str(file) for file in files], [read_file(file) for file in files]
     question = _text_or_file(config.question)
     if candidates:
@@ -166,7 +167,7 @@ def _judge_batch(config: Config, judging: JudgeConfig, exemplars: list[str]) -> 
         said += f" ({tally.kept} of them before)"
     if tally.pairs:
         said += f"; {tally.right / tally.pairs:.1%} of {tally.pairs} pairs right, ties half"
-    print(said)
+    print(printable(said))
     return int(tally.bad > 0)
 
 
@@ -179,7 +180,7 @@ class _Progress:
 
     def __call__(self, tally: batch.Tally, error: str | None) -> None:
         if error is not None:
-            self.log.print(f"judge.py: {self.source}, {error}", markup=False)
+            _say(self.log, f"judge.py: {self.source}, {error}")
         now = time.monotonic()
         done, took = tally.judged + tally.bad, now - self.start
         text = f"{done} of {tally.lines} lines, {tally.bad} bad, {took:.0f} s"
@@ -206,14 +207,16 @@ def _names_file(given: str) -> bool:
 
 def _standard_input(log: Console) -> list[str]:
     """The candidates from a pipe, or typed in."""
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         log.print(
             "Paste the candidates, a line --- between two. End with Ctrl-D on a line of its own."
         )
-    texts = split_texts(decode(sys.stdin.buffer.read(), "standard input"))
-    if not texts:
-        raise InputError("standard input: expected candidates, a line --- between two, found none")
-    return texts
+    return read_standard_input("candidates")
+
+
+def _say(out: Console, text: str, **how: Any) -> None:
+    """Print what others wrote: no markup, and nothing that a terminal would obey."""
+    out.print(printable(text), markup=False, **how)
 
 
 class _Counter:
@@ -245,7 +248,7 @@ class _Follower:
     def __call__(self, which: tuple[int, ...], text: str, ended: bool) -> None:
         self.status.stop()  # the first word is here
         (candidate,) = which
-        self.texts[candidate] = text.rstrip("\ufffd")  # half a character
+        self.texts[candidate] = printable(text.rstrip("\ufffd"))  # half a character
         if ended:
             self.ended.add(candidate)
         while waiting := self._current():
@@ -265,7 +268,7 @@ class _Follower:
             return []  # all begin in the same step; the first in the call is shown first
         if left:
             self.shown.append(left[0])
-            self.out.print(self.names[left[0]], style="bold", markup=False)
+            _say(self.out, self.names[left[0]], style="bold")
         return left[:1]
 
     def _print_rest(self, candidate: int) -> None:
@@ -274,7 +277,7 @@ class _Follower:
         if candidate not in self.ended:
             held = max(n for n in range(len(CLOSE)) if text.endswith(CLOSE[:n]))
             text = text[: len(text) - held]
-        self.out.print(text[self.printed :], end="", markup=False)
+        _say(self.out, text[self.printed :], end="")
         self.printed = max(self.printed, len(text))
 
 
@@ -284,24 +287,25 @@ def _print_profile(out: Console, exemplars: list[str]) -> None:
     plural = "s" if len(exemplars) > 1 else ""
     out.print(f"[bold]The writer[/bold], from {len(exemplars)} exemplar{plural} of {words} words")
     for trait in profile(exemplars, top=HABITS):
-        out.print(f"  {trait.phrase}", markup=False)
+        _say(out, f"  {trait.phrase}")
     out.print()
 
 
 def _print_judgement(out: Console, judgement: Judgement, names: list[str], streamed: bool) -> None:
     """The reasoning, unless it was streamed, and a small table, best first."""
+    names = [printable(name) for name in names]
     for reply in judgement.replies:
         title = " against ".join(names[i] for i in reply.candidates)
         measured = f"measured again, {reply.checked}" if reply.claims or reply.untrue else ""
         if streamed and measured:
-            out.print(f"{title}: {measured}", style="dim", markup=False)
+            _say(out, f"{title}: {measured}", style="dim")
         elif not streamed:
-            out.print(title, style="bold", markup=False)
-            out.print(reply.reasoning or "(no reasoning)", markup=False)
+            _say(out, title, style="bold")
+            _say(out, reply.reasoning or "(no reasoning)")
             if reply.problem:
-                out.print(f"(invalid reply: {reply.problem})", markup=False)
+                _say(out, f"(invalid reply: {reply.problem})")
             if measured:
-                out.print(f"({measured})", style="dim", markup=False)
+                _say(out, f"({measured})", style="dim")
             out.print()
     if streamed and any(reply.claims or reply.untrue for reply in judgement.replies):
         out.print()
@@ -319,7 +323,7 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
             cells.append(f"{judgement.preference[i][judgement.ranking[rank + 1]]:.1%}")
         table.add_row(*cells)
     for note in judgement.notes:
-        out.print(f"note: {note}", markup=False)
+        _say(out, f"note: {note}")
     if judgement.notes:
         out.print()
     out.print(table)

@@ -26,7 +26,9 @@ numbers.
 import functools
 import json
 import math
+import os
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nanopersrm import InputError
+from nanopersrm.disk import reason
 from nanopersrm.embedded import DEFAULT_BASE, embedded
 from nanopersrm.gguf_file import GgufFile, read_gguf
 
@@ -102,10 +105,11 @@ def resolve(base: str, say: Callable[[str], None] | None = None) -> Base:
     """
     if base == DEFAULT_BASE:
         return _from_gguf(embedded(say or _silent), base)
-    path = Path(base).expanduser()
-    if base.strip() and path.is_dir():
+    path = Path(os.path.expanduser(base))  # Path.expanduser raises for a ~user there is not
+    mode = _mode(path, base) if base.strip() else 0
+    if stat.S_ISDIR(mode):
         return _from_folder(path, base)
-    if base.strip() and path.is_file():
+    if stat.S_ISREG(mode):
         return _from_gguf(path, base)
     if HUB_NAME.fullmatch(base):
         return _from_folder(_snapshot(base, say or _silent), base)
@@ -132,6 +136,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _mode(path: Path, name: str) -> int:
+    """What lies there, as `os.stat` says it; 0: nothing."""
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
+        return 0
+    except OSError as error:
+        raise InputError(f"base {name!r}: cannot be read ({reason(error)})") from error
+
+
 def _silent(line: str) -> None:
     """No one listens."""
 
@@ -144,10 +158,10 @@ def _opened(path: Path, size: int, mtime_ns: int) -> GgufFile:
 def _open(path: Path) -> GgufFile:
     """`read_gguf`, once for as long as the file stays as it is."""
     try:
-        stat = path.stat()
+        about = path.stat()
     except OSError as error:
         raise InputError(f"{path}: expected a readable GGUF file: {error.strerror}") from error
-    return _opened(path, stat.st_size, stat.st_mtime_ns)
+    return _opened(path, about.st_size, about.st_mtime_ns)
 
 
 def _snapshot(name: str, say: Callable[[str], None]) -> Path:
@@ -179,7 +193,11 @@ def _snapshot(name: str, say: Callable[[str], None]) -> Path:
 def _from_folder(path: Path, name: str) -> Base:
     """A Hugging Face folder: read and check its config.json, and see that the weights are there."""
     file = path / "config.json"
-    if not file.is_file():
+    try:
+        inside = os.listdir(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from error
+    if file.name not in inside:
         raise InputError(f"{path}: expected a folder with config.json, found none")
     config = read_json(file)
     family = config.get("model_type")
@@ -187,13 +205,12 @@ def _from_folder(path: Path, name: str) -> Base:
         raise InputError(f"{file}: expected model_type {' or '.join(FAMILIES)}, found {family!r}")
     if config.get("quantization_config"):
         raise InputError(f"{file}: expected unquantised weights, found a quantization_config")
-    present = {
-        file.name for file in path.glob("*.safetensors") if not file.name.startswith("adapter")
-    }
+    weights = {one for one in inside if one.endswith(".safetensors")}
+    present = {one for one in weights if not one.startswith("adapter")}
     if not present:
         raise InputError(f"{path}: expected *.safetensors files, found none")
     index = path / "model.safetensors.index.json"
-    if index.is_file():
+    if index.name in inside:
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict):
             raise InputError(f"{index}: expected a weight_map, found none")

@@ -37,14 +37,17 @@ Where to read next: `spread.py`, which does the same on several machines.
 import functools
 import gzip
 import hashlib
+import io
 import json
+import os
+import stat
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from nanopersrm import InputError, __version__
 from nanopersrm.disk import reason
@@ -167,21 +170,35 @@ def parsed(record: Record, place: str, asking: Asking) -> Line:
         raise InputError(f"{place}: expected either question or prompt, got both")
     exemplars = asking.exemplars
     if record.get("exemplars") is not None:
-        exemplars = texts_of(record["exemplars"], f"{place}, field exemplars")
+        exemplars = _texts(record, "exemplars", place)
     elif not exemplars:
         raise InputError(f"{place}, field exemplars: missing, and there is no --exemplar")
     if pair:
         candidates = tuple(_text(record, name, place) for name in ("chosen", "rejected"))
     else:
-        candidates = texts_of(record["candidates"], f"{place}, field candidates")
+        candidates = _texts(record, "candidates", place)
     name = "prompt" if "prompt" in record else "question"
     asked = record.get(name)
     question = None if asked is None else question_text(asked, f"{place}, field {name}")
+    _no_zero(question or "", f"{place}, field {name}")
     try:
         check(exemplars, candidates, asking.config, question, asking.principles)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     return Line(exemplars, candidates, question, pair)
+
+
+def _texts(record: Record, name: str, place: str) -> tuple[str, ...]:
+    texts = texts_of(record[name], f"{place}, field {name}")
+    for i, text in enumerate(texts, 1):
+        _no_zero(text, f"{place}, field {name}, text {i}")
+    return texts
+
+
+def _no_zero(text: str, place: str) -> None:
+    """Refuse what files may not have either."""
+    if "\0" in text:
+        raise InputError(f"{place}: expected a text, found a zero byte")
 
 
 def _text(record: Record, name: str, place: str) -> str:
@@ -190,6 +207,7 @@ def _text(record: Record, name: str, place: str) -> str:
     text = completion_text(record[name], f"{place}, field {name}")
     if not text.strip():
         raise InputError(f"{place}, field {name}: expected some text, got an empty one")
+    _no_zero(text, f"{place}, field {name}")
     return text
 
 
@@ -213,12 +231,29 @@ def _judged(judge: Judges, line: Line, asking: Asking) -> Record:
 def _check_names(source: Path, out: Path) -> None:
     if not source.name.endswith(SUFFIXES):
         raise InputError(f"{source}: expected a .jsonl or .jsonl.gz file")
-    if not source.is_file():
+    read = _file(source, "read")
+    if read is None:
         raise InputError(f"{source}: no such file")
     if out.suffix != ".jsonl":
         raise InputError(f"{out}: expected a name that ends in .jsonl")
-    if out.exists() and out.samefile(source):
+    written = _file(out, "written")
+    if written is not None and os.path.samestat(written, read):
         raise InputError(f"{out}: expected another file than the one that is read")
+
+
+def _file(path: Path, verb: str) -> os.stat_result | None:
+    """What the system knows of a file, None: there is none. Both files are read from the start and
+    more than once, so a pipe will not do, and a device may have no end."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be {verb} ({reason(error)})") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = "folder" if stat.S_ISDIR(found.st_mode) else "pipe or a device"
+        raise InputError(f"{path}: expected a file, found a {kind}")
+    return found
 
 
 def _lines(source: Path) -> Generator[Numbered, None, None]:
@@ -280,11 +315,12 @@ def _earlier(
 # Writing
 
 
-def _opened(out: Path, end: int) -> BinaryIO:
-    """The file, ready for the next record."""
+def _opened(out: Path, end: int) -> io.FileIO:
+    """The file, ready for the next record, without a buffer: closing it would write once more what
+    a full disk has refused."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        file = open(out, "r+b" if out.exists() else "xb")  # noqa: SIM115  (the caller closes it)
+        file = io.FileIO(out, "r+" if out.exists() else "x")
         file.seek(end)
         file.truncate()
     except OSError as error:
@@ -292,11 +328,12 @@ def _opened(out: Path, end: int) -> BinaryIO:
     return file
 
 
-def _append(file: BinaryIO, record: Record, out: Path) -> None:
+def _append(file: io.FileIO, record: Record, out: Path) -> None:
     line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    rest = line.encode() + b"\n"
     try:
-        file.write(line.encode() + b"\n")
-        file.flush()
+        while rest:  # a disk that is nearly full takes a part
+            rest = rest[file.write(rest) :]
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({reason(error)})") from error
 

@@ -1,15 +1,16 @@
 """The judge for those who call with one completion, verl and OpenRLHF, and TRL's former judges.
 
 verl (0.9.1) loads a function from a file and calls it by name, in threads or, if it is a coroutine,
-in its event loop. The data set's `extra_info` carries the writer's texts and what was asked:
+in its event loop. The data set's `extra_info` carries the writer's texts, what was asked and what
+the writer wants (`principles`, in place of those given here):
 
     judge = Judge.load(adapter="runs/mine/adapter")      # reward.custom_reward_function.path: this
     compute_score = verl_score(judge)                    # file; .name: compute_score
-    extra_info = {"exemplars": ["…", "…"], "question": "…"}      # question may be left out
+    extra_info = {"exemplars": ["…", "…"], "question": "…"}      # the first alone is enough
 
 OpenRLHF (0.11.2) loads `reward_func` from the file that `--reward.remote_url` names and calls it in
 threads. A query is prompt and reply as one text; the label is a text of the writer, a list of such
-texts, or an object as `extra_info` above:
+texts, or an object as `extra_info` above, itself or as JSON in a text (`label.py`):
 
     reward_func = openrlhf_reward(judge)
 
@@ -41,6 +42,7 @@ import torch
 
 from nanopersrm import InputError
 from nanopersrm.judgement import JudgeConfig, Judgement, check
+from nanopersrm.label import Label, fields_of, label_of, question_of
 from nanopersrm.reward import (
     ENDS,
     NAME,
@@ -68,7 +70,8 @@ def verl_score(
     config: JudgeConfig | None = None,
     unjudged: float | None = None,
 ) -> Callable[..., float]:
-    """verl's `compute_score`. exemplars: of every completion; None: those in `extra_info`."""
+    """verl's `compute_score`. exemplars: of every completion; None: those in `extra_info`, which may
+    carry other fields for others."""
     _check_alone(scale, config, unjudged)
     fixed = None if exemplars is None else texts_of(exemplars, "exemplars")
 
@@ -79,7 +82,9 @@ def verl_score(
         extra_info: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> float:
-        row = _carried(extra_info, fixed, solution_str, "extra_info")
+        if not isinstance(extra_info, Mapping | None):
+            raise InputError(f"extra_info: expected an object, got {type(extra_info).__name__}")
+        row = _carried(extra_info or {}, fixed, solution_str, "extra_info", fields_of)
         return _number(rewards(judge, [row], scale, principles, config)[0], unjudged)
 
     return compute_score
@@ -115,6 +120,8 @@ def openrlhf_reward(
 ) -> Callable[..., dict[str, Any]]:
     """OpenRLHF's `reward_func`, from 0 to 1. exemplars: of all replies; None: those in the labels.
 
+    With exemplars, no more is read of a label than the question of an object. Names of writers are
+    known to the server alone (`remote.py`).
     ends: what is cut off the end of a reply, any number of times.
     """
     _check_alone("unit", config, unjudged)
@@ -131,8 +138,7 @@ def openrlhf_reward(
         rows = []
         for i, (query, prompt, label) in enumerate(zip(queries, prompts, labels, strict=True)):
             reply = _reply(query, prompt, ends, f"queries[{i}]")
-            carried = label if isinstance(label, Mapping) else {"exemplars": label}
-            rows.append(_carried(carried, fixed, reply, f"labels[{i}]"))
+            rows.append(_carried(label, fixed, reply, f"labels[{i}]"))
         found = rewards(judge, rows, "unit", principles, config)
         worth = torch.tensor([_number(reward, unjudged) for reward in found])  # (B,)
         return {"rewards": worth, "scores": worth, "extra_logs": {NAME: worth}}
@@ -142,7 +148,11 @@ def openrlhf_reward(
 
 @dataclass(frozen=True)
 class PairwiseJudge:
-    """TRL's pairwise judge: which of two completions fits the writer better."""
+    """TRL's pairwise judge: which of two completions fits the writer better.
+
+    By the preference alone, so that index and probability agree: P(first fits better) = 0.6 is the
+    first, also where the second has the better score, as digits far apart can have it.
+    """
 
     of: Judges
     exemplars: tuple[str, ...]
@@ -167,12 +177,11 @@ class PairwiseJudge:
             found = None if any(empty) else _judged(self, texts, prompt)
             if any(empty):
                 first = 0.5 + (empty[1] - empty[0]) / 2
-                best = int(first < 0.5)
             elif found is None or found.verdict == "invalid":
-                first, best = math.nan, FAILED
+                first = math.nan
             else:
-                first, best = found.preference[0][1], int(found.verdict == 1)
-            indices.append(best)
+                first = found.preference[0][1]
+            indices.append(FAILED if math.isnan(first) else int(first < 0.5))
             scores.append(first)
         return scores if return_scores else indices
 
@@ -272,20 +281,25 @@ def _check_alone(scale: Scale, config: JudgeConfig | None, unjudged: float | Non
         raise InputError(f"unjudged: expected a finite number, got {unjudged}")
 
 
-def _carried(carried: Any, fixed: tuple[str, ...] | None, text: Any, place: str) -> Completion:
+def _carried(
+    label: Any,
+    fixed: tuple[str, ...] | None,
+    text: Any,
+    place: str,
+    read: Callable[[Any, str], Label] = label_of,
+) -> Completion:
     """A completion with what its row of the data set says."""
     if not isinstance(text, str):
         raise InputError(f"expected the completion as a text, got {type(text).__name__}")
-    carried = {} if carried is None else carried
-    if not isinstance(carried, Mapping):
-        raise InputError(f"{place}: expected an object, got {type(carried).__name__}")
-    if fixed is None and carried.get("exemplars") is None:
-        there = ", ".join(map(str, carried)) or "nothing"
-        raise InputError(f"{place}: expected the field exemplars, texts of the writer, got {there}")
-    exemplars = fixed or texts_of(carried["exemplars"], f"{place}, field exemplars")
-    asked = carried.get("question")
-    question = None if asked is None else question_text(asked, f"{place}, field question")
-    return Completion(exemplars, question, text)
+    if fixed is not None:
+        return Completion(fixed, question_of(label, place), text)
+    found = read(label, place)
+    if found.exemplars is None:
+        there = ", ".join(map(str, label if isinstance(label, Mapping) else found.said()))
+        raise InputError(
+            f"{place}: expected the field exemplars, texts of the writer, got {there or 'nothing'}"
+        )
+    return Completion(found.exemplars, found.question, text, found.principles)
 
 
 def _reply(query: Any, prompt: Any, ends: Sequence[str], place: str) -> str:

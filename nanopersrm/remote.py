@@ -10,12 +10,11 @@ A *query* is the policy's prompt and response, decoded together with special tok
 what follows the prompt, without the tokens that end a turn. That is the candidate.
 
 Whose style counts is said by ?writer=NAME for all, or by each label (`--data.label_key`): a text of
-the writer, a list of such texts, or an object, itself or as JSON in a text:
+the writer, a list of such texts, or an object, itself or as JSON in a text, read by `label.py`:
 
-    {"exemplars": ["…"], "question": "…"}        or {"writer": "ada"}, with principles if need be
+    {"exemplars": ["…"], "question": "…"}        or {"writer": "ada"}; exemplars with principles
 
-A text that begins like JSON and is none ("[Sigh.] I came.") is a text of the writer.
-The prompt is full of the policy's chat template and is not used as a question.
+With ?writer=NAME no more is read of a label than the question of an object. The prompt is full of the policy's chat template and is not used as a question.
 
 A reward is (score - 1) / 8, from 0 to 1, as in `reward.py`. An empty response, which fits nobody,
 gets 0 by rule and is not shown to the judge; its writer must exist all the same. What has no valid
@@ -25,7 +24,6 @@ five times, then goes on without a reward; its log says that, and the body of ou
 Where to read next: `serve.py`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -35,12 +33,12 @@ from pydantic import ConfigDict, Field
 from nanopersrm import InputError
 from nanopersrm.desk import Ask, Done
 from nanopersrm.judgement import JudgeConfig
+from nanopersrm.label import FIELDS, label_of, question_of
 from nanopersrm.reward import NAME, end_of_prompt, unit, without_ends
 from nanopersrm.verdict import LABELS
 from nanopersrm.wire import JudgeRequest, Limits, Writer, ask_of
 
 NOTHING = "-"  # stands for a candidate where only the writer is checked; nobody judges it
-FROM_LABEL = ("exemplars", "writer", "question", "principles")
 
 
 @dataclass(frozen=True)
@@ -82,31 +80,20 @@ def responses(query: Sequence[str], prompts: Sequence[str]) -> list[str]:
     return written
 
 
-def request_of(label: object, place: str) -> JudgeRequest:
-    """A label -> a request without candidates."""
-    given = label
-    if isinstance(label, str) and label.lstrip()[:1] in ("{", "["):
-        try:
-            given = json.loads(label)
-        except (ValueError, RecursionError):
-            given = label  # a text that begins so
-    if isinstance(given, str) and given.strip():
-        given = [given]
-    if isinstance(given, list):
-        given = {"exemplars": given}
-    if not isinstance(given, dict) or not given:
+def request_of(label: object, place: str, writer: str | None = None) -> JudgeRequest:
+    """A label -> a request without candidates. writer: who was named for all."""
+    if writer is not None:
+        return JudgeRequest([], writer=writer, question=question_of(label, place))
+    found = label_of(label, place, (*FIELDS, "writer"))
+    if found.exemplars is None and found.writer is None:
+        got = ", ".join(found.said()) or "nothing"
         raise InputError(
-            f"{place}: expected texts of a writer or an object, got "
-            f"{type(label).__name__ if label else 'nothing'}; or say ?writer=NAME"
+            f"{place}: expected texts of a writer, or an object with exemplars or the name of a "
+            f"writer, got {got}; or say ?writer=NAME"
         )
-    for name, value in given.items():
-        listed = name in ("exemplars", "principles") and isinstance(value, list)
-        if name not in FROM_LABEL:
-            raise InputError(f"{place}: expected {', '.join(FROM_LABEL)}, got {name!r}")
-        if not (all(isinstance(one, str) for one in value) if listed else isinstance(value, str)):
-            raise InputError(f"{place}.{name}: expected text, got {type(value).__name__}")
-        if name in ("exemplars", "principles") and not listed:
-            raise InputError(f"{place}.{name}: expected a list of texts, got a text")
+    given = {name: getattr(found, name) for name in found.said()}
+    for name in ("exemplars", "principles"):
+        given[name] = [*given[name]] if given.get(name) else None
     return JudgeRequest([], **given)
 
 
@@ -129,8 +116,7 @@ def asks_of(
         raise InputError(f"labels: expected one for each query, got {len(labels)}")
     groups: list[tuple[JudgeRequest, list[int]]] = []
     for i, label in enumerate(labels):
-        whose = request_of(label, f"labels[{i}]") if writer is None else None
-        asked = whose or JudgeRequest([], writer=writer)
+        asked = request_of(label, f"labels[{i}]", writer)
         for same, members in groups:
             if same == asked and len(members) < len(LABELS):
                 break

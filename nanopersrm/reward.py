@@ -24,11 +24,10 @@ with 0.9 and 0.8, its relative reward is 0.85.
 
 What has no score. An empty completion is a legal one, and it fits nobody: by rule it gets the
 lowest of the scale, the judge never sees it, and in `relative` every other text beats it. What the
-judge cannot read (longer, with its question, than the context), has nothing to compare with or gave
-no finite number gets None. TRL leaves that reward out, and where no other reward has a number, it
-leaves the completion out of the average of its group and gives it an advantage of 0. TRL's log has
-the share of such completions as `NAME/no_score`. Wrong settings, columns and types are an
-InputError.
+judge cannot read (too long for the context), has nothing to compare with or gave no finite number
+gets None. TRL leaves that reward out, and where no other has a number, it leaves the completion out
+of the average of its group, with an advantage of 0. TRL's log has the share of such completions as
+`NAME/no_score`. Wrong settings, columns and types are an InputError.
 
 What we left out. A policy's own reasoning is judged with its answer: cut it off before. Tool calls
 and images are not shown. Where to read next: `callers.py`.
@@ -87,6 +86,7 @@ class Completion:
     exemplars: tuple[str, ...]
     question: str | None
     text: str
+    principles: tuple[str, ...] | None = None  # None: those for all
 
 
 def reward_fn(
@@ -141,15 +141,17 @@ def rewards(
     config: JudgeConfig | None = None,
 ) -> Rewards:
     """A reward for each, group by group; None for None and for what has no score."""
-    groups: dict[tuple[str, ...], dict[str | None, list[int]]] = {}
+    groups: dict[Any, dict[str | None, list[int]]] = {}
     for i, one in enumerate(completions):
         if one is not None:
-            groups.setdefault(one.exemplars, {}).setdefault(one.question, []).append(i)
+            asked = groups.setdefault((one.exemplars, one.principles), {})
+            asked.setdefault(one.question, []).append(i)
     found: Rewards = [None] * len(completions)
-    for exemplars, asked in groups.items():
+    for (exemplars, own), asked in groups.items():
+        settings = scale, principles if own is None else own, config
         for question, which in asked.items():
             texts = [cast(Completion, completions[i]).text for i in which]
-            judged = group_rewards(judge, exemplars, texts, question, scale, principles, config)
+            judged = group_rewards(judge, exemplars, texts, question, *settings)
             for i, reward in zip(which, judged, strict=True):
                 found[i] = reward
     return found
@@ -193,9 +195,8 @@ def _judgement(
     """
     config = config or JudgeConfig()
     least = 2 if config.mode == "pairwise" else 1
-    check(
-        exemplars, [*texts, "more"] if len(texts) < least else texts, config, question, principles
-    )
+    enough = [*texts, "more"] if len(texts) < least else texts
+    check(exemplars, enough, config, question, principles)
     kept = list(range(len(texts)))
     while len(kept) >= least:
         try:
@@ -283,9 +284,8 @@ def _column(columns: dict[str, Any], name: str, n: int) -> Sequence[Any]:
     values = columns.get(name)
     if not isinstance(values, list | tuple):
         there = sorted(key for key, value in columns.items() if isinstance(value, list | tuple))
-        raise InputError(
-            f"expected a column {name!r} in the data set, found {', '.join(there) or 'none'}"
-        )
+        found = ", ".join(there) or "none"
+        raise InputError(f"expected a column {name!r} in the data set, found {found}")
     if len(values) != n:
         raise InputError(f"{name}: expected {n} values, one a completion, got {len(values)}")
     return values

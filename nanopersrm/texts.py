@@ -9,10 +9,12 @@ Where to read next: `factors.py`.
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from nanopersrm import InputError
+from nanopersrm.disk import reason
 
 DIVIDER = re.compile(r"^[ \t]*---[ \t]*$", re.MULTILINE)
 SUFFIXES = (".txt", ".md")
@@ -44,6 +46,18 @@ def decode(data: bytes, place: str) -> str:
     return text
 
 
+def paths(names: Sequence[str], flag: str) -> list[Path]:
+    """Names from a command line as paths. An empty one, of a shell variable that is not set, is
+    refused: as a path it would be the current folder.
+
+    >>> paths(["letters", "."], "--exemplar")
+    [PosixPath('letters'), PosixPath('.')]
+    """
+    if "" in names:
+        raise InputError(f"{flag}: expected a file or a folder, got an empty name")
+    return [Path(name) for name in names]
+
+
 def read_file(path: Path) -> str:
     """The text of one file, line ends as \\n, not empty."""
     try:
@@ -53,7 +67,7 @@ def read_file(path: Path) -> str:
     except IsADirectoryError as error:
         raise InputError(f"{path}: expected a file, found a folder") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from error
     text = decode(data, str(path)).replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise InputError(f"{path}: expected a text, found an empty file")
@@ -63,9 +77,9 @@ def read_file(path: Path) -> str:
 def _files(folder: Path) -> list[Path]:
     try:
         inside = sorted(folder.iterdir())
+        return [file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file()]
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-    return [file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file()]
+        raise InputError(f"{folder}: cannot be read ({reason(error)})") from error
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
@@ -89,4 +103,19 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
         if not parts:
             raise InputError(f"{file}: expected a text, found only dividing lines")
         texts += parts
+    return texts
+
+
+def read_standard_input(wanted: str) -> list[str]:
+    """All texts of a pipe, or typed in; wanted: what they are, for the error."""
+    wanted = f"expected {wanted}, a line --- between two"
+    if sys.stdin is None:
+        raise InputError(f"standard input: closed, {wanted}")
+    try:
+        data = sys.stdin.buffer.read()
+    except OSError as error:
+        raise InputError(f"standard input: cannot be read ({reason(error)}), {wanted}") from error
+    texts = split_texts(decode(data, "standard input"))
+    if not texts:
+        raise InputError(f"standard input: {wanted}, found none")
     return texts

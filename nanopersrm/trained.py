@@ -30,6 +30,7 @@ from typing import Any
 
 from nanopersrm import InputError, __version__
 from nanopersrm.bases import Base, read_json
+from nanopersrm.disk import reason
 from nanopersrm.embedded import DEFAULT_BASE
 
 FILE = "judge.json"
@@ -105,19 +106,27 @@ def chosen(adapter: str | Path | None, base: str | Path) -> Path | None:
     if adapter is None or str(adapter) == NONE:
         return None
     if str(adapter) != DEFAULT:
-        return Path(adapter).expanduser()
+        if not str(adapter):  # as a path it would be the current folder
+            raise InputError("--adapter: expected a folder, got an empty name")
+        return Path(os.path.expanduser(adapter))  # Path.expanduser raises for a ~user there is not
     there = str(base) == DEFAULT_BASE and (SHIPPED / "adapter_config.json").is_file()
     return SHIPPED if there else None
 
 
 def read(folder: Path) -> Trained | None:
     """judge.json of a folder with an adapter; None if it has none."""
-    if not (folder / "adapter_config.json").is_file():
-        found = "no such folder" if not folder.is_dir() else "found none"
-        inside = sorted(file.parent for file in folder.glob("*/adapter_config.json"))
-        if inside:
-            found += f"; did you mean {inside[0]}?"
-        raise InputError(f"--adapter {folder}: expected a folder with adapter_config.json, {found}")
+    config = "adapter_config.json"
+    try:
+        inside = sorted(folder.iterdir())  # raises where an adapter that is there cannot be read
+        there, found = (folder / config).is_file(), "found none"
+    except (FileNotFoundError, NotADirectoryError):
+        inside, there, found = [], False, "no such folder"
+    except OSError as error:
+        raise InputError(f"--adapter {folder}: cannot be read ({reason(error)})") from error
+    if not there:
+        if near := [one for one in inside if os.path.isfile(one / config)]:
+            found += f"; did you mean {near[0]}?"
+        raise InputError(f"--adapter {folder}: expected a folder with {config}, {found}")
     file = folder / FILE
     if not file.exists():
         return None
@@ -146,12 +155,14 @@ def read(folder: Path) -> Trained | None:
 def fingerprint(folder: Path) -> str:
     """A hash of all that the folder says and holds, wherever it lies: names and contents."""
     sha = hashlib.sha256()
-    for path in sorted({path for part in PARTS for path in folder.glob(part) if path.is_file()}):
-        try:
-            sha.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
-            _take(sha, path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        paths = sorted({path for part in PARTS for path in folder.glob(part) if path.is_file()})
+        sizes = [path.stat().st_size for path in paths]
+    except OSError as error:
+        raise InputError(f"--adapter {folder}: cannot be read ({reason(error)})") from error
+    for path, size in zip(paths, sizes, strict=True):
+        sha.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        _take(sha, path)
     return sha.hexdigest()
 
 
@@ -168,12 +179,15 @@ def weights_sha256(base: Base) -> str:
 
 def _take(sha: "hashlib._Hash", path: Path) -> None:
     """The contents of a file, a part at a time."""
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            sha.update(chunk)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                sha.update(chunk)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from error
 
 
 def _same_path(one: str, two: str) -> bool:
     """Both are files or folders here, and the same."""
-    first, second = Path(one).expanduser(), Path(two).expanduser()
-    return first.exists() and second.exists() and first.samefile(second)
+    first, second = os.path.expanduser(one), os.path.expanduser(two)
+    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)

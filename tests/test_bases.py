@@ -167,6 +167,22 @@ def test_refused_names(tmp_path, monkeypatch):
         refused(name, repr(name), DEFAULT_BASE)
 
 
+def test_names_that_cannot_be_looked_up(tmp_path, monkeypatch):
+    """Not "no such folder", and no question to the hub about a folder that is locked."""
+    refused("n" * 300, "cannot be read (File name too long)")
+    refused("~no-such-user/base", "'~no-such-user/base'")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.chdir(tmp_path)
+    refused("loop/base", "'loop/base'", "cannot be read (Too many levels of symbolic links)")
+    made = folder(tmp_path / "made")
+
+    def denied(path: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", denied)
+    refused(made, f"{made}: cannot be read (Permission denied)")
+
+
 def test_a_gguf_file(tmp_path):
     base = resolve(str(gguf_file(tmp_path / "tiny.gguf")))
     assert base.kind == "gguf"

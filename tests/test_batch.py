@@ -116,6 +116,10 @@ BAD: list[tuple[object, str]] = [
     (GOOD[1] | {"chosen": ["a", "b"]}, "line 2, field chosen, message 1: expected an object"),
     (GOOD[1] | {"chosen": " "}, "line 2, field chosen: expected some text, got an empty one"),
     (GOOD[1] | {"rejected": LONG}, "line 2: candidate 1: expected a text that fits"),
+    (GOOD[0] | {"candidates": ["a", "\0"]}, "line 2, field candidates, text 2: expected a text, f"),
+    (GOOD[0] | {"exemplars": "a\0b"}, "field exemplars, text 1: expected a text, found a zero byte"),
+    (GOOD[0] | {"question": "a\0b"}, "line 2, field question: expected a text, found a zero byte"),
+    (GOOD[1] | {"chosen": "a\0b"}, "line 2, field chosen: expected a text, found a zero byte"),
 ]
 
 
@@ -279,12 +283,12 @@ def test_refused_names(tmp_path):
     for read, wrote, part in (
         (tmp_path / "in.json", out, "expected a .jsonl or .jsonl.gz file"),
         (tmp_path / "none.jsonl", out, "none.jsonl: no such file"),
-        (tmp_path / "folder.jsonl", out, "folder.jsonl: no such file"),
+        (tmp_path / "folder.jsonl", out, "folder.jsonl: expected a file, found a folder"),
         (source, tmp_path / "out.txt", "out.txt: expected a name that ends in .jsonl"),
         (source, tmp_path / "out.jsonl.gz", "expected a name that ends in .jsonl"),
         (source, source, "expected another file than the one that is read"),
         (source, tmp_path / "same.jsonl", "expected another file"),
-        (source, tmp_path / "folder.jsonl", "folder.jsonl: cannot be read"),
+        (source, tmp_path / "folder.jsonl", "folder.jsonl: expected a file, found a folder"),
         (source, source / "out.jsonl", "out.jsonl: cannot be"),
     ):
         with pytest.raises(InputError, match=part):

@@ -1,8 +1,10 @@
 """Every mistake is one line on standard error and exit code 2."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,75 @@ def test_a_mistake_in_a_process_of_its_own():
     done = start("--exemplar", "/nowhere.txt", stdin="A draft.")
     refused((done.returncode, done.stdout, done.stderr), "/nowhere.txt")
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(params=["long", "loop", "locked"])
+def unreachable(request, tmp_path) -> Iterator[tuple[Path, str]]:
+    """A folder about whose contents nothing can be known, and why."""
+    place = tmp_path / ("n" * 300 if request.param == "long" else request.param)
+    if request.param == "loop":
+        place.symlink_to(place)
+    elif request.param == "locked":
+        place.mkdir(mode=0)
+        if os.access(place, os.R_OK):
+            pytest.skip("root reads everything")
+    said = {"long": "File name too long", "loop": "Too many levels of", "locked": "Permission den"}
+    yield place, said[request.param]
+    if request.param == "locked":
+        place.chmod(0o700)
+
+
+@pytest.mark.parametrize("flag", ["exemplar", "candidates", "adapter", "base", "batch", "out"])
+def test_what_cannot_be_looked_up_is_a_line(really, unreachable, tmp_path, flag):
+    place, reason = unreachable
+    lines = tmp_path / "in.jsonl"
+    lines.write_text(json.dumps({"candidates": ["A draft."]}) + "\n")
+    given: dict[str, object] = {"exemplar": EDMUND}
+    if flag in ("batch", "out"):
+        given |= {"batch": lines, "out": tmp_path / "out.jsonl", flag: place / "x.jsonl"}
+    else:
+        given |= {"candidates": DRAFTS[0], flag: place / "inside"}
+    arguments = [part for name, value in given.items() for part in (f"--{name}", value)]
+    refused(really(*arguments), str(place), reason)
+    if flag in ("adapter", "base"):  # with --batch too, where the adapter is hashed
+        more = ("--batch", lines, "--out", tmp_path / "out.jsonl", f"--{flag}", place / "inside")
+        refused(really("--exemplar", EDMUND, *more), str(place), reason)
+
+
+def test_an_empty_name_is_not_the_current_folder(cli, tmp_path, monkeypatch):
+    """As of a shell variable that is not set."""
+    (tmp_path / "mine.txt").write_text("Not what was meant.")
+    monkeypatch.chdir(tmp_path)
+    drafts = ("--candidates", *DRAFTS)
+    empty = "expected a file or a folder, got an empty name"
+    refused(cli("--exemplar", "", *drafts), f"--exemplar: {empty}")
+    refused(cli("--exemplar", EDMUND, "", *drafts), f"--exemplar: {empty}")
+    refused(cli("--exemplar", EDMUND, "--candidates", ""), f"--candidates: {empty}")
+    assert not cli.heard
+    assert cli("--exemplar", ".", "--candidates", ".", "--no-think")[0] == 0
+    assert cli.heard[0][0] == cli.heard[0][1] == ["Not what was meant."]
+
+
+def test_an_adapter_without_a_name(really):
+    """Not the current folder, and not the shipped one."""
+    result = really("--exemplar", EDMUND, "--candidates", DRAFTS[0], "--adapter", "")
+    refused(result, "--adapter: expected a folder, got an empty name")
+
+
+def test_streams_that_are_closed_or_full(tmp_path):
+    """As a shell gives them; the tiny base is not needed for it."""
+    draft = tmp_path / "draft.txt"
+    draft.write_text("A draft.")
+    command = f"{sys.executable} {SCRIPT} --exemplar {EDMUND}"
+    for more, said in (
+        ("--json <&-", "standard input: closed, expected candidates"),
+        ("--json 0>/dev/null", "standard input: cannot be read (Bad file descriptor)"),
+        (f"--candidates {draft} >/dev/full", "standard output: cannot be written (No space left"),
+    ):
+        done = subprocess.run(
+            f"{command} {more}", shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        refused((done.returncode, done.stdout, done.stderr), said)
 
 
 def test_unknown_flags_fail():

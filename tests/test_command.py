@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nanopersrm import InputError
-from nanopersrm.command import Ending, exit_code
+from nanopersrm.command import Ending, exit_code, printable
 
 ROOT = Path(__file__).resolve().parents[1]
 ALONE = ["bench_peers.py"]  # a part of bench_train that runs in a process of its own
@@ -26,6 +26,7 @@ def raising(error: BaseException) -> int:
     ("error", "code", "line"),
     [
         (InputError("--limit: expected 2, got 1"), 2, "x.y: error: --limit: expected 2, got 1\n"),
+        (InputError("\x1b]0;title\x07 is no base"), 2, "x.y: error: ]0;title is no base\n"),
         (Ending(143, "stopped and saved"), 143, "x.y: stopped and saved\n"),
         (Ending(1, "error: nothing"), 1, "x.y: error: nothing\n"),
         (KeyboardInterrupt(), 130, "x.y: interrupted\n"),
@@ -85,6 +86,51 @@ def test_a_reader_that_has_left_is_not_told(main):
     os.close(writer)
     _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (1, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+@pytest.mark.parametrize(
+    "main",
+    [
+        "print('short')",
+        "print('long' * 100_000)",
+        "print('flushed', flush=True)",
+        "from rich.console import Console; Console().print('styled')",
+    ],
+)
+def test_standard_output_that_is_full_is_a_line(main):
+    with open("/dev/full", "w") as full:
+        process = child(main, full.fileno())
+    _, error = process.communicate(timeout=60)
+    said = "x.y: error: standard output: cannot be written (No space left on device)\n"
+    assert (process.returncode, error) == (2, said)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_another_file_that_is_full_keeps_its_traceback():
+    process = child("open('/dev/full', 'w').write('x' * 100_000)", subprocess.DEVNULL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "standard output" not in error
+    assert error.endswith("OSError: [Errno 28] No space left on device\n")
+
+
+def test_standard_output_that_is_closed_is_nothing_to_flush(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert exit_code("x.y", lambda: print("nobody")) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\tb\nc", "a\tb\nc"),
+        ("a\x1b[2J\x1b]0;title\x07b\r", "a[2J]0;titleb"),
+        ("\x00\x08\x0b\x0c\x1f\x7f\x80\x9b31m\x9f", "31m"),
+        ("\xa0é — \u2028 \U0001f600", "\xa0é — \u2028 \U0001f600"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_dropped(text, shown):
+    assert printable(text) == shown
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")

@@ -1,11 +1,22 @@
 """Texts as people have them, and one clear line for each thing that is no text."""
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanopersrm import InputError
-from nanopersrm.texts import decode, read_file, read_texts, split_texts
+from nanopersrm.texts import (
+    decode,
+    paths,
+    read_file,
+    read_standard_input,
+    read_texts,
+    split_texts,
+)
 
 BOM = b"\xef\xbb\xbf"
 
@@ -147,3 +158,38 @@ def test_one_bad_file_in_a_folder_is_named(tmp_path):
     (tmp_path / "b.txt").write_text("")
     with pytest.raises(InputError, match=r"b\.txt: expected a text"):
         read_texts([tmp_path])
+
+
+def test_an_empty_name_is_not_the_current_folder():
+    assert paths(["a.txt", ".", " "], "--exemplar") == [Path("a.txt"), Path("."), Path(" ")]
+    for names in ([""], ["a.txt", ""]):
+        with pytest.raises(InputError) as caught:
+            paths(names, "--exemplar")
+        assert str(caught.value) == "--exemplar: expected a file or a folder, got an empty name"
+
+
+def test_standard_input_that_cannot_be_read(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it after <&-
+    with pytest.raises(InputError) as caught:
+        read_standard_input("candidates")
+    expected = "expected candidates, a line --- between two"
+    assert str(caught.value) == f"standard input: closed, {expected}"
+    with open(os.devnull, "w") as written:
+        monkeypatch.setattr(sys, "stdin", open(written.fileno(), encoding="utf-8", closefd=False))
+        with pytest.raises(InputError) as caught:
+            read_standard_input("candidates")
+    said = "standard input: cannot be read (Bad file descriptor)"
+    assert str(caught.value) == f"{said}, {expected}"
+
+
+def test_a_folder_whose_files_cannot_be_asked_about(tmp_path, monkeypatch):
+    """A folder that may be listed but not entered (r without x)."""
+    (tmp_path / "a.txt").write_text("A.")
+
+    def refuses(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuses)
+    with pytest.raises(InputError) as caught:
+        read_texts([tmp_path])
+    assert str(caught.value) == f"{tmp_path}: cannot be read (Permission denied)"

@@ -70,8 +70,11 @@ def verl_score(
     config: JudgeConfig | None = None,
     unjudged: float | None = None,
 ) -> Callable[..., float]:
-    """verl's `compute_score`. exemplars: of every completion; None: those in `extra_info`, which may
-    carry other fields for others."""
+    """verl's `compute_score`. exemplars: of every completion; None: those in `extra_info`.
+
+    Other fields of `extra_info` are for others. With exemplars, its own are not read, and
+    principles of its own are an InputError.
+    """
     _check_alone(scale, config, unjudged)
     fixed = None if exemplars is None else texts_of(exemplars, "exemplars")
 
@@ -120,8 +123,8 @@ def openrlhf_reward(
 ) -> Callable[..., dict[str, Any]]:
     """OpenRLHF's `reward_func`, from 0 to 1. exemplars: of all replies; None: those in the labels.
 
-    With exemplars, no more is read of a label than the question of an object. Names of writers are
-    known to the server alone (`remote.py`).
+    With exemplars, no more is read of a label than the question of an object; its principles are
+    an InputError. Names of writers are known to the server alone (`remote.py`).
     ends: what is cut off the end of a reply, any number of times.
     """
     _check_alone("unit", config, unjudged)

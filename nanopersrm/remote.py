@@ -14,7 +14,8 @@ the writer, a list of such texts, or an object, itself or as JSON in a text, rea
 
     {"exemplars": ["…"], "question": "…"}        or {"writer": "ada"}; exemplars with principles
 
-With ?writer=NAME no more is read of a label than the question of an object. The prompt is full of the policy's chat template and is not used as a question.
+With ?writer=NAME no more is read of a label than the question of an object; principles are refused.
+The prompt is full of the policy's chat template and is not used as a question.
 
 A reward is (score - 1) / 8, from 0 to 1, as in `reward.py`. An empty response, which fits nobody,
 gets 0 by rule and is not shown to the judge; its writer must exist all the same. What has no valid

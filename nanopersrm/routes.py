@@ -5,7 +5,8 @@
 Each route is translation (`wire.py`, `chat.py`, `remote.py`), the desk, translation back. What went
 wrong becomes an answer in one place, `_say_errors`:
 
-    400 no JSON     404 no such writer, model or path     409 no room for another writer
+    400 no JSON     404 no such writer, model or path     405 no such method
+    409 no room for another writer
     422 cannot be judged     503 no room in line, or stopping     504 too late
     500 the judge failed, or a number was asked for and it gave none
 
@@ -14,6 +15,7 @@ Where to read next: `serve.py`, which runs it.
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -25,6 +27,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import Gauge, generate_latest
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.routing import Match
 
 from nanopersrm import InputError, __version__, chat, remote, stream, wire
 from nanopersrm.desk import Ask, Busy, Desk, Done
@@ -61,6 +64,7 @@ def app_of(
         description="How well does a text fit a writer?",
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
         responses={status: {"model": wire.ErrorReply} for status in ("4XX", "5XX")},
     )
     Gauge("nanopersrm_waiting", "in line", registry=meter.registry).set_function(
@@ -147,7 +151,8 @@ def app_of(
         """Who was put."""
         return sorted(writers)
 
-    @app.put("/writers/{name}", status_code=204)
+    # A path, so that a name with a slash is refused as a name.
+    @app.put("/writers/{name:path}", status_code=204)
     async def put(name: str, body: wire.Writer) -> Response:
         """Keep exemplars under a name, until the server ends."""
         writer = wire.writer_of(body, limits)
@@ -156,12 +161,12 @@ def app_of(
         writers[name] = writer
         return Response(status_code=204)
 
-    @app.get("/writers/{name}", response_model=wire.Writer)
+    @app.get("/writers/{name:path}", response_model=wire.Writer)
     async def get(name: str) -> Any:
         """What was put."""
         return wire.known(name, writers)
 
-    @app.delete("/writers/{name}", status_code=204)
+    @app.delete("/writers/{name:path}", status_code=204)
     async def delete(name: str) -> Response:
         """Forget a writer."""
         wire.known(name, writers)
@@ -210,9 +215,9 @@ def _say_errors(app: FastAPI) -> None:
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, AnyHTTPException):
-            return refusal(error.status_code, str(error.detail), error.headers)
+            return refusal(error.status_code, *_plain(error, request))
         if isinstance(error, RequestValidationError):
-            return refusal(*_invalid(error))
+            return refusal(*_invalid(error, request.headers.get("content-type")))
         if isinstance(error, Busy):
             return refusal(503, str(error), {"retry-after": str(error.again)})
         return refusal(404 if isinstance(error, wire.Unknown) else 422, str(error))
@@ -221,16 +226,47 @@ def _say_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, refuse)
 
 
-def _invalid(error: RequestValidationError) -> tuple[int, str]:
-    """The first thing that does not fit the schema, and where."""
+def _plain(error: AnyHTTPException, request: Request) -> tuple[str, dict[str, str]]:
+    """The line of an error, and headers. What the router and the reader of bodies say in two words
+    is said in full here."""
+    headers, cause = {**(error.headers or {})}, error.__cause__
+    came, routes = request.scope["path"], cast(Sequence[Any], request.app.routes)
+    if (error.status_code, error.detail) == (404, "Not Found"):
+        shown = [route.path_format for route in routes if route.include_in_schema]
+        there = ", ".join(dict.fromkeys(shown))
+        return f"path: expected one of {there} (see /docs), got {came!r}", headers
+    if error.status_code == 405:
+        match = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+        allowed = ", ".join(sorted({method for route in match for method in route.methods}))
+        line = f"method: expected {allowed} for {came!r}, got {request.method}"
+        return line, headers | {"Allow": allowed}
+    if error.status_code != 400 or cause is None:
+        return str(error.detail), headers
+    if isinstance(cause, UnicodeDecodeError):
+        return f"body: expected JSON in UTF-8, found another byte at {cause.start}", headers
+    if isinstance(cause, RecursionError):
+        return "body: expected JSON that is not nested too deeply, got it nested deeper", headers
+    if isinstance(cause, ValueError):  # the one that json has left
+        most = sys.get_int_max_str_digits()
+        return f"body: expected numbers of at most {most} digits, got a longer one", headers
+    return "body: expected all of it, got a part", headers
+
+
+def _invalid(error: RequestValidationError, kind: str | None) -> tuple[int, str]:
+    """The first thing that does not fit the schema, and where. kind: the Content-Type."""
     first, *others = error.errors()
-    if first["type"] == "json_invalid":
-        return 400, f"expected JSON: {first['ctx']['error']}"
     _, *place = first["loc"]
+    if first["type"] == "json_invalid":
+        return 400, f"body: expected JSON: {first['ctx']['error']}, at character {place[0]}"
+    came = type(first["input"]).__name__
+    if not place and isinstance(first["input"], bytes):  # not read at all
+        return 422, f"Content-Type: expected application/json, got {kind or 'none'}"
+    if not place:
+        came = "nothing" if first["input"] is None else came
+        return 422, f"body: expected a JSON object, got {came}"
     where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
     more = f" (and {len(others)} more)" if others else ""
-    came = type(first["input"]).__name__
-    return 422, f"{where.lstrip('.') or 'body'}: {first['msg']}, got {came}{more}"
+    return 422, f"{where.lstrip('.')}: {first['msg']}, got {came}{more}"
 
 
 async def _finished(

@@ -117,7 +117,10 @@ BAD: list[tuple[object, str]] = [
     (GOOD[1] | {"chosen": " "}, "line 2, field chosen: expected some text, got an empty one"),
     (GOOD[1] | {"rejected": LONG}, "line 2: candidate 1: expected a text that fits"),
     (GOOD[0] | {"candidates": ["a", "\0"]}, "line 2, field candidates, text 2: expected a text, f"),
-    (GOOD[0] | {"exemplars": "a\0b"}, "field exemplars, text 1: expected a text, found a zero byte"),
+    (
+        GOOD[0] | {"exemplars": "a\0b"},
+        "field exemplars, text 1: expected a text, found a zero byte",
+    ),
     (GOOD[0] | {"question": "a\0b"}, "line 2, field question: expected a text, found a zero byte"),
     (GOOD[1] | {"chosen": "a\0b"}, "line 2, field chosen: expected a text, found a zero byte"),
 ]

@@ -187,9 +187,12 @@ def test_openrlhf_in_one_call():
 def test_openrlhf_refuses():
     reward_func = openrlhf_reward(Rule())
     for given, part in (
-        ((["ab"], ["a"], [""]), r"labels\[0\], field exemplars, text 1: expected some text"),
+        ((["ab"], ["a"], [""]), r"labels\[0\]: expected the field exemplars.*got nothing"),
         ((["ab"], ["a"], [None]), r"labels\[0\]: expected the field exemplars"),
-        ((["ab"], ["a"], [{"text": "x"}]), r"labels\[0\]: expected the field exemplars.*got text"),
+        (
+            (["ab"], ["a"], [{"text": "x"}]),
+            r"labels\[0\]: expected the fields exemplars.*got 'text'",
+        ),
         ((["ab"], ["c"], ["x"]), r"queries\[0\]: expected the prompt and a reply, found another"),
         ((["ab"], [["a"]], ["x"]), r"queries\[0\]: expected texts"),
         ((["ab"], ["a"], []), "expected as many queries as prompts and labels, got 1, 1 and 0"),

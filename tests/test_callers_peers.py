@@ -312,9 +312,9 @@ def judged(server: Live) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("label", "text", "room", "part"),
     [
-        ("", "is a 7", 999, "labels[0], field exemplars, text 1: expected some text"),
+        ("", "is a 7", 999, "labels[0]: expected the field exemplars"),
         (None, "is a 7", 999, "labels[0]: expected the field exemplars"),
-        ({"text": "So."}, "is a 7", 999, "texts of the writer, got text"),
+        ({"text": "So."}, "is a 7", 999, "exemplars, question, principles, got 'text'"),
         ("So.", "what?", 999, "the judge gave this completion no score"),
         # OpenRLHF cuts the prompt to make room: where the reply begins is not known
         ("So.", "is a 7", 34, "queries[0]: expected the prompt and a reply, found another text"),

@@ -72,6 +72,29 @@ def test_a_label_says_whose_style_counts(label: Any):
     assert request_of(["So."], "") == request_of('["So."]', "") == JudgeRequest([], ["So."])
     assert request_of("So.", "") == JudgeRequest([], ["So."])
     assert request_of('{"writer": "ada"}', "") == JudgeRequest([], writer="ada")
+    assert request_of({"exemplars": "So."}, "") == JudgeRequest([], ["So."])
+
+
+def test_none_is_as_if_the_field_were_not_there():
+    """Arrow puts it where a row lacks a field that others have."""
+    for given in ({"exemplars": ["So."]}, {"writer": "ada"}):
+        label = dict.fromkeys(("exemplars", "writer", "question", "principles")) | given
+        for form in (label, json.dumps(label)):
+            assert request_of(form, "") == JudgeRequest([], **given)
+    assert request_of({"exemplars": ["So."], "principles": []}, "") == JudgeRequest([], ["So."])
+    with pytest.raises(InputError, match=r"labels\[0\]: expected texts .* got nothing; or say"):
+        asked(sent("One.", labels=[{"exemplars": None, "question": None}]))
+
+
+def test_beside_a_writer_for_all_the_question_counts():
+    labels = [{"question": "Why?"}, '{"question": "Why?", "answer": 4}', "4", 4, None, {"a": 1}]
+    found = asked(sent(*"abcdef", labels=labels), writer="ada")
+    assert [(members, ask.question) for members, ask in found] == [
+        ([0, 1], "Why?"),
+        ([2, 3, 4, 5], None),
+    ]
+    with pytest.raises(InputError, match=r"labels\[0\], field principles: expected none"):
+        asked(sent("a", labels=[{"principles": ["Be long."]}]), writer="ada")
 
 
 @pytest.mark.parametrize("label", ["[Sigh.] I came", "{shrugs} Well.", "{", "[1] So.", "[" * 9999])
@@ -81,7 +104,7 @@ def test_a_text_may_begin_like_json(label: str):
 
 @pytest.mark.parametrize(
     "label",
-    ["", None, 3, [1], {}, {"a": 1}, "[1]", "{}", {"exemplars": "So."}, {"writer": ["ada"]}],
+    ["", None, 3, [1], {}, {"a": 1}, "[1]", "{}", {"exemplars": 3}, {"writer": ["ada"]}],
 )
 def test_other_labels_are_refused(label: Any):
     for text in ("One.", ""):  # what was written does not matter

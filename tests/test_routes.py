@@ -150,14 +150,16 @@ def test_profile_draws_against_the_reference(client):
     ("raw", "status", "line"),
     [
         (b"{", 400, "expected JSON"),
-        (b"", 422, "body"),
-        (b"[]", 422, "body"),
+        (b'{"a" 1}', 400, "delimiter, at character 5"),
+        (b"", 422, "body: expected a JSON object, got nothing"),
+        (b"[]", 422, "body: expected a JSON object, got list"),
         (b"\xff\xfe", 400, "JSON"),
-        (b"[" * 8000, 400, "parsing"),
+        (b'{"a": "\xff"}', 400, "expected JSON in UTF-8, found another byte at 7"),
+        (b"[" * 8000, 400, "expected JSON that is not nested too deeply"),
         (
             b'{"candidates": ["a"], "exemplars": ["b"], "seed": ' + b"9" * 5000 + b"}",
             400,
-            "parsing",
+            "expected numbers of at most 4300 digits",
         ),
         (b'{"candidates": "a", "exemplars": ["b"]}', 422, "candidates"),
         (b'{"candidates": [1], "exemplars": ["b"]}', 422, "candidates[0]"),
@@ -198,14 +200,32 @@ def test_bad_requests_get_one_clear_line(raw: bytes, status: int, line: str, cli
 def test_only_json_is_read(client):
     """A page of another origin can send text/plain without asking, and nothing else."""
     raw = json.dumps(BODY)
-    for kind in ("text/plain", "application/x-www-form-urlencoded"):
-        refused(client.post("/judge", content=raw, headers={"content-type": kind}), 422)
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):  # the second is curl's own
+        for path in ("/judge", "/get_reward"):
+            answer = client.post(path, content=raw, headers={"content-type": kind})
+            assert refused(answer, 422) == f"Content-Type: expected application/json, got {kind}"
+    answer = client.post("/judge", content=raw)
+    assert refused(answer, 422) == "Content-Type: expected application/json, got none"
+
+
+@pytest.mark.parametrize("name", ["a/b", "a%2Fb", "%C3%A9", ""])
+def test_no_name_of_a_writer(name: str, client):
+    ada = {"exemplars": ["I came; I saw."]}
+    path = f"/writers/{name}"
+    for answer in (client.put(path, json=ada), client.get(path), client.delete(path)):
+        assert "expected a name of letters" in refused(answer, 422)
 
 
 def test_unknown_paths_and_methods(client):
-    refused(client.get("/nothing"), 404)
-    refused(client.get("/judge"), 405)
+    for answer in (client.get("/nothing"), client.post("/judge/", json=BODY)):
+        line = refused(answer, 404)
+        assert line.startswith("path: expected one of /health, /metrics, /judge, ")
+        assert line.endswith(f", got '{answer.request.url.path}'")
+    assert refused(client.get("/judge"), 405) == "method: expected POST for '/judge', got GET"
     refused(client.options("/judge"), 405)
+    answer = client.post("/writers/ada", json={})
+    assert "expected DELETE, GET, PUT" in refused(answer, 405)
+    assert answer.headers["allow"] == "DELETE, GET, PUT"
     text = client.get("/metrics").text
     assert 'path="other",status="404"' in text
     assert "/nothing" not in text

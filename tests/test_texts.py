@@ -174,8 +174,9 @@ def test_standard_input_that_cannot_be_read(monkeypatch):
         read_standard_input("candidates")
     expected = "expected candidates, a line --- between two"
     assert str(caught.value) == f"standard input: closed, {expected}"
-    with open(os.devnull, "w") as written:
-        monkeypatch.setattr(sys, "stdin", open(written.fileno(), encoding="utf-8", closefd=False))
+    place = os.open(os.devnull, os.O_WRONLY)
+    with open(place, encoding="utf-8") as written:
+        monkeypatch.setattr(sys, "stdin", written)
         with pytest.raises(InputError) as caught:
             read_standard_input("candidates")
     said = "standard input: cannot be read (Bad file descriptor)"

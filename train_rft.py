@@ -86,7 +86,7 @@ class Config:
 
     pairs: Path | None = None  # .jsonl of data.build; default: pairs of the demo writers
     validation: Path | None = None  # pairs for the trials; default: a tenth of the writers
-    adapter: Path | None = None  # else runs/sft/adapter, or "default", which comes with the base
+    adapter: str | None = None  # else runs/sft/adapter, or "default", which comes with the base
     out: Path = Path("runs/rft")  # folder of the run
     resume: bool = False  # go on from the last checkpoint in --out
     overwrite: bool = False  # throw an earlier run in --out away

@@ -77,8 +77,8 @@ class Config:
 
     pairs: Path | None = None  # .jsonl of data.build; default: pairs of the demo writers
     validation: Path | None = None  # pairs for the trials; default: a tenth of the writers
-    # go on from this one, "default" is that of the base: its style, base, rank stay
-    adapter: Path | None = None
+    # go on from this one, "default" is that of the base: its base, 4 bits, rank and style stay
+    adapter: str | None = None
     out: Path = Path("runs/sft")  # folder of the run
     resume: bool = False  # go on from the last checkpoint in --out
     overwrite: bool = False  # throw an earlier run in --out away
@@ -102,7 +102,7 @@ class Config:
     eval_pairs: int = 40  # validation pairs in a trial
     save_every: int = 10  # steps between checkpoints
     keep_last: int = 2  # checkpoints to keep, beside the best
-    lora: LoraConfig = field(default_factory=LoraConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)  # of a new adapter
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3))  # 7B: 2e-4
     style: StyleConfig = field(default_factory=StyleConfig)
     lesson: LessonConfig = field(default_factory=LessonConfig)
@@ -180,7 +180,8 @@ def fuse(kit: Kit, styled: Style) -> Style:
     if not count or not kit.config.lesson.evidence:
         styled.fusion = None
     elif styled.fusion is not None:
-        note("instruments: weighed before, see --style-from")
+        seen = "" if styled.fusion.apart else "; with these writers' pairs, if they were there"
+        note(f"instruments: weighed before, as {kit.style_from} has them{seen}")
     else:
         note(f"instruments: weighing them on {min(count, len(pairs)):,} pairs")
         tell = kit.tokenizer, styled, kit.config.seed, kit.training.obey
@@ -260,6 +261,8 @@ def main(config: Config) -> None:
     config = replace(config, **starting.unsaid(made, config.base, config.nf4, config.dtype))
     inside = folder / "style" if folder is not None and (folder / "style").is_dir() else None
     style_from = config.style_from or inside
+    if made is not None and made.style and style_from is None:
+        raise InputError(f"{folder}: expected the folder style, as judge.json says")
     device = device_of(config.device)
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     how = settled(config.preset or for_card(card), asdict(config))
@@ -284,11 +287,11 @@ def main(config: Config) -> None:
     sizes = ModelConfig.of(base.config)
     longest = min(config.lesson.longest, sizes.context)
     config = replace(config, lesson=replace(config.lesson, longest=longest))
-    checkpoint.check_room(config.out, disk_needed(sizes, config.lora.rank, config.keep_last))
     whole = Course(train, tokenizer, config.lesson, config.seed)
     model = starting.load(base, how, device, config.seed, tiny)
     begun = None if folder is None else starting.going_on(folder, model, config.lora)
     config = replace(config, lora=begun.config if begun else config.lora)
+    checkpoint.check_room(config.out, disk_needed(sizes, config.lora.rank, config.keep_last))
     steps = how.warmup_steps + how.steps
     torch.manual_seed(config.seed)  # of dropout
     settings = asdict(config) | asdict(how) | {"texts": digest([*train, *validation])}

@@ -32,11 +32,13 @@ from nanopersrm.profile import (
 from nanopersrm.subjects import EVERY, WRITER, Scene
 
 SLACK = 1.0  # points by which a stated percentile may be off: it is rounded
+NOT = r"(?:(?<!\bif )\b(?:not|never|without|nor|no longer)|n't)"
+AND = r"(?: (?:have|has|shows?|uses?|keeps?|with))?(?: (?:any|too|very))? $"
 NEGATED = re.compile(  # before a level word
-    r"(?:\b(?:not|never|without|nor|no longer|lacks?|lacking|avoids?|avoiding)|n't)"
-    r"(?: (?:have|has|shows?|uses?|keeps?|with))?(?: (?:any|so|too|very))? $"
+    rf"(?:{NOT}|\b(?:lacks?|lacking|avoids?|avoiding)){AND}", re.IGNORECASE
 )
-NO = re.compile(rf"\bno $|{NEGATED.pattern}")  # before "more" and "less"
+NO = re.compile(rf"\bno $|{NOT}{AND}", re.IGNORECASE)  # before "more" and "less"
+TWICE = re.compile(rf"{NOT} $", re.IGNORECASE)  # before one of these: it takes it back
 QUANTITY = re.compile(r"\b(?:no|few|some|many|more|fewer|several|less|most) $", re.I)
 FIGURE = re.compile(
     r"(?:, | \(| )(about )?(under )?(\d+(?:\.\d+)?)(?=\s?(?:%|words?\b|letters?\b|per\b))"
@@ -57,7 +59,7 @@ class Claim:
     """What is said of one subject's factor."""
 
     start: int
-    text: str  # as it stands in the reply
+    text: str  # as it stands in the reply, a "not" before it too
     subject: str  # "writer", a label, or EVERY
     factor: str  # "n-grams" and "factors" for the percentiles
     said: str  # a level word, "more", "less", or a percentage
@@ -133,7 +135,7 @@ def _levels(scene: Scene) -> Iterator[Claim]:
         if known:
             factor, said = known
             if said in ("more", "less"):
-                yield from _comparison(scene, match, factor, said, NO.search(before))
+                yield from _comparison(scene, match, factor, said, _no(NO, before))
                 last = begin, factor
                 continue
             if WORDS[factor] != COUNTED and QUANTITY.search(before):
@@ -146,7 +148,13 @@ def _levels(scene: Scene) -> Iterator[Claim]:
             continue
         subject = scene.subject(match.start(), match.end())
         if subject and said:
-            yield _level_claim(scene, match, subject, factor, said, NEGATED.search(before))
+            yield _level_claim(scene, match, subject, factor, said, _no(NEGATED, before))
+
+
+def _no(pattern: re.Pattern[str], before: str) -> re.Match[str] | None:
+    """The negation that a phrase follows; "does not lack" is none."""
+    found = pattern.search(before)
+    return None if found and TWICE.search(before[: found.start()]) else found
 
 
 def _stands_alone(scene: Scene, match: re.Match[str], before: str) -> bool:

@@ -11,7 +11,8 @@ same to both; verl's `extra_info` has the same fields.
 
 What we chose. None is nothing: Arrow puts it where a row lacks a field that other rows have. A
 label is written for us, so that a field without a meaning is an InputError; `extra_info`, and a
-label where the writer is said for all rows, may be there for others and hold what they like.
+label where the writer is said for all rows, may be there for others: only `question` and
+`principles` are looked at.
 
 Where to read next: `callers.py`.
 """

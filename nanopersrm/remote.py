@@ -132,11 +132,6 @@ def asks_of(
         ask = ask_of(replace(asked, candidates=texts, mode="pointwise"), writers, judging, limits)
         if members:
             found.append((members, ask))
-    if len(found) > limits.waiting:
-        raise InputError(
-            f"query: expected at most {limits.waiting} groups of up to {len(LABELS)} with the same "
-            f"writer and question, got {len(found)}"
-        )
     return found
 
 

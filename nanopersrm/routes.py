@@ -73,15 +73,19 @@ def app_of(
     _say_errors(app)
 
     async def judged(request: Request, asks: Sequence[Ask]) -> list[Done]:
-        """All, or the first error; nothing is left in line behind."""
-        futures: list[asyncio.Future[Done]] = []
-        try:
-            for ask in asks:
-                futures.append(desk.submit(ask))
-            found = await _finished(futures, limits.seconds, request)
-        finally:
-            for future in futures:
-                future.cancel()
+        """All, or the first error; nothing is left in line behind. More than the line has room
+        for go in turns."""
+        found: list[Done] = []
+        end = time.monotonic() + limits.seconds
+        for begin in range(0, len(asks), limits.waiting):
+            futures: list[asyncio.Future[Done]] = []
+            try:
+                for ask in asks[begin : begin + limits.waiting]:
+                    futures.append(desk.submit(ask))
+                found += await _finished(futures, end, limits.seconds, request)
+            finally:
+                for future in futures:
+                    future.cancel()
         for done in found:
             count(done)
         return found
@@ -141,7 +145,8 @@ def app_of(
         count = partial(wire.profile_reply, writer, body.top)
         future = asyncio.ensure_future(desk.aside(count))
         try:
-            (traits,) = await _finished([future], limits.seconds, request)
+            end = time.monotonic() + limits.seconds
+            (traits,) = await _finished([future], end, limits.seconds, request)
         finally:
             future.cancel()
         return traits
@@ -270,15 +275,15 @@ def _invalid(error: RequestValidationError, kind: str | None) -> tuple[int, str]
 
 
 async def _finished(
-    futures: Sequence["asyncio.Future[T]"], seconds: float, request: Request
+    futures: Sequence["asyncio.Future[T]"], end: float, seconds: float, request: Request
 ) -> list[T]:
-    """All of them, unless one fails, the time is up, or the client has left."""
+    """All of them, unless one fails, `end` has come after so many seconds, or the client left."""
 
     async def left() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    gone, end = asyncio.ensure_future(left()), time.monotonic() + seconds
+    gone = asyncio.ensure_future(left())
     try:
         while waiting := [future for future in futures if not future.done()]:
             either: set[asyncio.Future[Any]] = {*waiting, gone}

@@ -15,8 +15,9 @@
 Errors are one line and say what was expected. Nothing stands in for a score that was not given.
 
 Without a token it serves this machine alone and refuses to start elsewhere. Ctrl-C or SIGTERM send
-away who waits, and leave the judgement in progress some seconds to finish (`desk.py`). Writers are kept in memory only, texts are
-not logged. A connection on which no whole head comes within HEAD_SECONDS is closed.
+away who waits, and leave the judgement in progress some seconds to finish (`desk.py`). Writers are
+kept in memory only, texts are not logged. A connection on which no whole head comes within
+HEAD_SECONDS is closed.
 
 What we left out: TLS, several models, several machines; a proxy in front has them. The packages are
 those of `pip install 'nanopersrm[serve]'`. Where to read next: `desk.py`.

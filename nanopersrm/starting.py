@@ -116,7 +116,7 @@ def made_for(
     )
 
 
-def named(adapter: Path | None, base: str) -> tuple[Path | None, Trained | None]:
+def named(adapter: str | Path | None, base: str) -> tuple[Path | None, Trained | None]:
     """The folder of the adapter to go on from, "default" being the one that comes with the base,
     and its judge.json where it has one; None: a new adapter."""
     folder = trained.chosen(adapter, base)
@@ -127,7 +127,7 @@ def named(adapter: Path | None, base: str) -> tuple[Path | None, Trained | None]
     return folder, trained.read(folder)
 
 
-def said_by(folder: Path | None, default: Path, base: str) -> tuple[Path, Trained | None]:
+def said_by(folder: str | Path | None, default: Path, base: str) -> tuple[Path, Trained | None]:
     """What `named` gives, of a run that cannot do without an adapter.
 
     None: the `default`, what train_sft.py leaves, or else the one that comes with the base.
@@ -188,7 +188,7 @@ def adapters(folder: Path | None, model: Model, seed: int, twice: bool) -> tuple
 
 
 def going_on(folder: Path, model: Model, said: LoraConfig) -> Lora:
-    """The adapter of a folder, to learn on; of `said` nothing may differ from what it is."""
+    """The adapter of a folder, to learn on. Where `said` is no default, it must be the same."""
     lora = lora_files.load(folder, model)
     for name, value in vars(said).items():
         kept = getattr(lora.config, name)

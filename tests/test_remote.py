@@ -135,14 +135,6 @@ def test_queries_of_one_writer_are_candidates_of_one_ask():
     assert asked(sent("", ""), writer="ada") == []
 
 
-def test_more_groups_than_have_room_could_never_be_judged():
-    body = sent(*map(str, range(9)), labels=[[f"Writer {i}."] for i in range(9)])
-    few, enough = Limits(waiting=8), Limits(waiting=9)
-    with pytest.raises(InputError, match=r"at most 8 groups of up to 26 .* got 9"):
-        asks_of(body, None, WRITERS, JudgeConfig(), few)
-    assert len(asks_of(body, None, WRITERS, JudgeConfig(), enough)) == 9
-
-
 def test_thousands_of_tokens_at_the_end_are_cut_in_one_pass():
     begin = time.process_time()
     assert responses(["Hi?" + "Ho. " + "<eos> " * 150_000], ["Hi?"]) == ["Ho."]

@@ -255,6 +255,18 @@ def test_no_room_gets_503_and_retry_after(client, judge):
             assert int(answer.headers["retry-after"]) >= 1
 
 
+def test_more_groups_than_the_line_has_room_for_go_in_turns(client, judge):
+    """As many questions as queries: each is a group of its own."""
+    client.put("/writers/ada", json={"exemplars": ["I came; I saw."]})
+    queries = [f"Hi? {i}." for i in range(7)]
+    labels = [{"question": f"Question {i}?"} for i in range(7)]
+    body = {"query": queries, "prompts": ["Hi? "] * 7, "labels": labels}
+    found = client.post("/get_reward?writer=ada", json=body).json()["rewards"]
+    scores = [soft_score(digits_of(f"{i}.")) for i in range(7)]
+    assert found == pytest.approx([(score - 1) / 8 for score in scores])
+    assert len(judge.calls) == 7
+
+
 def test_too_late_gets_504_and_what_had_not_begun_is_dropped():
     judge = FakeJudge()
     with client_of(judge, Limits(seconds=0.2)) as client:

@@ -1,5 +1,7 @@
 """train_sft.py --adapter: a run that goes on from what another one has learned."""
 
+import shutil
+
 from test_train_sft import JUDGE, brief, curve, files, given, here, one_thread, whole  # noqa: F401
 
 from nanopersrm import checkpoint, trial
@@ -38,5 +40,9 @@ def test_what_an_adapter_to_go_on_from_must_be(whole, given, tmp_path, capsys): 
 
     assert "no such folder" in refused("--adapter", str(tmp_path / "nowhere"))
     assert "no adapter comes with the base" in refused("--adapter", "default")
+    shutil.copytree(begun, tmp_path / "bare")
+    shutil.rmtree(tmp_path / "bare/style")
+    assert "expected the folder style" in refused("--adapter", str(tmp_path / "bare"))
+    assert "expected a folder, got an empty name" in refused("--adapter", "")
     said = refused("--adapter", begun, "--lora.rank", "8")
     assert f"--lora.rank: {begun}, which is learned on, has 4, got 8; leave it out" in said

@@ -24,7 +24,7 @@ How it works. Pairs become trees of tokens (data/lessons.py), trees are packed w
 a step sees follows from the seed and the number of the step alone, so a run that goes on from a
 checkpoint sees what it would have seen. How a step is computed is a matter of --preset
 (nanopersrm/presets.py); without one, the machine decides. The learning rate is for SmolLM2-135M; a
-base of 7 billion weights wants about a tenth of it (--optim.lr 2e-4).
+base of 7 billion weights wants about a tenth of it (--optim.lr 2e-4), and so does an --adapter.
 
 What we left out: several GPUs, and training the base itself. Where to read next: `train_rft.py`.
 """
@@ -180,7 +180,7 @@ def fuse(kit: Kit, styled: Style) -> Style:
     if not count or not kit.config.lesson.evidence:
         styled.fusion = None
     elif styled.fusion is not None:
-        seen = "" if styled.fusion.apart else "; with these writers' pairs, if they were there"
+        seen = "" if styled.fusion.apart else ", also for writers whom it was fitted on"
         note(f"instruments: weighed before, as {kit.style_from} has them{seen}")
     else:
         note(f"instruments: weighing them on {min(count, len(pairs)):,} pairs")
@@ -299,8 +299,7 @@ def main(config: Config) -> None:
     with Stop() as stop:
         saving = config.save_every, config.keep_last, stop, config.resume, config.overwrite
         training = Training(config.out, settings, steps, *saving, device)
-        data = whole, validation
-        kit = Kit(config, how, model, tokenizer, *data, training, begun, style_from)
+        kit = Kit(config, how, model, tokenizer, whole, validation, training, begun, style_from)
         training.log.note(
             f"{config.base} with {folder or 'a new adapter'} on {device}, "
             f"{'NF4 and ' * how.nf4}{model.norm.weight.dtype}; {len(train):,} pairs to train on, "

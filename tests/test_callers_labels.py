@@ -25,16 +25,10 @@ class Listener(Rule):
         super().__init__(threading.Lock())
         self.heard: list[tuple[Any, ...]] = []
 
-    def judge(
-        self,
-        exemplars: Sequence[str],
-        candidates: Sequence[str],
-        question: str | None = None,
-        principles: Sequence[str] = (),
-        config: JudgeConfig | None = None,
-    ) -> Judgement:
+    def judge(self, *given: Any) -> Judgement:
+        exemplars, candidates, question, principles, _ = given
         self.heard.append((tuple(exemplars), tuple(candidates), question, tuple(principles)))
-        return super().judge(exemplars, candidates, question, principles, config)
+        return super().judge(*given)
 
 
 def in_process(label: Any, exemplars: Any = None, principles: Sequence[str] = ()) -> Any:

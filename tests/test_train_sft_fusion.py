@@ -61,7 +61,7 @@ def test_a_style_adapter_brings_its_own(weighed, given, tmp_path, capsys):  # no
     assert here(*given, *FEW, *style, "--out", tmp_path / "kept") == 0
     told = " ".join(capsys.readouterr().out.split())
     assert f"weighed before, as {style[1]} has them" in told
-    assert "these writers' pairs" not in told  # it has a fusion apart for them
+    assert "fitted on" not in told  # it has a fusion apart for them
     assert kept(tmp_path / "kept") == kept(weighed)
     assert here(*given, *FEW, *style, "--fused", "0", "--out", tmp_path / "none") == 0
     assert kept(tmp_path / "none") is None

@@ -6,8 +6,9 @@
 judges every pair, prints one row a judge and writes the numbers, with intervals over authors, to
 `--out` (`metrics.py` defines each of them). `--adapter FOLDER` judges with what `train_sft.py` has
 learned, `--adapter none` with the untrained base. `--baselines` adds all other judges of
-`judges.py`, the base without the adapter among them; `--judges model,style` names some. `--beside
-NAME=FOLDER` adds another adapter of the same base, asked for the prompts that it was trained on.
+`judges.py` but gemma, the base without the adapter among them; `--judges model,style` names some.
+`--beside NAME=FOLDER` adds another adapter of the same base, asked for the prompts that it was
+trained on.
 
 How it works. The two texts of a pair are shown in alphabetical order, which knows nothing of the
 label; a pair and its twin are shown alike. Then both again with one neutral text in place of the
@@ -51,7 +52,7 @@ from nanopersrm import InputError, __version__, trained
 from nanopersrm.command import exit_code
 from nanopersrm.embedded import DEFAULT_BASE
 from nanopersrm.judgement import JudgeConfig
-from nanopersrm.judges import NAMES, SAMPLED, Kit, Named, loader, make, train_pairs
+from nanopersrm.judges import BASELINES, NAMES, SAMPLED, Kit, Named, loader, make, train_pairs
 from nanopersrm.metrics import GROUPS, KEYS, RESAMPLES, Record, measure, record
 from nanopersrm.opinions import Opinion, Opinions, key_of
 from nanopersrm.pairs import Pair, couples, read
@@ -72,7 +73,7 @@ class Config:
     pairs: tuple[Path, ...]  # .jsonl or .jsonl.gz files
     base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
     adapter: str = DEFAULT  # a folder with a trained adapter; default: that of the base; or none
-    baselines: bool = False  # judge with everything that judges.py knows
+    baselines: bool = False  # judge with everything that judges.py knows, but gemma
     judges: str = "model"  # by name, with commas between; the first gives the result
     beside: tuple[str, ...] = ()  # further adapters of the same base, each as NAME=FOLDER
     train: Path | None = None  # pairs to fit the baselines on
@@ -119,6 +120,7 @@ def main(config: Config, command: str = "") -> None:
         load,
         further(config.beside),
         tuple(replace(judging, samples=n) for n in config.samples[1:]),
+        log.print,
     )
     names += [*kit.beside, *(f"{SAMPLED}{n}" for n in config.samples[1:])]
     judges: dict[str, dict[str, Any]] = {}
@@ -176,7 +178,7 @@ def judge_names(config: Config) -> list[str]:
         raise InputError(f"--judges: expected names out of {', '.join(NAMES)}, got {unknown[0]!r}")
     if not named:
         raise InputError(f"--judges: expected names out of {', '.join(NAMES)}, got none")
-    return list(dict.fromkeys([*named, *(NAMES if config.baselines else ())]))
+    return list(dict.fromkeys([*named, *(BASELINES if config.baselines else ())]))
 
 
 def further(given: Sequence[str]) -> dict[str, str]:

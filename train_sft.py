@@ -96,7 +96,7 @@ class Config:
     recompute: bool | None = None  # compute each block again in its backward: less memory
     offload: bool | None = None  # keep what is kept of each block in host memory
     style_from: Path | None = None  # a style adapter to use as it is; default: that in --adapter
-    fused: int = 1000  # pairs on which all instruments are weighed into one number to show; 0: no
+    fused: int = 1000  # pairs on which all instruments are weighed into a chance to show; 0: no
     writers: int = 16  # a step of style, of one domain where it has so many
     eval_every: int = 50  # steps between trials on validation pairs; 0: before and after only
     eval_pairs: int = 40  # validation pairs in a trial
@@ -189,7 +189,7 @@ def fuse(kit: Kit, styled: Style) -> Style:
         assert found.loss is not None, "a fit measures it"
         told = f"{found.loss:.2f} nats a pair by other writers, where a guess has {GUESS:.2f}"
         styled.fusion = found if found.loss < GUESS else None
-        note(f"instruments: {told}{'' if styled.fusion else '; they are not shown in one number'}")
+        note(f"instruments: {told}{'' if styled.fusion else '; they are not shown as a chance'}")
     return styled
 
 

@@ -13,9 +13,6 @@ The *fit* of a candidate is the mean of three numbers, each centred between writ
 the sum of the evidence, the percentile of the n-grams, the percentile of the factor distance. On
 300 human pairs by unseen authors it was higher for the chosen text in about 73 %.
 
-With a model at hand its trained instruments are weighed too (`nanopersrm/fusion.py`): the prompt
-shows their percentile, and that is the fit, 50 for 0.
-
     chosen      fit up to -0.4: 5     to 0: 6     to 0.3: 7     to 0.6: 8     above: 9
     rejected    the mirror image:  1 below -0.6, 2, 3, 4, and 5 from 0.4 on (4 if chosen got a 5)
 
@@ -144,11 +141,6 @@ def fit(exemplars: tuple[str, ...], candidate: str) -> float:
         *((near[kind] - CENTRES[kind]) / 50.0 for kind in ("n-grams", "factors")),
     ]
     return math.fsum(max(-1.0, min(1.0, part)) for part in parts) / len(parts)
-
-
-def fit_of(points: float) -> float:
-    """The same where all instruments are one percentile (`nanopersrm/fusion.py`)."""
-    return points / 50.0 - 1.0
 
 
 def digits(chosen_fit: float, rejected_fit: float) -> tuple[int, int]:

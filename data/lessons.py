@@ -38,7 +38,7 @@ from data.attacks import with_attack
 from data.facts import ROLES, shown
 from data.replies import reply
 from nanopersrm import InputError, verdict
-from nanopersrm.nearness import Nearness, in_one
+from nanopersrm.nearness import Nearness
 from nanopersrm.packing import Branch, Bundle
 from nanopersrm.pairs import Pair, couples
 from nanopersrm.profile import Near, measured_block
@@ -87,8 +87,6 @@ def imitation(
     """
     pair, bundles = stripped(pair), []
     instruments = similar(pair, [pair.chosen, pair.rejected], config, near)
-    points = in_one(instruments.values()) if instruments else None
-    placed = dict(zip(instruments or (), points, strict=True)) if points else None
     end = turn_end(tokenizer)
     for form in ("pointwise", "pairwise") if config.form == "both" else (config.form,):
         prompts, replies = [], []
@@ -96,7 +94,7 @@ def imitation(
             texts = list(shown(pair, form, role).values())
             prompts.append(prompt(pair, texts, tokenizer, config, instruments))
             rng = random.Random(f"{seed}/{pair.id}/{form}/{role}")
-            made = reply(pair, form, role, rng, config.evidence, placed)
+            made = reply(pair, form, role, rng, config.evidence)
             said = verdict.parse(made.text, made.labels)
             assert said.scores is not None, f"pair {pair.id!r}: {said.problem}"
             thought = tokenizer.encode(said.reasoning)

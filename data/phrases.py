@@ -194,17 +194,6 @@ PERCENT_TWO = (
     "n-grams {nx}% for {x}, n-grams {ny}% for {y}",
     "by factors {x} is closer than {fx}% of strangers, by factors {y} is closer than {fy}%",
 )
-# Where the prompt has all instruments in one number, told last of all before the verdict.
-POINTS = (
-    "{c} fits better than {p}% of texts",
-    "{c} fits better than {p}% of texts",
-    "by all measures together, {c} fits better than {p}% of texts",
-    "all that was measured says that {c} fits better than {p}% of texts",
-)
-POINTS_TWO = (
-    "{x} fits better than {px}% of texts, {y} better than {py}%",
-    "by all measures together, {x} fits better than {px}% of texts, {y} better than {py}%",
-)
 OPENERS = (
     "",
     "",

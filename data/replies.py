@@ -24,10 +24,8 @@ verdict is always told when it outweighs all that speak for it. `phrases.py` has
 how it was written.
 
 What we chose. The verdict is the pair's, the margin is the evidence's, and a reply whose counts do
-not carry its verdict says so. Where the prompt sums all instruments up in one number, a reply tells
-it last before the verdict: whoever has just written the number draws a digit that goes with it,
-whatever else was said. Replies have about 60 to 180 tokens, counted roughly by words and marks.
-With `--no-evidence` (for prompts without the measured block) no numbers are told.
+not carry its verdict says so. Replies have about 60 to 180 tokens, counted roughly by words and
+marks. With `--no-evidence` (for prompts without the measured block) no numbers are told.
 
 What we left out. The reasons are of what can be counted; irony, subject and rhythm do not occur.
 `--teacher BASE` takes replies that a model wrote instead, see `teacher.py`.
@@ -39,7 +37,7 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,19 +47,8 @@ from rich.console import Console
 from rich.progress import track
 
 from data import teacher
-from data.facts import (
-    ROLES,
-    Fact,
-    asked,
-    digits,
-    digits_together,
-    facts,
-    fit,
-    fit_of,
-    roles_of,
-    shown,
-)
-from data.telling import Claim, Writing, body, conclusion, in_points
+from data.facts import ROLES, Fact, asked, digits, digits_together, facts, fit, roles_of, shown
+from data.telling import Claim, Writing, body, conclusion
 from nanopersrm import InputError, pairs, verdict
 from nanopersrm.command import exit_code
 from nanopersrm.faithful import check as faithful
@@ -116,48 +103,29 @@ def _draw_facts(found: list[Fact], roles: dict[str, str], rng: random.Random) ->
     return drawn
 
 
-def fits_of(pair: Pair, points: Mapping[str, float] | None) -> dict[str, float]:
-    """Role -> fit, -1 to 1, by what the prompt sums up or else by what can be counted."""
-    texts = {role: getattr(pair, role) for role in ROLES}
-    if points is not None:
-        return {role: fit_of(points[text]) for role, text in texts.items()}
-    return {role: fit(pair.exemplars, text) for role, text in texts.items()}
-
-
-def scores_of(form: str, roles: dict[str, str], fits: dict[str, float]) -> dict[str, int]:
+def scores_of(pair: Pair, form: str, roles: dict[str, str]) -> dict[str, int]:
     """The digit of each label: the verdict is the pair's, the margin is the evidence's."""
-    drawn = (digits if form == "pointwise" else digits_together)(*(fits[r] for r in ROLES))
+    fits = [fit(pair.exemplars, text) for text in (pair.chosen, pair.rejected)]
+    drawn = (digits if form == "pointwise" else digits_together)(*fits)
     return {label: dict(zip(ROLES, drawn, strict=True))[role] for label, role in roles.items()}
 
 
 def reply(
-    pair: Pair,
-    form: str,
-    candidate: str,
-    rng: random.Random,
-    evidence: bool = True,
-    points: Mapping[str, float] | None = None,
+    pair: Pair, form: str, candidate: str, rng: random.Random, evidence: bool = True
 ) -> Imitation:
-    """A reply about one candidate (pointwise), or about both with `candidate` as A (pairwise).
-
-    points: of both texts, where the prompt shows how all instruments together place them.
-    """
+    """A reply about one candidate (pointwise), or about both with `candidate` as A (pairwise)."""
     texts = shown(pair, form, candidate)
     roles = roles_of(texts, candidate)
-    fits = fits_of(pair, points)
-    scores = scores_of(form, roles, fits)
-    placed = None if points is None else {label: points[text] for label, text in texts.items()}
-    carried = {label: fits[role] for label, role in roles.items()}
+    scores = scores_of(pair, form, roles)
     block = {trait.factor for trait in salient(pair.exemplars)} if evidence else None
     found = facts(pair.exemplars, texts, block) or facts(pair.exemplars, texts)
     if not found:
         raise InputError(f"pair {pair.id!r}: expected texts with words, nothing can be measured")
     best: tuple[int, Imitation] | None = None
     for _ in range(TRIES):
-        writing = Writing(rng, pair.exemplars, texts, evidence, placed)
+        writing = Writing(rng, pair.exemplars, texts, evidence)
         told = _draw_facts(found, roles, rng)
-        sentences = [*body(writing, told, roles), *in_points(writing)]
-        sentences.append(conclusion(writing, roles, scores, carried))
+        sentences = [*body(writing, told, roles), conclusion(writing, roles, scores)]
         text = verdict.write(writing.finish(sentences), scores)
         off = max(TOKENS[0] - size(text), size(text) - TOKENS[1], 0)
         if best is None or off < best[0]:

@@ -2,8 +2,7 @@
 
 A `Writing` collects what has been claimed and quoted while the sentences of one reply are made.
 `body` tells the facts in one of several layouts (the writer first, side by side, or some of both),
-`in_points` tells the number that sums the instruments up, `conclusion` says what the digits say and
-how far the counts carry it.
+`conclusion` says what the digits say and how far the counts carry it.
 
 Quotes are put in last, as they stand in their text, so that no tidying of commas can touch them.
 Where to read next: `replies.py`.
@@ -14,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 
 from data import phrases as say
-from data.facts import Fact, words
+from data.facts import Fact, fit, words
 from data.quoting import show
 from nanopersrm.claims import percentiles
 from nanopersrm.factors import COUNTED, SHAPE
@@ -27,7 +26,10 @@ BARE_SHARE = 0.7  # of "B has none" where it may stand for "B has no semicolons"
 TELLING = 0.15  # evidence from which a difference is said to favour one of two
 DIFFERS = 0.8  # deviations between writer and candidate from which another level is a break
 # A fit for the label below which a reply says that the counts do not carry it, or are against it.
-THIN, OUTRIGHT = 0.0, -0.3
+THIN, OUTRIGHT = (
+    0.0,
+    -0.3,
+)  # fits for the label below which a reply says that the counts are against
 Claim = tuple[str, str, str]  # subject, factor, what is said
 
 
@@ -39,7 +41,6 @@ class Writing:
     exemplars: tuple[str, ...]
     texts: dict[str, str]
     evidence: bool
-    points: dict[str, float] | None = None  # of each label, where the prompt shows them
     claims: list[Claim] = field(default_factory=list)
     quotes: list[str] = field(default_factory=list)
 
@@ -237,26 +238,10 @@ def _percent(writing: Writing) -> str:
     return rng.choice(say.PERCENT).format(c=values["x"], n=values["nx"], f=values["fx"])
 
 
-def in_points(writing: Writing) -> list[str]:
-    """The sentence with the number of all instruments together, where the prompt shows it."""
-    if writing.points is None:
-        return []
-    told = [(writing.name(label), f"{points:.1f}") for label, points in writing.points.items()]
-    if len(told) == 1:
-        [(c, p)] = told
-        return [writing.rng.choice(say.POINTS).format(c=c, p=p)]
-    (x, px), (y, py) = told
-    return [writing.rng.choice(say.POINTS_TWO).format(x=x, px=px, y=y, py=py)]
-
-
-def conclusion(
-    writing: Writing, roles: dict[str, str], scores: dict[str, int], fits: dict[str, float]
-) -> str:
-    """The last sentence: what the digits say, and how far the counts carry it.
-
-    fits: of each label, from -1 to 1.
-    """
+def conclusion(writing: Writing, roles: dict[str, str], scores: dict[str, int]) -> str:
+    """The last sentence: what the digits say, and how far the counts carry it."""
     rng = writing.rng
+    fits = {label: fit(writing.exemplars, text) for label, text in writing.texts.items()}
     carried = sum(fits[label] * (1 if roles[label] == "chosen" else -1) for label in roles)
     if carried < OUTRIGHT:
         lead = rng.choice(say.AGAINST_COUNTS)

@@ -1,36 +1,33 @@
-"""Fusion: all instruments in one number, how well a text fits the writer.
+"""Fusion: all instruments in one number, the chance that a text is by the writer.
 
 No instrument is good everywhere: character n-grams notice that three words were swapped, factors
 that sentences were joined, the style similarity which person it is. Each gives a distance between
 exemplars and candidate, and a regression on training pairs says how much each is worth:
 
-    s(candidate)  = - Σ w · distance                 w by regression on s(chosen) - s(rejected)
-    points        = 100 · Φ((s - middle) / spread)   middle, spread of s over all texts of pairs
+    s(candidate)  = - Σ w · distance       w by logistic regression on s(chosen) - s(rejected)
+    chance        = σ(a · s + b)           a, b on chosen and rejected texts one by one
 
 The distances are |z difference| of each factor (`profile.py`), minus the character n-gram
-similarity and, with a model at hand, minus the cosine of pooled states (`style.py`). The regression
-is logistic (`baselines.py`); fusing scores rather than features is what speaker verification does
-(Brümmer and du Preez, Computer Speech & Language 20, 2006). The points are the percentile of s
-among all texts of pairs, by the writer or not, if these were spread normally (Φ is the normal
-distribution function): 50 is a usual one. They are shown to a tenth, from 0.1 to 99.9.
+similarity and, with a model at hand, minus the cosine of pooled states (`style.py`). The chance is
+for a reader who has seen as many texts by the writer as rejected ones; it is shown as whole
+percent, 1 to 99. Fusing scores rather than features is what speaker verification does (Brümmer and
+du Preez, Computer Speech & Language 20, 2006); w, a and b are the same regression twice
+(`baselines.logistic`).
 
-Worked example: w = (2, 1), distances (0.5, -0.8) give s = -0.2; with middle -0.3 and spread 0.5
-that is 0.2 deviations above the middle, 57.9 points.
+Worked example: w = (2, 1), distances (0.5, -0.8) give s = -0.2; with a = 1, b = 0.2 that is even.
 
 How it works. A regression knows the pairs it was fitted on too well: of 100 pairs 95 % were right
 where it was 77 % of pairs by other writers. So writers are dealt into FOLDS by a hash of their
 name, and w is found once more without each fold. What these say of the writers whom they have not
-seen gives middle and spread, and `loss`: nats a pair, 0.69 for a guess. They are kept (`apart`),
-since a model that learns from the same pairs must see the points as they are of strangers, or it
-trusts them too much.
+seen gives a and b, and `loss`: nats a pair, 0.69 for a guess. They are kept (`apart`), since a
+model that learns from the same pairs must see the chance as it is of strangers, or it trusts it too
+much.
 
 A distance that a text cannot show counts as the mean of the training pairs. `usual` holds those.
 
-What we left out: products of instruments, weights by kind of text, and the chance that a text is by
-the writer. Of one text alone that is little sure (0.67 nats a text, where two side by side have 0.4
-to 0.5 a pair): all chances lie near a half, and what tells two texts apart is a few points of
-percent at best. A percentile spreads the same order over the whole scale.
-Read next: `nearness.py`.
+What we left out: products of instruments, and weights by kind of text. A chance alone tells less
+than two side by side (0.67 nats a text, 0.4 to 0.5 a pair): it knows nothing of how hard a writer
+is. Read next: `nearness.py`.
 """
 
 import hashlib
@@ -53,7 +50,6 @@ NGRAMS, STYLE = "n-grams", "style"  # beside the factors
 LEAST_UNIT = 1e-9  # of cosines that are all the same
 FOLDS = 5
 GUESS = math.log(2)  # nats a pair
-LOWEST, HIGHEST = 0.1, 99.9  # points that are shown
 
 # (exemplars, texts) -> the cosine of each text with the writer
 Cosines = Callable[[Sequence[str], Sequence[str]], list[float]]
@@ -65,8 +61,8 @@ class Fusion:
 
     weights: dict[str, float]  # w, of distances in their own units
     usual: dict[str, float]  # the distance that stands in for one that cannot be measured
-    middle: float  # s of a usual text of a pair
-    spread: float  # standard deviation of s
+    slope: float  # a
+    offset: float  # b
     loss: float | None = None  # nats a pair by writers held out; None: not measured
     apart: tuple["Fusion", ...] = ()  # by fold: without the pairs of its writers
 
@@ -83,17 +79,17 @@ class Fusion:
         }
         return -sum(weight * known[name] for name, weight in self.weights.items())
 
-    def points(self, score: float) -> float:
-        """s as a percentile, from LOWEST to HIGHEST."""
-        below = 0.5 + 0.5 * math.erf((score - self.middle) / self.spread / math.sqrt(2))
-        return max(LOWEST, min(HIGHEST, 100.0 * below))
+    def chance(self, score: float) -> float:
+        """In percent, from 1 to 99."""
+        sure = 1 / (1 + math.exp(-max(-50.0, min(50.0, self.slope * score + self.offset))))
+        return max(1.0, min(99.0, 100.0 * sure))
 
-    def points_of(
+    def chances(
         self, exemplars: Sequence[str], texts: Sequence[str], cosines: Sequence[float]
     ) -> list[float]:
-        """Of each text."""
+        """Of each text, in percent."""
         return [
-            self.points(self.score(exemplars, text, cosine))
+            self.chance(self.score(exemplars, text, cosine))
             for text, cosine in zip(texts, cosines, strict=True)
         ]
 
@@ -122,21 +118,17 @@ def of_facts(raw: object, where: str) -> Fusion:
         tables[field] = {name: float(value) for name, value in table.items()}
     if missing := sorted({*tables["weights"]} - {*tables["usual"]}):
         raise InputError(f"{where}, field usual: expected a number for {missing[0]!r}, found none")
-    numbers = [raw.get(field) for field in ("middle", "spread")]
-    if not all(map(_finite, numbers)) or not numbers[1] > 0:  # type: ignore[operator]
-        old = "slope" in raw and "middle" not in raw
-        raise InputError(
-            f"{where}: expected numbers as middle and spread, the spread above 0, found "
-            f"{numbers!r:.80}{'; it is of an earlier version, train again' if old else ''}"
-        )
-    middle, spread = map(float, numbers)  # type: ignore[arg-type]
+    numbers = [raw.get(field) for field in ("slope", "offset")]
+    if not all(map(_finite, numbers)):
+        raise InputError(f"{where}: expected numbers as slope and offset, found {numbers!r:.80}")
+    slope, offset = map(float, numbers)  # type: ignore[arg-type]
     if (loss := raw.get("loss")) is not None and not _finite(loss):
         raise InputError(f"{where}, field loss: expected a number, found {loss!r:.40}")
-    folds = raw.get("apart", [])
+    folds = raw.get("apart", [])  # adapters of before have neither
     if not isinstance(folds, list) or len(folds) not in (0, FOLDS):
         raise InputError(f"{where}, field apart: expected {FOLDS} fusions or none")
     apart = tuple(of_facts(one, f"{where}, field apart, {i + 1}") for i, one in enumerate(folds))
-    return Fusion(tables["weights"], tables["usual"], middle, spread, loss, apart)
+    return Fusion(tables["weights"], tables["usual"], slope, offset, loss, apart)
 
 
 def _finite(value: object) -> bool:
@@ -169,13 +161,13 @@ def fit(pairs: Sequence[Pair], cosines: Cosines | None = None) -> Fusion:
             held_out = np.where(np.isfinite(table), table, usual)[asked == fold]
             apart[asked == fold] = -((held_out - usual) @ weights)
     apart = apart[np.isfinite(apart[:, 0])]
-    middle, spread = (float(apart.mean()), float(apart.std()) or 1.0) if len(apart) else (0.0, 1.0)
+    slope, middle = _sigmoid_of(apart) if len(apart) else (0.0, 0.0)
     loss = float(np.logaddexp(0, apart[:, 1] - apart[:, 0]).mean()) if len(apart) else GUESS
 
     def made(weights: Array, usual: Array) -> Fusion:
-        own = middle - float(usual @ weights)  # s of a text with the usual distances, and above it
+        offset = middle + slope * float(usual @ weights)  # s of a usual text is minus the last
         values = dict(zip(names, weights.tolist(), strict=True))
-        return Fusion(values, dict(zip(names, usual.tolist(), strict=True)), own, spread)
+        return Fusion(values, dict(zip(names, usual.tolist(), strict=True)), slope, offset)
 
     return replace(made(*_weighed(table)), loss=loss, apart=tuple(made(*one) for one in folds))
 
@@ -192,6 +184,14 @@ def _weighed(table: Array) -> tuple[Array, Array]:
     if len(gaps):
         unit[cosine_like] = np.maximum(np.sqrt((gaps[:, cosine_like] ** 2).mean(0)), LEAST_UNIT)
     return logistic(gaps / unit) / unit, usual
+
+
+def _sigmoid_of(scores: Array) -> tuple[float, float]:
+    """scores (pairs, 2) of chosen and rejected -> a, b with σ(a · s + b) for chosen (Platt)."""
+    middle, spread = float(scores.mean()), float(scores.std()) or 1.0
+    one = np.stack([(scores - middle) / spread, np.ones_like(scores)], -1)  # (pairs, 2, 2)
+    slope, offset = logistic(np.concatenate([one[:, 0], -one[:, 1]]))
+    return float(slope) / spread, float(offset - slope * middle / spread)
 
 
 def judge(fusion: Fusion, cosines: Cosines | None = None) -> Score:

@@ -2,7 +2,6 @@
 
     near = nearness(tokenizer, style)
     near(exemplars, texts)          -> a `profile.Near` a text
-    in_one(near(exemplars, texts))  -> the number of all instruments together, a text
 
 The style similarity needs token ids and a forward of the model, the fusion of all instruments needs
 the texts. Here they meet, for training (`data/course.py`) and judging (`judge.py`) alike, so that
@@ -12,7 +11,7 @@ what it says when it was fitted without them. A writer who is judged is none of 
 Where to read next: `judge.py` in this folder.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nanopersrm.fusion import Cosines
 from nanopersrm.profile import Near
@@ -38,7 +37,7 @@ def cosines(tokenizer: Tokenizer, style: Style) -> Cosines:
 def nearness(
     tokenizer: Tokenizer, style: Style, writers: Mapping[tuple[str, ...], str] | None = None
 ) -> Nearness:
-    """The percentile of the style similarity and, where instruments are fused, that of all of them.
+    """The percentile of the style similarity and, where instruments are fused, the chance.
 
     writers: of exemplars that are trained on, whose they are.
     """
@@ -52,14 +51,7 @@ def nearness(
             return [Near(percent) for percent in percents]
         if (writer := known.get(tuple(text.strip() for text in exemplars))) is not None:
             fused = fused.unseen_by(writer)
-        points = fused.points_of(exemplars, texts, found)
-        return [Near(*both) for both in zip(percents, points, strict=True)]
+        chances = fused.chances(exemplars, texts, found)
+        return [Near(*both) for both in zip(percents, chances, strict=True)]
 
     return near
-
-
-def in_one(near: Iterable[Near]) -> list[float] | None:
-    """How all instruments together place each text; None where nobody has weighed them."""
-    found = [one.points for one in near]
-    known = [points for points in found if points is not None]
-    return known if known and len(known) == len(found) else None

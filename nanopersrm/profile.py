@@ -109,7 +109,7 @@ class Near(NamedTuple):
     """What instruments that are trained say of a candidate (`nearness.py`)."""
 
     style: float  # percent of the pairs of strangers that are less similar
-    points: float | None = None  # percentile by all instruments together (`fusion.py`)
+    chance: float | None = None  # percent, of all instruments together (`fusion.py`)
 
 
 @lru_cache(maxsize=1)
@@ -304,7 +304,7 @@ def measured_block(
 
     Rates without a unit are per 100 words. The last lines say how many strangers are farther from
     the exemplars than the candidate is, by n-gram similarity, by factor distance and, where `near`
-    is given for each candidate, by style; then how well it fits by all of that together.
+    is given for each candidate, by style; then how likely all of it makes the candidate.
     """
     if not exemplars or not 1 <= len(candidates) <= len(ascii_uppercase):
         raise InputError(
@@ -330,6 +330,6 @@ def measured_block(
             f"{label} closer than strangers: n-grams {alike:.0f}%, factors {close:.0f}%{kin}"
         )
     for label, one in zip(labels, near or (), strict=False):
-        if one.points is not None:
-            lines.append(f"{label} fits better than {one.points:.1f}% of texts")
+        if one.chance is not None:
+            lines.append(f"{label} by this writer: {one.chance:.0f}% likely")
     return "\n".join(lines)

@@ -170,8 +170,8 @@ def test_block_numbers_are_measured() -> None:
     weighed = [Near(90.6, 71.5), Near(3.0, 1.0)]
     assert measured_block(exemplars, candidates, near=weighed).splitlines() == [
         *styled,
-        "A fits better than 71.5% of texts",
-        "B fits better than 1.0% of texts",
+        "A by this writer: 72% likely",
+        "B by this writer: 1% likely",
     ]
     with pytest.raises(AssertionError, match="for 2 texts"):
         measured_block(exemplars, candidates, near=[Near(90.6)])

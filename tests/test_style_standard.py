@@ -218,7 +218,7 @@ def test_facts_go_round(model, trained):
     bare = Style(model, trained.lora, trained.config, QUANTILES)
     assert bare.facts() == {"quantiles": QUANTILES, "mean": [], "deviation": [], "fusion": None}
     assert again.measured(bare.facts()).standard is None
-    again.fusion = Fusion({"n-grams": 2.0}, {"n-grams": -0.4}, middle=-0.5, spread=0.25)
+    again.fusion = Fusion({"n-grams": 2.0}, {"n-grams": -0.4}, slope=1.5, offset=0.25)
     told = json.loads(json.dumps(again.facts()))
     assert Style(model, trained.lora, trained.config).measured(told).fusion == again.fusion
     old = {

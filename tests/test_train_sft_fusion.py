@@ -14,7 +14,7 @@ from nanopersrm import fusion, nearness
 from nanopersrm.fusion import Fusion
 
 FEW = ("--warmup-steps", "1", "--steps", "2", "--eval-pairs", "0", "--save-every", "1")
-BY_HAND = Fusion({"n-grams": 2.0}, {"n-grams": -0.4}, middle=-0.5, spread=0.25, loss=0.5)
+BY_HAND = Fusion({"n-grams": 2.0}, {"n-grams": -0.4}, slope=1.5, offset=0.25, loss=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ class Unit:
     def __init__(self) -> None:
         self.asked: list[list[object]] = []
         self.fusion = replace(
-            BY_HAND, apart=tuple(replace(BY_HAND, middle=float(i)) for i in range(fusion.FOLDS))
+            BY_HAND, apart=tuple(replace(BY_HAND, offset=float(i)) for i in range(fusion.FOLDS))
         )
 
     def embed(self, texts):
@@ -168,6 +168,6 @@ def test_lessons_show_what_a_fusion_without_their_writer_says():
     (own,) = near([f" {text}\n" for text in pair.exemplars], [pair.chosen])
     (other,) = near([pair.rejected], [pair.chosen])
     fold = style.fusion.apart[fusion.fold_of(pair.author)]
-    assert own.points == pytest.approx(fold.points_of(pair.exemplars, [pair.chosen], [0.5])[0])
-    assert other.points == style.fusion.points_of([pair.rejected], [pair.chosen], [0.5])[0]
-    assert own.points != style.fusion.points_of(pair.exemplars, [pair.chosen], [0.5])[0]
+    assert own.chance == pytest.approx(fold.chances(pair.exemplars, [pair.chosen], [0.5])[0])
+    assert other.chance == style.fusion.chances([pair.rejected], [pair.chosen], [0.5])[0]
+    assert own.chance != style.fusion.chances(pair.exemplars, [pair.chosen], [0.5])[0]

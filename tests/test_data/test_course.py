@@ -254,9 +254,9 @@ def test_nearness_stands_in_the_prompts(pairs, tokenizer, style, monkeypatch):
     monkeypatch.setattr(style, "quantiles", tuple(i / 100 for i in range(101)))
     near = nearness(tokenizer, style)
     pair = replace(pairs[0], chosen=f"  {pairs[0].chosen}\n")
-    [(percent, points)] = near(pair.exemplars, [pair.chosen.strip()])
+    [(percent, chance)] = near(pair.exemplars, [pair.chosen.strip()])
     assert near(pair.exemplars, [pair.chosen]) == [(percent, None)]
-    assert points is None
+    assert chance is None
     said = tokenizer.decode(prompt(pair, "chosen", tokenizer, LONG, near))
     assert f"style {percent:.0f}%" in said
     assert f"style {percent:.0f}%" not in tokenizer.decode(
@@ -267,11 +267,11 @@ def test_nearness_stands_in_the_prompts(pairs, tokenizer, style, monkeypatch):
         pair, "chosen", tokenizer, blind, None
     )
     monkeypatch.setattr(style, "fusion", fused(pairs, 6, tokenizer, style, 0))
-    [(again, points)] = near(pair.exemplars, [pair.chosen])
+    [(again, chance)] = near(pair.exemplars, [pair.chosen])
     assert again == percent
-    assert points is not None
+    assert chance is not None
     said = tokenizer.decode(prompt(pair, "chosen", tokenizer, LONG, near))
-    assert f"candidate fits better than {points:.1f}% of texts" in said
+    assert f"candidate by this writer: {chance:.0f}% likely" in said
     assert fused(pairs, 6, tokenizer, style, 0) == style.fusion
     assert fused(pairs, 6, tokenizer, style, 1) != style.fusion
     grown = tree(pair, {}, tokenizer, LONG, "0/0", near)

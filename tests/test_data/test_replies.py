@@ -285,36 +285,3 @@ def test_with_evidence_the_habits_are_those_that_the_prompt_shows():
             assert not (evidence and missing)
             outside += len(missing)
     assert outside > 20
-
-
-TOLD = re.compile(r"better than (\d+\.\d)%")
-
-
-def placed(pair: pairs.Pair, chosen: float, rejected: float) -> dict[str, float]:
-    return {pair.chosen: chosen, pair.rejected: rejected}
-
-
-def test_the_number_of_all_instruments_is_told_last_before_the_verdict():
-    for pair in demo_pairs(seed=5, pairs=20):
-        points = placed(pair, 63.42, 31.07)
-        for form, role, rng in asked(pair, "both", 0):
-            made = reply(pair, form, role, rng, points=points)
-            assert check(made, pair) == []
-            texts = shown(pair, form, role).values()
-            assert TOLD.findall(made.text) == [f"{points[text]:.1f}" for text in texts]
-            thought = verdict.parse(made.text, made.labels).reasoning
-            rest = TOLD.split(thought)[-1]
-            assert len(re.findall(r"[.;:] ", rest)) <= 2, made.text  # a lead and the verdict
-        assert not TOLD.search(reply(pair, "pointwise", "chosen", random.Random(0)).text)
-
-
-@pytest.mark.parametrize(
-    ("points", "scores"), [((96, 4), (9, 1)), ((55, 50), (7, 4)), ((5, 98), (5, 4))]
-)
-def test_digits_follow_the_number(some, points, scores):
-    """The verdict is the pair's all the same."""
-    told = {}
-    for role in ("chosen", "rejected"):
-        made = reply(some[0], "pointwise", role, random.Random(1), points=placed(some[0], *points))
-        told[role] = (verdict.parse(made.text, "A").scores or {})["A"]
-    assert (told["chosen"], told["rejected"]) == scores

@@ -313,12 +313,14 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
     table.add_column("")
     table.add_column("candidate", overflow="fold")  # the ends of file names tell them apart
     table.add_column("score", justify="right")
-    many = len(names) > 1
-    if many:
-        table.add_column("fits better than the next", justify="right")
+    many, chances = len(names) > 1, judgement.measured
+    columns = ["by measurement alone"] * bool(chances) + ["fits better than the next"] * many
+    for column in columns:
+        table.add_column(column, justify="right")
     for rank, i in enumerate(judgement.ranking):
         score = judgement.scores[i]
         cells = [str(rank + 1), escape(names[i]), "invalid" if score is None else f"{score:.2f}"]
+        cells += [f"{chances[i]:.1f}%"] if chances else []
         if many and rank + 1 < len(names):
             cells.append(f"{judgement.preference[i][judgement.ranking[rank + 1]]:.1%}")
         table.add_row(*cells)

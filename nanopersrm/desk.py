@@ -327,4 +327,5 @@ def _part(whole: Judgement, place: list[int]) -> Judgement:
         well_formed=all(reply.problem is None for reply in replies),
         replies=replies,
         notes=notes,
+        measured=None if whole.measured is None else [whole.measured[i] for i in place],
     )

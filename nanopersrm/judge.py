@@ -17,7 +17,7 @@ The reasoning quotes the texts: what it puts in double quotes is copied from the
 
 The adapter that comes with the default base, or one of your own (`Judge.load(adapter=folder)`),
 works beside the weights and is never merged into them. A style adapter in the same folder adds to
-the measured block its percentile and, with all other instruments, a chance (`nearness.py`). What
+the measured block its percentile and that of all instruments together (`nearness.py`). What
 the reasoning claims is measured again in the texts, and what is not so is said beside it.
 
 Where to read next: the script `judge.py` beside this package.
@@ -35,7 +35,7 @@ from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.device import device_of, dtype_of
 from nanopersrm.judgement import Asked, JudgeConfig, Judgement
 from nanopersrm.model import Model
-from nanopersrm.nearness import cosines, nearness
+from nanopersrm.nearness import cosines, in_one, nearness
 from nanopersrm.prefixes import Prefixes
 from nanopersrm.profile import Near
 from nanopersrm.prompts import LONGEST_TOKEN, cut, water_level
@@ -207,6 +207,7 @@ class Judge:
         reasoning = list(reversed(first.values()))  # of the first sample of each prompt
         if not pairs:
             reasoning = [first[(place.index(i),)] for i in place]  # of each candidate
+        chances = in_one(ask.near or [])
         scores = [scores[i] for i in place]
         table = [[table[i][j] for j in place] for i in place]
         order = judgement.ranked(table, None if pairs else scores)
@@ -222,6 +223,7 @@ class Judge:
             seconds=time.perf_counter() - start,
             replies=replies,
             notes=notes,
+            measured=None if chances is None else [chances[i] for i in place],
         )
 
     def reward_fn(

@@ -109,6 +109,9 @@ class Judgement:
     seconds: float
     replies: list[JudgedReply]
     notes: list[str] = field(default_factory=list)  # what the caller should be told
+    # How likely each candidate is by the writer by all instruments together, without the model, in
+    # percent (`fusion.py`); None: this judge has none.
+    measured: list[float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: plain lists, numbers and strings; a preference that is not finite is None."""

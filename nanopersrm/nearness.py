@@ -2,6 +2,7 @@
 
     near = nearness(tokenizer, style)
     near(exemplars, texts)          -> a `profile.Near` a text
+    in_one(near(exemplars, texts))  -> the chance by all instruments together, a text
 
 The style similarity needs token ids and a forward of the model, the fusion of all instruments needs
 the texts. Here they meet, for training (`data/course.py`) and judging (`judge.py`) alike, so that
@@ -11,7 +12,7 @@ what it says when it was fitted without them. A writer who is judged is none of 
 Where to read next: `judge.py` in this folder.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nanopersrm.fusion import Cosines
 from nanopersrm.profile import Near
@@ -55,3 +56,10 @@ def nearness(
         return [Near(*both) for both in zip(percents, chances, strict=True)]
 
     return near
+
+
+def in_one(near: Iterable[Near]) -> list[float] | None:
+    """The chance of each text by all instruments together; None where nobody has weighed them."""
+    found = [one.chance for one in near]
+    known = [chance for chance in found if chance is not None]
+    return known if known and len(known) == len(found) else None

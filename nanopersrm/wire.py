@@ -140,6 +140,7 @@ class JudgeReply:
     together: int  # requests that shared the call
     replies: list[ReplyPart]
     notes: list[str]
+    measured: list[float] | None  # percent likely, without the model; null: no instruments
 
 
 @dataclass(frozen=True)

@@ -113,4 +113,5 @@ class FakeJudge:
             seconds=0.0,
             replies=sorted(replies, key=lambda reply: reply.candidates),
             notes=notes,
+            measured=[float(len(text.strip())) for text in candidates],
         )

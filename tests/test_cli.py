@@ -8,11 +8,13 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tyro
+from fake_judge import FakeJudge
 from rich.console import Console
 from test_answer import make_base
 from test_judge_adapter import make_adapter
@@ -27,7 +29,7 @@ DEMO = ROOT / "data" / "demo"
 EDMUND = str(DEMO / "edmund" / "1.txt")
 DRAFTS = [str(DEMO / "edmund" / "2.txt"), str(DEMO / "grubb" / "1.txt")]
 FIELDS = {"candidates", "scores", "preference", "ranking", "verdict", "reasoning"}
-FIELDS |= {"well_formed", "tokens", "prompt_tokens", "seconds", "replies", "notes"}
+FIELDS |= {"well_formed", "tokens", "prompt_tokens", "seconds", "replies", "notes", "measured"}
 
 spec = importlib.util.spec_from_file_location("judge_script", SCRIPT)
 assert spec is not None
@@ -221,6 +223,23 @@ def test_brackets_in_names_are_not_markup_while_streaming():
     follow((0,), "One.", True)
     follow((1,), "Two.", True)
     assert written.getvalue().split() == ["[red]a.txt", "One.", "[/red].txt", "Two."]
+
+
+@pytest.mark.parametrize("measured", [None, [91.27, 3.0]])
+def test_what_is_measured_stands_beside_the_score(measured):
+    found = FakeJudge().judge(("It rained; I stayed.",), ("Rain; I read.", "lol rain"))
+    written = io.StringIO()
+    script._print_judgement(
+        Console(file=written, width=100),
+        replace(found, measured=measured, ranking=[1, 0]),
+        ["a.txt", "b.txt"],
+        True,
+    )
+    said = written.getvalue()
+    assert ("by measurement alone" in said) == (measured is not None)
+    rows = [line.split() for line in said.splitlines() if "b.txt" in line or "a.txt" in line]
+    assert [row[3:4] == ["3.0%"] for row in rows[:1]] == [measured is not None]
+    assert ("91.3%" in said) == (measured is not None)
 
 
 def test_help_is_quick_and_complete():

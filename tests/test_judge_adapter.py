@@ -12,6 +12,7 @@ from kernels.linear import can_pack
 from nanopersrm import InputError, lora_files
 from nanopersrm.bases import Base
 from nanopersrm.cache import Layout
+from nanopersrm.fusion import NGRAMS, STYLE, Fusion
 from nanopersrm.judge import UNTRAINED, Judge
 from nanopersrm.judgement import JudgeConfig
 from nanopersrm.linear import Linear
@@ -103,6 +104,26 @@ def test_the_style_percentile_stands_in_the_measured_block(base, folder, judge, 
     shown.clear()
     judge.judge(EXEMPLARS, CANDIDATES[:2], config=PLAIN)
     assert not any("<measured>" in text for text in shown)
+
+
+def test_what_all_instruments_say_is_said_beside_the_score(judge, monkeypatch):
+    """Of each candidate in the order of the call, as the prompts show it; none without."""
+    assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=PLAIN).measured is None
+    assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=JudgeConfig(think=False)).measured is None
+    monkeypatch.setattr(
+        judge.style,
+        "fusion",
+        Fusion({NGRAMS: 2.0, STYLE: 1.0}, {NGRAMS: 0.0, STYLE: 0.0}, 1.0, 0.5),
+    )
+    texts = [CANDIDATES[1], CANDIDATES[0], f" {CANDIDATES[1]}\n"]
+    for mode in ("pointwise", "pairwise"):
+        found = judge.judge(EXEMPLARS, texts, config=JudgeConfig(mode, think=False))
+        expected = [
+            near.chance for near in judge.nearness(EXEMPLARS, [text.strip() for text in texts])
+        ]
+        assert found.measured == pytest.approx(expected)
+        assert found.measured[0] == found.measured[2] != found.measured[1]
+    assert judge.judge(EXEMPLARS, texts, config=PLAIN).measured is None  # without evidence
 
 
 @pytest.mark.parametrize("mode", ["pointwise", "pairwise"])

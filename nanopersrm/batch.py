@@ -12,7 +12,8 @@ A line of the file is one of these; other fields are passed over:
 What comes out (`right` for pairs only: is the chosen text the verdict? null for a tie):
 
     {"line": 1, "key": "5f0c…", "id": "…", "scores": [6.1, 3.2], "preference": [[…]], "ranking":
-     [0, 1], "verdict": 0, "reasoning": ["…"], "well_formed": true, "notes": [], "right": true}
+     [0, 1], "verdict": 0, "reasoning": ["…"], "well_formed": true, "notes": [],
+     "measured": [58.2, 41.0], "right": true}
     {"line": 2, "key": "…", "error": "line 2, field exemplars: missing"}
 
 Where a candidate got no score the verdict is "invalid", the ranking null, and no pair is right.
@@ -20,11 +21,11 @@ A bad line is one that cannot be read or judged. It is told, it has its record, 
 judged. Blank lines have no record.
 
 Going on. Each record is written when it is known, so a run that was killed goes on where the file
-ends; half a last line is cut off. The key is a hash of the input line and of what its judgement
-depends on: the settings, and all that the adapter's folder says and holds, so the sharpness in
-judge.json too. If the old records do not have the keys they must have, the input or the settings
-are others, and nothing is written. The clock is in no record: killed and resumed, or in one go, the
-file is the same.
+ends; half a last line is cut off. The key is a hash of the input line and of what its record
+depends on: the settings, what a judgement holds, and all that the adapter's folder says and holds,
+so the sharpness in judge.json too. If the old records do not have the keys they must have, the
+input or the settings are others, and nothing is written. The clock is in no record: killed and
+resumed, or in one go, the file is the same.
 
 What we chose. The records are appended to the file itself and not to a temporary one, because what
 is there already is the point. What we left out: two runs that write the same file, a base that
@@ -44,14 +45,14 @@ import stat
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from nanopersrm import InputError, __version__
 from nanopersrm.disk import reason
-from nanopersrm.judgement import JudgeConfig, check
+from nanopersrm.judgement import JudgeConfig, Judgement, check
 from nanopersrm.pairs import SUFFIXES, parse_object
 from nanopersrm.reward import Judges, completion_text, question_text, texts_of
 
@@ -345,4 +346,5 @@ def _key(raw: bytes, asking: Asking) -> str:
 
 @functools.lru_cache(1)
 def _settings(asking: Asking) -> bytes:
-    return json.dumps([__version__, asdict(asking)], sort_keys=True).encode()
+    told = [one.name for one in fields(Judgement)]
+    return json.dumps([__version__, told, asdict(asking)], sort_keys=True).encode()

@@ -17,7 +17,7 @@ The reasoning quotes the texts: what it puts in double quotes is copied from the
 
 The adapter that comes with the default base, or one of your own (`Judge.load(adapter=folder)`),
 works beside the weights and is never merged into them. A style adapter in the same folder adds to
-the measured block its percentile and that of all instruments together (`nearness.py`). What
+the measured block its percentile and, with all other instruments, a chance (`nearness.py`). What
 the reasoning claims is measured again in the texts, and what is not so is said beside it.
 
 Where to read next: the script `judge.py` beside this package.

@@ -109,8 +109,8 @@ class Judgement:
     seconds: float
     replies: list[JudgedReply]
     notes: list[str] = field(default_factory=list)  # what the caller should be told
-    # How likely each candidate is by the writer by all instruments together, without the model, in
-    # percent (`fusion.py`); None: this judge has none.
+    # How likely each candidate is by the writer as all instruments together have it, whatever the
+    # model makes of them: 1 to 99 percent (`fusion.py`); None: its prompts show no such chance.
     measured: list[float] | None = None
 
     def as_dict(self) -> dict[str, Any]:

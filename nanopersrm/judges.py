@@ -182,7 +182,7 @@ def _gemma(kit: Kit, settings: dict[str, Any]) -> Named | str:
     asked = gemma.gemma(*gemma.load(kit.device, kit.dtype, kit.say), evidence)
     settings |= {"file": gemma_file.GGUF_SHA256, "device": kit.device, "dtype": kit.dtype}
     settings["evidence"] = evidence
-    how = "evidence" if evidence else "no evidence"
+    how = f"pointwise, {'evidence' if evidence else 'no evidence'}, no reasoning"
     return Named("gemma", asked, settings, f"Gemma 3 270M, pretrained, zero-shot, {how}")
 
 

@@ -140,7 +140,7 @@ class JudgeReply:
     together: int  # requests that shared the call
     replies: list[ReplyPart]
     notes: list[str]
-    measured: list[float] | None  # percent likely, without the model; null: no instruments
+    measured: list[float] | None  # 1 to 99 % likely by all instruments; null: not shown
 
 
 @dataclass(frozen=True)

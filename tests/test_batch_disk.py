@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from test_batch import GOOD, ROOT, asked, lines_of
 from test_reward import Rule
 
-from nanopersrm import InputError
+from nanopersrm import InputError, batch
 from nanopersrm.batch import Asking, run
 
 LIMITED = """
@@ -71,3 +72,13 @@ def test_names_that_are_too_long_are_one_line(tmp_path):
         with pytest.raises(InputError, match=r"jsonl: cannot be written \(File name too long\)"):
             run(Rule, source, tmp_path / name, Asking())
     assert not out.exists()
+
+
+def test_records_that_hold_less_are_left_alone(tmp_path, monkeypatch):
+    """A version before had no `measured`: half a file would have it."""
+    asked(tmp_path, lines_of(*GOOD[:2]))
+    monkeypatch.setattr(batch, "fields", lambda of: fields(of)[:-1])
+    batch._settings.cache_clear()
+    with pytest.raises(InputError, match="line 1: was made from another line or with other"):
+        asked(tmp_path, lines_of(*GOOD))
+    batch._settings.cache_clear()

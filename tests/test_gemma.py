@@ -198,7 +198,7 @@ def test_the_judge_by_name(model, tokenizer, monkeypatch):
     monkeypatch.setattr(gemma, "load", lambda device, dtype, say: (model, tokenizer))
     made = judges.make("gemma", kit(JudgeConfig(think=False)))
     assert isinstance(made, judges.Named)
-    assert made.said == "Gemma 3 270M, pretrained, zero-shot, evidence"
+    assert made.said == "Gemma 3 270M, pretrained, zero-shot, pointwise, evidence, no reasoning"
     assert made.settings["file"] == gemma_file.GGUF_SHA256
     found = made.opine(SHORT, "", ["One.", "Two."])
     assert found == gemma.gemma(model, tokenizer, evidence=True)(SHORT, "", ["One.", "Two."])

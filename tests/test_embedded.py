@@ -88,7 +88,7 @@ def test_download_then_offline(place):
 
 def test_the_hash_is_computed_once(place, monkeypatch):
     get()
-    monkeypatch.setattr(embedded, "_sha256", lambda path: pytest.fail("hashed again"))
+    monkeypatch.setattr(embedded, "sha256_of", lambda path: pytest.fail("hashed again"))
     get()
 
 

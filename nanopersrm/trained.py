@@ -30,13 +30,12 @@ from typing import Any
 
 from nanopersrm import InputError, __version__
 from nanopersrm.bases import Base, read_json
-from nanopersrm.disk import reason
+from nanopersrm.disk import blocks_of, reason
 from nanopersrm.embedded import DEFAULT_BASE
 
 FILE = "judge.json"
 FORMS = ("pointwise", "pairwise", "both")
 PARTS = ("adapter_config.json", "adapter_model.safetensors", FILE, "style/*")  # of the folder
-CHUNK = 1 << 24  # bytes read at a time
 SHIPPED = Path(__file__).parent / "adapter"  # trained with this project, for the default base
 DEFAULT, NONE = "default", "none"  # instead of a folder
 
@@ -180,9 +179,8 @@ def weights_sha256(base: Base) -> str:
 def _take(sha: "hashlib._Hash", path: Path) -> None:
     """The contents of a file, a part at a time."""
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                sha.update(chunk)
+        for block in blocks_of([path]):
+            sha.update(block)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({reason(error)})") from error
 

@@ -286,7 +286,8 @@ def main(config: Config) -> None:
         print(note, file=sys.stderr)
     sizes = ModelConfig.of(base.config)
     longest = min(config.lesson.longest, sizes.context)
-    config = replace(config, lesson=replace(config.lesson, longest=longest))
+    rivals = config.lesson.rivals if config.weight.contrast else 1  # others would teach nothing
+    config = replace(config, lesson=replace(config.lesson, longest=longest, rivals=rivals))
     whole = Course(train, tokenizer, config.lesson, config.seed)
     model = starting.load(base, how, device, config.seed, tiny)
     begun = None if folder is None else starting.going_on(folder, model, config.lora)

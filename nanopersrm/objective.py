@@ -45,6 +45,11 @@ class ObjectiveConfig:
                 f"got {self.imitation}, {self.pair} and {self.list}"
             )
 
+    @property
+    def contrast(self) -> bool:
+        """Whether lists of candidates are learned from."""
+        return self.pair + self.list > 0
+
 
 @dataclass(frozen=True)
 class Sums:

@@ -150,6 +150,7 @@ class Ranked:
     candidate: int
     score: float
     beats_next: float | None  # P(fits better than the next); null: the last
+    measured: float | None  # 1 to 99 % likely by all instruments; null: not shown
 
 
 @dataclass(frozen=True)
@@ -298,6 +299,7 @@ def rank_reply(done: Done) -> dict[str, Any]:
                 "candidate": i,
                 "score": found.scores[i],
                 "beats_next": None if j is None else found.preference[i][j],
+                "measured": None if found.measured is None else found.measured[i],
             }
             for i, j in zip(found.ranking, following, strict=True)
         ]

@@ -1,6 +1,7 @@
 """What travels: texts that are none, budgets, writers, and judgements as JSON."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -148,6 +149,10 @@ def test_judgements_as_json():
     assert [place["candidate"] for place in ranked] == order
     steps = [good.judgement.preference[i][j] for i, j in pairwise(order)]
     assert [place["beats_next"] for place in ranked] == [*steps, None]
+    assert good.judgement.measured is not None
+    assert [place["measured"] for place in ranked] == [good.judgement.measured[i] for i in order]
+    unseen = replace(good, judgement=replace(good.judgement, measured=None))
+    assert {place["measured"] for place in rank_reply(unseen)["ranking"]} == {None}
     bad = Done(judge.judge(("So.",), ("invalid", "Two.")))
     told = json.loads(json.dumps(judge_reply(bad), allow_nan=False))
     assert (told["scores"][0], told["preference"][0][1], told["ranking"]) == (None, None, None)

@@ -282,6 +282,8 @@ def main(config: Config) -> None:
     tiny = starting.is_random(config.preset, config.base)
     notes = [starting.same_base(made, folder, base, tiny)]
     notes += made.asked_otherwise(config.lesson.evidence, config.lesson.form) if made else []
+    if folder is not None and config.optim.lr == Config().optim.lr:
+        notes.append(f"{folder} has learned already: a tenth of --optim.lr may be enough")
     for note in filter(None, notes):
         print(note, file=sys.stderr)
     sizes = ModelConfig.of(base.config)

@@ -194,8 +194,6 @@ def main(config: Config, command: str = "") -> None:
     drawn = couples(read(config.pairs))
     random.Random(f"{config.seed}/hostile").shuffle(drawn)
     some = [pair for couple in drawn for pair in couple][: config.limit]
-    if not some:
-        raise InputError(f"{config.pairs}: expected pairs, found none")
 
     from nanopersrm.judge import Judge  # torch takes seconds
 

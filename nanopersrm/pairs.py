@@ -194,8 +194,10 @@ def iterate(path: str | os.PathLike[str]) -> Iterator[Pair]:
 
 
 def read(path: str | os.PathLike[str]) -> list[Pair]:
-    """All pairs of a .jsonl or .jsonl.gz file, each checked, and each against its twin."""
+    """The pairs of a .jsonl or .jsonl.gz file, at least one, each checked, and against its twin."""
     placed = list(_placed(path))
+    if not placed:
+        raise InputError(f"{os.fspath(path)}: expected pairs, found none")
     pairs = [pair for _, pair in placed]
     check_twins(pairs, [place for place, _ in placed])
     return pairs

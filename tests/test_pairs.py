@@ -73,7 +73,7 @@ PAIRS = st.builds(
 
 
 @settings(max_examples=40)
-@given(st.lists(PAIRS, max_size=4, unique_by=lambda pair: pair.id))
+@given(st.lists(PAIRS, min_size=1, max_size=4, unique_by=lambda pair: pair.id))
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 def test_a_round_trip_keeps_everything(
     suffix: str, tmp_path_factory: pytest.TempPathFactory, pairs: list[Pair]
@@ -132,6 +132,15 @@ def test_a_mistyped_field_is_named(change: dict[str, Any], said: str, tmp_path: 
     with pytest.raises(InputError) as error:
         list(iterate(path))
     assert str(error.value).startswith(f"{path}, line 1, {said}")
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_a_file_without_pairs_is_named(text: str, tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert str(error.value) == f"{path}: expected pairs, found none"
 
 
 @pytest.mark.parametrize(

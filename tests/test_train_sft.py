@@ -336,27 +336,3 @@ def test_a_pair_of_weight_zero_changes_nothing(whole, given, tmp_path, brief):
     assert here(*again, "--out", tmp_path / "heavy", "--steps", "1") == 0
     step = curve(tmp_path / "heavy")[STYLE]
     assert step["loss_imitation"] != curve(whole)[STYLE]["loss_imitation"]
-
-
-@pytest.mark.parametrize("more", [("--lesson.form", "both"), ("--lesson.no-evidence",)])
-def test_other_lessons(more, given, tmp_path, brief):
-    assert here(*given, "--out", tmp_path, *more, "--steps", "1", "--warmup-steps", "1") == 0
-    made_for = trained.read(tmp_path / "adapter")
-    assert made_for is not None
-    assert made_for.form == ("both" if "both" in more else "pointwise")
-    assert made_for.evidence == made_for.style == ("both" in more)
-
-
-def test_without_contrast_no_other_writer_is_computed(given, tmp_path, brief, monkeypatch):
-    alone = ("--weight.pair", "0", "--weight.list", "0", "--warmup-steps", "1", "--steps", "1")
-    lists: list[int] = []
-    sums = script.sums
-
-    def counted(model, batch, *more):
-        lists.extend(count for _, count, _ in batch.lists)
-        return sums(model, batch, *more)
-
-    monkeypatch.setattr(script, "sums", counted)
-    assert here(*given, *alone, "--out", tmp_path) == 0
-    assert set(lists) == {2}  # the pair itself: how often it is right is still said
-    assert curve(tmp_path)[-1]["loss_contrast"] == 0

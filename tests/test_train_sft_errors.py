@@ -157,7 +157,7 @@ def one_author(some: list[Pair]) -> list[Pair]:
         (one_author, "expected at least 2 authors"),
         (lambda some: [replace(pair, weight=0.0) for pair in some], "a weight above 0"),
         (lambda some: [replace(pair, split="test") for pair in some], "of the split 'train'"),
-        (lambda some: [], "of the split 'train', found none"),
+        (lambda some: [], "few.jsonl: expected pairs, found none"),
     ],
 )
 def test_pairs_that_teach_nothing(change, said, given, refused, tmp_path):

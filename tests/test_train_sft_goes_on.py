@@ -12,7 +12,8 @@ def test_what_was_learned_is_where_it_goes_on(whole, given, tmp_path, capsys):  
     begun, out = whole / "adapter", tmp_path / "more"
     rank = given.index("--lora.rank")
     assert here(*given[:rank], "--adapter", begun, "--out", out) == 0
-    told = capsys.readouterr().out
+    told, aside = capsys.readouterr()
+    assert f"{begun} has learned already: a tenth of --optim.lr may be enough" in aside
     assert f"with {begun} on cpu" in told
     assert f"steps: 0 of style, {JUDGE} of" in told
     was, now = curve(whole)[-1], checkpoint.latest(out / "checkpoints")
@@ -28,6 +29,10 @@ def test_what_was_learned_is_where_it_goes_on(whole, given, tmp_path, capsys):  
     once = files(out / "adapter")
     assert here(*given[:rank], "--adapter", begun, "--out", out, "--resume") == 0
     assert files(out / "adapter") == once
+    assert "may be enough" in capsys.readouterr().err
+    slow = "--optim.lr", "2e-4", "--steps", "1"
+    assert here(*given[:rank], "--adapter", begun, "--out", tmp_path / "slow", *slow) == 0
+    assert "may be enough" not in capsys.readouterr().err
 
 
 def test_what_an_adapter_to_go_on_from_must_be(whole, given, tmp_path, capsys):  # noqa: F811

@@ -29,6 +29,7 @@ base of 7 billion weights wants about a tenth of it (--optim.lr 2e-4), and so do
 What we left out: several GPUs, and training the base itself. Where to read next: `train_rft.py`.
 """
 
+import math
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -217,7 +218,10 @@ def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
         number = how.warmup_steps + step + 1
         bundles = kit.course.step(step, how.bundles, near, config.weight.imitation > 0)
         reply_tokens, lists = packing.weights_of(bundles)
-        numbers = {"loss_imitation": 0.0, "loss_contrast": 0.0, "right": 0.0}
+        numbers = dict.fromkeys(("loss_imitation", "loss_contrast", "right"), 0.0)
+        if not bundles:
+            training.log.note(f"step {number}: every pair is longer than --lesson.longest")
+            numbers = dict.fromkeys(numbers, math.nan)
         for micro in packing.pack(bundles, how.budget):
             batch = packing.batch(micro, model.device)
             found = sums(model, batch, kit.tokenizer.digit_ids, config.weight, how)

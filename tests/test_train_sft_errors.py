@@ -10,7 +10,7 @@ import pytest
 import torch
 import tyro
 from test_answer import make_base
-from test_train_sft import here, script, short_pairs
+from test_train_sft import curve, here, script, short_pairs
 
 from nanopersrm import checkpoint
 from nanopersrm.pairs import Pair, write
@@ -171,7 +171,7 @@ def test_pairs_too_long(given, refused, tmp_path):
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_some_pairs_too_long_do_no_harm(given, tmp_path):
+def test_some_pairs_too_long_do_no_harm(given, tmp_path, capsys):
     """The pairs with the most text are left out of every step, and of the rehearsal."""
     some = short_pairs()
     giants = [
@@ -179,7 +179,14 @@ def test_some_pairs_too_long_do_no_harm(given, tmp_path):
         for i, p in enumerate(some[:3])
     ]
     write(tmp_path / "some.jsonl", [*giants, *some[8:12], *some[-4:]])
-    assert here(*given, "--pairs", tmp_path / "some.jsonl", "--steps", "6") == 0
+    assert here(*given, "--pairs", tmp_path / "some.jsonl", "--steps", "6", "--bundles", "1") == 0
+    judged = [line for line in curve(tmp_path / "run") if line["phase"] == "judge"]
+    nothing = [line["step"] for line in judged if line["loss_imitation"] is None]
+    assert 0 < len(nothing) < len(judged)
+    said = capsys.readouterr().out
+    for line in judged:
+        told = f"step {line['step']}: every pair is longer than --lesson.longest" in said
+        assert told == (line["step"] in nothing) == (line["gradient_norm"] == 0)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ from data import course
 from data.build import demo_pairs
 from data.curriculum import Curriculum
 from data.exam import Exam
-from data.harvest import Harvest, Source, said_of_flat
+from data.harvest import Harvest, Source, said_of_untaught
 from data.lessons import LessonConfig
 from kernels.logprob import logprob
 
@@ -335,7 +335,7 @@ def main(config: Config) -> None:
     save_adapter(out, made_for, lora, styled)
     if curriculum.out:
         print(f"left out: {len(curriculum.out)} couples longer than --longest {config.longest}")
-    untaught = said_of_flat(read_metrics(config.out), how.rft_steps)
+    untaught = said_of_untaught(read_metrics(config.out), how.rft_steps)
     print(f"{untaught}\nbefore: {before.said()}\nafter:  {after.said()}\n")
     print(starting.to_judge_with(out, config.base, tiny))
 

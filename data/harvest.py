@@ -43,6 +43,7 @@ from nanopersrm.sampler import sample_name
 from nanopersrm.tokenizer import Tokenizer
 
 SAME = 1e-6  # totals that are nearer are equal
+LAST, MOSTLY = 8, 0.75  # steps at the end of a run, and a share of groups worth a warning
 LOOK = 16  # couples whose prompts are compared in tokens for a rehearsal
 RULE = f"\n\n{'=' * 80}\n\n"
 
@@ -143,6 +144,7 @@ class Harvest:
         found = {
             "reward": fmean(reward.total for reward in worth),
             "right": fmean(order),
+            "unanimous": fmean(unanimous(group) for one in self.plans for group in one.rewards),
             "formed": fmean(reward.problem is None for reward in worth),
             "length": fmean(self.lengths),
         }
@@ -170,8 +172,30 @@ def _said(drawn: Drawn, reward: Reward) -> str:
     return f"--- {reward.total:.3f}{why}: {parts}\n{drawn.rollout.reply}"
 
 
-def said_of_flat(lines: Sequence[Mapping[str, Any]], steps: int) -> str:
-    """A line about the steps of metrics.jsonl that taught nothing, with advice; or ""."""
+def unanimous(group: Sequence[Reward]) -> bool:
+    """All replies of a group that parse stand alike against their rivals: whatever else they differ
+    in, nothing about judging is learned from them."""
+    orders = [reward.parts["order"] for reward in group if reward.problem is None]
+    return max(orders, default=0.0) - min(orders, default=0.0) < SAME
+
+
+def said_of_untaught(lines: Sequence[Mapping[str, Any]], steps: int) -> str:
+    """Lines about what metrics.jsonl shows to have taught nothing, with advice; or ""."""
+    return _said_of_flat(lines, steps) + _said_of_unanimous(lines[-LAST:])
+
+
+def _said_of_unanimous(lines: Sequence[Mapping[str, Any]]) -> str:
+    alike = [line["unanimous"] for line in lines if line.get("flat") != 1 and "unanimous" in line]
+    if not alike or fmean(alike) < MOSTLY:
+        return ""
+    return (
+        f"in {fmean(alike):.0%} of the groups of the last steps all replies judged alike, which "
+        "teaches nothing about judging; what can help: a higher --temperature, a lower --optim.lr, "
+        "more --plans a step\n"
+    )
+
+
+def _said_of_flat(lines: Sequence[Mapping[str, Any]], steps: int) -> str:
     flat = [line for line in lines if line.get("flat") == 1]
     if not flat:
         return ""

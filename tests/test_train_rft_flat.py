@@ -8,7 +8,7 @@ import pytest
 from test_train_rft import here, make_quick, write_given
 
 from data import harvest
-from data.harvest import said_of_flat
+from data.harvest import said_of_untaught, unanimous
 from nanopersrm import InputError, starting, verdict
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.rewards import Reward
@@ -72,15 +72,37 @@ def test_a_run_of_flat_groups_says_so(formed, tmp_path, monkeypatch, capsys):
 
 
 def test_steps_that_taught_say_nothing():
-    assert said_of_flat([{"flat": 0.5, "formed": 1.0}, {"flat": 0.0, "formed": 0.0}], 2) == ""
+    assert said_of_untaught([{"flat": 0.5, "formed": 1.0}, {"flat": 0.0, "formed": 0.0}], 2) == ""
 
 
 def test_the_form_is_to_be_taught_only_where_no_step_has_it():
     flat, other = {"flat": 1.0, "formed": 0.0}, {"flat": 0.5, "formed": 0.25}
-    assert "teach the form first" in said_of_flat([flat, flat], 2)
-    said = said_of_flat([flat, other], 2)
+    assert "teach the form first" in said_of_untaught([flat, flat], 2)
+    said = said_of_untaught([flat, other], 2)
     assert said.startswith("1 of 2 steps taught nothing")
     assert "what can help: --resample 2" in said
+
+
+def worth(*orders: float) -> list[Reward]:
+    """A group with these orders; below 0: a reply that does not parse."""
+    return [Reward({"order": max(o, 0.0)}, 1.0, None if o >= 0 else "no score") for o in orders]
+
+
+@pytest.mark.parametrize(
+    ("orders", "alike"),
+    [((0.5, 0.5), True), ((0.5, 0.25), False), ((0.5, -1, 0.5), True), ((-1, -1), True)],
+)
+def test_who_judges_alike_is_unanimous(orders, alike):
+    assert unanimous(worth(*orders)) is alike
+
+
+def test_a_run_whose_replies_all_judge_alike_is_warned_of():
+    early = [{"flat": 0.0, "formed": 1.0, "unanimous": 0.0}] * 20
+    late = [{"flat": 0.0, "formed": 1.0, "unanimous": 1.0}] * 8
+    assert said_of_untaught([*late, *early], 28) == ""
+    said = said_of_untaught([*early, *late], 28)
+    assert said.startswith("in 100% of the groups of the last steps all replies judged alike")
+    assert said.count("\n") == 1
 
 
 def made(base: str) -> Trained:

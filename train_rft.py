@@ -40,7 +40,7 @@ from typing import Any, Literal
 
 import tyro
 
-from nanopersrm import checkpoint, packing, starting
+from nanopersrm import checkpoint, ending, packing, starting
 from nanopersrm.advantages import informative
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.command import exit_code
@@ -63,7 +63,6 @@ from nanopersrm.training import (
     check_numbers,
     disk_needed,
     memory_guard,
-    save_adapter,
 )
 from nanopersrm.trial import Trial
 
@@ -332,11 +331,11 @@ def main(config: Config) -> None:
         before, after = reinforce(kit, training, lora, exam, source)
     out = config.out / "adapter"
     made_for = starting.made_for(config.base, base, model, tiny, evidence, form, near is not None)
-    save_adapter(out, made_for, lora, styled)
+    best = ending.save(config.out, "rft", how.rft_steps, made_for, lora, styled)
     if curriculum.out:
         print(f"left out: {len(curriculum.out)} couples longer than --longest {config.longest}")
     untaught = said_of_untaught(read_metrics(config.out), how.rft_steps)
-    print(f"{untaught}\nbefore: {before.said()}\nafter:  {after.said()}\n")
+    print(f"{untaught}\nbefore: {before.said()}\nafter:  {after.said()}\n{best}")
     print(starting.to_judge_with(out, config.base, tiny))
 
 

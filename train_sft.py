@@ -15,9 +15,9 @@ Two small adapters learn three things, beside a base that stays as it is:
     contrast   among candidates by several writers the score line must favour the right one
                (nanopersrm/contrast.py): the judgement
 
-RUN/adapter is the result, in PEFT's format. RUN/metrics.jsonl has every number (`python -m
-nanopersrm.report RUN` draws them), RUN/replies what the model wrote on the way, RUN/checkpoints
-what --resume needs.
+RUN/adapter is the result, in PEFT's format, RUN/best what judged better in an earlier trial.
+RUN/metrics.jsonl has every number (`python -m nanopersrm.report RUN` draws them), RUN/replies what
+the model wrote on the way, RUN/checkpoints what --resume needs.
 
 How it works. Pairs become trees of tokens (data/lessons.py), trees are packed without padding
 (nanopersrm/packing.py), and one forward gives all losses of a tree (nanopersrm/objective.py). What
@@ -37,7 +37,7 @@ from typing import Any, Literal
 
 import tyro
 
-from nanopersrm import InputError, checkpoint, packing, starting, style
+from nanopersrm import InputError, checkpoint, ending, packing, starting, style
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.command import exit_code
 from nanopersrm.device import device_of
@@ -59,7 +59,6 @@ from nanopersrm.training import (
     disk_needed,
     memory_guard,
     named,
-    save_adapter,
 )
 from nanopersrm.trial import Trial
 
@@ -318,10 +317,10 @@ def main(config: Config) -> None:
     folder = config.out / "adapter"
     shown = config.lesson.evidence
     made_for = starting.made_for(config.base, base, model, tiny, shown, config.lesson.form, shown)
-    save_adapter(folder, made_for, lora, styled)
+    best = ending.save(config.out, "judge", steps, made_for, lora, styled)
     if whole.left_out:
         print(f"left out: {whole.left_out} pairs longer than --lesson.longest {longest}")
-    print(f"\nbefore: {before.said()}\nafter:  {after.said()}\n")
+    print(f"\nbefore: {before.said()}\nafter:  {after.said()}\n{best}")
     print(starting.to_judge_with(folder, config.base, tiny))
 
 

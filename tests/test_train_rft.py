@@ -165,7 +165,7 @@ def test_what_is_rewarded_becomes_likelier(given, tmp_path):
 
 def test_the_files_of_a_run(whole, given):
     names = {path.name for path in whole.iterdir()}
-    assert names == {"adapter", "checkpoints", "config.json", "metrics.jsonl", "replies"}
+    assert names - {"best"} == {"adapter", "checkpoints", "config.json", "metrics.jsonl", "replies"}
     pages = sorted(path.name for path in (whole / "replies").iterdir())
     assert pages == [f"step-{step:06d}.txt" for step in range(STEPS + 1)]
     page = (whole / "replies" / "step-000006.txt").read_text()

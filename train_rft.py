@@ -173,7 +173,7 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
             before += [log_probs.detach()] if config.epochs > 1 and not epoch else []
         norm = max(norm, learner.update(rate, still=not bool(telling.any())))
     found = statistics(seen[: len(micros)])  # of the first pass: the policy that drew
-    numbers = drawn.numbers() | {
+    numbers = drawn.numbers(config.group_by) | {
         "flat": 1 - float(telling.float().mean()),
         "groups_drawn": groups,
         "groups_flat": groups - int(told.sum()),

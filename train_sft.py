@@ -285,15 +285,15 @@ def main(config: Config) -> None:
     tiny = starting.is_random(config.preset, config.base)
     notes = [starting.same_base(made, folder, base, tiny)]
     notes += made.asked_otherwise(config.lesson.evidence, config.lesson.form) if made else []
-    if folder is not None and config.optim.lr == Config().optim.lr:
+    if folder is not None and not config.resume and config.optim.lr >= Config().optim.lr:
         notes.append(f"{folder} has learned already: a tenth of --optim.lr may be enough")
     for note in filter(None, notes):
         print(note, file=sys.stderr)
     sizes = ModelConfig.of(base.config)
     longest = min(config.lesson.longest, sizes.context)
+    config = replace(config, lesson=replace(config.lesson, longest=longest))
     rivals = config.lesson.rivals if config.weight.contrast else 1  # others would teach nothing
-    config = replace(config, lesson=replace(config.lesson, longest=longest, rivals=rivals))
-    whole = Course(train, tokenizer, config.lesson, config.seed)
+    whole = Course(train, tokenizer, replace(config.lesson, rivals=rivals), config.seed)
     model = starting.load(base, how, device, config.seed, tiny)
     begun = None if folder is None else starting.going_on(folder, model, config.lora)
     config = replace(config, lora=begun.config if begun else config.lora)

@@ -163,7 +163,7 @@ def divided(
     """Pairs to train on and pairs for trials, by other writers: those of a file, or held out."""
     if validation is None:
         return lessons.split(pairs, seed, HELD_OUT)
-    train, trials = [pair for pair in pairs if pair.split == "train"], read(validation)
+    train, trials = [pair for pair in pairs if pair.split == "train"], read(validation, empty=True)
     if both := {pair.author for pair in train} & {pair.author for pair in trials}:
         raise InputError(
             f"{validation}: expected writers who are not trained on, found {min(both)!r}, who is"

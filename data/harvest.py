@@ -61,6 +61,19 @@ class Yield:
         """The mean reward for the right order; 0.5 by chance."""
         return fmean(one.parts["order"] for group in self.rewards for one in group)
 
+    def unanimous(self, group_by: str) -> list[bool | None]:
+        """Of each group: all replies that parse have the same order, so whatever else they differ
+        in, the order teaches nothing. None where nobody judged: fewer than two parse, or no
+        rival does, and the form is to be learned first."""
+        parsed = [[one for one in group if one.problem is None] for group in self.rewards]
+        orders = [
+            [one.parts["order"] for one in own] if parsed[p ^ 1] else []  # p ^ 1: about the rival
+            for p, own in enumerate(parsed)
+        ]
+        if group_by == "plan":
+            orders = [[order for own in orders for order in own]]
+        return [max(own) - min(own) < SAME if len(own) > 1 else None for own in orders]
+
     def flat(self, group_by: str, by_part: bool = False) -> bool:
         """Nobody did better than another of the group, in no group; `by_part`: in no part."""
         worth = [
@@ -137,17 +150,19 @@ class Harvest:
         assert len(flat) == len(owners), f"{len(flat)} tokens were drawn, {len(owners)} are trained"
         return torch.tensor(flat, device=owners.device)
 
-    def numbers(self) -> dict[str, float]:
+    def numbers(self, group_by: str = "prompt") -> dict[str, float]:
         """For the log: means over the replies."""
         worth = [reward for _, reward in self._replies()]
         order = [reward.parts["order"] for reward in worth]
         found = {
             "reward": fmean(reward.total for reward in worth),
             "right": fmean(order),
-            "unanimous": fmean(unanimous(group) for one in self.plans for group in one.rewards),
             "formed": fmean(reward.problem is None for reward in worth),
             "length": fmean(self.lengths),
         }
+        alike = [x for one in self.plans for x in one.unanimous(group_by) if x is not None]
+        if alike:
+            found["unanimous"] = fmean(alike)
         for name in PARTS:
             if own := [reward.parts[name] for reward in worth if name in reward.parts]:
                 found[f"reward_{name}"] = fmean(own)
@@ -172,13 +187,6 @@ def _said(drawn: Drawn, reward: Reward) -> str:
     return f"--- {reward.total:.3f}{why}: {parts}\n{drawn.rollout.reply}"
 
 
-def unanimous(group: Sequence[Reward]) -> bool:
-    """All replies of a group that parse stand alike against their rivals: whatever else they differ
-    in, nothing about judging is learned from them."""
-    orders = [reward.parts["order"] for reward in group if reward.problem is None]
-    return max(orders, default=0.0) - min(orders, default=0.0) < SAME
-
-
 def said_of_untaught(lines: Sequence[Mapping[str, Any]], steps: int) -> str:
     """Lines about what metrics.jsonl shows to have taught nothing, with advice; or ""."""
     return _said_of_flat(lines, steps) + _said_of_unanimous(lines[-LAST:])
@@ -189,9 +197,9 @@ def _said_of_unanimous(lines: Sequence[Mapping[str, Any]]) -> str:
     if not alike or fmean(alike) < MOSTLY:
         return ""
     return (
-        f"in {fmean(alike):.0%} of the groups of the last steps all replies judged alike, which "
-        "teaches nothing about judging; what can help: a higher --temperature, a lower --optim.lr, "
-        "more --plans a step\n"
+        f"in {fmean(alike):.0%} of the groups of the last steps all replies had the same order, "
+        "which then teaches nothing; what can help: a higher --temperature, a lower --optim.lr, "
+        "more --plans a step, --group-by plan\n"
     )
 
 

@@ -3,22 +3,27 @@
     RUN/adapter    after the last step
     RUN/best       after the step whose trial went best, where that was an earlier one
 
-Both are folders that `judge.py --adapter` takes. A trial asks few pairs, and the best of several is
-partly the luckiest: measure both with `evaluate.py`, on other pairs, before one is believed.
+Both are folders that `judge.py --adapter` takes. A trial asks few pairs, at once and one text a
+prompt, and the best of several is partly the luckiest: measure both with `evaluate.py`, on other
+pairs, before one is believed.
 
 The best is that of the checkpoints in RUN/checkpoints, which keep the last few and the best one;
-of equal ones the later. What we left out: stopping a run when it gets worse. Where to read next:
-`checkpoint.py`.
+of equal ones the later. Where no trial was better than the one before training there is no best. A
+folder RUN/best that no run has made is left alone. What we left out: stopping a run when it gets
+worse. Where to read next: `checkpoint.py`.
 """
 
 import shutil
 from pathlib import Path
 
-from nanopersrm import checkpoint
+from nanopersrm import InputError, checkpoint
+from nanopersrm.disk import reason
 from nanopersrm.lora import Lora
 from nanopersrm.style import Style
 from nanopersrm.trained import Trained
 from nanopersrm.training import named, save_adapter
+
+MINE = {"adapter_config.json", "adapter_model.safetensors", "judge.json", "style"}
 
 
 def save(
@@ -26,12 +31,26 @@ def save(
 ) -> str:
     """Write RUN/adapter, and RUN/best where an earlier step than the last of `steps` judged better;
     a line about that, or "". The adapter is as it was best then."""
+    best = out / "best"
+    mine = not best.exists() or (best.is_dir() and {path.name for path in best.iterdir()} <= MINE)
+    try:
+        if mine and best.exists():  # of a run that was thrown away
+            shutil.rmtree(best)
+    except OSError as error:
+        raise InputError(f"{best}: cannot be removed ({reason(error)})") from error
     save_adapter(out / "adapter", made_for, lora, style)
-    found = checkpoint.best(out / "checkpoints")
+    try:
+        found = checkpoint.best(out / "checkpoints")
+    except InputError as error:
+        return f"no earlier step is looked at: {error}\n"
     if found is None or found.step == steps or found.facts["phase"] != phase:
-        shutil.rmtree(out / "best", ignore_errors=True)  # of a run that was thrown away
         return ""
+    right, before = found.facts["score"], found.facts["trials"][0]
+    if before["pairs"] and before["accuracy"] >= right:
+        return f"no trial went better than the one before training; the best was {right:.1%}\n"
+    said = f"the adapter of step {found.step}, whose trial went best ({right:.1%} at once)"
+    if not mine:
+        return f"{best} is no adapter, so it is left alone and not made {said}\n"
     lora.load_tensors(named(found.tensors, phase))
-    save_adapter(out / "best", made_for, lora, style)
-    right = found.facts["score"]
-    return f"{out / 'best'} is the adapter of step {found.step}, which judged best: {right:.1%}\n"
+    save_adapter(best, made_for, lora, style)
+    return f"{best} is {said}\n"

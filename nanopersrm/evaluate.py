@@ -219,7 +219,7 @@ def read_all(paths: Sequence[Path]) -> tuple[list[Pair], dict[str, Any]]:
     pairs: list[Pair] = []
     files: dict[str, Any] = {}
     for path in paths:
-        own = read(path)
+        own = read(path, empty=True)
         for pair in own:
             if pair.id in found:
                 raise InputError(f"{path}: the id {pair.id!r} is also in {found[pair.id]}")

@@ -193,10 +193,13 @@ def iterate(path: str | os.PathLike[str]) -> Iterator[Pair]:
     return (pair for _, pair in _placed(path))
 
 
-def read(path: str | os.PathLike[str]) -> list[Pair]:
-    """The pairs of a .jsonl or .jsonl.gz file, at least one, each checked, and against its twin."""
+def read(path: str | os.PathLike[str], empty: bool = False) -> list[Pair]:
+    """The pairs of a .jsonl or .jsonl.gz file, each checked, and against its twin.
+
+    At least one, unless it may be `empty`, as what few writers leave to validate on is.
+    """
     placed = list(_placed(path))
-    if not placed:
+    if not placed and not empty:
         raise InputError(f"{os.fspath(path)}: expected pairs, found none")
     pairs = [pair for _, pair in placed]
     check_twins(pairs, [place for place, _ in placed])

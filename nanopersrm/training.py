@@ -313,9 +313,9 @@ def check_numbers(config: object, least: Mapping[str, int]) -> None:
 
 
 def disk_needed(config: ModelConfig, rank: int, keep_last: int) -> int:
-    """Bytes of checkpoints, one more being written: two adapters in fp32, moments of one."""
+    """Bytes of checkpoints, one more being written: two adapters and moments; of two results."""
     numbers = rank * config.layers * sum(map(sum, matrices(config)))
-    return (keep_last + 2) * numbers * 4 * 4 + SPARE
+    return (keep_last + 2) * numbers * 4 * 4 + 2 * numbers * 2 * 4 + SPARE
 
 
 def _begun_with(out: Path, saved: checkpoint.Checkpoint | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
+from test_train_rft import here as rft
 from test_train_sft import brief, files, given, here, one_thread  # noqa: F401
 
 from nanopersrm import checkpoint, trained, trial
@@ -26,11 +27,10 @@ def scored(monkeypatch):
 def test_the_best_trial_is_left_too(given, scored, tmp_path, brief, capsys):  # noqa: F811
     small = ("--warmup-steps", "1", "--steps", "3", "--eval-every", "1", "--save-every", "1")
     asked = (*given, "--out", tmp_path, *small, "--keep-last", "1")
-    scored((1.0, 0.25, 0.75, 0.5))  # before, and after steps 2, 3 and 4
+    scored((0.5, 0.25, 0.75, 0.5))  # before, and after steps 2, 3 and 4
     assert here(*asked) == 0
-    assert f"{tmp_path / 'best'} is the adapter of step 3, which judged best: 75.0%" in (
-        capsys.readouterr().out
-    )
+    said = "best is the adapter of step 3, whose trial went best (75.0% at once)"
+    assert said in capsys.readouterr().out
     last, best = files(tmp_path / "adapter"), files(tmp_path / "best")
     other = {name for name, data in best.items() if last[name] != data}
     assert last.keys() == best.keys()
@@ -46,10 +46,44 @@ def test_the_best_trial_is_left_too(given, scored, tmp_path, brief, capsys):  # 
 
     assert here(*asked, "--resume") == 0  # nothing is left to do: the same again
     assert files(tmp_path / "best") == best
-    assert "judged best" in capsys.readouterr().out
+    assert said in capsys.readouterr().out
 
     scored((0.0, 0.25, 0.75, 0.75))  # of equal ones the later, which is the last
     assert here(*asked, "--overwrite") == 0
-    assert "judged best" not in capsys.readouterr().out
+    assert "went best" not in capsys.readouterr().out
     assert not (tmp_path / "best").exists()
     assert (tmp_path / "adapter").exists()
+
+    scored((0.75, 0.25, 0.75, 0.5))
+    assert here(*asked, "--overwrite") == 0
+    assert "no trial went better than the one before training" in capsys.readouterr().out
+    assert not (tmp_path / "best").exists()
+
+
+def test_what_is_not_ours_stays(given, scored, tmp_path, brief, capsys):  # noqa: F811
+    """A folder of that name, and a checkpoint that has been damaged."""
+    small = ("--warmup-steps", "1", "--steps", "3", "--eval-every", "1", "--save-every", "1")
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "thesis.txt").write_text("mine")
+    scored((0.5, 0.25, 0.75, 0.5))
+    assert here(*given, "--out", tmp_path, *small) == 0
+    assert "best is no adapter, so it is left alone" in capsys.readouterr().out
+    assert (tmp_path / "best" / "thesis.txt").read_text() == "mine"
+
+    (tmp_path / "best" / "thesis.txt").unlink()
+    state = tmp_path / "checkpoints" / "step-000003" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1] + b"?")
+    assert here(*given, "--out", tmp_path, *small, "--resume") == 0
+    out = capsys.readouterr().out
+    assert "no earlier step is looked at: " in out
+    assert "To judge with it" in out
+
+
+@pytest.mark.base
+def test_reinforcement_leaves_its_best_too(scored, tmp_path, capsys):
+    few = ("--eval-pairs", "2", "--reason-pairs", "0", "--steps", "3", "--eval-every", "1")
+    scored((0.25, 0.75, 0.5, 0.5))
+    assert rft("--preset", "tiny", "--out", tmp_path, *few) == 0
+    assert "best is the adapter of step 1, whose trial went best" in capsys.readouterr().out
+    last, best = files(tmp_path / "adapter"), files(tmp_path / "best")
+    assert {name for name in last if last[name] != best[name]} == {"adapter_model.safetensors"}

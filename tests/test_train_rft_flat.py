@@ -8,10 +8,11 @@ import pytest
 from test_train_rft import here, make_quick, write_given
 
 from data import harvest
-from data.harvest import said_of_untaught, unanimous
+from data.harvest import Harvest, Yield, said_of_untaught
 from nanopersrm import InputError, starting, verdict
 from nanopersrm.bases import DEFAULT_BASE, resolve
-from nanopersrm.rewards import Reward
+from nanopersrm.rewards import Reward, Rollout
+from nanopersrm.rollouts import Drawn
 from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.trained import Trained
 
@@ -88,20 +89,44 @@ def worth(*orders: float) -> list[Reward]:
     return [Reward({"order": max(o, 0.0)}, 1.0, None if o >= 0 else "no score") for o in orders]
 
 
+def plan(*orders: tuple[float, ...]) -> Yield:
+    """Groups about chosen and rejected, of a pair and then of its twin."""
+    groups = [[Drawn((0,), (0.0,), Rollout("", 1))] * len(own) for own in orders]
+    return Yield(None, groups, [worth(*own) for own in orders])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
-    ("orders", "alike"),
-    [((0.5, 0.5), True), ((0.5, 0.25), False), ((0.5, -1, 0.5), True), ((-1, -1), True)],
+    ("orders", "alike", "in_plan"),
+    [
+        (((0.5, 0.5), (1.0, 0.5)), [True, False], [False]),
+        (((0.5, -1, 0.5), (0.5, 0.5)), [True, True], [True]),
+        (((0.5, 0.5), (1.0, 1.0)), [True, True], [False]),  # across the plan one is above
+        (((0.5, -1), (1.0, 0.5)), [None, False], [False]),
+        (((0.0, 0.0), (-1, -1)), [None, None], [None]),  # no rival to be above or below
+        (((1.0, 1.0), (-1, 0.0)), [True, None], [False]),
+    ],
 )
-def test_who_judges_alike_is_unanimous(orders, alike):
-    assert unanimous(worth(*orders)) is alike
+def test_who_has_the_same_order_is_unanimous(orders, alike, in_plan):
+    one = plan(*orders)
+    assert one.unanimous("prompt") == alike
+    assert one.unanimous("plan") == in_plan
+
+
+def test_the_log_has_the_share_of_groups_that_judge_alike():
+    mixed = plan((0.5, 0.5), (1.0, 0.5), (0.5, 0.5), (0.25, 0.25))
+    assert Harvest([mixed]).numbers()["unanimous"] == 0.75
+    assert Harvest([mixed]).numbers("plan")["unanimous"] == 0
+    assert "unanimous" not in Harvest([plan((-1, -1), (-1, 0.0))]).numbers()
 
 
 def test_a_run_whose_replies_all_judge_alike_is_warned_of():
     early = [{"flat": 0.0, "formed": 1.0, "unanimous": 0.0}] * 20
     late = [{"flat": 0.0, "formed": 1.0, "unanimous": 1.0}] * 8
     assert said_of_untaught([*late, *early], 28) == ""
+    unformed = [{"flat": 0.0, "formed": 0.0}] * 8  # nobody judged: no number
+    assert said_of_untaught([*late, *unformed], 16) == ""
     said = said_of_untaught([*early, *late], 28)
-    assert said.startswith("in 100% of the groups of the last steps all replies judged alike")
+    assert said.startswith("in 100% of the groups of the last steps all replies had the same order")
     assert said.count("\n") == 1
 
 

@@ -166,6 +166,13 @@ def test_pairs_that_teach_nothing(change, said, given, refused, tmp_path):
     assert left(tmp_path / "run") == []
 
 
+def test_an_empty_file_to_validate_on_is_none(given, tmp_path, capsys):
+    """What data.build leaves of few writers."""
+    write(tmp_path / "none.jsonl", [])
+    assert here(*given, "--validation", tmp_path / "none.jsonl") == 0
+    assert "no validation pairs to judge" in capsys.readouterr().out
+
+
 def test_pairs_too_long(given, refused, tmp_path):
     refused([*given, "--lesson.longest", "100"], "at most 100 tokens", "raise --lesson.longest")
     assert not (tmp_path / "run" / "adapter").exists()

@@ -8,8 +8,8 @@ prompt, and the best of several is partly the luckiest: measure both with `evalu
 pairs, before one is believed.
 
 The best is that of the checkpoints in RUN/checkpoints, which keep the last few and the best one;
-of equal ones the later. Where no trial was better than the one before training there is no best. A
-folder RUN/best that no run has made is left alone. What we left out: stopping a run when it gets
+of equal ones the later. Where no trial was better than the one before training there is none, and
+something else by the name RUN/best is left alone. What we left out: stopping a run when it gets
 worse. Where to read next: `checkpoint.py`.
 """
 
@@ -32,25 +32,26 @@ def save(
     """Write RUN/adapter, and RUN/best where an earlier step than the last of `steps` judged better;
     a line about that, or "". The adapter is as it was best then."""
     best = out / "best"
-    mine = not best.exists() or (best.is_dir() and {path.name for path in best.iterdir()} <= MINE)
     try:
-        if mine and best.exists():  # of a run that was thrown away
+        found = checkpoint.best(out / "checkpoints")
+    except InputError as error:
+        save_adapter(out / "adapter", made_for, lora, style)
+        return f"no earlier step is looked at: {error}\n"
+    try:
+        mine = best.is_dir() and {path.name for path in best.iterdir()} <= MINE
+        if mine:  # of a run that was thrown away
             shutil.rmtree(best)
     except OSError as error:
         raise InputError(f"{best}: cannot be removed ({reason(error)})") from error
     save_adapter(out / "adapter", made_for, lora, style)
-    try:
-        found = checkpoint.best(out / "checkpoints")
-    except InputError as error:
-        return f"no earlier step is looked at: {error}\n"
     if found is None or found.step == steps or found.facts["phase"] != phase:
         return ""
     right, before = found.facts["score"], found.facts["trials"][0]
     if before["pairs"] and before["accuracy"] >= right:
         return f"no trial went better than the one before training; the best was {right:.1%}\n"
     said = f"the adapter of step {found.step}, whose trial went best ({right:.1%} at once)"
-    if not mine:
-        return f"{best} is no adapter, so it is left alone and not made {said}\n"
+    if best.exists():
+        return f"{best} holds other files, so it is left alone and not made {said}\n"
     lora.load_tensors(named(found.tensors, phase))
     save_adapter(best, made_for, lora, style)
     return f"{best} is {said}\n"

@@ -67,7 +67,7 @@ def test_what_is_not_ours_stays(given, scored, tmp_path, brief, capsys):  # noqa
     (tmp_path / "best" / "thesis.txt").write_text("mine")
     scored((0.5, 0.25, 0.75, 0.5))
     assert here(*given, "--out", tmp_path, *small) == 0
-    assert "best is no adapter, so it is left alone" in capsys.readouterr().out
+    assert "best holds other files, so it is left alone" in capsys.readouterr().out
     assert (tmp_path / "best" / "thesis.txt").read_text() == "mine"
 
     (tmp_path / "best" / "thesis.txt").unlink()

@@ -21,9 +21,9 @@ second engine whose numbers differ. What still differs by rounding, since a cach
 tree, is measured at every step before anything is clipped: `gap` is the mean distance of the two
 log-probabilities of a token. Pairs come from easy to hard (data/curriculum.py). Groups in which no
 reply did better than another are left out of the training pass, which changes no number; a plan
-that has no other can be replaced (--resample), a step that has no other says so. With --grpo.beta
-they stay, lest they drift from the reference, which is the adapter as it came. The largest step
-that can come is tried out before the first one, so that memory runs out at once or not at all.
+that has no other can be replaced (--resample). With --grpo.beta they stay, lest they drift from the
+reference, the adapter as it came. --reward.expected compares and learns all nine digits that a
+reply might have drawn (nanopersrm/expected.py). The largest step that can come is tried out first.
 
 What a step draws follows from the seed, its number and the adapter: a run that goes on from a
 checkpoint makes, on a CPU bit for bit, the numbers of one that never stopped.
@@ -33,7 +33,7 @@ What we left out: drawing while training, several GPUs, a critic. Where to read 
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -45,9 +45,11 @@ from nanopersrm.advantages import informative
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.command import exit_code
 from nanopersrm.device import device_of
-from nanopersrm.grpo import GrpoConfig, advantages, policy_loss, statistics, token_weights
+from nanopersrm.expected import check_expected, digit_loss, digits_in
+from nanopersrm.grpo import GrpoConfig, policy_loss, statistics, token_weights
 from nanopersrm.lora import Lora
 from nanopersrm.model import Model, ModelConfig
+from nanopersrm.objective import reply_log_probs
 from nanopersrm.optim import OptimConfig, learning_rate
 from nanopersrm.pairs import digest, read
 from nanopersrm.presets import Preset, for_card, settled
@@ -72,9 +74,8 @@ from data import course
 from data.build import demo_pairs
 from data.curriculum import Curriculum
 from data.exam import Exam
-from data.harvest import Harvest, Source, said_of_untaught
+from data.harvest import Harvest, Source
 from data.lessons import LessonConfig
-from kernels.logprob import logprob
 
 SFT = Path("runs/sft/adapter")  # what train_sft.py leaves without arguments
 
@@ -133,6 +134,7 @@ class Kit:
     curriculum: Curriculum
     draw: Callable[[int], Harvest]  # the replies of a step with their rewards
     reference: Lora | None  # the adapter as it came, where --grpo.beta asks for it
+    digit_ids: Sequence[int]  # nine
 
 
 def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, float]]:
@@ -142,9 +144,9 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
     drawn = kit.draw(step)  # replies and what each is worth
     trained_from = time.perf_counter()
     group, groups = drawn.groups(config.group_by)
-    parts, weights = torch.tensor(drawn.parts), torch.tensor(config.reward.weights)
-    advantage = advantages(parts, weights, group, groups, config.grpo)  # (S,)
-    told = informative(advantage, group, groups)  # (Q,) some of the group did better than others
+    verdicts = drawn.verdicts()
+    advantage, by_digit = drawn.advantages(config.reward, config.grpo, config.group_by)
+    told = informative(by_digit.abs().amax(-1), group, groups)  # (Q,) some did better than others
     telling = told[group]  # (S,)
     trained = telling | (config.grpo.beta > 0)  # (S,)
     weight = token_weights(torch.tensor(drawn.lengths), how.reply, config.grpo)  # (S,)
@@ -156,18 +158,18 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
     for epoch in range(config.epochs):
         for k, micro in enumerate(micros):
             batch = packing.batch(micro, model.device)
-            log_probs, entropy = log_probs_of(kit, batch)
+            places, replies = digits_in(batch.owners, verdicts)
+            log_probs, entropy, nine = log_probs_of(kit, batch, places)
+            given = log_probs, batch.owners, advantage, weight, config.grpo
             loss, measured = policy_loss(
-                log_probs,
-                batch.owners,
-                advantage,
-                weight,
-                config.grpo,
+                *given,
                 old=before[k] if epoch else None,
                 reference=referred(kit, batch) if config.grpo.beta else None,
                 sampler=drawn.log_probs(batch.owners),
                 entropy=entropy,
             )
+            told_by = by_digit, weight, verdicts, config.grpo
+            loss = loss + digit_loss(nine, replies, *told_by, first=not epoch)  # 0 if not expected
             learner.backward(loss, batch.names)
             seen.append(measured)
             before += [log_probs.detach()] if config.epochs > 1 and not epoch else []
@@ -187,12 +189,10 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
     return drawn, numbers
 
 
-def log_probs_of(kit: Kit, batch: packing.Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-probabilities (M,) of the replies at the temperature of drawing, and entropies."""
-    how, head = kit.how, kit.model.head()
-    hidden = kit.model(batch.ids, batch.layout, recompute=how.recompute, offload=how.offload)
-    chunk, temperature = how.chunk_mb << 20, kit.config.temperature
-    return logprob(hidden[batch.rows], head, batch.targets, temperature, chunk_bytes=chunk)
+def log_probs_of(kit: Kit, batch: packing.Batch, places: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The log-probabilities (M,) of the replies at the temperature of drawing, their entropies (M,)
+    and, of the nine digits at these places (n,), the log-probabilities among themselves (n, 9)."""
+    return reply_log_probs(kit.model, batch, kit.how, kit.config.temperature, kit.digit_ids, places)
 
 
 @torch.no_grad()
@@ -200,7 +200,7 @@ def referred(kit: Kit, batch: packing.Batch) -> torch.Tensor:
     """The log-probabilities (M,) of the adapter as it came."""
     assert kit.reference is not None, "a beta without a reference"
     with kit.reference.using(kit.model):
-        return log_probs_of(kit, batch)[0]
+        return log_probs_of(kit, batch, batch.owners[:0])[0]
 
 
 def rehearse(kit: Kit, learner: Learner, lora: Lora, source: Source) -> None:
@@ -218,7 +218,7 @@ def rehearse(kit: Kit, learner: Learner, lora: Lora, source: Source) -> None:
     with memory_guard(advice + ("" if how.recompute else ", or give --recompute True")):
         held = learner.brace()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # of dropout
-            log_probs, _ = log_probs_of(kit, batch)
+            log_probs, *_ = log_probs_of(kit, batch, batch.owners[:0])
             if config.grpo.beta:
                 referred(kit, batch)
             # Of what is kept, the backward of the last block finds all: further it need not go.
@@ -300,6 +300,7 @@ def main(config: Config) -> None:
     config = replace(config, longest=min(config.longest, sizes.context))
     evidence = made is None or made.evidence
     form = config.form or "pointwise"
+    check_expected(config.reward, form, config.grpo)
     lesson = LessonConfig(form=form, evidence=evidence, longest=config.longest)
     model = starting.load(base, how, device, config.seed, tiny)
     lora, reference = starting.adapters(folder, model, config.seed, config.grpo.beta > 0)
@@ -325,7 +326,7 @@ def main(config: Config) -> None:
             asked = config.resample, config.group_by, config.grpo.variant == "gdpo"
             return source.harvest(step, how.plans, progress, *asked)
 
-        kit = Kit(config, how, model, curriculum, draw, reference)
+        kit = Kit(config, how, model, curriculum, draw, reference, tokenizer.digit_ids)
         some, reasoned = validation[: config.eval_pairs], config.reason_pairs
         exam = Exam(some, tokenizer, lesson, config.seed, near, reasoned=reasoned)
         before, after = reinforce(kit, training, lora, exam, source)
@@ -334,7 +335,7 @@ def main(config: Config) -> None:
     best = ending.save(config.out, "rft", how.rft_steps, made_for, lora, styled)
     if curriculum.out:
         print(f"left out: {len(curriculum.out)} couples longer than --longest {config.longest}")
-    untaught = said_of_untaught(read_metrics(config.out), how.rft_steps)
+    untaught = ending.said_of_untaught(read_metrics(config.out), how.rft_steps)
     print(f"{untaught}\nbefore: {before.said()}\nafter:  {after.said()}\n{best}")
     print(starting.to_judge_with(out, config.base, tiny))
 

@@ -20,10 +20,10 @@ first one.
 What we left out: replies that several steps share. Where to read next: `train_rft.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import fsum
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ from data.curriculum import Couple, Curriculum
 from data.lessons import LessonConfig
 from data.plans import ROLES, Asked
 from nanopersrm import InputError
+from nanopersrm.expected import Verdicts, expected_advantages
+from nanopersrm.grpo import GrpoConfig, advantages
 from nanopersrm.model import Model
 from nanopersrm.nearness import Nearness
 from nanopersrm.packing import Branch, Bundle, pack
@@ -41,10 +43,11 @@ from nanopersrm.rewards import PARTS, Reward, RewardConfig, Rollout, rewards, ta
 from nanopersrm.rollouts import Drawn, RolloutConfig, draw_groups, try_out
 from nanopersrm.sampler import sample_name
 from nanopersrm.tokenizer import Tokenizer
+from nanopersrm.verdict import DIGITS
 
 SAME = 1e-6  # totals that are nearer are equal
-LAST, MOSTLY = 8, 0.75  # steps at the end of a run, and a share of groups worth a warning
 LOOK = 16  # couples whose prompts are compared in tokens for a rehearsal
+EVEN = (1 / len(DIGITS),) * len(DIGITS)
 RULE = f"\n\n{'=' * 80}\n\n"
 
 
@@ -141,6 +144,31 @@ class Harvest:
         self.rows = sum(bundle.tokens for bundle in found)
         return found
 
+    def advantages(
+        self, reward: RewardConfig, config: GrpoConfig, by: str
+    ) -> tuple[Tensor, Tensor]:
+        """(S,) of the replies and (S, 9) of the digits that each might have had."""
+        group, groups = self.groups(by)
+        if reward.expected:
+            return expected_advantages(self.verdicts(), group, groups, config.by_std)
+        parts, weights = torch.tensor(self.parts), torch.tensor(reward.weights)
+        found = advantages(parts, weights, group, groups, config)
+        return found, found[:, None].expand(-1, len(DIGITS))
+
+    def verdicts(self) -> Verdicts:
+        """What each digit would have earned; a reply without one counts with what it earned."""
+        places, chances, worth = list[int](), list[tuple[float, ...]](), list[tuple[float, ...]]()
+        for drawn, reward in self._replies():
+            known = reward.by_digit is not None and drawn.rollout.chances is not None
+            places.append(drawn.digit_at if known else -1)
+            p = drawn.rollout.chances if known and drawn.rollout.chances else EVEN
+            chances.append(tuple(one / fsum(p) for one in p))
+            worth.append(reward.by_digit or (reward.total,) * len(DIGITS))
+        wide = torch.float64
+        return Verdicts(
+            torch.tensor(places), torch.tensor(chances, dtype=wide), torch.tensor(worth, dtype=wide)
+        )
+
     def log_probs(self, owners: Tensor) -> Tensor:
         """owners (M,): the reply of each token, whole replies one after another -> what the sampler
         had as log-probability of the token (M,)."""
@@ -185,33 +213,6 @@ def _said(drawn: Drawn, reward: Reward) -> str:
     parts = ", ".join(f"{name} {value:.2f}" for name, value in reward.parts.items())
     why = "" if reward.problem is None else f" ({reward.problem})"
     return f"--- {reward.total:.3f}{why}: {parts}\n{drawn.rollout.reply}"
-
-
-def said_of_untaught(lines: Sequence[Mapping[str, Any]], steps: int) -> str:
-    """Lines about what metrics.jsonl shows to have taught nothing, with advice; or ""."""
-    return _said_of_flat(lines, steps) + _said_of_unanimous(lines[-LAST:])
-
-
-def _said_of_unanimous(lines: Sequence[Mapping[str, Any]]) -> str:
-    alike = [line["unanimous"] for line in lines if line.get("flat") != 1 and "unanimous" in line]
-    if not alike or fmean(alike) < MOSTLY:
-        return ""
-    return (
-        f"in {fmean(alike):.0%} of the groups of the last steps all replies had the same order, "
-        "which then teaches nothing; what can help: a higher --temperature, a lower --optim.lr, "
-        "more --plans a step, --group-by plan\n"
-    )
-
-
-def _said_of_flat(lines: Sequence[Mapping[str, Any]], steps: int) -> str:
-    flat = [line for line in lines if line.get("flat") == 1]
-    if not flat:
-        return ""
-    said = f"{len(flat)} of {steps} steps taught nothing: no reply did better than its group"
-    if not any(line["formed"] for line in lines):
-        return f"{said}, since none was well formed; teach the form first, with train_sft.py\n"
-    more = "--resample 2, a larger --group or --temperature, --group-by plan, --grpo.variant gdpo"
-    return f"{said}; what can help: {more}\n"
 
 
 @dataclass

@@ -9,12 +9,17 @@ pairs, before one is believed.
 
 The best is that of the checkpoints in RUN/checkpoints, which keep the last few and the best one;
 of equal ones the later. Where no trial was better than the one before training there is none, and
-something else by the name RUN/best is left alone. What we left out: stopping a run when it gets
-worse. Where to read next: `checkpoint.py`.
+something else by the name RUN/best is left alone.
+
+`said_of_untaught` says at the end which steps of reinforcement taught nothing. What we left out:
+stopping a run when it gets worse. Where to read next: `checkpoint.py`.
 """
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from nanopersrm import InputError, checkpoint
 from nanopersrm.disk import reason
@@ -23,6 +28,7 @@ from nanopersrm.style import Style
 from nanopersrm.trained import Trained
 from nanopersrm.training import named, save_adapter
 
+LAST, MOSTLY = 8, 0.75  # steps at the end of a run, and a share of groups worth a warning
 MINE = {"adapter_config.json", "adapter_model.safetensors", "judge.json", "style"}
 
 
@@ -55,3 +61,30 @@ def save(
     lora.load_tensors(named(found.tensors, phase))
     save_adapter(best, made_for, lora, style)
     return f"{best} is {said}\n"
+
+
+def said_of_untaught(lines: Sequence[Mapping[str, Any]], steps: int) -> str:
+    """Lines about what metrics.jsonl shows to have taught nothing, with advice; or ""."""
+    return _said_of_flat(lines, steps) + _said_of_unanimous(lines[-LAST:])
+
+
+def _said_of_unanimous(lines: Sequence[Mapping[str, Any]]) -> str:
+    alike = [line["unanimous"] for line in lines if line.get("flat") != 1 and "unanimous" in line]
+    if not alike or fmean(alike) < MOSTLY:
+        return ""
+    return (
+        f"in {fmean(alike):.0%} of the groups of the last steps all replies had the same order, "
+        "which then teaches nothing; what can help: a higher --temperature, a lower --optim.lr, "
+        "more --plans a step, --group-by plan\n"
+    )
+
+
+def _said_of_flat(lines: Sequence[Mapping[str, Any]], steps: int) -> str:
+    flat = [line for line in lines if line.get("flat") == 1]
+    if not flat:
+        return ""
+    said = f"{len(flat)} of {steps} steps taught nothing: no reply did better than its group"
+    if not any(line["formed"] for line in lines):
+        return f"{said}, since none was well formed; teach the form first, with train_sft.py\n"
+    more = "--resample 2, a larger --group or --temperature, --group-by plan, --grpo.variant gdpo"
+    return f"{said}; what can help: {more}\n"

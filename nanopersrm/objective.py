@@ -12,7 +12,8 @@ over them.
 Worked example: two micro-batches with 1 and 3 reply tokens of weight 1 and losses 4 and 3 · 2. The
 mean of the means would be (4 + 2) / 2 = 3; the step's loss is (4 + 6) / 4 = 2.5, as in one batch.
 
-Where to read next: `train_sft.py`.
+`reply_log_probs` is the same forward for reinforcement, whose sums are those of `grpo.py`. Where to
+read next: `train_sft.py`.
 """
 
 import math
@@ -82,3 +83,22 @@ def sums(
     )
     scores = z.detach().softmax(-1) @ torch.arange(1.0, 10.0, device=z.device)  # (n,)
     return Sums(imitation, contrasted, right, scores)
+
+
+def reply_log_probs(
+    model: Model,
+    batch: Batch,
+    how: Preset,
+    temperature: float,
+    digit_ids: Sequence[int],
+    places: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of drawn replies, at the temperature of drawing: the log-probability of each token (M,), the
+    entropy there (M,), and, where tokens `places` (n,) are digits, the log-probabilities of the
+    nine among themselves (n, 9), all fp32."""
+    hidden = model(batch.ids, batch.layout, recompute=how.recompute, offload=how.offload)  # (N, D)
+    told = hidden[batch.rows]  # (M, D)
+    digits = model.logits_of(told[places], torch.tensor(digit_ids, device=told.device))
+    chunk = how.chunk_mb << 20
+    log_p, entropy = logprob(told, model.head(), batch.targets, temperature, chunk_bytes=chunk)
+    return log_p, entropy, (digits / temperature).log_softmax(-1)

@@ -45,6 +45,12 @@ Why each, how to play it, and what stops that.
     digits themselves are the soft scores.
   * length keeps reasoning within what a judge may write, and from shrinking to nothing.
 
+In expectation (`expected`, pointwise). One digit drawn from a wide distribution is mostly luck, and
+the sampler knows the distribution. Then order and right are means over it, for the reply as for
+its rivals: order = Σ p(d) P(rival below d, ties half). `Reward.by_digit` has what the reply would
+be worth with each digit; `expected.py` learns from that. Replies 7 (certain) and 4 or 8 (half
+each) against a certain 6: order 1 and 0.5, where one draw would have said 1, and 0 or 1.
+
 In one group `twin` and `both_orders` are `right` times a number that all its replies share. They
 say which groups deserve more, not which reply of a group: compare replies across the plan for that.
 
@@ -55,6 +61,7 @@ of a pair: what `Shown` does not hold, no reward can depend on. Read next: `grpo
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Literal
 
 from nanopersrm import InputError
@@ -92,6 +99,7 @@ class RewardConfig:
     shortest: int = 40  # tokens of a reply
     longest: int = 160  # tokens of a reply
     fall: int = 40  # tokens outside the budget over which its reward falls to nothing
+    expected: bool = False  # compare and learn all nine digits by their chances, not the one drawn
 
     def __post_init__(self) -> None:
         for name in PARTS:
@@ -99,7 +107,7 @@ class RewardConfig:
                 raise InputError(
                     f"{name}: expected a weight from 0 to {HEAVIEST}, got {getattr(self, name)}"
                 )
-        for name in (f.name for f in fields(self) if f.name not in PARTS):
+        for name in (f.name for f in fields(self) if f.name not in (*PARTS, "expected")):
             least = 0 if name in ("quotes", "shortest") else 1
             if getattr(self, name) < least:
                 raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
@@ -123,6 +131,7 @@ class Rollout:
     reply: str
     tokens: int  # that were drawn
     digits: tuple[tuple[float, ...], ...] | None = None  # for each label p(1) … p(9); None: unknown
+    chances: tuple[float, ...] | None = None  # of the only digit, when it was drawn
 
 
 @dataclass(frozen=True)
@@ -173,6 +182,7 @@ class Reward:
     parts: dict[str, float]  # each from 0 to 1; those that the plan allows, in the order of PARTS
     total: float
     problem: str | None  # why it is invalid; None: it is not
+    by_digit: tuple[float, ...] | None = None  # in expectation: its total, had it drawn 1 … 9
 
 
 @dataclass(frozen=True)
@@ -184,6 +194,9 @@ class _Said:
     problem: str | None
     order: float = 0.0
     right: float = 0.0
+    chances: tuple[float, ...] | None = None  # of each digit from 1 to 9, and with it:
+    orders: tuple[float, ...] = ()
+    rights: tuple[float, ...] = ()
 
 
 def rewards(plan: Plan, config: RewardConfig) -> list[dict[Role, list[Reward]]]:
@@ -200,21 +213,29 @@ def rewards(plan: Plan, config: RewardConfig) -> list[dict[Role, list[Reward]]]:
             candidates = shown.candidates(role, plan.form)
             rewarded[role] = []
             for rollout, one in zip(shown.groups[role], said[place][role], strict=True):
-                parts = dict.fromkeys(plan.parts, 0.0)
+                parts, twins = dict.fromkeys(plan.parts, 0.0), 0.0
                 if one.problem is None:
+                    # the text that is A here has the other role in the twin
+                    twins = shares[(place + 1) % len(said)][OTHER[role]]
                     everything = {
                         "format": 1.0,
                         "order": one.order,
                         "both_orders": one.right * shares[place][OTHER[role]],
-                        # the text that is A here has the other role in the twin
-                        "twin": one.right * shares[(place + 1) % len(said)][OTHER[role]],
+                        "twin": one.right * twins,
                         "faithful": faithful(rollout.reply, shown.exemplars, candidates, config),
                         "calibration": calibration(one.soft, role == "chosen"),
                         "length": length(rollout.tokens, config),
                     }
                     parts = {name: everything[name] for name in parts}
                 total = math.fsum(getattr(config, name) * part for name, part in parts.items())
-                rewarded[role].append(Reward(parts, total, one.problem))
+                by_digit = None
+                if one.orders:
+                    twin = config.twin * twins if "twin" in parts else 0.0
+                    by_digit = tuple(
+                        total + config.order * (order - one.order) + twin * (right - one.right)
+                        for order, right in zip(one.orders, one.rights, strict=True)
+                    )
+                rewarded[role].append(Reward(parts, total, one.problem, by_digit))
         found.append(rewarded)
     return found
 
@@ -269,12 +290,10 @@ def _judged(form: str, shown: Shown, config: RewardConfig) -> dict[Role, list[_S
     """Every reply about a pair, read and held against the others."""
     labels = LABELS[: 1 if form == "pointwise" else 2]
     read = {role: [_read(rollout, labels) for rollout in shown.groups[role]] for role in OTHER}
+    against = _in_expectation if config.expected and form == "pointwise" else _against
     return {
-        role: [
-            _against(one, role, read[OTHER[role]], config) if one.scores else one
-            for one in read[role]
-        ]
-        for role in OTHER
+        role: [against(one, role, read[OTHER[role]], config) if one.scores else one for one in own]
+        for role, own in read.items()
     }
 
 
@@ -285,12 +304,13 @@ def _read(rollout: Rollout, labels: str) -> _Said:
     scores = tuple(verdict.scores.values())
     if rollout.digits is None:
         return _Said(scores, tuple(map(float, scores)), None)
+    chances = rollout.chances and tuple(p / math.fsum(rollout.chances) for p in rollout.chances)
     shape = [len(row) for row in rollout.digits]
     assert shape == [len(DIGITS)] * len(labels), f"expected p of nine digits a label, got {shape}"
     if not all(sum(row) > 0 and all(0 <= p <= MOST for p in row) for row in rollout.digits):
         return _Said(None, (), "the digits have no probabilities")
     soft = tuple(soft_score(row) / math.fsum(row) for row in rollout.digits)
-    return _Said(scores, soft, None)
+    return _Said(scores, soft, None, chances=chances)
 
 
 def _against(one: _Said, role: Role, rivals: Sequence[_Said], config: RewardConfig) -> _Said:
@@ -303,6 +323,27 @@ def _against(one: _Said, role: Role, rivals: Sequence[_Said], config: RewardConf
     margins = [sign * (one.scores[0] - rival.scores[0]) for rival in rivals if rival.scores]
     above, level = sum(m > 0 for m in margins), margins.count(0)
     return replace(one, order=(above + level / 2) / len(rivals), right=above / len(rivals))
+
+
+def _in_expectation(one: _Said, role: Role, rivals: Sequence[_Said], config: RewardConfig) -> _Said:
+    """The same for every digit that the reply might have drawn, against those of its rivals."""
+    chances = _chances(one)
+    level = [math.fsum(_chances(rival)[k] for rival in rivals if rival.scores) for k in range(9)]
+    below = list(accumulate(level, initial=0.0))  # below[k]: rivals' digits under DIGITS[k]
+    beaten = below[:-1] if role == "chosen" else [max(0.0, below[-1] - x) for x in below[1:]]
+    rights = tuple(x / len(rivals) for x in beaten)
+    orders = tuple((x + tied / 2) / len(rivals) for x, tied in zip(beaten, level, strict=True))
+    order = math.fsum(p * x for p, x in zip(chances, orders, strict=True))
+    right = math.fsum(p * x for p, x in zip(chances, rights, strict=True))
+    if one.chances is None:
+        return replace(one, order=order, right=right)
+    return replace(one, order=order, right=right, orders=orders, rights=rights)
+
+
+def _chances(one: _Said) -> tuple[float, ...]:
+    """p(1) … p(9) of its digit; certain where only the digit is known."""
+    assert one.scores is not None
+    return one.chances or tuple(float(digit == one.scores[0]) for digit in DIGITS)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -12,7 +12,9 @@ other ids ("habit." then "\\n\\n" come back as one token), whose probability nob
 text is for the reward alone.
 
 The nine probabilities behind a digit are read off the state that the digit was drawn from, where
-the reply says "A=" just before it. So the soft score of a reply costs one small product.
+the reply says "A=" just before it. So the soft score of a reply costs one small product. Where
+there is one label, `chances` are the same nine at the temperature of drawing; the place of that
+digit is kept with them.
 
 What we left out: top-p and top-k. The trainer's probabilities are those of the whole vocabulary;
 replies from a part of it would be off-policy from the first step on.
@@ -21,7 +23,7 @@ Where to read next: `rewards.py`, `train_rft.py`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ from nanopersrm.rewards import Rollout
 from nanopersrm.sampler import Decoder, Reply, SamplingConfig, tree
 from nanopersrm.tokenizer import Tokenizer
 
+Digits = dict[tuple[int, str], tuple[float, ...]]  # (row, label) -> p(1) … p(9)
 BEFORE = 4  # tokens before a digit that are looked at for "A="
 
 
@@ -60,6 +63,7 @@ class Drawn:
     ids: tuple[int, ...]  # with the stop token, if it ended with one
     log_probs: tuple[float, ...]  # of the sampler, one for each id
     rollout: Rollout
+    digit_at: int = -1  # place among the ids of the digit that rollout.chances speak of
 
 
 def slots_of(model: Model, megabytes: int) -> int:
@@ -146,6 +150,7 @@ def _draw(
     decoder = Decoder(model, prompts)
     decoder.fork([G] * len(prompts), config.reply, numbers.start)
     behind: dict[tuple[int, str], Tensor] = {}  # (row, label) -> the state behind its digit (D,)
+    places: dict[int, int] = {}  # row -> where its last digit stands
     digit_ids = frozenset(tokenizer.digit_ids)
 
     def observe(row: int, ids: list[int]) -> bool:
@@ -154,26 +159,36 @@ def _draw(
             for label in labels:
                 if before.endswith(f"{label}="):
                     behind[row, label] = decoder.hidden[row].clone()
+                    places[row] = len(ids) - 1
         return False
 
     drawing = SamplingConfig(config.temperature, max_new=config.reply, seed=seed)
     replies = decoder.generate(drawing, tokenizer.eos_ids, observe)
-    digits = _probabilities(model, tokenizer, behind)
+    digits, chances = _probabilities(model, tokenizer, behind, config.temperature)
     drawn = [_read(reply, row, labels, tokenizer, digits) for row, reply in enumerate(replies)]
+    if len(labels) == 1:
+        for row, place in places.items():
+            rollout = replace(drawn[row].rollout, chances=chances[row, labels])
+            drawn[row] = replace(drawn[row], rollout=rollout, digit_at=place)
     return [drawn[i : i + G] for i in range(0, len(drawn), G)]
 
 
 @torch.inference_mode()
 def _probabilities(
-    model: Model, tokenizer: Tokenizer, behind: dict[tuple[int, str], Tensor]
-) -> dict[tuple[int, str], tuple[float, ...]]:
-    """(row, label) -> p(1) … p(9), in fp64 from fp32 logits."""
+    model: Model, tokenizer: Tokenizer, behind: dict[tuple[int, str], Tensor], temperature: float
+) -> tuple[Digits, Digits]:
+    """p(1) … p(9) of each digit, in fp64 from fp32 logits: at temperature 1, and at that of
+    drawing."""
     if not behind:
-        return {}
+        return {}, {}
     states = torch.stack([*behind.values()])  # (n, D)
     ids = torch.tensor(tokenizer.digit_ids, device=states.device)
-    p = model.logits_of(states, ids).double().softmax(-1)  # (n, 9)
-    return {place: tuple(row) for place, row in zip(behind, p.tolist(), strict=True)}
+    logits = model.logits_of(states, ids).double()  # (n, 9)
+    soft, drawn = logits.softmax(-1).tolist(), (logits / temperature).softmax(-1).tolist()
+    return (
+        {place: tuple(row) for place, row in zip(behind, soft, strict=True)},
+        {place: tuple(row) for place, row in zip(behind, drawn, strict=True)},
+    )
 
 
 def _read(
@@ -181,7 +196,7 @@ def _read(
     row: int,
     labels: str,
     tokenizer: Tokenizer,
-    digits: dict[tuple[int, str], tuple[float, ...]],
+    digits: Digits,
 ) -> Drawn:
     ids = reply.ids[:-1] if reply.ended == "stop" else reply.ids
     text = verdict.OPEN + tokenizer.decode(ids)

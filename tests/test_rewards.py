@@ -274,7 +274,7 @@ def test_the_table_has_a_column_for_every_part():
 
 def test_nothing_but_texts_and_label_can_be_seen():
     assert {f.name for f in fields(Shown)} == {"exemplars", "chosen", "rejected", "groups"}
-    assert {f.name for f in fields(Rollout)} == {"reply", "tokens", "digits"}
+    assert {f.name for f in fields(Rollout)} == {"reply", "tokens", "digits", "chances"}
     assert {f.name for f in fields(Plan)} == {"form", "shown"}
 
 

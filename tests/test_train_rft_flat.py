@@ -8,9 +8,10 @@ import pytest
 from test_train_rft import here, make_quick, write_given
 
 from data import harvest
-from data.harvest import Harvest, Yield, said_of_untaught
+from data.harvest import Harvest, Yield
 from nanopersrm import InputError, starting, verdict
 from nanopersrm.bases import DEFAULT_BASE, resolve
+from nanopersrm.ending import said_of_untaught
 from nanopersrm.rewards import Reward, Rollout
 from nanopersrm.rollouts import Drawn
 from nanopersrm.tokenizer import Tokenizer

@@ -111,13 +111,14 @@ def step_of(
     known, drawn: Harvest, budget: int, move: float = 0.0, far: float = 0.0, **settings: Any
 ) -> tuple[Watched, dict]:
     """`learn` with everything given but the update. far: how much less the reference does."""
-    model, _, lora = known
+    model, tokenizer, lora = known
     how = replace(PRESETS["tiny"], budget=budget, reply=LONGEST, group=G)
     config = script.Config(**settings)
     curriculum = Curriculum([PAIR, TWIN], 1, 0)
     reference = Lora(model, lora.config, 8)
     reference.load_tensors({name: (1 - far) * part for name, part in lora.tensors().items()})
-    kit = script.Kit(config, how, model, curriculum, lambda step: drawn, reference.freeze())
+    given = config, how, model, curriculum, lambda step: drawn, reference.freeze()
+    kit = script.Kit(*given, tokenizer.digit_ids)
     learner = Watched(lora, move)
     _, numbers = script.learn(kit, learner, 0)
     return learner, numbers

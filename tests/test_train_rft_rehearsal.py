@@ -103,7 +103,7 @@ def test_it_is_as_full_as_a_whole_backward(recompute, given, monkeypatch):
 
         def whole() -> None:
             held = learner.brace()
-            script.log_probs_of(kit, batch)[0].sum().backward()
+            script.log_probs_of(kit, batch, batch.owners[:0])[0].sum().backward()
             del held
 
         whole()  # what the first one leaves behind

@@ -1,0 +1,118 @@
+"""The verdict in expectation: all nine digits teach, not the one that was drawn.
+
+A reply is a thought and, at its end, a digit. What the digit d would have earned is known for all
+nine: r(d), from `Reward.by_digit`. So is how likely each was: p(d), since the sampler has drawn
+from it. Where one draw says p(7) = 0.3 and earns by chance, the mean over the nine says the same
+with less noise (Rao-Blackwell; for the last action of an episode this is the expected policy
+gradient of Ciosek and Whiteson, arXiv 1706.05374, and mean actor-critic, 1709.00503):
+
+    what a thought is worth     r = Σ_d p(d) r(d)
+    mean of a group of G        m = Σ over its replies of r / G
+    deviation                   s² = Σ over its replies, Σ_d  p(d) (r(d) - m)² / (G - 1)
+    advantage of a reply        A = (r - m) / (s + 1e-4)              for all its tokens
+    advantage of a digit        A(d) = (r(d) - m) / (s + 1e-4)        for nine tokens in its place,
+                                                                      each with weight w · p(d)
+
+The thought is no longer praised or blamed for the luck of its digit, and the digit learns from all
+nine at once: Σ_d p(d) A(d) ∇ log p(d), of which the drawn digit is one sample. On average over
+digits that is the gradient of GRPO itself, with its deviation as it is over all draws. The drawn
+digit keeps A as any other token; over the nine that sums to zero, ∇ Σ p(d) being zero.
+
+Worked example: two replies, both worth 2 with a 7 and 1 with a 4; the first draws 7 with 0.75, the
+second with 0.25. r = 1.75 and 1.25, m = 1.5. Every digit is 0.5 off, so s² = (0.25 + 0.25) / 1 and
+s = 0.707: A = ±0.354, A(7) = 0.707 and A(4) = -0.707 for both. Had both drawn a 7, GRPO would have
+learned nothing.
+
+A certain digit, p(d) = 1, gives GRPO's numbers: the advantage of `advantages.py`, and no gradient
+at the digit. Replies without a readable digit count with what they earned, as one digit would.
+
+The clip is that of the variant, digit by digit, with p(d) of the draw as the old policy. Sizes: S
+replies of a step, n of a micro-batch with a digit, M tokens. What we left out: two digits in one
+reply (pairwise), and parts compared one by one (gdpo). Where to read next: `train_rft.py`.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nanopersrm import InputError
+from nanopersrm.advantages import EPS, SAME
+from nanopersrm.grpo import GrpoConfig, policy_loss
+from nanopersrm.rewards import RewardConfig
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Of each reply of a step, what its digit might have been."""
+
+    places: Tensor  # (S,) int64: of the digit among the ids of the reply; -1: it has none
+    chances: Tensor  # (S, 9) fp64: p(1) … p(9), they sum to 1
+    worth: Tensor  # (S, 9) fp64: what the reply would have earned with each
+
+
+def check_expected(reward: RewardConfig, form: str, config: GrpoConfig) -> None:
+    """Raise where the expectation is asked for and not to be had."""
+    if reward.expected and form != "pointwise":
+        raise InputError(f"--reward.expected: expected a pointwise judge, its form is {form}")
+    if reward.expected and config.variant == "gdpo":
+        raise InputError("--reward.expected: gdpo compares part by part, choose another variant")
+
+
+def expected_advantages(
+    verdicts: Verdicts, group: Tensor, groups: int, by_std: bool
+) -> tuple[Tensor, Tensor]:
+    """group (S,) int64 below `groups` -> of the replies (S,) and of their digits (S, 9), fp32.
+
+    A group that is worth the same whatever is drawn gets exactly zero, one reply alone too.
+    """
+    p, worth = verdicts.chances, verdicts.worth
+    assert p.shape == worth.shape == (len(group), 9), f"{tuple(p.shape)}, {tuple(worth.shape)}"
+    empty = worth.new_zeros(groups)
+    count = empty.index_add(0, group, torch.ones_like(worth[:, 0]))  # (Q,)
+    mean = empty.index_add(0, group, (p * worth).sum(-1)) / count.clamp(min=1)  # (Q,)
+    off = worth - mean[group, None]  # (S, 9)
+    seen = off.abs().where(p > SAME, 0).amax(-1)  # (S,)
+    widest = empty.scatter_reduce(0, group, seen, "amax")
+    size = empty.scatter_reduce(0, group, worth.abs().amax(-1), "amax")
+    telling = (widest > SAME * size) & (count > 1)  # (Q,)
+    off = off.where(telling[group, None], 0)
+    if by_std:
+        square = empty.index_add(0, group, (p * off.square()).sum(-1))
+        off = off / ((square / (count - 1).clamp(min=1)).sqrt() + EPS)[group, None]
+    return (p * off).sum(-1).float(), off.float()
+
+
+def digits_in(owners: Tensor, verdicts: Verdicts) -> tuple[Tensor, Tensor]:
+    """owners (M,) int64, the reply of each token of a micro-batch, whole replies one after another
+    -> which of the tokens are digits to learn (n,), and the replies that they are of (n,)."""
+    replies, lengths = torch.unique_consecutive(owners.cpu(), return_counts=True)
+    places = verdicts.places[replies]
+    assert bool((places < lengths).all()), "a digit after the end of its reply"
+    known = places >= 0
+    found = (lengths.cumsum(0) - lengths + places)[known]
+    return found.to(owners.device), replies[known]
+
+
+def digit_loss(
+    log_probs: Tensor,
+    replies: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    verdicts: Verdicts,
+    config: GrpoConfig,
+    first: bool,
+) -> Tensor:
+    """log_probs (n, 9) with gradient, of the digits of replies (n,) -> their share of the loss ().
+
+    advantages (S, 9) of `expected_advantages`, weights (S,) of `token_weights`; first: no update
+    since they were drawn, the ratio is exactly 1.
+    """
+    device = log_probs.device
+    p = verdicts.chances[replies].to(device, log_probs.dtype)  # (n, 9)
+    weight = (weights.to(device)[replies.to(device), None] * p).flatten()  # (9 n,)
+    plain = replace(config, beta=0.0, kl=None, importance_cap=None)
+    owner = torch.arange(len(weight), device=device)
+    old = None if first else p.clamp(min=torch.finfo(p.dtype).tiny).log().flatten()
+    told = advantages[replies].to(device).flatten()
+    return policy_loss(log_probs.flatten(), owner, told, weight, plain, old=old)[0]

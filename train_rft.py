@@ -23,12 +23,10 @@ log-probabilities of a token. Pairs come from easy to hard (data/curriculum.py).
 reply did better than another are left out of the training pass, which changes no number; a plan
 that has no other can be replaced (--resample). With --grpo.beta they stay, lest they drift from the
 reference, the adapter as it came. --reward.expected compares and learns all nine digits that a
-reply might have drawn (nanopersrm/expected.py). The largest step that can come is tried out first.
-
-What a step draws follows from the seed, its number and the adapter: a run that goes on from a
-checkpoint makes, on a CPU bit for bit, the numbers of one that never stopped.
-
-What we left out: drawing while training, several GPUs, a critic. Where to read next: `judge.py`.
+reply might have drawn (nanopersrm/expected.py). The largest step is tried out first. What a step
+draws follows from the seed, its number and the adapter: a run that goes on from a checkpoint makes,
+on a CPU bit for bit, the numbers of one that never stopped. What we left out: drawing while
+training, several GPUs, a critic. Where to read next: `judge.py`.
 """
 
 import sys
@@ -152,7 +150,7 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
     weight = token_weights(torch.tensor(drawn.lengths), how.reply, config.grpo)  # (S,)
     advantage, weight = advantage.to(model.device), weight.to(model.device)
     micros = packing.pack(drawn.trees(trained.tolist(), how.budget), how.budget)
-    before: list[torch.Tensor] = []  # log-probabilities of the first pass, where there is a second
+    before: list[tuple[torch.Tensor, ...]] = []  # what the first pass had, where there is a second
     seen = []
     rate, norm = learning_rate(step, how.rft_steps, config.optim), 0.0
     for epoch in range(config.epochs):
@@ -163,16 +161,16 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
             given = log_probs, batch.owners, advantage, weight, config.grpo
             loss, measured = policy_loss(
                 *given,
-                old=before[k] if epoch else None,
+                old=before[k][0] if epoch else None,
                 reference=referred(kit, batch) if config.grpo.beta else None,
                 sampler=drawn.log_probs(batch.owners),
                 entropy=entropy,
             )
             told_by = by_digit, weight, verdicts, config.grpo
-            loss = loss + digit_loss(nine, replies, *told_by, first=not epoch)  # 0 if not expected
+            loss = loss + digit_loss(nine, replies, *told_by, before[k][1] if epoch else None)
             learner.backward(loss, batch.names)
             seen.append(measured)
-            before += [log_probs.detach()] if config.epochs > 1 and not epoch else []
+            before += [(log_probs.detach(), nine.detach())] * (config.epochs > 1 and not epoch)
         norm = max(norm, learner.update(rate, still=not bool(telling.any())))
     found = statistics(seen[: len(micros)])  # of the first pass: the policy that drew
     numbers = drawn.numbers(config.group_by) | {
@@ -218,11 +216,12 @@ def rehearse(kit: Kit, learner: Learner, lora: Lora, source: Source) -> None:
     with memory_guard(advice + ("" if how.recompute else ", or give --recompute True")):
         held = learner.brace()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # of dropout
-            log_probs, *_ = log_probs_of(kit, batch, batch.owners[:0])
+            log_probs, _, nine = log_probs_of(kit, batch, 0 * batch.owners[:1])
             if config.grpo.beta:
                 referred(kit, batch)
             # Of what is kept, the backward of the last block finds all: further it need not go.
-            log_probs.sum().backward(inputs=None if how.recompute else lora.last_block())
+            total = log_probs.sum() + nine.sum()
+            total.backward(inputs=None if how.recompute else lora.last_block())
         del held
     learner.forget()
 
@@ -282,6 +281,8 @@ def main(config: Config) -> None:
         folder, made = starting.said_by(config.adapter, SFT, config.base)
         told = starting.unsaid(made, config.base, config.nf4, config.dtype)
         config = replace(config, form=config.form or starting.form_of(made), **told)
+    form = config.form or "pointwise"
+    check_expected(config.reward, form, config.grpo)
     device = device_of(config.device)
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     said = asdict(config) | {"rft_steps": config.steps, "steps": None}
@@ -299,8 +300,6 @@ def main(config: Config) -> None:
     sizes = ModelConfig.of(base.config)
     config = replace(config, longest=min(config.longest, sizes.context))
     evidence = made is None or made.evidence
-    form = config.form or "pointwise"
-    check_expected(config.reward, form, config.grpo)
     lesson = LessonConfig(form=form, evidence=evidence, longest=config.longest)
     model = starting.load(base, how, device, config.seed, tiny)
     lora, reference = starting.adapters(folder, model, config.seed, config.grpo.beta > 0)
@@ -335,8 +334,10 @@ def main(config: Config) -> None:
     best = ending.save(config.out, "rft", how.rft_steps, made_for, lora, styled)
     if curriculum.out:
         print(f"left out: {len(curriculum.out)} couples longer than --longest {config.longest}")
-    untaught = ending.said_of_untaught(read_metrics(config.out), how.rft_steps)
-    print(f"{untaught}\nbefore: {before.said()}\nafter:  {after.said()}\n{best}")
+    told = read_metrics(config.out), how.rft_steps, config.reward.expected
+    print(
+        f"{ending.said_of_untaught(*told)}\nbefore: {before.said()}\nafter:  {after.said()}\n{best}"
+    )
     print(starting.to_judge_with(out, config.base, tiny))
 
 

@@ -14,8 +14,7 @@ of a plan: then a pair and a twin that both went right are above those that did 
 A plan in which nobody did better than another can be replaced by the next one, up to `resample`
 times (dynamic sampling, DAPO, arXiv 2503.14476); in the last round what comes is kept.
 
-`longest`, `try_out` and `largest` are for a rehearsal: the most that a step can have, before the
-first one.
+`longest`, `try_out` and `largest` are for a rehearsal: the most that a step can have.
 
 What we left out: replies that several steps share. Where to read next: `train_rft.py`.
 """
@@ -67,8 +66,9 @@ class Yield:
     def unanimous(self, group_by: str) -> list[bool | None]:
         """Of each group: all replies that parse have the same order, so whatever else they differ
         in, the order teaches nothing. None where nobody judged: fewer than two parse, or no
-        rival does, and the form is to be learned first."""
-        parsed = [[one for one in group if one.problem is None] for group in self.rewards]
+        rival does, and the form is to be learned first; or in expectation, where it is not so."""
+        able = [[one for one in group if one.problem is None] for group in self.rewards]
+        parsed = [[one for one in group if one.by_digit is None] for group in able]
         orders = [
             [one.parts["order"] for one in own] if parsed[p ^ 1] else []  # p ^ 1: about the rival
             for p, own in enumerate(parsed)

@@ -87,4 +87,5 @@ def _said_of_flat(lines: Sequence[Mapping[str, Any]], steps: int) -> str:
     if not any(line["formed"] for line in lines):
         return f"{said}, since none was well formed; teach the form first, with train_sft.py\n"
     more = "--resample 2, a larger --group or --temperature, --group-by plan, --grpo.variant gdpo"
+    more += " (not with --reward.expected)"
     return f"{said}; what can help: {more}\n"

@@ -45,11 +45,10 @@ Why each, how to play it, and what stops that.
     digits themselves are the soft scores.
   * length keeps reasoning within what a judge may write, and from shrinking to nothing.
 
-In expectation (`expected`, pointwise). One digit drawn from a wide distribution is mostly luck, and
-the sampler knows the distribution. Then order and right are means over it, for the reply as for
-its rivals: order = Σ p(d) P(rival below d, ties half). `Reward.by_digit` has what the reply would
-be worth with each digit; `expected.py` learns from that. Replies 7 (certain) and 4 or 8 (half
-each) against a certain 6: order 1 and 0.5, where one draw would have said 1, and 0 or 1.
+In expectation (`expected`, pointwise). A digit drawn from a wide distribution is mostly luck, and
+the sampler knows the distribution. Then order and right are means over it, for the reply and its
+rivals; `Reward.by_digit` is what each digit would have earned, for `expected.py` to learn from.
+Of the chosen text 7 (certain) and 4 or 8 (half each), against a certain 6: order 1 and 0.5.
 
 In one group `twin` and `both_orders` are `right` times a number that all its replies share. They
 say which groups deserve more, not which reply of a group: compare replies across the plan for that.
@@ -131,7 +130,7 @@ class Rollout:
     reply: str
     tokens: int  # that were drawn
     digits: tuple[tuple[float, ...], ...] | None = None  # for each label p(1) … p(9); None: unknown
-    chances: tuple[float, ...] | None = None  # of the only digit, when it was drawn
+    chances: tuple[float, ...] | None = None  # p(1) … p(9) of an only digit as drawn
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,41 @@ def test_the_worked_example():
     worth[:, 6], worth[:, 3] = 2.0, 1.0
     verdicts = Verdicts(torch.tensor([0, 0]), p, worth)
     found, by_digit = expected_advantages(verdicts, torch.tensor([0, 0]), 1, by_std=True)
-    assert found.tolist() == pytest.approx([0.354, -0.354], abs=1e-3)
-    assert by_digit[:, [6, 3]].tolist() == [pytest.approx([0.707, -0.707], abs=1e-3)] * 2
+    assert found.tolist() == pytest.approx([0.447, -0.447], abs=1e-3)
+    assert by_digit[0, [6, 3]].tolist() == pytest.approx([0.671, -0.224], abs=1e-3)
+    assert by_digit[1, [6, 3]].tolist() == pytest.approx([0.224, -0.671], abs=1e-3)
+
+
+@pytest.mark.parametrize("G", [2, 3])
+def test_they_are_the_means_of_grpos_over_all_draws(G):
+    """Three digits a reply, every draw of a group enumerated; s² is the mean of GRPO's s²."""
+    generator = torch.Generator().manual_seed(G)
+    p = torch.zeros(G, 9, dtype=torch.float64)
+    p[:, [1, 4, 7]] = torch.rand(G, 3, generator=generator, dtype=torch.float64)
+    p /= p.sum(-1, keepdim=True)
+    worth = torch.rand(G, 9, generator=generator, dtype=torch.float64)
+    group = torch.zeros(G, dtype=torch.int64)
+    replies, digits = torch.zeros(G, dtype=torch.float64), torch.zeros(G, 9, dtype=torch.float64)
+    square = 0.0
+    for draw in itertools.product((1, 4, 7), repeat=G):
+        chance_of = math.prod(float(p[i, d]) for i, d in enumerate(draw))
+        rewarded = torch.stack([worth[i, d] for i, d in enumerate(draw)])
+        A = group_advantages(rewarded, group, 1, by_std=False).double()
+        square += chance_of * float(rewarded.var())
+        replies += chance_of * A
+        for i, d in enumerate(draw):
+            digits[i, d] += chance_of * A[i] / p[i, d]
+    verdicts = Verdicts(torch.zeros(G, dtype=torch.int64), p, worth)
+    found, by_digit = expected_advantages(verdicts, group, 1, by_std=False)
+    drawn_ones = p > 0
+    torch.testing.assert_close(found.double(), replies, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        by_digit.double()[drawn_ones], digits[drawn_ones], rtol=1e-5, atol=1e-6
+    )
+    scaled, _ = expected_advantages(verdicts, group, 1, by_std=True)
+    torch.testing.assert_close(
+        scaled.double(), replies / (math.sqrt(square) + 1e-4), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("worth", [0.1, 0.0])
@@ -169,7 +202,7 @@ def test_it_is_the_mean_gradient_over_all_draws(variant):
     weights = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)
     replies = torch.tensor([4, 0, 3])
     told = by_digit, weights, verdicts, config
-    found = gradient_of(logits, digit_loss(log_p[replies], replies, *told, first=True))
+    found = gradient_of(logits, digit_loss(log_p[replies], replies, *told, old=None))
     mean = torch.zeros_like(logits)
     for i in replies.tolist():
         for d in range(9):
@@ -188,7 +221,7 @@ def test_later_passes_clip_digit_by_digit():
     log_p[0, 8] += 1.0
     log_p.requires_grad_()
     told = torch.tensor([0]), worth, torch.tensor([1.0]), verdicts, GrpoConfig()
-    found = gradient_of(log_p, digit_loss(log_p, *told, first=False))
+    found = gradient_of(log_p, digit_loss(log_p, *told, old=p.log()))
     assert found[0, 8] == 0
     assert found[0, 0] == pytest.approx(1 / 9)
 
@@ -196,7 +229,7 @@ def test_later_passes_clip_digit_by_digit():
 def test_a_micro_batch_without_digits_costs_nothing():
     none = torch.zeros(0, 9, requires_grad=True)
     told = torch.zeros(5, 9), torch.ones(5), random_verdicts(1), GrpoConfig()
-    assert digit_loss(none, torch.zeros(0, dtype=torch.int64), *told, first=True) == 0
+    assert digit_loss(none, torch.zeros(0, dtype=torch.int64), *told, old=None) == 0
 
 
 # Where the digits stand
@@ -219,3 +252,5 @@ def test_only_one_digit_and_one_sum():
         check_expected(EXPECTED, "pairwise", GrpoConfig())
     with pytest.raises(InputError, match="gdpo compares part by part"):
         check_expected(EXPECTED, "pointwise", GrpoConfig(variant="gdpo"))
+    with pytest.raises(InputError, match="gspo has one ratio for a whole reply"):
+        check_expected(EXPECTED, "pointwise", GrpoConfig(variant="gspo"))

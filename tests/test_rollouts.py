@@ -87,6 +87,13 @@ def test_digits_are_a_plain_forwards(known, monkeypatch, temperature):
             expected = digits_after(model, tokenizer, prompt + written[row][:place])
             assert torch.tensor(found, dtype=torch.float64) == pytest.approx(expected, abs=1e-6)
             assert sum(found) == pytest.approx(1)
+            assert group[row].digit_at == place
+            assert group[row].ids[place] in tokenizer.digit_ids
+            drawn_from = expected ** (1 / temperature) / (expected ** (1 / temperature)).sum()
+            chances = torch.tensor(group[row].rollout.chances, dtype=torch.float64)
+            assert chances == pytest.approx(drawn_from, abs=1e-6 / temperature**2)
+        assert [group[row].digit_at for row in (1, 3)] == [-1, -1]
+        assert [group[row].rollout.chances for row in (1, 3)] == [None, None]
         assert group[1].rollout.digits is None
         assert group[3].rollout.digits is None
     assert groups[0][0].rollout.digits != groups[1][0].rollout.digits  # each by its own prompt
@@ -107,6 +114,7 @@ def test_two_labels_or_none(known, monkeypatch):
         expected = digits_after(model, tokenizer, prompt + written[0][:place])
         assert torch.tensor(found, dtype=torch.float64) == pytest.approx(expected, abs=1e-6)
     assert [drawn.rollout.digits for drawn in group[1:]] == [None, None]
+    assert {(drawn.digit_at, drawn.rollout.chances) for drawn in group} == {(-1, None)}
 
 
 # Text and ids

@@ -56,9 +56,9 @@ def test_all_nine_digits_equal_row_by_row(known, variant, budget, temperature):
             table = [reward.by_digit or (reward.total,) * 9 for reward in worth]
             chances = [reply.rollout.chances or (1 / 9,) * 9 for reply in group]
             m = fmean(means)
-            square = sum(
-                p * (r - m) ** 2
-                for q, own in zip(chances, table, strict=True)
+            square = sum((mean - m) ** 2 for mean in means) + (1 - 1 / G) * sum(
+                p * (r - mean) ** 2
+                for q, own, mean in zip(chances, table, means, strict=True)
                 for p, r in zip(q, own, strict=True)
             )
             scale = 1.0 if variant == "dr_grpo" else math.sqrt(square / (G - 1)) + 1e-4
@@ -72,7 +72,7 @@ def test_all_nine_digits_equal_row_by_row(known, variant, budget, temperature):
                 if worth[i].by_digit is not None:
                     digits += 1
                     nine = logits[reply.digit_at, tokenizer.digit_ids].log_softmax(-1).double()
-                    told = torch.tensor([(r - m) / scale for r in table[i]])
+                    told = torch.tensor([r - m - (r - means[i]) / G for r in table[i]]) / scale
                     p = torch.tensor(chances[i])
                     loss = loss - w[number] * (p * told * (nine - nine.detach()).exp()).sum()
                 number += 1
@@ -105,7 +105,7 @@ def test_a_run_says_what_it_needs(tmp_path, capsys):
 
 
 def test_where_no_reply_has_a_digit_it_is_grpo(tmp_path, monkeypatch):
-    """A random model writes none: every number is as without."""
+    """The rewards of `make_quick` know of none: every number is as without."""
     make_quick(monkeypatch)
     given = [*write_given(tmp_path), "--steps", "2", "--eval-pairs", "0"]
     assert here(*given, "--out", tmp_path / "plain") == 0

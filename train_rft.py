@@ -334,10 +334,8 @@ def main(config: Config) -> None:
     best = ending.save(config.out, "rft", how.rft_steps, made_for, lora, styled)
     if curriculum.out:
         print(f"left out: {len(curriculum.out)} couples longer than --longest {config.longest}")
-    told = read_metrics(config.out), how.rft_steps, config.reward.expected
-    print(
-        f"{ending.said_of_untaught(*told)}\nbefore: {before.said()}\nafter:  {after.said()}\n{best}"
-    )
+    untaught = ending.said_of_untaught(read_metrics(config.out), how.rft_steps)
+    print(f"{untaught}\nbefore: {before.said()}\nafter:  {after.said()}\n{best}")
     print(starting.to_judge_with(out, config.base, tiny))
 
 

@@ -216,7 +216,7 @@ def rehearse(kit: Kit, learner: Learner, lora: Lora, source: Source) -> None:
     with memory_guard(advice + ("" if how.recompute else ", or give --recompute True")):
         held = learner.brace()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # of dropout
-            log_probs, _, nine = log_probs_of(kit, batch, 0 * batch.owners[:1])
+            log_probs, _, nine = log_probs_of(kit, batch, batch.owners.new_zeros(1))
             if config.grpo.beta:
                 referred(kit, batch)
             # Of what is kept, the backward of the last block finds all: further it need not go.

@@ -38,7 +38,7 @@ from typing import Any, Literal
 
 import tyro
 
-from nanopersrm import checkpoint, ending, packing, starting
+from nanopersrm import InputError, checkpoint, ending, packing, starting
 from nanopersrm.advantages import informative
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.command import exit_code
@@ -72,8 +72,9 @@ from data import course
 from data.build import demo_pairs
 from data.curriculum import Curriculum
 from data.exam import Exam
-from data.harvest import Harvest, Source
+from data.harvest import Harvest
 from data.lessons import LessonConfig
+from data.source import Source
 
 SFT = Path("runs/sft/adapter")  # what train_sft.py leaves without arguments
 
@@ -97,6 +98,7 @@ class Config:
     # The preset has a value for each of those whose default is None:
     steps: int | None = None  # of reinforcement
     plans: int | None = None  # couples of a pair and its twin a step
+    at_once: int = 0  # so many of them judged at once, without reasoning: seconds, not a minute
     group: int | None = None  # replies to each prompt
     rows: int | None = None  # replies drawn side by side, at most
     cache_mb: int | None = None  # keys and values while drawing: lower it when memory runs out
@@ -287,6 +289,8 @@ def main(config: Config) -> None:
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     said = asdict(config) | {"rft_steps": config.steps, "steps": None}
     how = settled(config.preset or for_card(card), said)
+    if not 0 <= config.at_once <= how.plans:
+        raise InputError(f"--at-once: expected 0 to --plans ({how.plans}), got {config.at_once}")
     rollout = RolloutConfig(how.group, how.rows, how.reply, config.temperature, how.cache_mb)
     eight_bit = config.optim.eight_bit or how.eight_bit
     config = replace(config, optim=replace(config.optim, eight_bit=eight_bit))
@@ -305,7 +309,8 @@ def main(config: Config) -> None:
     lora, reference = starting.adapters(folder, model, config.seed, config.grpo.beta > 0)
     checkpoint.check_room(config.out, disk_needed(sizes, lora.config.rank, config.keep_last))
     styled, near = starting.instruments(folder, made, model, tokenizer, course.writers(train))
-    source = Source(model, tokenizer, curriculum, lesson, near, rollout, config.reward, config.seed)
+    asking = rollout, config.reward, config.seed, config.at_once
+    source = Source(model, tokenizer, curriculum, lesson, near, *asking)
     source.longest(how.plans)  # raises where all are too long, before there is a folder
     torch.manual_seed(config.seed)  # of dropout
     with Stop() as stop:

@@ -1,8 +1,5 @@
 """The harvest of a step: replies drawn about a few couples, each with its reward, in one numbering.
 
-    source = Source(model, tokenizer, curriculum, lesson, near, rollout, reward, seed)
-    drawn = source.harvest(step, plans=1, progress=0.3, resample=0, group_by="prompt")
-
     reply      0 … 7       8 … 15      16 … 23     24 … 31         S = 32 with G = 8
     prompt     chosen      rejected    chosen      rejected
     of         the pair                its twin                    plan 0; plan 1 goes on at 32
@@ -11,12 +8,10 @@ Rewards, advantages, lengths and the trees for training all speak of a reply by 
 its tokens carry along as their owner (`packing.py`). Groups are the replies to one prompt, or all
 of a plan: then a pair and a twin that both went right are above those that did not.
 
-A plan in which nobody did better than another can be replaced by the next one, up to `resample`
-times (dynamic sampling, DAPO, arXiv 2503.14476); in the last round what comes is kept.
+Plans that were judged at once, without reasoning, come last. Their replies are counted with the
+others, and by themselves where a step has both.
 
-`longest`, `try_out` and `largest` are for a rehearsal: the most that a step can have.
-
-What we left out: replies that several steps share. Where to read next: `train_rft.py`.
+What we left out: replies that several steps share. Where to read next: `data/source.py`.
 """
 
 from collections.abc import Sequence
@@ -27,25 +22,15 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from data import plans
-from data.curriculum import Couple, Curriculum
-from data.lessons import LessonConfig
 from data.plans import ROLES, Asked
-from nanopersrm import InputError
 from nanopersrm.expected import Verdicts, expected_advantages
 from nanopersrm.grpo import GrpoConfig, advantages
-from nanopersrm.model import Model
-from nanopersrm.nearness import Nearness
-from nanopersrm.packing import Branch, Bundle, pack
-from nanopersrm.profile import Near
-from nanopersrm.rewards import PARTS, Reward, RewardConfig, Rollout, rewards, table
-from nanopersrm.rollouts import Drawn, RolloutConfig, draw_groups, try_out
-from nanopersrm.sampler import sample_name
-from nanopersrm.tokenizer import Tokenizer
+from nanopersrm.packing import Bundle
+from nanopersrm.rewards import PARTS, Reward, RewardConfig, table
+from nanopersrm.rollouts import Drawn
 from nanopersrm.verdict import DIGITS
 
 SAME = 1e-6  # totals that are nearer are equal
-LOOK = 16  # couples whose prompts are compared in tokens for a rehearsal
 EVEN = (1 / len(DIGITS),) * len(DIGITS)
 RULE = f"\n\n{'=' * 80}\n\n"
 
@@ -194,6 +179,10 @@ class Harvest:
         for name in PARTS:
             if own := [reward.parts[name] for reward in worth if name in reward.parts]:
                 found[f"reward_{name}"] = fmean(own)
+        if len({one.asked.at_once for one in self.plans}) == 2:
+            for at_once, name in ((False, "right_reasoned"), (True, "right_at_once")):
+                own = [one.success for one in self.plans if one.asked.at_once == at_once]
+                found[name] = fmean(own)
         return found | {"reward_replaced": float(self.replaced)}
 
     def page(self) -> str:
@@ -213,138 +202,3 @@ def _said(drawn: Drawn, reward: Reward) -> str:
     parts = ", ".join(f"{name} {value:.2f}" for name, value in reward.parts.items())
     why = "" if reward.problem is None else f" ({reward.problem})"
     return f"--- {reward.total:.3f}{why}: {parts}\n{drawn.rollout.reply}"
-
-
-@dataclass
-class Source:
-    """Where harvests come from: couples in the curriculum's order, asked and rewarded."""
-
-    model: Model
-    tokenizer: Tokenizer
-    curriculum: Curriculum
-    lesson: LessonConfig
-    near: Nearness | None
-    rollout: RolloutConfig
-    reward: RewardConfig
-    seed: int
-
-    def harvest(
-        self,
-        step: int,
-        plans: int,
-        progress: float,
-        resample: int,
-        group_by: str,
-        by_part: bool = False,
-    ) -> Harvest:
-        """The plans of a step, with replies and rewards; by_part: parts are compared one by one."""
-        training = self.model.training
-        self.model.eval()
-        kept: list[Yield] = []
-        replaced = 0
-        for attempt in range(1 + resample):
-            some = self._drawn(plans - len(kept), progress, sample_name([self.seed, step, attempt]))
-            last = attempt == resample
-            telling = [one for one in some if last or not one.flat(group_by, by_part)]
-            replaced += len(some) - len(telling)
-            kept += telling
-            if len(kept) == plans:
-                break
-        self.model.train(training)
-        return Harvest(kept, replaced)
-
-    def _drawn(self, count: int, progress: float, seed: int) -> list[Yield]:
-        wanted = self._asked(count, progress)
-        prompts = [prompt for one in wanted for prompt in one.prompts]
-        labels = wanted[0].labels
-        drawn = draw_groups(self.model, self.tokenizer, prompts, labels, self.rollout, seed)
-        found = []
-        for one in wanted:
-            groups, drawn = drawn[: len(one.prompts)], drawn[len(one.prompts) :]
-            worth = rewards(one.plan(groups), self.reward)
-            flat = [by_role[role] for by_role in worth for role in ROLES]
-            found.append(Yield(one, groups, flat))
-            self.curriculum.learn(one.pairs, found[-1].success)
-        return found
-
-    def _asked(self, count: int, progress: float) -> list[Asked]:
-        """The next couples as prompts; those too long give way to others."""
-        found: list[Asked] = []
-        while len(found) < count:
-            for couple in self.curriculum.draw(count - len(found), progress):
-                one = self._as_prompts(couple, self.near)
-                if one is None:
-                    self._leave_out(couple)
-                else:
-                    found.append(one)
-        return found
-
-    def _as_prompts(self, couple: Couple, near: Nearness | None) -> Asked | None:
-        """None where it is too long."""
-        form, reply = self.lesson.form, self.rollout.reply
-        return plans.asked(couple, form, self.tokenizer, self.lesson, near, reply)
-
-    def _leave_out(self, couple: Couple) -> None:
-        """It is too long, now and in all later steps."""
-        self.curriculum.leave_out(couple)
-        if len(self.curriculum.out) == len(self.curriculum.couples):
-            raise self._too_long()
-
-    def _too_long(self) -> InputError:
-        return InputError(
-            f"pairs: expected prompts that leave room for a reply of {self.rollout.reply} tokens "
-            f"within {self.lesson.longest}, found none among {len(self.curriculum.couples)} "
-            "couples; raise --longest or lower --reply"
-        )
-
-    # A rehearsal. It must leave no trace: the curriculum does not hear of it.
-
-    def longest(self, count: int) -> list[Asked]:
-        """The `count` couples with the longest prompts, but for those too long; not all may be.
-
-        In tokens only LOOK couples are compared, those with the most characters.
-        """
-        near = None if self.near is None else _made_up  # the instruments would take their time
-        found: list[Asked] = []
-        for couple in sorted(self.curriculum.couples, key=_size, reverse=True):
-            found += [one] if (one := self._as_prompts(couple, near)) is not None else []
-            if len(found) == max(count, LOOK):
-                break
-        if not found:
-            raise self._too_long()
-        found.sort(key=lambda one: -max(map(len, one.prompts)))
-        return [found[i % len(found)] for i in range(count)]  # a step can have some twice
-
-    def try_out(self, asked: Sequence[Asked]) -> None:
-        """Draw to these prompts, but no more than two tokens a reply."""
-        training = self.model.training
-        self.model.eval()
-        try_out(self.model, [prompt for one in asked for prompt in one.prompts], self.rollout)
-        self.model.train(training)
-
-    def largest(self, asked: Sequence[Asked], budget: int) -> list[Bundle]:
-        """The largest micro-batch that a step about these prompts can have, all replies as long as
-        they may be: the heaviest of its packs, filled up to the budget."""
-        reply = self.rollout.reply
-        made_up = Drawn((0,) * reply, (0.0,) * reply, Rollout("", reply))
-        groups = [[[made_up] * self.rollout.group for _ in one.prompts] for one in asked]
-        trees = Harvest(
-            [Yield(one, own, []) for one, own in zip(asked, groups, strict=True)]
-        ).trees([True] * sum(self.rollout.group * len(own) for own in groups), budget)
-        heaviest = pack(trees, budget)[0]
-        whole = min(budget, sum(tree.tokens for tree in trees))
-        if (room := whole - sum(tree.tokens for tree in heaviest)) > 1:
-            heaviest.append(Bundle("room", (), (Branch((0,) * room, 1),)))
-        return heaviest
-
-
-def _made_up(exemplars: Sequence[str], texts: Sequence[str]) -> list[Near]:
-    """In place of what instruments say, in as many words."""
-    return [Near(50.0, 50.0)] * len(texts)
-
-
-def _size(couple: Couple) -> int:
-    """Characters of the texts that its prompts show."""
-    return sum(
-        sum(map(len, pair.exemplars)) + len(pair.chosen) + len(pair.rejected) for pair in couple
-    )

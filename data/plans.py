@@ -24,6 +24,7 @@ from typing import get_args
 from data import lessons
 from data.facts import shown
 from data.lessons import LessonConfig
+from nanopersrm import verdict
 from nanopersrm.nearness import Nearness
 from nanopersrm.packing import Bundle, Text, grow_within
 from nanopersrm.pairs import Pair
@@ -42,6 +43,12 @@ class Asked:
     form: str  # pointwise or pairwise
     pairs: tuple[Pair, ...]
     prompts: tuple[list[int], ...]  # of each pair: with the chosen text as A, with the rejected one
+    opening: str = verdict.OPEN  # how the prompts end, which a reply begins with
+
+    @property
+    def at_once(self) -> bool:
+        """The prompts end where a judge that does not think draws its digit."""
+        return self.opening != verdict.OPEN
 
     @property
     def labels(self) -> str:
@@ -59,7 +66,7 @@ class Asked:
                 for role, group in zip(ROLES, own, strict=True)
             }
             told.append(Shown(pair.exemplars, pair.chosen, pair.rejected, by_role))
-        return Plan(self.form, tuple(told))
+        return Plan(self.form, tuple(told), self.at_once)
 
     def trees(
         self,
@@ -95,16 +102,20 @@ def asked(
     config: LessonConfig,
     near: Nearness | None,
     reply: int,
+    at_once: bool = False,
 ) -> Asked | None:
     """The prompts of a pair, or of a pair and its twin; None where a prompt and a reply of `reply`
-    tokens are longer than config.longest."""
+    tokens are longer than config.longest. at_once: the score line is given up to the digit."""
     told = tuple(lessons.stripped(pair) for pair in pairs)
     prompts = [
         prompt for pair in told for prompt in prompts_of(pair, form, tokenizer, config, near)
     ]
     if max(map(len, prompts)) + reply > config.longest:
         return None
-    return Asked(form, told, tuple(prompts))
+    _, forced = verdict.closing("") if at_once else ("", "")
+    given = tokenizer.encode(forced)
+    ended = tuple(prompt + given for prompt in prompts)
+    return Asked(form, told, ended, verdict.OPEN + forced)
 
 
 def prompts_of(

@@ -154,6 +154,7 @@ class Plan:
 
     form: str  # one of FORMS
     shown: tuple[Shown, ...]  # the pair, or the pair and its twin
+    at_once: bool = False  # nothing was reasoned
 
     def __post_init__(self) -> None:
         assert self.form in FORMS, self.form
@@ -171,6 +172,7 @@ class Plan:
         """Those of PARTS that can be earned at all."""
         missing = {"both_orders"} if self.form == "pointwise" else set()
         missing |= {"twin"} if len(self.shown) == 1 else set()
+        missing |= {"faithful", "length"} if self.at_once else set()
         return tuple(name for name in PARTS if name not in missing)
 
 

@@ -99,15 +99,17 @@ def draw_groups(
     labels: str,
     config: RolloutConfig,
     seed: int,
+    opening: str = verdict.OPEN,
 ) -> list[list[Drawn]]:
-    """config.group replies to each prompt that ends with OPEN and asks about these labels.
+    """config.group replies to each prompt that asks about these labels and ends with `opening`: a
+    reply's text begins with it, its ids do not.
 
     Same seed, same replies; how many rows run side by side moves them by rounding only.
     """
     groups: list[list[Drawn]] = [[] for _ in prompts]
     for some, numbers in in_turn(model, prompts, config):
         asked = prompts[some.start : some.stop]
-        drawn = _draw(model, tokenizer, asked, labels, config, seed, numbers)
+        drawn = _draw(model, tokenizer, asked, labels, config, seed, numbers, opening)
         for p, own in zip(some, drawn, strict=True):
             groups[p] += own
     return groups
@@ -144,6 +146,7 @@ def _draw(
     config: RolloutConfig,
     seed: int,
     numbers: range,
+    opening: str,
 ) -> list[list[Drawn]]:
     """The replies of these numbers to each prompt."""
     G = len(numbers)
@@ -155,7 +158,7 @@ def _draw(
 
     def observe(row: int, ids: list[int]) -> bool:
         if ids[-1] in digit_ids:
-            before = tokenizer.decode(ids[-1 - BEFORE : -1])
+            before = opening + tokenizer.decode(ids[-1 - BEFORE : -1])
             for label in labels:
                 if before.endswith(f"{label}="):
                     behind[row, label] = decoder.hidden[row].clone()
@@ -165,7 +168,9 @@ def _draw(
     drawing = SamplingConfig(config.temperature, max_new=config.reply, seed=seed)
     replies = decoder.generate(drawing, tokenizer.eos_ids, observe)
     digits, chances = _probabilities(model, tokenizer, behind, config.temperature)
-    drawn = [_read(reply, row, labels, tokenizer, digits) for row, reply in enumerate(replies)]
+    drawn = [
+        _read(reply, row, labels, tokenizer, digits, opening) for row, reply in enumerate(replies)
+    ]
     if len(labels) == 1:
         for row, place in places.items():
             rollout = replace(drawn[row].rollout, chances=chances[row, labels])
@@ -197,9 +202,10 @@ def _read(
     labels: str,
     tokenizer: Tokenizer,
     digits: Digits,
+    opening: str,
 ) -> Drawn:
     ids = reply.ids[:-1] if reply.ended == "stop" else reply.ids
-    text = verdict.OPEN + tokenizer.decode(ids)
+    text = opening + tokenizer.decode(ids)
     found = [digits.get((row, label)) for label in labels]
     known = tuple(p for p in found if p is not None)
     rollout = Rollout(text, len(reply.ids), known if len(known) == len(labels) else None)

@@ -23,7 +23,8 @@ from test_answer import make_base
 from test_judge_adapter import make_adapter
 from test_train_sft import ROOT, files, short_pairs, until
 
-from data import exam, harvest
+from data import exam
+from data import source as sourcing
 from nanopersrm import checkpoint, report, trained, trial
 from nanopersrm.lora import Lora
 from nanopersrm.pairs import write
@@ -56,7 +57,7 @@ def worth(plan: Plan, config: RewardConfig) -> list[dict[str, list[Reward]]]:
 
 def make_quick(monkeypatch: Any) -> None:
     """Rewards that differ, and trials of few tokens."""
-    monkeypatch.setattr(harvest, "rewards", worth)
+    monkeypatch.setattr(sourcing, "rewards", worth)
     monkeypatch.setattr(trial, "REPLY_TOKENS", 4)
     monkeypatch.setattr(exam, "REASONING", 4)
 

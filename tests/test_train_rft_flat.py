@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from test_train_rft import here, make_quick, write_given
 
-from data import harvest
+from data import source as sourcing
 from data.harvest import Harvest, Yield
+from data.plans import Asked
 from nanopersrm import InputError, starting, verdict
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.ending import said_of_untaught
@@ -62,7 +63,7 @@ def test_a_run_of_flat_groups_says_so(formed, tmp_path, monkeypatch, capsys):
             for one in plan.shown
         ]
 
-    monkeypatch.setattr(harvest, "rewards", all_the_same)
+    monkeypatch.setattr(sourcing, "rewards", all_the_same)
     given = write_given(tmp_path)
     assert here(*given, "--steps", "2", "--eval-pairs", "0", "--out", str(tmp_path / "run")) == 0
     assert [line["groups_flat"] for line in lines(tmp_path / "run")] == [4, 4]
@@ -93,7 +94,7 @@ def worth(*orders: float) -> list[Reward]:
 def plan(*orders: tuple[float, ...]) -> Yield:
     """Groups about chosen and rejected, of a pair and then of its twin."""
     groups = [[Drawn((0,), (0.0,), Rollout("", 1))] * len(own) for own in orders]
-    return Yield(None, groups, [worth(*own) for own in orders])  # type: ignore[arg-type]
+    return Yield(Asked("pointwise", (), ()), groups, [worth(*own) for own in orders])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from test_memory import PLAN, SIZES, Step, peak
 from test_train_rft import curve, here, make_quick, script, write_given
 from test_train_sft import files
 
-from data import harvest
+from data import source as sourcing
 from kernels._dispatch import INTERPRETED
 from nanopersrm import rollouts
 from nanopersrm.sampler import Decoder
@@ -205,7 +205,7 @@ def greedy(*args: Any) -> Any:
 
 
 def test_drawing_runs_out(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(harvest, "try_out", greedy)
+    monkeypatch.setattr(sourcing, "try_out", greedy)
     assert refused() == (
         "drawing to the longest prompts; lower --rows (now 6) or --cache-mb (now 1024)"
     )

@@ -10,9 +10,11 @@ from test_answer import make_base
 from test_train_sft import short_pairs
 
 from data import harvest
+from data import source as sourcing
 from data.curriculum import Curriculum
-from data.harvest import Harvest, Source
+from data.harvest import Harvest
 from data.lessons import LessonConfig
+from data.source import Source
 from nanopersrm import InputError, packing
 from nanopersrm.model import Model
 from nanopersrm.pairs import Pair
@@ -65,7 +67,7 @@ def source(known, pairs: list[Pair], lesson: LessonConfig = BARE, seed: int = 4)
 @pytest.fixture
 def drawn(known, pairs, monkeypatch) -> Harvest:
     """Two plans of four groups."""
-    monkeypatch.setattr(harvest, "rewards", worth())
+    monkeypatch.setattr(sourcing, "rewards", worth())
     return source(known, pairs).harvest(0, 2, 0.0, 0, "prompt")
 
 
@@ -160,7 +162,7 @@ def test_why_a_reply_is_worth_nothing_is_on_the_page(known, pairs):
 
 
 def test_a_step_follows_from_seed_number_and_curriculum(known, pairs, monkeypatch):
-    monkeypatch.setattr(harvest, "rewards", worth())
+    monkeypatch.setattr(sourcing, "rewards", worth())
     ids: dict[tuple[int, int], list[tuple[int, ...]]] = {}
     for seed, step in ((4, 0), (4, 0), (4, 1), (5, 0)):
         found = source(known, pairs, seed=seed).harvest(step, 1, 0.0, 0, "prompt")
@@ -170,7 +172,7 @@ def test_a_step_follows_from_seed_number_and_curriculum(known, pairs, monkeypatc
 
 
 def test_the_curriculum_hears_of_all(known, pairs, monkeypatch):
-    monkeypatch.setattr(harvest, "rewards", worth())
+    monkeypatch.setattr(sourcing, "rewards", worth())
     one = source(known, pairs)
     found = one.harvest(0, 3, 0.0, 0, "prompt")
     heard = {plan.asked.pairs[0].id: plan.success for plan in found.plans}
@@ -182,13 +184,13 @@ def test_the_curriculum_hears_of_all(known, pairs, monkeypatch):
 def test_dropout_is_off_and_the_mode_comes_back(known, pairs, monkeypatch):
     model, _ = known
     seen = []
-    draw_groups = harvest.draw_groups
+    draw_groups = sourcing.draw_groups
 
     def watched(model, *rest):
         seen.append(model.training)
         return draw_groups(model, *rest)
 
-    monkeypatch.setattr(harvest, "draw_groups", watched)
+    monkeypatch.setattr(sourcing, "draw_groups", watched)
     for training in (True, False):
         model.train(training)
         source(known, pairs).harvest(0, 1, 0.0, 0, "prompt")
@@ -202,7 +204,7 @@ def test_dropout_is_off_and_the_mode_comes_back(known, pairs, monkeypatch):
 @pytest.mark.parametrize("resample", [0, 1, 2, 5])
 def test_flat_plans_are_replaced_so_often_and_no_oftener(known, pairs, monkeypatch, resample):
     """All are flat: the last round is kept."""
-    monkeypatch.setattr(harvest, "rewards", worth(lambda text: True))
+    monkeypatch.setattr(sourcing, "rewards", worth(lambda text: True))
     one = source(known, pairs)
     found = one.harvest(0, 2, 0.0, resample, "prompt")
     assert len(found.plans) == 2
@@ -216,7 +218,7 @@ def test_only_flat_plans_are_replaced(known, pairs, monkeypatch):
     """Of four couples in a row two are flat: the others are both kept, and nothing more drawn."""
     order = [couple[0] for couple in Curriculum(pairs, 1, 0).draw(4, 0.0)]
     dull = {order[0].chosen.strip(), order[2].chosen.strip()}
-    monkeypatch.setattr(harvest, "rewards", worth(lambda text: text in dull))
+    monkeypatch.setattr(sourcing, "rewards", worth(lambda text: text in dull))
     one = source(known, pairs)
     found = one.harvest(0, 2, 0.0, 5, "prompt")
     names = [plan.asked.pairs[0].id for plan in found.plans]
@@ -227,15 +229,15 @@ def test_only_flat_plans_are_replaced(known, pairs, monkeypatch):
 
 def test_the_same_couple_again_gets_other_replies(known, pairs, monkeypatch):
     """Two rounds of one step must not draw the same noise."""
-    monkeypatch.setattr(harvest, "rewards", worth(lambda text: True))
+    monkeypatch.setattr(sourcing, "rewards", worth(lambda text: True))
     seen = []
-    draw_groups = harvest.draw_groups
+    draw_groups = sourcing.draw_groups
 
     def watched(*given):
         seen.append(draw_groups(*given))
         return seen[-1]
 
-    monkeypatch.setattr(harvest, "draw_groups", watched)
+    monkeypatch.setattr(sourcing, "draw_groups", watched)
     source(known, pairs[:2]).harvest(0, 1, 0.0, 1, "prompt")
     first, second = ([one.ids for group in groups for one in group] for groups in seen)
     assert not set(first) & set(second)
@@ -258,7 +260,7 @@ def test_flat_by_prompt_and_by_plan(drawn):
 
 
 def test_couples_too_long_give_way(known, pairs, monkeypatch):
-    monkeypatch.setattr(harvest, "rewards", worth())
+    monkeypatch.setattr(sourcing, "rewards", worth())
     giants = [replace(pair, rejected=pair.rejected + " and on" * 400) for pair in pairs[:4]]
     giants = [replace(g, chosen=g.chosen + " and on" * 400) for g in giants]
     lesson = replace(BARE, longest=1200)
@@ -274,7 +276,7 @@ def test_couples_too_long_give_way(known, pairs, monkeypatch):
 
 def test_a_couple_too_long_is_not_the_hardest(known, pairs, monkeypatch):
     """Nothing is known of it, so at the end of a run it would come before all that went well."""
-    monkeypatch.setattr(harvest, "rewards", worth())
+    monkeypatch.setattr(sourcing, "rewards", worth())
     giants = [replace(pair, chosen=pair.chosen + " and on" * 400) for pair in pairs[:2]]
     giants[1] = replace(giants[1], chosen=pairs[1].chosen, rejected=giants[0].chosen)
     one = source(known, [*giants, *pairs[2:4]], replace(BARE, longest=1200))

@@ -7,6 +7,7 @@ from test_judge_adapter import moved
 from test_sampler import plain, random_ids
 
 from nanopersrm import InputError, rollouts, sampler, verdict
+from nanopersrm.answer import AnswerConfig, answer
 from nanopersrm.model import Model
 from nanopersrm.rollouts import Drawn, RolloutConfig, draw_groups, side_by_side, slots, slots_of
 from nanopersrm.sampler import Decoder
@@ -115,6 +116,32 @@ def test_two_labels_or_none(known, monkeypatch):
         assert torch.tensor(found, dtype=torch.float64) == pytest.approx(expected, abs=1e-6)
     assert [drawn.rollout.digits for drawn in group[1:]] == [None, None]
     assert {(drawn.digit_at, drawn.rollout.chances) for drawn in group} == {(-1, None)}
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_at_once_digits_are_those_of_a_judge_that_does_not_think(known, monkeypatch, labels):
+    """The score line is given: a reply begins with its digit, and its text has the whole form."""
+    model, tokenizer = known
+    prompts, names = prompts_of(tokenizer, labels), "AB"[:labels]
+    _, forced = verdict.closing("")
+    asked = [prompt + tokenizer.encode(forced) for prompt in prompts]
+    end = "7</scores>" if labels == 1 else "7 B=2</scores>"
+    script(monkeypatch, [spelt(tokenizer, end)] * 4)
+    config = RolloutConfig(group=2, rows=4, reply=16)
+    groups = draw_groups(model, tokenizer, asked, names, config, 0, verdict.OPEN + forced)
+    judged = answer(model, tokenizer, prompts, labels, AnswerConfig(think=False))
+    for group, [known_answer] in zip(groups, judged, strict=True):
+        for drawn in group:
+            read = verdict.parse(drawn.rollout.reply, names)
+            assert read.scores == ({"A": 7, "B": 2} if labels == 2 else {"A": 7})
+            assert read.reasoning == ""
+            assert drawn.ids == tuple(spelt(tokenizer, end))
+            assert drawn.rollout.digits is not None
+            assert len(drawn.rollout.digits) == labels
+            assert drawn.rollout.digits[0] == pytest.approx(known_answer.digits, abs=1e-5)
+            if labels == 1:
+                assert drawn.digit_at == 0
+                assert drawn.rollout.chances == pytest.approx(known_answer.digits, abs=1e-5)
 
 
 # Text and ids

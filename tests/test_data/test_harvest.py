@@ -58,10 +58,13 @@ def worth(flat: Callable[[str], bool] = lambda text: False):
     return rewarding
 
 
-def source(known, pairs: list[Pair], lesson: LessonConfig = BARE, seed: int = 4) -> Source:
+def source(
+    known, pairs: list[Pair], lesson: LessonConfig = BARE, seed: int = 4, at_once: int = 0
+) -> Source:
     curriculum = Curriculum(pairs, 1, 0)
+    asking = ROLLOUT, RewardConfig(), seed, at_once
     model, tokenizer = known
-    return Source(model, tokenizer, curriculum, lesson, None, ROLLOUT, RewardConfig(), seed)
+    return Source(model, tokenizer, curriculum, lesson, None, *asking)
 
 
 @pytest.fixture
@@ -254,6 +257,58 @@ def test_flat_by_prompt_and_by_plan(drawn):
     assert not replace(one, rewards=level).flat("prompt")  # one group is enough
     nearly = [[Reward({"order": 0.5}, 0.5 + 1e-9 * p, None)] * G for p in range(4)]
     assert replace(one, rewards=nearly).flat("plan")
+
+
+# At once
+
+
+def test_some_plans_reason_and_others_answer_at_once(known, pairs):
+    """One numbering for both kinds; what reasons is drawn as it would be alone."""
+    alone = source(known, pairs).harvest(0, 1, 0.0, 0, "prompt")
+    both = source(known, pairs, at_once=2).harvest(0, 3, 0.0, 0, "prompt")
+    assert [one.asked.at_once for one in both.plans] == [False, True, True]
+    assert both.plans[0].groups == alone.plans[0].groups
+    assert len({one.asked.pairs[0].id for one in both.plans}) == 3
+    for one in both.plans[1:]:
+        replies = [reply for group in one.groups for reply in group]
+        assert all(reply.rollout.reply.startswith(one.asked.opening) for reply in replies)
+        assert max(len(reply.ids) for reply in replies) <= sourcing.SCORED
+        named = set().union(*(reward.parts for group in one.rewards for reward in group))
+        assert named == {"format", "order", "twin", "calibration"}
+    numbers = both.numbers()
+    assert numbers["right_reasoned"] == both.plans[0].success
+    assert numbers["right_at_once"] == (both.plans[1].success + both.plans[2].success) / 2
+    assert "right_at_once" not in alone.numbers()
+    S = 3 * 4 * G
+    targets: dict[int, list[int]] = {}
+    for tree in both.trees([True] * S, 100_000):
+        batch = packing.batch([tree], CPU)
+        for owner in batch.owners.unique().tolist():
+            targets[owner] = batch.targets[batch.owners == owner].tolist()
+    told = [reply.ids for one in both.plans for group in one.groups for reply in group]
+    assert targets == {i: list(ids) for i, ids in enumerate(told)}
+
+
+def test_each_kind_is_replaced_by_its_own(known, pairs, monkeypatch):
+    monkeypatch.setattr(sourcing, "rewards", worth(lambda text: True))
+    found = source(known, pairs, at_once=1).harvest(0, 2, 0.0, 2, "prompt")
+    assert [one.asked.at_once for one in found.plans] == [False, True]
+    assert found.replaced == 2 * 2
+
+
+@pytest.mark.parametrize("at_once", [0, 1, 2])
+def test_a_rehearsal_has_both_kinds(known, pairs, at_once, monkeypatch):
+    one = source(known, pairs, at_once=at_once)
+    asked = one.longest(2)
+    assert [plan.at_once for plan in asked] == [i >= 2 - at_once for i in range(2)]
+    size = sum(tree.tokens for tree in one.largest(asked, 100_000))
+    most = sum(G * 4 * (sourcing.SCORED if plan.at_once else ROLLOUT.reply) for plan in asked)
+    prompts = [prompt for plan in asked for prompt in plan.prompts]
+    assert max(map(len, prompts)) + most < size < sum(map(len, prompts)) + most
+    rooms = []
+    monkeypatch.setattr(sourcing, "try_out", lambda _, __, how: rooms.append(how.reply))
+    one.try_out(asked)
+    assert rooms == [ROLLOUT.reply] * (at_once < 2) + [sourcing.SCORED] * (at_once > 0)
 
 
 # Too long

@@ -1,5 +1,6 @@
 """Plans: four prompts as a judge is asked them, and replies in trees that spell what was drawn."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from test_answer import make_base
 from test_train_sft import short_pairs
 
-from data import course, plans
+from data import course, lessons, plans
 from data.lessons import LessonConfig
 from data.plans import ROLES, Asked
 from nanopersrm import verdict
@@ -83,6 +84,25 @@ def test_pointwise_prompts_are_those_of_the_judge(couple, tokenizer):
     bare = plans.asked(couple, "pointwise", tokenizer, BARE, near, 24)
     assert bare is not None
     assert max(map(len, bare.prompts)) < min(map(len, found.prompts))
+
+
+def test_at_once_prompts_are_those_of_a_trial(couple, tokenizer):
+    """They end where contrast has its digit, token by token."""
+    found = plans.asked(couple, "pointwise", tokenizer, FULL, near, 24, at_once=True)
+    thinking = plans.asked(couple, "pointwise", tokenizer, FULL, near, 24)
+    assert found is not None
+    assert thinking is not None
+    assert (found.at_once, thinking.at_once) == (True, False)
+    for pair, prompts in zip(couple, (found.prompts[:2], found.prompts[2:]), strict=True):
+        alone = replace(FULL, rivals=1)
+        lines = lessons.contrast_list(pair, {}, tokenizer, alone, random.Random(0), near)
+        assert lines is not None
+        whole = {(*lines.prefix, *branch.ids) for branch in lines.branches}
+        assert whole == {tuple(prompt) for prompt in prompts}
+    for prompt, bare in zip(found.prompts, thinking.prompts, strict=True):
+        assert prompt[: len(bare)] == bare
+        assert tokenizer.decode(prompt).endswith(found.opening)
+    assert found.opening == "<think>\n</think>\n<scores>A="
 
 
 def test_pairwise_prompts_show_both_in_both_orders(couple, tokenizer):

@@ -22,11 +22,11 @@ tree, is measured at every step before anything is clipped: `gap` is the mean di
 log-probabilities of a token. Pairs come from easy to hard (data/curriculum.py). Groups in which no
 reply did better than another are left out of the training pass, which changes no number; a plan
 that has no other can be replaced (--resample). With --grpo.beta they stay, lest they drift from the
-reference, the adapter as it came. --reward.expected compares and learns all nine digits that a
-reply might have drawn (nanopersrm/expected.py). The largest step is tried out first. What a step
-draws follows from the seed, its number and the adapter: a run that goes on from a checkpoint makes,
-on a CPU bit for bit, the numbers of one that never stopped. What we left out: drawing while
-training, several GPUs, a critic. Where to read next: `judge.py`.
+adapter as it came. --reward.expected compares and learns all nine digits that a reply might have
+drawn (nanopersrm/expected.py). --at-once judges some couples without reasoning: replies of a digit,
+many couples a step. The largest step is tried out first. What a step draws follows from the seed,
+its number and the adapter: on a CPU, a resumed run makes bit for bit the numbers of one that never
+stopped. What we left out: several GPUs, a critic. Where to read next: `judge.py`.
 """
 
 import sys
@@ -38,7 +38,7 @@ from typing import Any, Literal
 
 import tyro
 
-from nanopersrm import InputError, checkpoint, ending, packing, starting
+from nanopersrm import checkpoint, ending, packing, starting
 from nanopersrm.advantages import informative
 from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.command import exit_code
@@ -98,7 +98,7 @@ class Config:
     # The preset has a value for each of those whose default is None:
     steps: int | None = None  # of reinforcement
     plans: int | None = None  # couples of a pair and its twin a step
-    at_once: int = 0  # so many of them judged at once, without reasoning: seconds, not a minute
+    at_once: int | None = None  # of them judged at once, without reasoning: a fraction of the time
     group: int | None = None  # replies to each prompt
     rows: int | None = None  # replies drawn side by side, at most
     cache_mb: int | None = None  # keys and values while drawing: lower it when memory runs out
@@ -140,8 +140,7 @@ class Kit:
 def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, float]]:
     """One step: draw, reward, compare, train, step."""
     config, how, model = kit.config, kit.how, kit.model
-    begun = time.perf_counter()
-    drawn = kit.draw(step)  # replies and what each is worth
+    begun, drawn = time.perf_counter(), kit.draw(step)  # replies and what each is worth
     trained_from = time.perf_counter()
     group, groups = drawn.groups(config.group_by)
     verdicts = drawn.verdicts()
@@ -168,8 +167,8 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
                 sampler=drawn.log_probs(batch.owners),
                 entropy=entropy,
             )
-            told_by = by_digit, weight, verdicts, config.grpo
-            loss = loss + digit_loss(nine, replies, *told_by, before[k][1] if epoch else None)
+            once = before[k][1] if epoch else None
+            loss = loss + digit_loss(nine, replies, by_digit, weight, verdicts, config.grpo, once)
             learner.backward(loss, batch.names)
             seen.append(measured)
             before += [(log_probs.detach(), nine.detach())] * (config.epochs > 1 and not epoch)
@@ -289,8 +288,6 @@ def main(config: Config) -> None:
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     said = asdict(config) | {"rft_steps": config.steps, "steps": None}
     how = settled(config.preset or for_card(card), said)
-    if not 0 <= config.at_once <= how.plans:
-        raise InputError(f"--at-once: expected 0 to --plans ({how.plans}), got {config.at_once}")
     rollout = RolloutConfig(how.group, how.rows, how.reply, config.temperature, how.cache_mb)
     eight_bit = config.optim.eight_bit or how.eight_bit
     config = replace(config, optim=replace(config.optim, eight_bit=eight_bit))
@@ -309,8 +306,8 @@ def main(config: Config) -> None:
     lora, reference = starting.adapters(folder, model, config.seed, config.grpo.beta > 0)
     checkpoint.check_room(config.out, disk_needed(sizes, lora.config.rank, config.keep_last))
     styled, near = starting.instruments(folder, made, model, tokenizer, course.writers(train))
-    asking = rollout, config.reward, config.seed, config.at_once
-    source = Source(model, tokenizer, curriculum, lesson, near, *asking)
+    asking = lesson, near, rollout, config.reward, config.seed, how.at_once
+    source = Source(model, tokenizer, curriculum, *asking)
     source.longest(how.plans)  # raises where all are too long, before there is a folder
     torch.manual_seed(config.seed)  # of dropout
     with Stop() as stop:
@@ -334,14 +331,13 @@ def main(config: Config) -> None:
         some, reasoned = validation[: config.eval_pairs], config.reason_pairs
         exam = Exam(some, tokenizer, lesson, config.seed, near, reasoned=reasoned)
         before, after = reinforce(kit, training, lora, exam, source)
-    out = config.out / "adapter"
     made_for = starting.made_for(config.base, base, model, tiny, evidence, form, near is not None)
     best = ending.save(config.out, "rft", how.rft_steps, made_for, lora, styled)
     if curriculum.out:
         print(f"left out: {len(curriculum.out)} couples longer than --longest {config.longest}")
     untaught = ending.said_of_untaught(read_metrics(config.out), how.rft_steps)
     print(f"{untaught}\nbefore: {before.said()}\nafter:  {after.said()}\n{best}")
-    print(starting.to_judge_with(out, config.base, tiny))
+    print(starting.to_judge_with(config.out / "adapter", config.base, tiny))
 
 
 def run(config: Config) -> int:

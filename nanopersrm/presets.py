@@ -40,6 +40,7 @@ class Preset:
     # of reinforcement:
     rft_steps: int
     plans: int  # couples of twins a step
+    at_once: int  # of them judged without reasoning
     group: int  # G: replies to a prompt
     rows: int  # replies drawn side by side, at most
     cache_mb: int  # keys and values while drawing, and in trials
@@ -50,27 +51,27 @@ PRESETS = {
     "tiny": Preset(
         False, "fp32", 2048, False, False, False, False, 16, None, steps=6, warmup_steps=3,
         bundles=2,
-        rft_steps=4, plans=1, group=3, rows=6, cache_mb=1024, reply=48,
+        rft_steps=4, plans=1, at_once=0, group=3, rows=6, cache_mb=1024, reply=48,
     ),
     "cpu": Preset(
         False, "auto", 4096, False, False, False, False, 64, None, steps=40, warmup_steps=10,
         bundles=2,
-        rft_steps=16, plans=1, group=8, rows=32, cache_mb=1024, reply=160,
+        rft_steps=16, plans=1, at_once=0, group=8, rows=32, cache_mb=1024, reply=160,
     ),
     "24gb": Preset(
         True, "auto", 8192, True, False, False, False, 512, 24.0,
         steps=600, warmup_steps=150, bundles=32,
-        rft_steps=300, plans=8, group=8, rows=128, cache_mb=3584, reply=256,
+        rft_steps=300, plans=8, at_once=0, group=8, rows=128, cache_mb=3584, reply=256,
     ),
     "12gb": Preset(
         True, "auto", 6144, True, True, True, True, 256, 12.0,
         steps=600, warmup_steps=150, bundles=32,
-        rft_steps=300, plans=8, group=8, rows=64, cache_mb=896, reply=256,
+        rft_steps=300, plans=8, at_once=0, group=8, rows=64, cache_mb=896, reply=256,
     ),
     "8gb": Preset(
         True, "auto", 4096, True, True, True, True, 128, 8.0,
         steps=600, warmup_steps=150, bundles=32,
-        rft_steps=300, plans=8, group=8, rows=32, cache_mb=640, reply=256,
+        rft_steps=300, plans=8, at_once=0, group=8, rows=32, cache_mb=640, reply=256,
     ),
 }  # fmt: skip
 
@@ -96,6 +97,8 @@ def settled(name: str, said: Mapping[str, Any]) -> Preset:
             flag = key.replace("_", "-")
             raise InputError(f"--{flag}: expected a number from 1, got {changes[key]}")
     found = replace(PRESETS[name], **changes)
+    if not 0 <= found.at_once <= found.plans:
+        raise InputError(f"--at-once: expected 0 to --plans ({found.plans}), got {found.at_once}")
     if found.offload and not found.recompute:
         raise InputError("--offload True: only with --recompute True is there something to move")
     return found

@@ -51,7 +51,8 @@ rivals; `Reward.by_digit` is what each digit would have earned, for `expected.py
 Of the chosen text 7 (certain) and 4 or 8 (half each), against a certain 6: order 1 and 0.5.
 
 In one group `twin` and `both_orders` are `right` times a number that all its replies share. They
-say which groups deserve more, not which reply of a group: compare replies across the plan for that.
+say which groups deserve more, not which reply of one: compare across the plan for that. At once,
+without reasoning, nothing is earned by `faithful` and `length`.
 
 What we left out. Whether a true claim matters ("no emoji" is true of most). Kind, author and source
 of a pair: what `Shown` does not hold, no reward can depend on. Read next: `grpo.py`.
@@ -61,6 +62,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
+from statistics import fmean
 from typing import Literal
 
 from nanopersrm import InputError
@@ -206,7 +208,7 @@ def rewards(plan: Plan, config: RewardConfig) -> list[dict[Role, list[Reward]]]:
     Any text gives a reward. Replies may stand in any order in their groups.
     """
     said = [_judged(plan.form, shown, config) for shown in plan.shown]
-    shares = [{role: _mean([one.right for one in own[role]]) for role in OTHER} for own in said]
+    shares = [{role: fmean([one.right for one in own[role]]) for role in OTHER} for own in said]
     found: list[dict[Role, list[Reward]]] = []
     for place, shown in enumerate(plan.shown):
         rewarded: dict[Role, list[Reward]] = {}
@@ -345,7 +347,3 @@ def _chances(one: _Said) -> tuple[float, ...]:
     """p(1) … p(9) of its digit; certain where only the digit is known."""
     assert one.scores is not None
     return one.chances or tuple(float(digit == one.scores[0]) for digit in DIGITS)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

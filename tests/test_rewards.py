@@ -3,13 +3,14 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from nanopersrm import InputError
 from nanopersrm.faithful import LONGEST_QUOTE
 from nanopersrm.rewards import (
+    FORMS,
     PARTS,
     Plan,
     RewardConfig,
@@ -275,7 +276,19 @@ def test_the_table_has_a_column_for_every_part():
 def test_nothing_but_texts_and_label_can_be_seen():
     assert {f.name for f in fields(Shown)} == {"exemplars", "chosen", "rejected", "groups"}
     assert {f.name for f in fields(Rollout)} == {"reply", "tokens", "digits", "chances"}
-    assert {f.name for f in fields(Plan)} == {"form", "shown"}
+    assert {f.name for f in fields(Plan)} == {"form", "shown", "at_once"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_at_once_there_are_no_reasons_to_reward(form):
+    scores = one if form == "pointwise" else lambda score: two(score, 10 - score)
+    groups = [([scores(7)], [scores(3)])] * 2
+    thinking, at_once = plan(form, *groups), replace(plan(form, *groups), at_once=True)
+    assert set(thinking.parts) - set(at_once.parts) == {"faithful", "length"}
+    for reasoned, bare in zip(rewards(thinking, CONFIG), rewards(at_once, CONFIG), strict=True):
+        for role in ("chosen", "rejected"):
+            whole, part = reasoned[role][0].parts, bare[role][0].parts
+            assert part == {name: whole[name] for name in at_once.parts}
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,10 @@ Why each, how to play it, and what stops that.
 
 In expectation (`expected`, pointwise). A digit drawn from a wide distribution is mostly luck, and
 the sampler knows the distribution. Then order and right are means over it, for the reply and its
-rivals; `Reward.by_digit` is what each digit would have earned, for `expected.py` to learn from.
-Of the chosen text 7 (certain) and 4 or 8 (half each), against a certain 6: order 1 and 0.5.
+rivals, and calibration is that of the digits themselves; `Reward.by_digit` is what each digit would
+have earned, for `expected.py` to learn from. Of the chosen text 7 (certain) and 4 or 8 (half each),
+against a certain 6: order 1 and 0.5. Without calibration nothing holds digits in the middle: order
+and twin see differences, and all texts can drift to the same end.
 
 In one group `twin` and `both_orders` are `right` times a number that all its replies share. They
 say which groups deserve more, not which reply of one: compare across the plan for that. At once,
@@ -220,13 +222,14 @@ def rewards(plan: Plan, config: RewardConfig) -> list[dict[Role, list[Reward]]]:
                 if one.problem is None:
                     # the text that is A here has the other role in the twin
                     twins = shares[(place + 1) % len(said)][OTHER[role]]
+                    honest = _calibrated(one, role)
                     everything = {
                         "format": 1.0,
                         "order": one.order,
                         "both_orders": one.right * shares[place][OTHER[role]],
                         "twin": one.right * twins,
                         "faithful": faithful(rollout.reply, shown.exemplars, candidates, config),
-                        "calibration": calibration(one.soft, role == "chosen"),
+                        "calibration": honest,
                         "length": length(rollout.tokens, config),
                     }
                     parts = {name: everything[name] for name in parts}
@@ -234,9 +237,15 @@ def rewards(plan: Plan, config: RewardConfig) -> list[dict[Role, list[Reward]]]:
                 by_digit = None
                 if one.orders:
                     twin = config.twin * twins if "twin" in parts else 0.0
+                    honest_too = [calibration([digit], role == "chosen") for digit in DIGITS]
                     by_digit = tuple(
-                        total + config.order * (order - one.order) + twin * (right - one.right)
-                        for order, right in zip(one.orders, one.rights, strict=True)
+                        total
+                        + config.order * (order - one.order)
+                        + twin * (right - one.right)
+                        + config.calibration * (own - honest)
+                        for order, right, own in zip(
+                            one.orders, one.rights, honest_too, strict=True
+                        )
                     )
                 rewarded[role].append(Reward(parts, total, one.problem, by_digit))
         found.append(rewarded)
@@ -273,6 +282,15 @@ def calibration(soft: Sequence[float], writers: bool) -> float:
     one, *two = soft
     p = 0.5 + (one - two[0]) / (2 * WIDEST) if two else (one - DIGITS[0]) / WIDEST
     return 1.0 - (min(max(p, 0.0), 1.0) - writers) ** 2
+
+
+def _calibrated(one: _Said, role: Role) -> float:
+    """Of the soft scores; in expectation the mean over the digits, each taken at its word."""
+    writers = role == "chosen"
+    if not one.orders:
+        return calibration(one.soft, writers)
+    both = zip(_chances(one), DIGITS, strict=True)
+    return math.fsum(p * calibration([digit], writers) for p, digit in both)
 
 
 def length(tokens: int, config: RewardConfig) -> float:

@@ -98,7 +98,7 @@ class Config:
     # The preset has a value for each of those whose default is None:
     steps: int | None = None  # of reinforcement
     plans: int | None = None  # couples of a pair and its twin a step
-    at_once: int | None = None  # of them judged at once, without reasoning: a fraction of the time
+    at_once: int | None = None  # so many of them without reasoning, each in a third of the time
     group: int | None = None  # replies to each prompt
     rows: int | None = None  # replies drawn side by side, at most
     cache_mb: int | None = None  # keys and values while drawing: lower it when memory runs out
@@ -148,7 +148,7 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
     told = informative(by_digit.abs().amax(-1), group, groups)  # (Q,) some did better than others
     telling = told[group]  # (S,)
     trained = telling | (config.grpo.beta > 0)  # (S,)
-    weight = token_weights(torch.tensor(drawn.lengths), how.reply, config.grpo)  # (S,)
+    weight = token_weights(torch.tensor(drawn.lengths), drawn.longest(how.reply), config.grpo)
     advantage, weight = advantage.to(model.device), weight.to(model.device)
     micros = packing.pack(drawn.trees(trained.tolist(), how.budget), how.budget)
     before: list[tuple[torch.Tensor, ...]] = []  # what the first pass had, where there is a second
@@ -319,7 +319,7 @@ def main(config: Config) -> None:
             f"{config.base} with {folder or 'a new adapter'} on {device}, "
             f"{'NF4 and ' * how.nf4}{model.norm.weight.dtype}; {len(train):,} pairs to train on, "
             f"{len(validation):,} for trials; {how.rft_steps} steps of {how.plans} x 2 pairs x 2 "
-            f"prompts x {how.group} replies"
+            f"prompts x {how.group} replies, {how.at_once} of {how.plans} at once"
         )
 
         def draw(step: int) -> Harvest:

@@ -14,9 +14,9 @@ Worked example: W = 4, n = 1, estimates 0.9 0.4 0.7 0.5. At the first step 0.9 i
 0.5 (place 1.5 rounds to 2 of 0.9 0.7 0.5 0.4), at the last 0.4. The others are passed over until
 the next epoch. With W = 1 every couple comes as it stands.
 
-Success is the mean reward for the right order, 0.5 by chance. What is drawn depends on it, and it
-on the replies; so it belongs to the checkpoint, with the place in the row of epochs (`facts`). A
-couple that was found too long for a prompt does not come again.
+Success is the mean reward for the right order, 0.5 by chance, however the couple was judged last.
+What is drawn depends on it, and it on the replies; so it belongs to the checkpoint, with the place
+in the row of epochs (`facts`). A couple that was found too long for a prompt does not come again.
 
 Where to read next: `train_rft.py`.
 """

@@ -22,7 +22,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from data.plans import ROLES, Asked
+from data.plans import ROLES, SCORED, Asked
 from nanopersrm.expected import Verdicts, expected_advantages
 from nanopersrm.grpo import GrpoConfig, advantages
 from nanopersrm.packing import Bundle
@@ -63,7 +63,8 @@ class Yield:
         return [max(own) - min(own) < SAME if len(own) > 1 else None for own in orders]
 
     def flat(self, group_by: str, by_part: bool = False) -> bool:
-        """Nobody did better than another of the group, in no group; `by_part`: in no part."""
+        """Nobody did better than another of the group, in no group; `by_part`: in no part. In
+        expectation, no digit that could be drawn either."""
         worth = [
             [row if by_part else [one.total] for one, row in zip(group, table(group), strict=True)]
             for group in self.rewards
@@ -71,7 +72,13 @@ class Yield:
         if group_by == "plan":
             worth = [[row for group in worth for row in group]]
         columns = [column for group in worth for column in zip(*group, strict=True)]
-        return all(max(column) - min(column) < SAME for column in columns)
+        return all(max(column) - min(column) < SAME for column in columns) and not any(
+            abs(digit - reward.total) >= SAME
+            for own, group in zip(self.groups, self.rewards, strict=True)
+            for drawn, reward in zip(own, group, strict=True)
+            for digit, p in zip(reward.by_digit or (), drawn.rollout.chances or (), strict=False)
+            if p > SAME
+        )
 
 
 @dataclass
@@ -100,6 +107,10 @@ class Harvest:
     def lengths(self) -> list[int]:
         """(S,) tokens."""
         return [len(drawn.ids) for drawn, _ in self._replies()]
+
+    def longest(self, reply: int) -> int:
+        """Tokens that a reply of this step might have had; `reply`: with reasoning."""
+        return max(SCORED if one.asked.at_once else reply for one in self.plans)
 
     @property
     def tokens(self) -> int:

@@ -6,6 +6,9 @@
 Each of the four prompts gets a group of G replies. In pairwise form the two prompts of a pair show
 both texts, once in each order. What the prompts say of the texts is what a judge would be told.
 
+At once, without reasoning, the score line is given up to the digit, `</think>↵<scores>A=`: prompts
+are longer by that, and replies begin with the digit.
+
 Training sees the same ids again as one tree for each pair: its exemplars once, under them each
 candidate, under the candidate its replies: P + G · R rows, not G · (P + R). With SmolLM2's
 tokenizer and G = 8 that is 540 + 2 · (332 + 8 · 120) = 3,124 rows where text by text it is 15,872.
@@ -34,6 +37,7 @@ from nanopersrm.tokenizer import Tokenizer
 from nanopersrm.verdict import LABELS
 
 ROLES: tuple[Role, ...] = get_args(Role)
+SCORED = 16  # tokens of a reply at once: "7</scores>" or "7 B=3</scores>", and the stop
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from data import plans
 from data.curriculum import Couple, Curriculum
 from data.harvest import Harvest, Yield
 from data.lessons import LessonConfig
-from data.plans import ROLES, Asked
+from data.plans import ROLES, SCORED, Asked
 from nanopersrm import InputError
 from nanopersrm.answer import FORCED_ROOM
 from nanopersrm.model import Model
@@ -34,7 +34,6 @@ from nanopersrm.sampler import sample_name
 from nanopersrm.tokenizer import Tokenizer
 
 LOOK = 16  # couples whose prompts are compared in tokens for a rehearsal
-SCORED = 16  # tokens of a reply at once: "7</scores>" or "7 B=3</scores>", and the stop
 
 
 @dataclass
@@ -109,9 +108,14 @@ class Source:
         return found
 
     def _as_prompts(self, couple: Couple, near: Nearness | None, at_once: bool) -> Asked | None:
-        """None where it is too long: with room for reasoning, so that it is so for both kinds."""
-        form, reply = self.lesson.form, max(self.rollout.reply, at_once * FORCED_ROOM)
-        return plans.asked(couple, form, self.tokenizer, self.lesson, near, reply, at_once)
+        """None where it is too long: it is so for both kinds or for none."""
+        form = self.lesson.form
+        return plans.asked(couple, form, self.tokenizer, self.lesson, near, self._room, at_once)
+
+    @property
+    def _room(self) -> int:
+        """Tokens after a prompt: of reasoning, and of what is given at once and a reply to it."""
+        return max(self.rollout.reply, FORCED_ROOM) if self.at_once else self.rollout.reply
 
     def _leave_out(self, couple: Couple) -> None:
         """It is too long, now and in all later steps."""
@@ -121,7 +125,7 @@ class Source:
 
     def _too_long(self) -> InputError:
         return InputError(
-            f"pairs: expected prompts that leave room for a reply of {self.rollout.reply} tokens "
+            f"pairs: expected prompts that leave room for a reply of {self._room} tokens "
             f"within {self.lesson.longest}, found none among {len(self.curriculum.couples)} "
             "couples; raise --longest or lower --reply"
         )
@@ -129,23 +133,29 @@ class Source:
     # A rehearsal. It must leave no trace: the curriculum does not hear of it.
 
     def longest(self, count: int) -> list[Asked]:
-        """What `count` plans ask with the longest prompts, but for those too long; not all may be.
+        """What `count` plans of a step can ask at most, but for those too long; not all may be.
 
         In tokens only LOOK couples are compared, those with the most characters.
         """
         near = None if self.near is None else _made_up  # the instruments would take their time
-        found: list[tuple[Asked, Asked]] = []  # to be reasoned about, and at once
+        found: list[Couple] = []
+        sizes: list[int] = []
         for couple in sorted(self.curriculum.couples, key=_size, reverse=True):
-            both = [self._as_prompts(couple, near, at_once) for at_once in (False, True)]
-            if both[0] is not None and both[1] is not None:
-                found.append((both[0], both[1]))
+            if (one := self._as_prompts(couple, near, False)) is not None:
+                found.append(couple)
+                sizes.append(max(map(len, one.prompts)))
             if len(found) == max(count, LOOK):
                 break
         if not found:
             raise self._too_long()
-        found.sort(key=lambda both: -max(map(len, both[1].prompts)))
-        reasoned = count - self.at_once
-        return [found[i % len(found)][i >= reasoned] for i in range(count)]  # some may come twice
+        order = sorted(range(len(found)), key=lambda i: -sizes[i])
+        asked = []
+        for at_once, share in ((False, count - self.at_once), (True, self.at_once)):
+            for i in range(share):  # each kind has the longest, and some twice if it must
+                one = self._as_prompts(found[order[i % len(order)]], near, at_once)
+                assert one is not None, "it fits one kind and not the other"
+                asked.append(one)
+        return asked
 
     def try_out(self, asked: Sequence[Asked]) -> None:
         """Draw to these prompts, but no more than two tokens a reply."""

@@ -47,14 +47,12 @@ Why each, how to play it, and what stops that.
 
 In expectation (`expected`, pointwise). A digit drawn from a wide distribution is mostly luck, and
 the sampler knows the distribution. Then order and right are means over it, for the reply and its
-rivals, and calibration is that of the digits themselves; `Reward.by_digit` is what each digit would
-have earned, for `expected.py` to learn from. Of the chosen text 7 (certain) and 4 or 8 (half each),
-against a certain 6: order 1 and 0.5. Without calibration nothing holds digits in the middle: order
-and twin see differences, and all texts can drift to the same end.
+rivals, and calibration is that of the digits; `Reward.by_digit` is what each would have earned, for
+`expected.py` to learn from. Of the chosen text 7 (certain) and 4 or 8 (half each), against a
+certain 6: order 1 and 0.5. Order sees differences alone: calibration holds digits in the middle.
 
-In one group `twin` and `both_orders` are `right` times a number that all its replies share. They
-say which groups deserve more, not which reply of one: compare across the plan for that. At once,
-without reasoning, nothing is earned by `faithful` and `length`.
+In one group `twin` and `both_orders` are `right` times a number that all replies share; across the
+plan they say which groups deserve more. At once, unreasoned, there is no `faithful` nor `length`.
 
 What we left out. Whether a true claim matters ("no emoji" is true of most). Kind, author and source
 of a pair: what `Shown` does not hold, no reward can depend on. Read next: `grpo.py`.
@@ -106,10 +104,8 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         for name in PARTS:
-            if not 0 <= getattr(self, name) <= HEAVIEST:
-                raise InputError(
-                    f"{name}: expected a weight from 0 to {HEAVIEST}, got {getattr(self, name)}"
-                )
+            if not 0 <= (got := getattr(self, name)) <= HEAVIEST:
+                raise InputError(f"{name}: expected a weight from 0 to {HEAVIEST}, got {got}")
         for name in (f.name for f in fields(self) if f.name not in (*PARTS, "expected")):
             least = 0 if name in ("quotes", "shortest") else 1
             if getattr(self, name) < least:
@@ -195,13 +191,12 @@ class _Said:
     """The digits of one reply, and what its group's rivals make of them."""
 
     scores: tuple[int, ...] | None  # None: invalid
-    soft: tuple[float, ...]  # of each label
     problem: str | None
     order: float = 0.0
     right: float = 0.0
+    honest: float = 0.0  # calibration
     chances: tuple[float, ...] | None = None  # of each digit from 1 to 9, and with it:
-    orders: tuple[float, ...] = ()
-    rights: tuple[float, ...] = ()
+    by_digit: tuple[tuple[float, float, float], ...] = ()  # order, right, honest
 
 
 def rewards(plan: Plan, config: RewardConfig) -> list[dict[Role, list[Reward]]]:
@@ -222,31 +217,23 @@ def rewards(plan: Plan, config: RewardConfig) -> list[dict[Role, list[Reward]]]:
                 if one.problem is None:
                     # the text that is A here has the other role in the twin
                     twins = shares[(place + 1) % len(said)][OTHER[role]]
-                    honest = _calibrated(one, role)
                     everything = {
                         "format": 1.0,
                         "order": one.order,
                         "both_orders": one.right * shares[place][OTHER[role]],
                         "twin": one.right * twins,
                         "faithful": faithful(rollout.reply, shown.exemplars, candidates, config),
-                        "calibration": honest,
+                        "calibration": one.honest,
                         "length": length(rollout.tokens, config),
                     }
                     parts = {name: everything[name] for name in parts}
                 total = math.fsum(getattr(config, name) * part for name, part in parts.items())
                 by_digit = None
-                if one.orders:
+                if one.by_digit:
                     twin = config.twin * twins if "twin" in parts else 0.0
-                    honest_too = [calibration([digit], role == "chosen") for digit in DIGITS]
-                    by_digit = tuple(
-                        total
-                        + config.order * (order - one.order)
-                        + twin * (right - one.right)
-                        + config.calibration * (own - honest)
-                        for order, right, own in zip(
-                            one.orders, one.rights, honest_too, strict=True
-                        )
-                    )
+                    told = [_dot((config.order, twin, config.calibration), x) for x in one.by_digit]
+                    middle = _dot(_chances(one), told)
+                    by_digit = tuple(total + own - middle for own in told)
                 rewarded[role].append(Reward(parts, total, one.problem, by_digit))
         found.append(rewarded)
     return found
@@ -284,15 +271,6 @@ def calibration(soft: Sequence[float], writers: bool) -> float:
     return 1.0 - (min(max(p, 0.0), 1.0) - writers) ** 2
 
 
-def _calibrated(one: _Said, role: Role) -> float:
-    """Of the soft scores; in expectation the mean over the digits, each taken at its word."""
-    writers = role == "chosen"
-    if not one.orders:
-        return calibration(one.soft, writers)
-    both = zip(_chances(one), DIGITS, strict=True)
-    return math.fsum(p * calibration([digit], writers) for p, digit in both)
-
-
 def length(tokens: int, config: RewardConfig) -> float:
     """1 within the budget, falling in a straight line to 0 on either side."""
     outside = max(config.shortest - tokens, tokens - config.longest, 0)
@@ -310,7 +288,7 @@ def by_margin(margin: int, config: RewardConfig) -> float:
 def _judged(form: str, shown: Shown, config: RewardConfig) -> dict[Role, list[_Said]]:
     """Every reply about a pair, read and held against the others."""
     labels = LABELS[: 1 if form == "pointwise" else 2]
-    read = {role: [_read(rollout, labels) for rollout in shown.groups[role]] for role in OTHER}
+    read = {role: [_read(one, labels, role) for one in shown.groups[role]] for role in OTHER}
     against = _in_expectation if config.expected and form == "pointwise" else _against
     return {
         role: [against(one, role, read[OTHER[role]], config) if one.scores else one for one in own]
@@ -318,20 +296,20 @@ def _judged(form: str, shown: Shown, config: RewardConfig) -> dict[Role, list[_S
     }
 
 
-def _read(rollout: Rollout, labels: str) -> _Said:
+def _read(rollout: Rollout, labels: str, role: Role) -> _Said:
     verdict = parse(rollout.reply, labels)
     if verdict.scores is None:
-        return _Said(None, (), verdict.problem)
+        return _Said(None, verdict.problem)
     scores = tuple(verdict.scores.values())
     if rollout.digits is None:
-        return _Said(scores, tuple(map(float, scores)), None)
+        return _Said(scores, None, honest=calibration(scores, role == "chosen"))
     chances = rollout.chances and tuple(p / math.fsum(rollout.chances) for p in rollout.chances)
     shape = [len(row) for row in rollout.digits]
     assert shape == [len(DIGITS)] * len(labels), f"expected p of nine digits a label, got {shape}"
     if not all(sum(row) > 0 and all(0 <= p <= MOST for p in row) for row in rollout.digits):
-        return _Said(None, (), "the digits have no probabilities")
+        return _Said(None, "the digits have no probabilities")
     soft = tuple(soft_score(row) / math.fsum(row) for row in rollout.digits)
-    return _Said(scores, soft, None, chances=chances)
+    return _Said(scores, None, honest=calibration(soft, role == "chosen"), chances=chances)
 
 
 def _against(one: _Said, role: Role, rivals: Sequence[_Said], config: RewardConfig) -> _Said:
@@ -342,8 +320,8 @@ def _against(one: _Said, role: Role, rivals: Sequence[_Said], config: RewardConf
         margin = sign * (one.scores[0] - one.scores[1])
         return replace(one, order=by_margin(margin, config), right=float(margin > 0))
     margins = [sign * (one.scores[0] - rival.scores[0]) for rival in rivals if rival.scores]
-    above, level = sum(m > 0 for m in margins), margins.count(0)
-    return replace(one, order=(above + level / 2) / len(rivals), right=above / len(rivals))
+    right = sum(m > 0 for m in margins) / len(rivals)
+    return replace(one, order=right + margins.count(0) / 2 / len(rivals), right=right)
 
 
 def _in_expectation(one: _Said, role: Role, rivals: Sequence[_Said], config: RewardConfig) -> _Said:
@@ -352,16 +330,20 @@ def _in_expectation(one: _Said, role: Role, rivals: Sequence[_Said], config: Rew
     level = [math.fsum(_chances(rival)[k] for rival in rivals if rival.scores) for k in range(9)]
     below = list(accumulate(level, initial=0.0))  # below[k]: rivals' digits under DIGITS[k]
     beaten = below[:-1] if role == "chosen" else [max(0.0, below[-1] - x) for x in below[1:]]
-    rights = tuple(x / len(rivals) for x in beaten)
-    orders = tuple((x + tied / 2) / len(rivals) for x, tied in zip(beaten, level, strict=True))
-    order = math.fsum(p * x for p, x in zip(chances, orders, strict=True))
-    right = math.fsum(p * x for p, x in zip(chances, rights, strict=True))
-    if one.chances is None:
-        return replace(one, order=order, right=right)
-    return replace(one, order=order, right=right, orders=orders, rights=rights)
+    rows = tuple(
+        ((x + tied / 2) / len(rivals), x / len(rivals), calibration([digit], role == "chosen"))
+        for x, tied, digit in zip(beaten, level, DIGITS, strict=True)
+    )
+    order, right, honest = (_dot(chances, column) for column in zip(*rows, strict=True))
+    found = replace(one, order=order, right=right)
+    return replace(found, honest=honest, by_digit=rows) if one.chances else found
 
 
 def _chances(one: _Said) -> tuple[float, ...]:
     """p(1) … p(9) of its digit; certain where only the digit is known."""
     assert one.scores is not None
     return one.chances or tuple(float(digit == one.scores[0]) for digit in DIGITS)
+
+
+def _dot(one: Sequence[float], two: Sequence[float]) -> float:
+    return math.fsum(x * y for x, y in zip(one, two, strict=True))

@@ -2,7 +2,8 @@
 
     groups = draw_groups(model, tokenizer, prompts, "A", config)      groups[p][g]: a Drawn
 
-Nothing is forced: a reply that loses the form must be seen to lose it, or no reward could teach it.
+Nothing drawn is forced: a reply that loses the form must be seen to lose it, or no reward could
+teach it. The prompt may give the beginning of it (`opening`), as the score line up to its digit.
 A group is the replies to one prompt, whose keys and values are computed once. How many replies run
 side by side is a matter of memory (`rows`, `cache_mb`), not of the group: several groups as long as
 there is room, or a part of one group after the other, for each of which its prompt is read again.

@@ -24,8 +24,10 @@ REWARD = RewardConfig(expected=True, twin=0.7)
 
 
 @pytest.mark.parametrize("digits", ["7777", "1928"])
-def test_the_gradient_is_that_of_the_chance_to_be_right(known, monkeypatch, digits):
-    """Σ p(d) r(d) of each prompt, its rivals and its twin as they are; whatever digit was drawn."""
+def test_the_gradient_is_that_of_what_a_digit_earns(known, monkeypatch, digits):
+    """Σ p(d) r(d) of each prompt, its rivals and its twin as they are; whatever digit was drawn.
+
+    r(d): the chance to be right, ties half; that of both texts under both writers; calibration."""
     model, tokenizer, lora = known
     pairs = short_pairs()[:2]
     assert pairs[0].twin == pairs[1].id
@@ -54,7 +56,10 @@ def test_the_gradient_is_that_of_the_chance_to_be_right(known, monkeypatch, digi
         order = right(k) + now[k ^ 1] / 2
         same_text = 3 - k  # the chosen text of the pair is the rejected one of the twin
         twin = right(k) * (now[same_text] @ right(same_text))
-        worth = worth + p[k] @ (REWARD.order * order + REWARD.twin * twin)
+        writers = torch.tensor([1.0 - k % 2] * 9)
+        honest = 1 - (torch.arange(9) / 8 - writers).square().double()
+        told = REWARD.order * order + REWARD.twin * twin + REWARD.calibration * honest
+        worth = worth + p[k] @ told
     gradients = torch.autograd.grad(-worth * (G - 1) / (4 * G * LONGEST), lora.parameters())
     scale = 1e3 / max(float(one.abs().max()) for one in gradients)  # `same` looks at large ones
     same([scale * one for one in learner.gradients[0]], [scale * one for one in gradients], 1e-4)

@@ -4,10 +4,14 @@ from dataclasses import replace
 
 import pytest
 from test_harvest import BARE, CPU, ROLLOUT, G, drawn, known, pairs, source, worth
+from test_rollouts import script, spelt
 
 from data import source as sourcing
 from data.curriculum import Curriculum
+from data.plans import SCORED
 from nanopersrm import InputError, packing
+from nanopersrm.answer import FORCED_ROOM
+from nanopersrm.verdict import closing
 
 __all__ = ["drawn", "known", "pairs"]  # fixtures
 
@@ -25,9 +29,10 @@ def test_a_step_follows_from_seed_number_and_curriculum(known, pairs, monkeypatc
     assert len({str(own) for own in ids.values()}) == 3
 
 
-def test_the_curriculum_hears_of_all(known, pairs, monkeypatch):
+@pytest.mark.parametrize("at_once", [0, 2, 3])
+def test_the_curriculum_hears_of_all(known, pairs, monkeypatch, at_once):
     monkeypatch.setattr(sourcing, "rewards", worth())
-    one = source(known, pairs)
+    one = source(known, pairs, at_once=at_once)
     found = one.harvest(0, 3, 0.0, 0, "prompt")
     heard = {plan.asked.pairs[0].id: plan.success for plan in found.plans}
     assert one.curriculum.own == pytest.approx(heard)
@@ -110,7 +115,7 @@ def test_some_plans_reason_and_others_answer_at_once(known, pairs):
     for one in both.plans[1:]:
         replies = [reply for group in one.groups for reply in group]
         assert all(reply.rollout.reply.startswith(one.asked.opening) for reply in replies)
-        assert max(len(reply.ids) for reply in replies) <= sourcing.SCORED
+        assert max(len(reply.ids) for reply in replies) <= SCORED
         named = set().union(*(reward.parts for group in one.rewards for reward in group))
         assert named == {"format", "order", "twin", "calibration"}
     numbers = both.numbers()
@@ -136,17 +141,74 @@ def test_each_kind_is_replaced_by_its_own(known, pairs, monkeypatch):
 
 @pytest.mark.parametrize("at_once", [0, 1, 2])
 def test_a_rehearsal_has_both_kinds(known, pairs, at_once, monkeypatch):
+    """Each with the longest prompts, and with replies as long as its own may be."""
     one = source(known, pairs, at_once=at_once)
     asked = one.longest(2)
     assert [plan.at_once for plan in asked] == [i >= 2 - at_once for i in range(2)]
-    size = sum(tree.tokens for tree in one.largest(asked, 100_000))
-    most = sum(G * 4 * (sourcing.SCORED if plan.at_once else ROLLOUT.reply) for plan in asked)
-    prompts = [prompt for plan in asked for prompt in plan.prompts]
-    assert max(map(len, prompts)) + most < size < sum(map(len, prompts)) + most
+    most = source(known, pairs).longest(2)
+    kinds = [(i - (2 - at_once) if plan.at_once else i, plan) for i, plan in enumerate(asked)]
+    for place, plan in kinds:
+        assert plan.pairs == most[place].pairs
+    (_, forced) = closing("")
+    given = len(known[1].encode(forced))
+    whole, shorter = [sum(tree.tokens for tree in one.largest(x, 100_000)) for x in (asked, most)]
+    if at_once == 2:  # the same couples: what is given once a prompt, and other replies
+        assert whole - shorter == 8 * (given + G * (SCORED - ROLLOUT.reply))
+    elif at_once == 0:
+        assert whole == shorter
     rooms = []
     monkeypatch.setattr(sourcing, "try_out", lambda _, __, how: rooms.append(how.reply))
     one.try_out(asked)
-    assert rooms == [ROLLOUT.reply] * (at_once < 2) + [sourcing.SCORED] * (at_once > 0)
+    assert rooms == [ROLLOUT.reply] * (at_once < 2) + [SCORED] * (at_once > 0)
+
+
+def test_a_reply_at_once_has_room(known):
+    _, tokenizer = known
+    _, forced = closing("")
+    assert len(tokenizer.encode("7 B=3</scores>")) + 1 <= SCORED
+    assert len(tokenizer.encode(forced)) + SCORED <= FORCED_ROOM
+
+
+@pytest.mark.parametrize("at_once", [0, 1, 2])
+def test_what_is_too_long_is_so_for_both_kinds(known, pairs, at_once):
+    """A reply at once needs the room of what is given as well, also where reasoning is shorter."""
+    sizes = sorted(max(map(len, plan.prompts)) for plan in source(known, pairs).longest(4))
+    room = FORCED_ROOM if at_once else ROLLOUT.reply
+    for spare, fits in ((0, True), (-1, False)):
+        lesson = replace(BARE, longest=sizes[0] + room + spare)
+        one = source(known, pairs, lesson, at_once=at_once)
+        if fits:
+            assert len({plan.pairs[0].id for plan in one.longest(2)}) == sizes.count(sizes[0])
+            for plan in one.harvest(0, 2, 0.0, 0, "prompt").plans:
+                assert max(map(len, plan.asked.prompts)) + SCORED <= sizes[0] + FORCED_ROOM
+        else:
+            for call in (
+                lambda one=one: one.longest(2),
+                lambda one=one: one.harvest(0, 2, 0, 0, ""),
+            ):
+                with pytest.raises(InputError, match=f"leave room for a reply of {room} tokens"):
+                    call()
+
+
+def test_in_expectation_a_digit_is_enough_to_teach(known, pairs, monkeypatch):
+    """All replies of a group earn the same, and what else they might have drawn does not."""
+    _, tokenizer = known
+    script(monkeypatch, [spelt(tokenizer, "7</scores>")] * 4 * G)
+    one = source(known, pairs[:2], at_once=1)
+    one.reward = replace(one.reward, expected=True)
+    found = one.harvest(0, 1, 0.0, 3, "prompt")
+    totals = [{reward.total for reward in group} for group in found.plans[0].rewards]
+    assert [len(own) for own in totals] == [1] * 4
+    assert (found.replaced, found.plans[0].flat("prompt")) == (0, False)
+    certain = [
+        [replace(reward, by_digit=(reward.total,) * 9) for reward in group]
+        for group in found.plans[0].rewards
+    ]
+    assert replace(found.plans[0], rewards=certain).flat("prompt")
+    one.reward = replace(one.reward, expected=False)
+    monkeypatch.undo()
+    script(monkeypatch, [spelt(tokenizer, "7</scores>")] * 4 * G)
+    assert one.harvest(0, 1, 0.0, 0, "prompt").plans[0].flat("prompt")
 
 
 # Too long

@@ -56,7 +56,7 @@ PRESETS = {
     "cpu": Preset(
         False, "auto", 4096, False, False, False, False, 64, None, steps=40, warmup_steps=10,
         bundles=2,
-        rft_steps=16, plans=1, at_once=0, group=8, rows=32, cache_mb=1024, reply=160,
+        rft_steps=10, plans=1, at_once=0, group=8, rows=32, cache_mb=1024, reply=160,
     ),
     "24gb": Preset(
         True, "auto", 8192, True, False, False, False, 512, 24.0,

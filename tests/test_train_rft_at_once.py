@@ -66,7 +66,7 @@ def test_the_gradient_is_that_of_what_a_digit_earns(known, monkeypatch, digits):
     assert numbers["gap_max"] < 1e-4
 
 
-@pytest.mark.parametrize("more", [("--at-once", "1"), ("--at-once", "2", "--reward.expected")])
+@pytest.mark.parametrize("more", [("--at-once", "1"), ("--at-once", "2")])
 def test_killed_and_resumed_is_never_interrupted(more, tmp_path, monkeypatch):
     """As a run that reasons only: the same curve and the same adapter, byte for byte."""
     make_quick(monkeypatch)

@@ -86,6 +86,17 @@ def test_only_flat_plans_are_replaced(known, pairs, monkeypatch):
     assert not any(plan.flat("prompt") for plan in found.plans)
 
 
+def test_no_more_plans_than_asked(known, pairs, monkeypatch):
+    """One of two is flat: one more is drawn, not two."""
+    order = [couple[0] for couple in Curriculum(pairs, 1, 0).draw(4, 0.0)]
+    dull = {order[0].chosen.strip()}
+    monkeypatch.setattr(sourcing, "rewards", worth(lambda text: text in dull))
+    one = source(known, pairs)
+    found = one.harvest(0, 2, 0.0, 5, "prompt")
+    assert [plan.asked.pairs[0].id for plan in found.plans] == [order[1].id, order[2].id]
+    assert (found.replaced, one.curriculum.cursor) == (1, 3)
+
+
 def test_the_same_couple_again_gets_other_replies(known, pairs, monkeypatch):
     """Two rounds of one step must not draw the same noise."""
     monkeypatch.setattr(sourcing, "rewards", worth(lambda text: True))

@@ -146,7 +146,9 @@ class Harvest:
         """(S,) of the replies and (S, 9) of the digits that each might have had."""
         group, groups = self.groups(by)
         if reward.expected:
-            return expected_advantages(self.verdicts(), group, groups, config.by_std)
+            return expected_advantages(
+                self.verdicts(), group, groups, config.by_std, reward.entropy
+            )
         parts, weights = torch.tensor(self.parts), torch.tensor(reward.weights)
         found = advantages(parts, weights, group, groups, config)
         return found, found[:, None].expand(-1, len(DIGITS))

@@ -26,6 +26,11 @@ second with 0.25. r = 1.75 and 1.25, m = 1.5, v = 0.1875 twice: s² = 2 · (0.06
 s = 0.559. A = ±0.447; of the first A(7) = 0.671 and A(4) = -0.224, of the second 0.224 and -0.671.
 Had both drawn a 7, GRPO would have learned nothing.
 
+What collapses does not learn: once one digit has all the chance, Σ_d p(d) A(d) ∇ log p(d) is zero,
+right or wrong. With a weight τ on the entropy H a digit is worth r(d) + τ (- log p(d) - H), and the
+best that a policy can do is p(d) ~ exp(r(d) / τ): all nine stay in play, by what they earn (maximum
+entropy, Haarnoja et al., arXiv 1702.08165). A thought is not praised for it.
+
 A certain digit, p(d) = 1, gives GRPO's numbers: the advantage of `advantages.py`, and no gradient
 at the digit. Replies without a readable digit count with what they earned, as one digit would.
 
@@ -59,6 +64,8 @@ def check_expected(reward: RewardConfig, form: str, config: GrpoConfig) -> None:
     """Raise where the expectation is asked for and not to be had."""
     if reward.expected and form != "pointwise":
         raise InputError(f"--reward.expected: expected a pointwise judge, its form is {form}")
+    if reward.entropy and not reward.expected:
+        raise InputError("--reward.entropy: only with --reward.expected are there nine chances")
     without = {"gdpo": "compares part by part", "gspo": "has one ratio for a whole reply"}
     if reward.expected and config.variant in without:
         why = f"{config.variant} {without[config.variant]}"
@@ -66,9 +73,11 @@ def check_expected(reward: RewardConfig, form: str, config: GrpoConfig) -> None:
 
 
 def expected_advantages(
-    verdicts: Verdicts, group: Tensor, groups: int, by_std: bool
+    verdicts: Verdicts, group: Tensor, groups: int, by_std: bool, entropy: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """group (S,) int64 below `groups` -> of the replies (S,) and of their digits (S, 9), fp32.
+
+    entropy: weight of the entropy of the digits, in nats.
 
     A group that is worth the same whatever is drawn gets exactly zero, one reply alone too.
     """
@@ -79,6 +88,10 @@ def expected_advantages(
     level = (p * worth).sum(-1)  # (S,)
     mean = empty.index_add(0, group, level) / count.clamp(min=1)  # (Q,)
     lucky = worth - level[:, None]  # (S, 9)
+    if entropy:
+        rare = -p.clamp(min=torch.finfo(p.dtype).tiny).log()  # (S, 9) nats
+        rare = rare - (p * rare).sum(-1, keepdim=True)
+        lucky = lucky + entropy * rare.where(verdicts.places[:, None] >= 0, 0)
     off = level - mean[group]  # (S,)
     seen = torch.maximum(off.abs(), lucky.abs().where(p > SAME, 0).amax(-1))  # (S,)
     widest = empty.scatter_reduce(0, group, seen, "amax")

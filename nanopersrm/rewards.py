@@ -101,12 +101,13 @@ class RewardConfig:
     longest: int = 160  # tokens of a reply
     fall: int = 40  # tokens outside the budget over which its reward falls to nothing
     expected: bool = False  # compare and learn all nine digits by their chances, not the one drawn
+    entropy: float = 0.0  # weight of their entropy in nats, 0 to 2.2: keeps all nine in play
 
     def __post_init__(self) -> None:
-        for name in PARTS:
+        for name in (*PARTS, "entropy"):
             if not 0 <= (got := getattr(self, name)) <= HEAVIEST:
                 raise InputError(f"{name}: expected a weight from 0 to {HEAVIEST}, got {got}")
-        for name in (f.name for f in fields(self) if f.name not in (*PARTS, "expected")):
+        for name in (f.name for f in fields(self) if f.name not in (*PARTS, "expected", "entropy")):
             least = 0 if name in ("quotes", "shortest") else 1
             if getattr(self, name) < least:
                 raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")

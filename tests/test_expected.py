@@ -212,6 +212,25 @@ def test_it_is_the_mean_gradient_over_all_draws(variant):
     torch.testing.assert_close(found, mean, rtol=1e-6, atol=1e-9)
 
 
+def test_entropy_is_for_digits_and_not_for_thoughts():
+    """Its gradient is that of the entropy, and the advantages of replies are as without."""
+    verdicts, tau = random_verdicts(6), 0.3
+    replies, bare = expected_advantages(verdicts, GROUP, 2, by_std=False)
+    same, told = expected_advantages(verdicts, GROUP, 2, by_std=False, entropy=tau)
+    assert torch.equal(same, replies)
+    z = verdicts.chances.log().requires_grad_()
+    p = z.softmax(-1)
+    count = torch.bincount(GROUP)[GROUP]
+    (expected,) = torch.autograd.grad(-tau * (1 - 1 / count.double()) @ (p * p.log()).sum(-1), z)
+    weighed = verdicts.chances * (told - bare).double()  # of the gradients of log p(d)
+    found = weighed - verdicts.chances * weighed.sum(-1, keepdim=True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    sure = random_verdicts(6, certain=True)
+    assert expected_advantages(sure, GROUP, 2, False, tau)[1].isfinite().all()
+    none = replace(verdicts, places=torch.full_like(verdicts.places, -1))
+    assert torch.equal(expected_advantages(none, GROUP, 2, False, tau)[1], bare)
+
+
 def test_later_passes_clip_digit_by_digit():
     """The policy has moved towards 9 beyond the clip: 9 is left alone, 1 still learns."""
     p = torch.full((1, 9), 1 / 9, dtype=torch.float64)
@@ -250,6 +269,8 @@ def test_only_one_digit_and_one_sum():
     check_expected(EXPECTED, "pointwise", GrpoConfig())
     with pytest.raises(InputError, match="a pointwise judge, its form is pairwise"):
         check_expected(EXPECTED, "pairwise", GrpoConfig())
+    with pytest.raises(InputError, match="entropy: only with"):
+        check_expected(RewardConfig(entropy=0.1), "pointwise", GrpoConfig())
     with pytest.raises(InputError, match="gdpo compares part by part"):
         check_expected(EXPECTED, "pointwise", GrpoConfig(variant="gdpo"))
     with pytest.raises(InputError, match="gspo has one ratio for a whole reply"):

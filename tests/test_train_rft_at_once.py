@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.curriculum import Curriculum
 from data.lessons import LessonConfig
+from data.plans import SCORED
 from data.source import Source
 from nanopersrm.cache import Layout
 from nanopersrm.grpo import GrpoConfig
@@ -20,14 +21,15 @@ from nanopersrm.rollouts import RolloutConfig
 
 __all__ = ["known"]  # a fixture
 
-REWARD = RewardConfig(expected=True, twin=0.7)
+REWARD = RewardConfig(expected=True, twin=0.7, entropy=0.2)
 
 
 @pytest.mark.parametrize("digits", ["7777", "1928"])
 def test_the_gradient_is_that_of_what_a_digit_earns(known, monkeypatch, digits):
     """Σ p(d) r(d) of each prompt, its rivals and its twin as they are; whatever digit was drawn.
 
-    r(d): the chance to be right, ties half; that of both texts under both writers; calibration."""
+    r(d): the chance to be right, ties half, and that of both texts under both writers; how honest
+    it is; and the entropy. Over the most tokens that a reply at once can have (dr_grpo)."""
     model, tokenizer, lora = known
     pairs = short_pairs()[:2]
     assert pairs[0].twin == pairs[1].id
@@ -59,8 +61,8 @@ def test_the_gradient_is_that_of_what_a_digit_earns(known, monkeypatch, digits):
         writers = torch.tensor([1.0 - k % 2] * 9)
         honest = 1 - (torch.arange(9) / 8 - writers).square().double()
         told = REWARD.order * order + REWARD.twin * twin + REWARD.calibration * honest
-        worth = worth + p[k] @ told
-    gradients = torch.autograd.grad(-worth * (G - 1) / (4 * G * LONGEST), lora.parameters())
+        worth = worth + p[k] @ told - REWARD.entropy * p[k] @ p[k].log()
+    gradients = torch.autograd.grad(-worth * (G - 1) / (4 * G * SCORED), lora.parameters())
     scale = 1e3 / max(float(one.abs().max()) for one in gradients)  # `same` looks at large ones
     same([scale * one for one in learner.gradients[0]], [scale * one for one in gradients], 1e-4)
     assert numbers["gap_max"] < 1e-4

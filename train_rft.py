@@ -167,8 +167,8 @@ def learn(kit: Kit, learner: Learner, step: int) -> tuple[Harvest, dict[str, flo
                 sampler=drawn.log_probs(batch.owners),
                 entropy=entropy,
             )
-            once = before[k][1] if epoch else None
-            loss = loss + digit_loss(nine, replies, by_digit, weight, verdicts, config.grpo, once)
+            old = before[k][1] if epoch else None
+            loss = loss + digit_loss(nine, replies, by_digit, weight, verdicts, config.grpo, old)
             learner.backward(loss, batch.names)
             seen.append(measured)
             before += [(log_probs.detach(), nine.detach())] * (config.epochs > 1 and not epoch)

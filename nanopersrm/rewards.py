@@ -101,7 +101,7 @@ class RewardConfig:
     longest: int = 160  # tokens of a reply
     fall: int = 40  # tokens outside the budget over which its reward falls to nothing
     expected: bool = False  # compare and learn all nine digits by their chances, not the one drawn
-    entropy: float = 0.0  # weight of their entropy in nats, 0 to 2.2: keeps all nine in play
+    entropy: float = 0.0  # weight of their entropy in nats: keeps all nine in play
 
     def __post_init__(self) -> None:
         for name in (*PARTS, "entropy"):

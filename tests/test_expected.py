@@ -223,6 +223,7 @@ def test_entropy_is_for_digits_and_not_for_thoughts():
     count = torch.bincount(GROUP)[GROUP]
     (expected,) = torch.autograd.grad(-tau * (1 - 1 / count.double()) @ (p * p.log()).sum(-1), z)
     weighed = verdicts.chances * (told - bare).double()  # of the gradients of log p(d)
+    assert weighed.sum(-1).abs().max() < 1e-6  # centred, or the deviation would grow with it
     found = weighed - verdicts.chances * weighed.sum(-1, keepdim=True)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     sure = random_verdicts(6, certain=True)

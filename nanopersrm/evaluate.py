@@ -8,15 +8,14 @@ judges every pair, prints one row a judge and writes the numbers, with intervals
 learned, `--adapter none` with the untrained base. `--baselines` adds all other judges of
 `judges.py` but gemma, the base without the adapter among them; `--judges model,style` names some.
 `--beside NAME=FOLDER` adds another adapter of the same base, asked for the prompts that it was
-trained on.
+trained on. Of several judges the first is set against each of the others, pair by pair.
 
 How it works. The two texts of a pair are shown in alphabetical order, which knows nothing of the
 label; a pair and its twin are shown alike. Then both again with one neutral text in place of the
 exemplars. What a base cannot judge (a text longer than its context) is invalid, hence wrong.
 
 With --out, each opinion is also kept in RESULT.opinions.jsonl, as soon as there is one. After
-Ctrl-C run the same command again: what was judged with identical settings and texts is not judged
-again.
+Ctrl-C run the same command again: what was judged with identical settings and texts is kept.
 
 What we chose. A model scores at once unless --think-tokens lets it reason, which takes many times
 as long; `--samples 1 4 16` then shows what more replies bring. `--exemplars 3` shows exactly the
@@ -55,6 +54,7 @@ from nanopersrm.judgement import JudgeConfig
 from nanopersrm.judges import BASELINES, NAMES, SAMPLED, Kit, Named, loader, make, train_pairs
 from nanopersrm.metrics import GROUPS, KEYS, RESAMPLES, Record, measure, record
 from nanopersrm.opinions import Opinion, Opinions, key_of
+from nanopersrm.paired import paired
 from nanopersrm.pairs import Pair, couples, read
 from nanopersrm.scoreboard import page
 from nanopersrm.trained import DEFAULT
@@ -124,6 +124,7 @@ def main(config: Config, command: str = "") -> None:
     )
     names += [*kit.beside, *(f"{SAMPLED}{n}" for n in config.samples[1:])]
     judges: dict[str, dict[str, Any]] = {}
+    records: dict[str, list[Record]] = {}
     left_out: dict[str, str] = {}
     problems: dict[str, str] = {}  # the first of each judge
     speed: dict[str, float | None] = {}
@@ -137,16 +138,17 @@ def main(config: Config, command: str = "") -> None:
                 left_out[name] = judge
                 continue
             said[name] = judge.said
-            records, speed[name], problem = judge_all(judge, kit, remembered, config.neutral, show)
-            judges[name] = measure(records, config.seed)
+            own, speed[name], problem = judge_all(judge, kit, remembered, config.neutral, show)
+            records[name], judges[name] = own, measure(own, config.seed)
             if problem:
                 problems[name] = problem
     if not judges:
         raise InputError(f"--judges: nothing can judge: {next(iter(left_out.values()))}")
-    first = next(iter(judges.values()))
+    first = next(iter(judges))
+    against = {k: paired(records[first], records[k], config.seed) for k in judges if k != first}
     facts = {
         "command": command,
-        "judge": next(iter(judges)),
+        "judge": first,
         "versions": versions(),
         "base": config.base,
         "adapter": adapter,
@@ -164,8 +166,8 @@ def main(config: Config, command: str = "") -> None:
         "left_out": left_out,
         "problems": problems,
     }
-    result = {key: first[key] for key in (*KEYS, *(f"by_{group}" for group in GROUPS))}
-    result |= {"judges": judges, "facts": facts}
+    result = {key: judges[first][key] for key in (*KEYS, *(f"by_{group}" for group in GROUPS))}
+    result |= {"judges": judges, "against": against, "facts": facts}
     if config.out is not None:
         write_result(config.out, result)
     print(page(result))

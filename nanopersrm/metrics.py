@@ -64,6 +64,7 @@ GROUPS = ("kind", "domain", "exemplars")
 Said = Literal["right", "wrong", "tie", "invalid"]
 Array = NDArray[np.float64]
 Value = Callable[[Array], Array]  # (..., k) sums -> (...) values
+Column = tuple[Array, Value]  # (n, k) what to sum over records, and the function of the sums
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def record(
 def measure(records: Sequence[Record], seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
     """All metrics of all records, and again of each group, as {"value", "low", "high"} each."""
     columns = _columns(records)
-    clusters = np.array([f"{r.domain}\0{r.author}" for r in records])
+    clusters = np.array([cluster(r) for r in records])
     result = _numbers(columns, clusters, seed, resamples)
     for group in GROUPS:
         names = np.array([str(getattr(r, group)) for r in records])
@@ -135,15 +136,21 @@ def measure(records: Sequence[Record], seed: int = 0, resamples: int = RESAMPLES
     return result
 
 
-def _columns(records: Sequence[Record]) -> dict[str, tuple[Array, Value]]:
-    """For each metric what to sum (n, k), and the function of the sums."""
+def cluster(record: Record) -> str:
+    """Whose pair it is: what is drawn for the intervals."""
+    return f"{record.domain}\0{record.author}"
+
+
+def share(values: Sequence[float | bool | None]) -> Column:
+    """The mean of those that are there: sums of value and of one."""
+    rows = [(0.0, 0.0) if v is None else (float(v), 1.0) for v in values]
+    return np.array(rows, dtype=np.float64).reshape(-1, 2), _ratio
+
+
+def _columns(records: Sequence[Record]) -> dict[str, Column]:
+    """For each metric what to sum, and the function of the sums."""
     by_id = {r.id: r for r in records}
     twins = [by_id.get(r.twin) if r.twin else None for r in records]
-
-    def share(values: Sequence[float | bool | None]) -> tuple[Array, Value]:
-        """The mean of those that are there: sums of value and of one."""
-        rows = [(0.0, 0.0) if v is None else (float(v), 1.0) for v in values]
-        return np.array(rows, dtype=np.float64).reshape(-1, 2), _ratio
 
     lenient = {"right": 1.0, "tie": 0.5, "wrong": 0.0, "invalid": None}
     couples = list(zip(records, twins, strict=True))
@@ -195,9 +202,17 @@ def _correlation(sums: Array) -> Array:
 
 
 def _numbers(
-    columns: dict[str, tuple[Array, Value]], clusters: NDArray[Any], seed: int, resamples: int
+    columns: dict[str, Column], clusters: NDArray[Any], seed: int, resamples: int
 ) -> dict[str, Any]:
-    """The metrics of some records; their clusters (n,) are drawn alike for all metrics."""
+    """The metrics of some records, in order, and their number."""
+    found = intervals(columns, clusters, seed, resamples) | {"n": len(clusters)}
+    return {key: found[key] for key in (*KEYS, *MORE)}
+
+
+def intervals(
+    columns: dict[str, Column], clusters: Sequence[str] | NDArray[Any], seed: int, resamples: int
+) -> dict[str, Any]:
+    """{"value", "low", "high"} of each; the records' clusters (n,) are drawn alike for all."""
     names, owner = np.unique(clusters, return_inverse=True)
     C = len(names)
     rng = np.random.default_rng(random.Random(f"{seed}/evaluate/bootstrap").getrandbits(64))
@@ -209,8 +224,7 @@ def _numbers(
         with np.errstate(invalid="ignore", divide="ignore"):
             drawn = None if counts is None else value(counts @ sums)
             found[metric] = _interval(float(value(x.sum(0))), drawn)
-    found["n"] = len(clusters)
-    return {key: found[key] for key in (*KEYS, *MORE)}
+    return found
 
 
 def _interval(value: float, drawn: Array | None) -> dict[str, float | None]:

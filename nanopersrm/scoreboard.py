@@ -2,7 +2,8 @@
 
 A number stands with its interval, "63.1 [58.0, 67.9]"; a dash is what does not apply or cannot be
 computed. A second table gives pairs and twins of every judge by kind, domain and number of
-exemplars, where there is more than one. Where to read next: `evaluate.py`, which prints this.
+exemplars, where there is more than one. A third sets the first judge against each of the others,
+pair by pair (`paired.py`). Where to read next: `evaluate.py`, which prints this.
 """
 
 from collections.abc import Sequence
@@ -44,7 +45,23 @@ def page(result: dict[str, Any]) -> str:
             groups.append([label, str(own[0]["n"]), *map(_both, own)])
     if len(groups) > 1:
         lines += ["", *table(groups)]
+    if result["against"]:
+        lines += ["", *table(_against(facts["judge"], result["against"]))]
     return "\n".join([*lines, "", *_notes(facts)])
+
+
+def _against(first: str, against: dict[str, Any]) -> list[list[str]]:
+    """The rows of the third table: what the first judge won and lost."""
+    rows = [[f"{first} against"]]
+    for what in ("pairs", "twins"):
+        rows[0] += [f"{what} won / lost", "p", "difference %"]
+    for name, found in against.items():
+        cells = []
+        for own in found.values():
+            p = "< 0.001" if own["p"] < 0.001 else _plain(own["p"], 3)
+            cells += [f"{own['won']} / {own['lost']}", p, _cell(own["difference"], 100, 1)]
+        rows.append([name, *cells])
+    return rows
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

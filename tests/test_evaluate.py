@@ -88,7 +88,7 @@ def test_sanity_judges(call, files, tmp_path, monkeypatch, opine, pair, twin, ga
     code, out, error = call("--pairs", files[0], "--out", tmp_path / "r.json")
     assert (code, error) == (0, "")
     result = json.loads((tmp_path / "r.json").read_text())
-    assert list(result) == [*KEYS, *GROUPS, "judges", "facts"]
+    assert list(result) == [*KEYS, *GROUPS, "judges", "against", "facts"]
     assert result["pair_accuracy"]["value"] == pair
     assert result["twin_accuracy"]["value"] == twin
     assert result["swap_gap"]["value"] == gap

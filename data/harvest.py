@@ -214,4 +214,8 @@ class Harvest:
 def _said(drawn: Drawn, reward: Reward) -> str:
     parts = ", ".join(f"{name} {value:.2f}" for name, value in reward.parts.items())
     why = "" if reward.problem is None else f" ({reward.problem})"
-    return f"--- {reward.total:.3f}{why}: {parts}\n{drawn.rollout.reply}"
+    nine = {"chance of 1 to 9": drawn.rollout.chances, "which would earn": reward.by_digit}
+    if None in nine.values():  # not in expectation, or no digit to read
+        nine = {}
+    rows = [" ".join([name, *(f"{x:5.2f}" for x in own or ())]) for name, own in nine.items()]
+    return "\n".join([f"--- {reward.total:.3f}{why}: {parts}", *rows, drawn.rollout.reply])

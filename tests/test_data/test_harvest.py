@@ -154,6 +154,24 @@ def test_the_page_has_all(drawn):
             assert reply.rollout.reply in text
 
 
+def test_the_page_has_the_nine_digits_where_they_teach(drawn):
+    """Of the first reply of the first prompt only, its chances and what each would have earned."""
+    one = drawn.plans[0]
+    chances, worth = [k / 45 for k in range(1, 10)], [k / 10 for k in range(9, 0, -1)]
+    reply = one.groups[0][0]
+    reply = replace(reply, rollout=replace(reply.rollout, chances=tuple(chances)))
+    reward = replace(one.rewards[0][0], by_digit=tuple(worth))
+    groups = [[reply, *one.groups[0][1:]], *one.groups[1:]]
+    rewards = [[reward, *one.rewards[0][1:]], *one.rewards[1:]]
+    page = replace(drawn, plans=[replace(one, groups=groups, rewards=rewards)]).page()
+    assert (
+        "\nchance of 1 to 9  0.02  0.04  0.07  0.09  0.11  0.13  0.16  0.18  0.20"
+        "\nwhich would earn  0.90  0.80  0.70  0.60  0.50  0.40  0.30  0.20  0.10"
+        f"\n{reply.rollout.reply}" in page
+    )
+    assert page.count("chance of") == page.count("would earn") == 1
+
+
 def test_why_a_reply_is_worth_nothing_is_on_the_page(known, pairs):
     """With the real rewards, a random model's replies do not parse."""
     found = source(known, pairs).harvest(0, 1, 0.0, 0, "prompt")

@@ -190,7 +190,7 @@ def further(given: Sequence[str]) -> dict[str, str]:
         name, is_there, folder = one.partition("=")
         if not is_there or not name.strip() or not folder:
             raise InputError(f"--beside: expected NAME=FOLDER, got {one!r}")
-        if name in NAMES or name in found:
+        if name in NAMES or name in found or name.startswith(SAMPLED):
             raise InputError(f"--beside: {name!r} is the name of another judge")
         found[name] = folder
     return found

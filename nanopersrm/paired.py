@@ -4,7 +4,8 @@ Two accuracies may differ clearly although their intervals overlap: what is hard
 mostly hard for the other, and that part of the chance cancels when they are compared pair by pair.
 So, for the first judge of an evaluation against each of the others:
 
-    won, lost   pairs that only the first has right, and pairs that only the other has right
+    won, lost   pairs that only the first has right, and pairs that only the other has right; a tie
+                or an invalid opinion is not right
     difference  share right of the first - share right of the other = (won - lost) / n, with an
                 interval over authors, who are drawn as in `metrics.py`
     p           of the sign test, exact and two-sided: were either as likely to be the one that is
@@ -15,15 +16,17 @@ The same for couples of twins, of which "right" means both right. Worked example
 2 · (C(5,0) + C(5,1)) / 32 = 12/32 = 0.375, which is nothing to speak of; 8 and 2 give 0.109, 16 and
 4 give 0.012.
 
-What we left out. The sign test takes pairs for independent. A pair and its twin are not, so the
-couples are the number to look at; couples by one author are not quite either, so the interval
-stands beside. Of many comparisons one in twenty has p < 0.05 by chance.
+Which to believe. The sign test takes what it counts for independent. A pair and its twin are not,
+so the couples are the number to look at. The interval knows that authors differ, but authors are
+few, so it is rather too narrow, and where one side won nothing it cannot reach past zero. Where the
+two disagree, what was found is not sure. Of many comparisons of equal judges up to one in twenty
+has p < 0.05.
 
-Where to read next: `scoreboard.py`, which prints it.
+What we left out. Tests that use how far scores lie apart. Where to read next: `scoreboard.py`,
+which prints it.
 """
 
 from collections.abc import Sequence
-from math import comb
 from typing import Any
 
 from nanopersrm.metrics import RESAMPLES, Record, cluster, intervals, share
@@ -34,33 +37,38 @@ def paired(
 ) -> dict[str, Any]:
     """{"pairs", "twins"}: {"won", "lost", "p", "difference": {"value", "low", "high"}}.
 
+    p and the difference are None where nothing was compared, such as couples without twins.
     one, other: of the same pairs in the same order. ValueError: they are not.
     """
     if [r.id for r in one] != [r.id for r in other]:
         raise ValueError("expected two judges' records of the same pairs in the same order")
     first, second = ({r.id: r.said == "right" for r in records} for records in (one, other))
-    pairs = {r.id: first[r.id] - second[r.id] for r in one}
-    twins = {
-        r.id: (first[r.id] and first[r.twin]) - (second[r.id] and second[r.twin])
-        for r in one
-        if r.twin in first
+    gaps: dict[str, list[int | None]] = {
+        "pairs": [first[r.id] - second[r.id] for r in one],
+        "twins": [  # each couple once
+            (first[r.id] and first[r.twin]) - (second[r.id] and second[r.twin])
+            if r.id < r.twin and r.twin in first
+            else None
+            for r in one
+        ],
     }
-    gaps = {"pairs": pairs, "twins": twins}
-    columns = {name: share([own.get(r.id) for r in one]) for name, own in gaps.items()}
+    columns = {name: share(own) for name, own in gaps.items()}
     found = intervals(columns, [cluster(r) for r in one], seed, resamples)
-    once = [twins[r.id] for r in one if r.id in twins and r.id < r.twin]  # each couple
-    return {
-        name: _counted(signs) | {"difference": found[name]}
-        for name, signs in (("pairs", list(pairs.values())), ("twins", once))
-    }
+    counted = {name: _counted(own) for name, own in gaps.items()}
+    return {name: counted[name] | {"difference": found[name]} for name in gaps}
 
 
-def _counted(signs: Sequence[int]) -> dict[str, int | float]:
-    won, lost = signs.count(1), signs.count(-1)
-    return {"won": won, "lost": lost, "p": sign_test(won, lost)}
+def _counted(gaps: Sequence[int | None]) -> dict[str, int | float | None]:
+    won, lost = gaps.count(1), gaps.count(-1)
+    none = all(gap is None for gap in gaps)
+    return {"won": won, "lost": lost, "p": None if none else sign_test(won, lost)}
 
 
 def sign_test(won: int, lost: int) -> float:
     """The exact two-sided p of `won` against `lost`; 1 where there is nothing to compare."""
     n = won + lost
-    return min(1.0, 2 * sum(comb(n, i) for i in range(min(won, lost) + 1)) / 2**n)
+    ways = total = 1  # C(n, i), and the sum of them so far
+    for i in range(1, min(won, lost) + 1):
+        ways = ways * (n - i + 1) // i
+        total += ways
+    return min(1.0, 2 * total / 2**n)

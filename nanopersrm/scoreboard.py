@@ -24,6 +24,10 @@ COLUMNS = (  # heading, metric, factor, decimals
     ("length r", "length_correlation", 1, 2),
 )
 NONE = "-"
+AGAINST = (
+    "won: only the first judge is right (a tie or an invalid opinion is not); p: sign test, were "
+    "either as likely to win; look at the twins, for a pair and its twin are not independent"
+)
 
 
 def page(result: dict[str, Any]) -> str:
@@ -46,7 +50,7 @@ def page(result: dict[str, Any]) -> str:
     if len(groups) > 1:
         lines += ["", *table(groups)]
     if result["against"]:
-        lines += ["", *table(_against(facts["judge"], result["against"]))]
+        lines += ["", *table(_against(facts["judge"], result["against"])), "", AGAINST]
     return "\n".join([*lines, "", *_notes(facts)])
 
 
@@ -54,10 +58,13 @@ def _against(first: str, against: dict[str, Any]) -> list[list[str]]:
     """The rows of the third table: what the first judge won and lost."""
     rows = [[f"{first} against"]]
     for what in ("pairs", "twins"):
-        rows[0] += [f"{what} won / lost", "p", "difference %"]
+        rows[0] += [f"{what} won / lost", "p", "points"]
     for name, found in against.items():
         cells = []
         for own in found.values():
+            if own["p"] is None:
+                cells += [NONE] * 3
+                continue
             p = "< 0.001" if own["p"] < 0.001 else _plain(own["p"], 3)
             cells += [f"{own['won']} / {own['lost']}", p, _cell(own["difference"], 100, 1)]
         rows.append([name, *cells])

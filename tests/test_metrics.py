@@ -56,6 +56,28 @@ def test_hand_worked():
         assert found[key] == {"value": None, "low": None, "high": None}
 
 
+def test_a_couple_of_two_authors_is_drawn_once():
+    """Four couples between eight authors: the interval is that of four single records."""
+    said: list[Said] = ["right", "wrong", "right", "wrong"]
+    apart = []
+    for i, own in enumerate(said):
+        apart.append(row(f"{i}a", own, f"{i}b", f"author {i}"))
+        apart.append(row(f"{i}b", "right", f"{i}a", "all second ones"))
+    found = measure(apart, seed=3)["twin_accuracy"]
+    # the second author has none of the couples, so draws of five authors are means of the others
+    alone = [row(f"{i}", own, author=f"author {i}") for i, own in enumerate(said)]
+    alone.append(row("nobody's", "invalid", author="all second ones"))
+    assert found == measure(alone, seed=3)["lenient_accuracy"]
+
+
+def test_domains_have_authors_of_their_own():
+    """Two of the same name in two domains are two clusters; one cluster has no interval."""
+    same = [row("a", "right"), row("b", "wrong")]
+    assert measure(same)["pair_accuracy"]["low"] is None
+    apart = [same[0], replace(same[1], domain="another")]
+    assert measure(apart)["pair_accuracy"]["low"] == 0
+
+
 def test_probabilities_by_hand():
     """Confidences 0.8 (right), 0.8 (wrong), 0.6 (right), and a coin."""
     rows = [

@@ -1,7 +1,7 @@
 """Two judges pair by pair: worked by hand, against themselves, and as the command prints them."""
 
 import json
-import re
+from dataclasses import replace
 from math import comb
 
 import pytest
@@ -19,6 +19,8 @@ from nanopersrm.paired import paired, sign_test
 from nanopersrm.pairs import write
 
 SAID: tuple[Said, ...] = ("right", "wrong", "tie", "invalid")
+RIGHT: list[tuple[Said, Said]] = [("right", "right")]
+HALF: list[tuple[Said, Said]] = [("wrong", "right")]
 COUPLES = st.lists(st.tuples(st.sampled_from(SAID), st.sampled_from(SAID)), min_size=6, max_size=6)
 
 
@@ -95,7 +97,30 @@ def test_a_judge_against_itself():
 def test_without_twins():
     found = paired([row("a", "right"), row("b", "wrong")], [row("a", "tie"), row("b", "wrong")])
     assert (found["pairs"]["won"], found["pairs"]["lost"]) == (1, 0)
-    assert found["twins"]["difference"] == {"value": None, "low": None, "high": None}
+    nothing = {"value": None, "low": None, "high": None}
+    assert found["twins"] == {"won": 0, "lost": 0, "p": None, "difference": nothing}
+    away = [row("a", "right", twin="z"), row("b", "wrong", twin="a")]  # named, not judged
+    assert paired(away, away)["twins"]["difference"] == nothing
+
+
+def test_a_couple_of_two_authors_is_drawn_once():
+    """The interval of the couples is that of the pairs that they are counted with."""
+    names = "abcdefgh"
+    first, other = couples(RIGHT * 3 + HALF * 5), couples(HALF * 4 + RIGHT * 4)
+    for rows in (first, other):
+        for i, one in enumerate(rows):
+            rows[i] = replace(one, author=names[i // 2] if i % 2 == 0 else names[(i // 2 + 3) % 8])
+    found = paired(first, other, seed=2)["twins"]["difference"]
+    singles = [r for r in first if r.id.endswith("a")], [r for r in other if r.id.endswith("a")]
+    assert found == paired(*singles, seed=2)["pairs"]["difference"]  # the second is always right
+    few = [paired(first, other, seed, 5)["twins"]["difference"]["low"] for seed in range(8)]
+    assert len(set(few)) > 1  # the draw is the seed's, and so many as asked for
+
+
+def test_the_sign_test_is_quick():
+    assert sign_test(5200, 4800) == pytest.approx(6.57e-5, rel=0.01)  # z = 3.99
+    assert sign_test(5000, 5000) == 1
+    assert sign_test(3000, 0) == 0  # below the smallest number
 
 
 def test_other_pairs_are_refused():
@@ -104,14 +129,14 @@ def test_other_pairs_are_refused():
 
 
 def test_the_command_says_it(tmp_path, monkeypatch, capsys):
-    """The oracle against one that is right on the first of each couple only."""
+    """The oracle against one that says the opposite."""
 
-    def half(exemplars, question, candidates) -> Opinion:
-        return from_scores([1.0, 0.0])
+    def never(exemplars, question, candidates) -> Opinion:
+        return from_scores([-score for score in oracle(exemplars, candidates).scores or ()])
 
     def made(name, kit):
         if name == "length":
-            return judges.Named(name, half, {"judge": name}, "planted")
+            return judges.Named(name, never, {"judge": name}, "planted")
         return judges.Named(name, lambda e, q, c: oracle(e, c), {"judge": name}, "planted")
 
     monkeypatch.setattr(evaluate, "make", made)
@@ -121,15 +146,15 @@ def test_the_command_says_it(tmp_path, monkeypatch, capsys):
     config = tyro.cli(evaluate.Config, args=[*arguments, "model,length", "--out", out])
     assert evaluate.run(config) == 0
     said = capsys.readouterr().out
-    won = len(PAIRS) // 2
-    line = next(line for line in said.splitlines() if re.match(r"\| length +\| +\d+ / 0 ", line))
-    cells = [cell.strip() for cell in line.strip("| ").split("|")]
-    assert "| model against " in said
-    assert cells[1] == cells[4] == f"{won} / 0"
-    assert cells[3].split()[0] == "50.0"
-    assert cells[6].split()[0] == "100.0"
+    head, _, line, empty, note = said[said.index("| model against ") :].splitlines()[:5]
+    cells = [[cell.strip() for cell in one.strip("| ").split("|")] for one in (head, line)]
+    points = ["100.0 [100.0, 100.0]"]
+    kinds = [[f"{kind} won / lost", "p", "points"] for kind in ("pairs", "twins")]
+    assert cells[0] == ["model against", *kinds[0], *kinds[1]]
+    assert cells[1] == ["length", "20 / 0", "< 0.001", *points, "10 / 0", "0.002", *points]
+    assert (empty, note.split(":")[0]) == ("", "won")
     found = json.loads((tmp_path / "r.json").read_text())["against"]
     assert list(found) == ["length"]
-    assert found["length"]["pairs"]["p"] == sign_test(won, 0)
+    assert found["length"]["pairs"]["p"] == sign_test(20, 0)
     assert evaluate.run(tyro.cli(evaluate.Config, args=[*arguments, "length"])) == 0
     assert "against" not in capsys.readouterr().out

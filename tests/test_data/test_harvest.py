@@ -161,8 +161,10 @@ def test_the_page_has_the_nine_digits_where_they_teach(drawn):
     reply = one.groups[0][0]
     reply = replace(reply, rollout=replace(reply.rollout, chances=tuple(chances)))
     reward = replace(one.rewards[0][0], by_digit=tuple(worth))
-    groups = [[reply, *one.groups[0][1:]], *one.groups[1:]]
-    rewards = [[reward, *one.rewards[0][1:]], *one.rewards[1:]]
+    # Of two others one half is known: by the digit drawn, and without a digit of its own.
+    groups = [[reply, reply, *one.groups[0][2:]], *one.groups[1:]]
+    unread = [one.rewards[0][1], replace(one.rewards[0][2], by_digit=tuple(worth))]
+    rewards = [[reward, *unread, *one.rewards[0][3:]], *one.rewards[1:]]
     page = replace(drawn, plans=[replace(one, groups=groups, rewards=rewards)]).page()
     assert (
         "\nchance of 1 to 9  0.02  0.04  0.07  0.09  0.11  0.13  0.16  0.18  0.20"

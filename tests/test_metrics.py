@@ -57,7 +57,7 @@ def test_hand_worked():
 
 
 def test_a_couple_of_two_authors_is_drawn_once():
-    """Four couples between eight authors: the interval is that of four single records."""
+    """Four couples, each between an author and a fifth: the interval is of four single records."""
     said: list[Said] = ["right", "wrong", "right", "wrong"]
     apart = []
     for i, own in enumerate(said):

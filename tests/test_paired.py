@@ -12,7 +12,7 @@ from test_baselines import PAIRS
 from test_evaluate import oracle
 from test_metrics import couples, row
 
-from nanopersrm import evaluate, judges
+from nanopersrm import InputError, evaluate, judges
 from nanopersrm.metrics import Record, Said, measure
 from nanopersrm.opinions import Opinion, from_scores
 from nanopersrm.paired import paired, sign_test
@@ -117,7 +117,7 @@ def test_a_couple_of_two_authors_is_drawn_once():
     assert len(set(few)) > 1  # the draw is the seed's, and so many as asked for
 
 
-def test_the_sign_test_is_quick():
+def test_the_sign_test_of_thousands():
     assert sign_test(5200, 4800) == pytest.approx(6.57e-5, rel=0.01)  # z = 3.99
     assert sign_test(5000, 5000) == 1
     assert sign_test(3000, 0) == 0  # below the smallest number
@@ -126,6 +126,11 @@ def test_the_sign_test_is_quick():
 def test_other_pairs_are_refused():
     with pytest.raises(ValueError, match="same pairs in the same order"):
         paired([row("a", "right"), row("b", "right")], [row("b", "right"), row("a", "right")])
+
+
+def test_another_number_of_samples_is_not_a_name():
+    with pytest.raises(InputError, match="'model x4' is the name of another judge"):
+        evaluate.further(["model x4=folder"])
 
 
 def test_the_command_says_it(tmp_path, monkeypatch, capsys):

@@ -167,7 +167,7 @@ class Judge:
         ask = Question(
             self.tokenizer, list(exemplars), unique, question, principles, config.evidence
         )
-        if config.evidence and self._shows_style():
+        if config.evidence and self.shows_style():
             ask.near = self.nearness(exemplars, unique)
         exemplars = self._fit(ask, exemplars, asked, config, notes)
         prompts = [ask.ids(exemplars, which) for which in asked]
@@ -242,7 +242,7 @@ class Judge:
         assert self.style is not None, "this judge has no style adapter"
         return nearness(self.tokenizer, self.style)(exemplars, texts)
 
-    def _shows_style(self) -> bool:
+    def shows_style(self) -> bool:
         """Trained instruments stand in prompts, unless the adapter was trained without."""
         shown = self.made_for is None or self.made_for.style
         return shown and self.style is not None and bool(self.style.quantiles)

@@ -65,8 +65,9 @@ class Config:
     adapter: str = DEFAULT  # a folder that a training script has made; "default": the shipped one
     base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
     limit: int = 10  # pairs, drawn by the seed, twins together; two texts of each
-    chances: tuple[int, ...] = (5, 10, 20, 30, 35, 40, 45, 50, 55, 60, 65, 70, 80, 90, 99)  # percent
-    seed: int = 0
+    # in percent
+    chances: tuple[int, ...] = (5, 10, 20, 30, 35, 40, 45, 50, 55, 60, 65, 70, 80, 90, 99)
+    seed: int = 0  # same seed, same pairs
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     dtype: str = "auto"  # auto, bf16, fp16, fp32
     json: bool = False  # the numbers as JSON

@@ -17,13 +17,13 @@ answers that number. The variation of the table has three sources (two-way analy
 A judge that ignores the number has 0, 100 and 0 %, one that only repeats it 100, 0 and 0. `follows`
 is Spearman's rank correlation of the column means with the numbers: 1 where more is always more.
 
-Worked example: scores 3 5 7 and 4 6 8 of two prompts at 10, 50 and 90 %. Mean 5.5, rest -0.5 and
-0.5, chance -2, 0, 2, both 0: the sums are 1.5 and 16, so 9 % by the rest, 91 % by the chance.
-
 The shares are those of the numbers asked: the closer together, the less is by the chance. The
-default ones are those that the prompts of 160 real texts showed, 24 to 77, and a little more. And a
+default ones are what 160 prompts of real pairs showed, 24 to 77, and a little more. And a
 share says what a score depends on, not whether it is right: that is `evaluate.py`. All prompts of a
 row are one up to the number, so that one chance more costs the hundred tokens behind it.
+
+Worked example: scores 3 5 7 and 4 6 8 of two prompts at 10, 50 and 90 %. Mean 5.5, rest -0.5 and
+0.5, chance -2, 0, 2, both 0: the sums are 1.5 and 16, so 9 % by the rest, 91 % by the chance.
 
 What we left out: other lines of the block, and judging after a thought, which may repeat the number
 or not. Where to read next: `profile.py`.
@@ -84,7 +84,7 @@ class Answers:
     by_chance: float | None  # shares of the variation, together 1; None: it does not vary
     by_rest: float | None
     by_both: float | None
-    follows: float | None  # rank correlation of scores with chances; None: all scores are equal
+    follows: float | None  # rank correlation of scores with chances; None: the means are equal
 
 
 def answers(chances: Sequence[int], table: Sequence[Sequence[float]]) -> Answers:

@@ -99,6 +99,7 @@ def test_what_hardly_varies_is_the_same_however_many_prompts_there_are():
         for prompts in (1, 50):
             found = answers([20, 80], [[3, 3 + gap]] * prompts)
             assert (found.by_chance is not None, found.follows is not None) == (varies, varies)
+    assert answers([20, 80], [[3, 3.01]]).by_chance == pytest.approx(1)  # a hundredth is much
 
 
 def test_what_a_terminal_shows():

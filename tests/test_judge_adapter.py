@@ -28,6 +28,7 @@ CPU = torch.device("cpu")
 PLAIN = JudgeConfig(think=False, evidence=False)
 QUICK = JudgeConfig(think_tokens=4)
 QUANTILES = [i / 100 - 0.1 for i in range(101)]
+FUSED = Fusion({NGRAMS: 2.0, STYLE: 1.0}, {NGRAMS: 0.0, STYLE: 0.0}, 1.0, 0.5)
 
 
 def moved(model: Model, seed: int) -> Lora:
@@ -110,11 +111,7 @@ def test_what_all_instruments_say_is_said_beside_the_score(judge, monkeypatch):
     """Of each candidate in the order of the call, as the prompts show it; none without."""
     assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=PLAIN).measured is None
     assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=JudgeConfig(think=False)).measured is None
-    monkeypatch.setattr(
-        judge.style,
-        "fusion",
-        Fusion({NGRAMS: 2.0, STYLE: 1.0}, {NGRAMS: 0.0, STYLE: 0.0}, 1.0, 0.5),
-    )
+    monkeypatch.setattr(judge.style, "fusion", FUSED)
     texts = [CANDIDATES[1], CANDIDATES[0], f" {CANDIDATES[1]}\n"]
     for mode in ("pointwise", "pairwise"):
         found = judge.judge(EXEMPLARS, texts, config=JudgeConfig(mode, think=False))

@@ -15,8 +15,6 @@ stop it, the exit code is then 1. nanopersrm/batch.py has what lines may hold.
 
 What is slow is imported late, so that `--help` and a mistyped file name answer at once. Errors of
 use are one line on standard error and exit code 2.
-
-Where to read next: nanopersrm/judge.py, which does the work.
 """
 
 import json
@@ -34,16 +32,24 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
-from nanopersrm import InputError, batch
+from nanopersrm import InputError
 from nanopersrm.command import exit_code, printable
-from nanopersrm.embedded import DEFAULT_BASE
-from nanopersrm.judgement import JudgeConfig, Judgement, check
-from nanopersrm.judges import loader
-from nanopersrm.profile import profile
-from nanopersrm.spread import spread
-from nanopersrm.texts import SUFFIXES, expand, paths, read_file, read_standard_input, read_texts
-from nanopersrm.trained import DEFAULT, chosen, fingerprint
-from nanopersrm.verdict import CLOSE
+from nanopersrm.evaluate.judges import loader
+from nanopersrm.judge.judgement import JudgeConfig, Judgement, check
+from nanopersrm.judge.texts import (
+    SUFFIXES,
+    expand,
+    paths,
+    read_file,
+    read_standard_input,
+    read_texts,
+)
+from nanopersrm.judge.trained import DEFAULT, chosen, fingerprint
+from nanopersrm.judge.verdict import CLOSE
+from nanopersrm.model.embedded import DEFAULT_BASE
+from nanopersrm.serve import batch
+from nanopersrm.serve.spread import spread
+from nanopersrm.style.profile import profile
 
 HABITS = 8  # factors that the profile shows
 SAID_EVERY = 30  # seconds between two lines of progress, where there is no terminal
@@ -106,7 +112,7 @@ def main(config: Config) -> int | None:
         names = [f"candidate {i + 1}" for i in range(len(candidates))]
         check(exemplars, candidates, judging)
 
-    from nanopersrm.judge import Judge  # torch takes seconds
+    from nanopersrm.judge.judge import Judge  # torch takes seconds
 
     status = log.status("loading the base", spinner="line")
     if log.is_terminal:

@@ -26,7 +26,7 @@ adapter as it came. --reward.expected compares and learns all nine digits that a
 drawn (nanopersrm/expected.py). --at-once judges some couples without reasoning: replies of a digit,
 many couples a step. The largest step is tried out first. What a step draws follows from the seed,
 its number and the adapter: on a CPU, a resumed run makes bit for bit the numbers of one that never
-stopped. What we left out: several GPUs, a critic. Where to read next: `judge.py`.
+stopped. What we left out: several GPUs, a critic.
 """
 
 import sys
@@ -38,25 +38,26 @@ from typing import Any, Literal
 
 import tyro
 
-from nanopersrm import checkpoint, ending, packing, starting
-from nanopersrm.advantages import informative
-from nanopersrm.bases import DEFAULT_BASE, resolve
 from nanopersrm.command import exit_code
-from nanopersrm.device import device_of
-from nanopersrm.expected import check_expected, digit_loss, digits_in
-from nanopersrm.grpo import GrpoConfig, policy_loss, statistics, token_weights
-from nanopersrm.lora import Lora
-from nanopersrm.model import Model, ModelConfig
-from nanopersrm.objective import reply_log_probs
-from nanopersrm.optim import OptimConfig, learning_rate
+from nanopersrm.model.bases import DEFAULT_BASE, resolve
+from nanopersrm.model.device import device_of
+from nanopersrm.model.lora import Lora
+from nanopersrm.model.tokenizer import Tokenizer
+from nanopersrm.model.transformer import Model, ModelConfig
 from nanopersrm.pairs import digest, read
-from nanopersrm.presets import Preset, for_card, settled
-from nanopersrm.report import read_metrics
-from nanopersrm.rewards import RewardConfig
-from nanopersrm.rollouts import RolloutConfig
-from nanopersrm.runlog import Stop
-from nanopersrm.tokenizer import Tokenizer
-from nanopersrm.training import (
+from nanopersrm.train import checkpoint, ending, packing
+from nanopersrm.train import setup as starting
+from nanopersrm.train.advantages import informative
+from nanopersrm.train.expected import check_expected, digit_loss, digits_in
+from nanopersrm.train.grpo import GrpoConfig, policy_loss, statistics, token_weights
+from nanopersrm.train.objective import reply_log_probs
+from nanopersrm.train.optim import OptimConfig, learning_rate
+from nanopersrm.train.presets import Preset, for_card, settled
+from nanopersrm.train.report import read_metrics
+from nanopersrm.train.rewards import RewardConfig
+from nanopersrm.train.rollouts import RolloutConfig
+from nanopersrm.train.runlog import Stop
+from nanopersrm.train.training import (
     Learner,
     Training,
     check_folder,
@@ -64,17 +65,17 @@ from nanopersrm.training import (
     disk_needed,
     memory_guard,
 )
-from nanopersrm.trial import Trial
+from nanopersrm.train.trial import Trial
 
 import torch  # isort: skip  (after nanopersrm, which settles threads and memory)
 
-from data import course
 from data.build import demo_pairs
-from data.curriculum import Curriculum
-from data.exam import Exam
-from data.harvest import Harvest
-from data.lessons import LessonConfig
-from data.source import Source
+from nanopersrm.train import course
+from nanopersrm.train.curriculum import Curriculum
+from nanopersrm.train.exam import Exam
+from nanopersrm.train.harvest import Harvest
+from nanopersrm.train.lessons import LessonConfig
+from nanopersrm.train.source import Source
 
 SFT = Path("runs/sft/adapter")  # what train_sft.py leaves without arguments
 

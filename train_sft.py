@@ -16,7 +16,7 @@ Two small adapters learn three things, beside a base that stays as it is:
                (nanopersrm/contrast.py): the judgement
 
 RUN/adapter is the result, in PEFT's format, RUN/best what judged better in an earlier trial.
-RUN/metrics.jsonl has every number (`python -m nanopersrm.report RUN` draws them), RUN/replies what
+RUN/metrics.jsonl has every number (`python -m nanopersrm.train.report RUN` draws them), RUN/replies what
 the model wrote on the way, RUN/checkpoints what --resume needs.
 
 How it works. Pairs become trees of tokens (data/lessons.py), trees are packed without padding
@@ -26,7 +26,7 @@ checkpoint sees what it would have seen. How a step is computed is a matter of -
 (nanopersrm/presets.py); without one, the machine decides. The learning rate is for SmolLM2-135M; a
 base of 7 billion weights wants about a tenth of it (--optim.lr 2e-4), and so does an --adapter.
 
-What we left out: several GPUs, and training the base itself. Where to read next: `train_rft.py`.
+What we left out: several GPUs, and training the base itself.
 """
 
 import math
@@ -37,22 +37,25 @@ from typing import Any, Literal
 
 import tyro
 
-from nanopersrm import InputError, checkpoint, ending, packing, starting, style
-from nanopersrm.bases import DEFAULT_BASE, resolve
+from nanopersrm import InputError
 from nanopersrm.command import exit_code
-from nanopersrm.device import device_of
-from nanopersrm.fusion import GUESS
-from nanopersrm.lora import Lora, LoraConfig
-from nanopersrm.model import Model, ModelConfig
-from nanopersrm.nearness import Nearness, nearness
-from nanopersrm.objective import ObjectiveConfig, sums
-from nanopersrm.optim import OptimConfig, learning_rate
+from nanopersrm.model.bases import DEFAULT_BASE, resolve
+from nanopersrm.model.device import device_of
+from nanopersrm.model.lora import Lora, LoraConfig
+from nanopersrm.model.tokenizer import Tokenizer
+from nanopersrm.model.transformer import Model, ModelConfig
 from nanopersrm.pairs import Pair, digest, read
-from nanopersrm.presets import Preset, for_card, settled
-from nanopersrm.runlog import Stop
-from nanopersrm.style import Style, StyleConfig
-from nanopersrm.tokenizer import Tokenizer
-from nanopersrm.training import (
+from nanopersrm.style import similarity as style
+from nanopersrm.style.fusion import GUESS
+from nanopersrm.style.nearness import Nearness, nearness
+from nanopersrm.style.similarity import Style, StyleConfig
+from nanopersrm.train import checkpoint, ending, packing
+from nanopersrm.train import setup as starting
+from nanopersrm.train.objective import ObjectiveConfig, sums
+from nanopersrm.train.optim import OptimConfig, learning_rate
+from nanopersrm.train.presets import Preset, for_card, settled
+from nanopersrm.train.runlog import Stop
+from nanopersrm.train.training import (
     Learner,
     Training,
     check_folder,
@@ -60,15 +63,15 @@ from nanopersrm.training import (
     memory_guard,
     named,
 )
-from nanopersrm.trial import Trial
+from nanopersrm.train.trial import Trial
 
 import torch  # isort: skip  (after nanopersrm, which settles threads and memory)
 
-from data import course
 from data.build import demo_pairs
-from data.course import Course
-from data.exam import Exam
-from data.lessons import LessonConfig, StyleBatch
+from nanopersrm.train import course
+from nanopersrm.train.course import Course
+from nanopersrm.train.exam import Exam
+from nanopersrm.train.lessons import LessonConfig, StyleBatch
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ allowed.
 `changed_words` counts edits, for the kinds that make small ones.
 
 What we left out. Subjects leak by common words too (ships, hymns, budgets); only other works and
-strangers of the same domain help against that. Where to read next: `build.py`.
+strangers of the same domain help against that.
 """
 
 import difflib
@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from data.drafts import Draft, author_2
 from data.names import rare_names, surname
 from data.shelf import Shelf
-from nanopersrm.reading import CLOSERS, EMOJI, ENDS, SMILEY, WORD
+from nanopersrm.style.text import CLOSERS, EMOJI, ENDS, SMILEY, WORD
 
 MOST_LONGER = 1.25  # words of the longer candidate / words of the shorter
 SHORTEST = 0.75  # of the least length asked for

@@ -24,8 +24,6 @@ an exemplar. If it can, the build ends with exit code 1, names what gave it away
 A kind is a module with `draft(shelf, rng, exemplars)`. One that needs a model has `load(base, seed,
 folder)` instead, which gives a function that makes many proposals at once and keeps what the model
 wrote in the folder; there are at most `--model-pairs` of it.
-
-Where to read next: `recipe.py` for the flags, `shelf.py`, then `accept.py`.
 """
 
 import random
@@ -49,11 +47,11 @@ from data.leakgate import Leak, gate
 from data.recipe import MODULES, WORD_LIMITS, Config, Recipe, recipe, shares, span
 from data.shards import Chunk
 from data.shelf import Lengths, Shelf, shelves
+from data.writings import Piece, read_writings
 from nanopersrm import InputError, __version__
 from nanopersrm.command import Ending, exit_code
-from nanopersrm.embedded import DEFAULT_BASE
+from nanopersrm.model.embedded import DEFAULT_BASE
 from nanopersrm.pairs import SPLITS, Pair, write
-from nanopersrm.writings import Piece, read_writings
 
 HELD_OUT = ("court_opinions", "british_novels")  # by default, where both are there
 CHUNK = 64  # proposals

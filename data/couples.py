@@ -5,7 +5,7 @@ first came. `sign` says for each pair which of the two is chosen. Position probe
 and not at texts, so there a row is a pair, and text i is the chosen one.
 
 Each row has two writers, the person behind either text. For a rewrite or a model's text that is the
-person whose writings it came from. Where to read next: `logistic.py` for folds, `leakgate.py`.
+person whose writings it came from.
 """
 
 import random

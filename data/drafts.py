@@ -13,7 +13,6 @@ when writer 2 is another person, `meta["author_2"]` names them, and the twin is 
 A coin decides which of the two stands first and ends in "a": were it always the person's, whoever
 keeps every second record would have a set in which people are always right. `meta` speaks of the
 draft: "_1" is writer 1 and "_2" writer 2, in both records.
-Where to read next: `cross_author.py`, the simplest kind; `accept.py` for what is rejected.
 """
 
 import random

@@ -14,7 +14,7 @@ over the rows it may learn from, which is what a word that marks the rejected te
 `Surprise` is the language model: how unlikely each character is after the three before it, in bits,
 given the texts that are counted.
 
-All of it is numpy on bytes. Where to read next: `machine_text.py`.
+All of it is numpy on bytes.
 """
 
 import re

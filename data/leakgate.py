@@ -28,8 +28,6 @@ the pairs with a good twin and all of the others; a single fault is a leak.
 What we left out. A leak that is no sum of features (chosen has an even number of words) is not
 seen; complete twins are the guard against those. Of more than 8,000 couples the probes see a
 sample. Exit code: 0 no leak, 1 a leak, 2 a file that cannot be used.
-
-Where to read next: `build.py`, which runs the gate on what it built.
 """
 
 import argparse

@@ -17,7 +17,7 @@ so the same fold. Connected components would not do: in a set of a few hundred p
 writers of a domain hang together.
 
 What we left out. A model that wrote for many people is no writer here and never held out: a
-detector that knows the model is what the gate must try. Where to read next: `probes.py`.
+detector that knows the model is what the gate must try.
 """
 
 import random

@@ -8,7 +8,7 @@ The small model is learned anew for each fold, from the human texts that the fol
 (`grams.Surprise`). It is learned twice, from every second row, and the rows to learn from are
 scored by the half that they are not in. Otherwise a text would look likely because it was counted,
 or because the text that it is a rewrite of was. Human is what a person wrote and nobody rewrote, by
-`chosen_from` and `rejected_from`. Where to read next: `leakgate.py`.
+`chosen_from` and `rejected_from`.
 """
 
 import re
@@ -22,7 +22,7 @@ import numpy as np
 from data.grams import Surprise
 from data.logistic import Floats, Ints
 from data.probes import Table
-from nanopersrm.reading import WORD, sentences
+from nanopersrm.style.text import WORD, sentences
 
 COMMON = (
     "the a an and but or of to in on at by for with from as that this which who it he she they we "

@@ -11,8 +11,7 @@ Bronte wrote. `accept.py` rejects such drafts.
 They are counted over all splits of a domain, for they decide nothing but what is thrown away.
 "I'm", days and months are no names; a word in capitals of more than 5 letters is a raised voice.
 
-What we left out. Capitals have to mean names: in German they do not. Where to read next:
-`accept.py`.
+What we left out. Capitals have to mean names: in German they do not.
 """
 
 import re
@@ -20,8 +19,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanopersrm.reading import WORD
-from nanopersrm.writings import Piece
+from data.writings import Piece
+from nanopersrm.style.text import WORD
 
 RARE_SHARE = 0.2  # of the writers of a domain
 LONGEST_ACRONYM = 5  # letters

@@ -26,7 +26,7 @@ import numpy as np
 
 from data.logistic import Floats, Ints
 from nanopersrm.pairs import Pair
-from nanopersrm.reading import WORD, sentences
+from nanopersrm.style.text import WORD, sentences
 
 FORMAT = {
     "line breaks": r"\n",

@@ -1,7 +1,4 @@
-"""Recipe: the flags of a build, checked, and how the kinds share a set.
-
-Where to read next: `build.py`.
-"""
+"""Recipe: the flags of a build, checked, and how the kinds share a set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nanopersrm import InputError
-from nanopersrm.embedded import DEFAULT_BASE
+from nanopersrm.model.embedded import DEFAULT_BASE
 from nanopersrm.pairs import KINDS, SPLITS
 
 MODULES = {kind: f"data.{kind}" for kind in KINDS}

@@ -8,7 +8,6 @@ is never made again. Every proposal has a random generator of its own, so the pa
 where a build was interrupted. When all is done, the shards are deleted.
 
 A folder belongs to one set of settings: other settings are an error, unless `--overwrite`.
-Where to read next: `build.py`.
 """
 
 import hashlib
@@ -20,9 +19,9 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from data.writings import Piece
 from nanopersrm import InputError
 from nanopersrm.pairs import SPLITS, Pair, dump, parse
-from nanopersrm.writings import Piece
 
 SETTINGS, SUMMARY = "settings.json", "summary.json"
 FILES = (*(f"{split}.jsonl" for split in SPLITS), SUMMARY, "summary.md", SETTINGS)

@@ -16,7 +16,6 @@ never come from the same source. Texts are cut at ends of sentences, from a rand
 to the length nearest to the wanted one; what lies between is kept to the letter.
 
 What we left out. `cut` counts words by blanks. Scripts without blanks come out as too short.
-Where to read next: `names.py`, `cross_author.py`.
 """
 
 import random
@@ -27,11 +26,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from data.names import Names, count_names, unsigned
+from data.writings import Piece
 from nanopersrm import InputError
 from nanopersrm.pairs import SPLITS
-from nanopersrm.profile import CANDIDATE_WORDS, EXEMPLAR_WORDS
-from nanopersrm.reading import BULLET, CLOSERS, ENDS, sentences
-from nanopersrm.writings import Piece
+from nanopersrm.style.profile import CANDIDATE_WORDS, EXEMPLAR_WORDS
+from nanopersrm.style.text import BULLET, CLOSERS, ENDS, sentences
 
 TEST_SHARE, VALIDATION_SHARE = 0.095, 0.055  # of the writers of a domain
 FEWEST_TO_DIVIDE = 8  # a domain with fewer writers is all for training

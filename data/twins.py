@@ -3,8 +3,6 @@
 `nanopersrm.pairs.read` refuses a broken twin and stops. Here all faults of a set are counted, since
 a leak gate has to name them; a set without any twin is a fault too. A fault is what would let a
 blind reader hope for more than half, or find out which of two records it holds.
-
-Where to read next: `leakgate.py`.
 """
 
 from collections import Counter

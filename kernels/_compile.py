@@ -12,8 +12,6 @@ returns a `Build` with what decides its speed and whether it runs at all:
 
 Arguments are taken as Triton meets them in a real launch: pointers and row strides are multiples of
 16, which allows 128-bit loads. cuobjdump comes with Triton.
-
-Where to read next: `aot.py`, which makes the table of all variants.
 """
 
 import os

@@ -15,8 +15,6 @@ repeats the measurement on the card at hand, and `python -m kernels.aot` shows w
 
 Nor is there a choice by card: every kernel asks for at most 101,376 bytes of shared memory, what
 sm_86, 89 and 120 have (datacenter cards have more), and the tests hold it to that.
-
-Where to read next: `rms_norm.py`, the pattern of a kernel file.
 """
 
 import os

@@ -9,8 +9,6 @@ a fixed number, usually alpha / R.
 
 Read as two thin products, as above, the adapter never touches W: it works beside weights in 4 bits,
 where adding B A would mean to round them again.
-
-Where to read next: `nf4_linear.py`.
 """
 
 from typing import NamedTuple

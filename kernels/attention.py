@@ -56,8 +56,6 @@ For one reply two parts cost 5.8, one whole 1.6: there is nothing to share, and
 Shapes: q (N, H, E), k and v (N, K, E) on N flat rows; a level of the tree holds keys and values (n,
 K, T, E) of n nodes. What we left out: the split with gradients on a GPU. There flash-attn gets the
 ancestors' keys copied in front of each segment's own; reading them once takes its private calls.
-
-Where to read next: `decode_attention.py`, then `nanopersrm/cache.py`, which keeps the tree.
 """
 
 from collections.abc import Sequence

@@ -32,8 +32,6 @@ prefill the rows fill the card, so a node is one split. The partial results cost
 · H · E bytes, mostly in the card's cache: 3.7 MB for 8 replies and 16 splits, beside 16.8 MB of
 keys and values at 8,192 positions. What we left out: paging, and the gradient, since training has
 `attention.segments`.
-
-Where to read next: `nanopersrm/cache.py`, which keeps the tree.
 """
 
 from __future__ import annotations

@@ -21,8 +21,6 @@ packed (fp16 has no fast product there). A base that comes in 4-bit blocks keeps
 few rows (`q4_linear.py`). Everywhere else this is PyTorch's own product. What we left out: oneDNN
 can add, multiply and apply silu while it stores; with up to 384 rows that gained nothing (the MLPs
 of 30 layers: 1 row 20.4 ms against 20.1, 384 rows 154 against 143), with 1,024 about 10 %.
-
-Where to read next: `nanopersrm/model.py`.
 """
 
 import torch

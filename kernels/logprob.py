@@ -53,8 +53,6 @@ What we chose: an id outside the vocabulary fails on a CPU; on a GPU looking wou
 log p is NaN there. What we left out: a product fused with its softmax (Wijmans et al., "Cut your
 losses in large-vocabulary language models", arXiv 2411.09009), which holds no logits at all but has
 to beat the vendor's product; and second derivatives.
-
-Where to read next: `logprob_rows.py`.
 """
 
 from collections.abc import Iterator

@@ -29,8 +29,6 @@ What we chose: m is one number a row, but s and t are kept per lane and summed a
 reduction over the block in each turn, not three. On a CPU the same formulas walk over a few rows at
 a time, which stay in the cache. What we left out: keeping exp(z - m) from the first pass for the
 second. It would have to be stored in 16 bits and be rounded twice; a second exp costs less.
-
-Where to read next: `logprob.py`.
 """
 
 from __future__ import annotations

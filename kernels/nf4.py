@@ -33,8 +33,6 @@ weight's type; it runs once, when a model is loaded, so it has no kernel: on a G
 calls run there. In one place bitsandbytes differs from itself: on CPU it looks up the codes of
 scales in a table of 65,536 points, and 1 in about 500 becomes the neighbour of the nearest. We do
 so too, on CPU; elsewhere the nearest is taken. What we left out: other block sizes, and FP4.
-
-Where to read next: `nf4_linear.py`, the product with such weights.
 """
 
 from __future__ import annotations

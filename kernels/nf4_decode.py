@@ -28,8 +28,6 @@ Numerics: the codes are CODEBOOK rounded to 16 bits, off by 3.3e-4 of their valu
 (its unit roundoff is 4.9e-4) and by 3.1e-3 in bf16 (3.9e-3). That is what rounding dequantized
 weights does, only that here the scale stays out of it. bf16 activations could be scaled row by row
 into fp16 without loss, for the better codes; we left that out: who wants precision uses fp16.
-
-Where to read next: `nf4_product.py`.
 """
 
 from functools import cache

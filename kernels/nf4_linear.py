@@ -34,8 +34,6 @@ Numerics: products sum in fp32 and round once to x's type; the adapter is conver
 its gradients come back in its own type. In registers W is code times fp32 scale, with the code
 rounded to 16 bits; dequantized, the product of both is rounded instead. The two differ by no more
 than that rounding, 2^-11 of a weight in fp16 and 2^-8 in bf16.
-
-Where to read next: `nf4_product.py`.
 """
 
 from __future__ import annotations

@@ -59,8 +59,6 @@ x Aᵀ comes rounded to x's type. What we left out: permuting the weights when t
 would save two of the 21 instructions, and scales expanded to fp32 beforehand, which would save 0.2
 to 0.4 instructions a weight and cost 9 % more bytes, 0.3 GB for Qwen2.5-7B. The scale's look-ups
 stay in the first-level cache, and are asked for before the partial sum that waits for them.
-
-Where to read next: `nf4_linear.py`.
 """
 
 from __future__ import annotations

@@ -17,8 +17,6 @@ to `MOST_ROWS` rows, and bf16 the rest.
 Is it as exact? Rounding d and z to bf16 moves the next-token distributions of SmolLM2 by a mean KL
 divergence of 1.1e-4 from fp32; computing in bf16 at all moves them by 1.1e-3 (a test keeps watch:
 tests/test_q4.py). `dequantize` gives the same numbers for the 16-bit form, which rounds them once.
-
-Where to read next: `linear.py`.
 """
 
 from typing import NamedTuple

@@ -23,8 +23,6 @@ What we chose: the arithmetic is fp32 whatever x is, and each result is rounded 
 (Hugging Face rounds to the model's type before it multiplies by the weight, so 16-bit models differ
 from it by one rounding.) The norm reads h as it was rounded, so that backward sees the same h. What
 we left out: the mean subtraction of LayerNorm, which these models do not have.
-
-Where to read next: `rope.py`.
 """
 
 from __future__ import annotations

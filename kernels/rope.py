@@ -43,8 +43,6 @@ continue a shared prefix need nothing special. Hugging Face's pairing (i with i 
 files of the Llama family do not use: the loader puts their rows back (see `nanopersrm/weights.py`).
 Angles are fp32 always, their cosine and sine are rounded to the model's type; a kernel computes in
 fp32 and rounds once. What we left out: turning a part of each head, and writing k into a cache.
-
-Where to read next: `attention.py`.
 """
 
 from __future__ import annotations

@@ -40,8 +40,6 @@ the reference's where two values of share / E are closer than their roundings, a
 What we left out: skipping tokens that cannot win. g spans 18.7, so a token further below the top is
 never drawn and need not be hashed. But 85 % of SmolLM2's vocabulary is nearer at temperature 1 and
 26 % at 0.7; on a CPU, picking those out took 2 to 8 times as long as hashing them all.
-
-Where to read next: `nanopersrm/sampler.py`.
 """
 
 from __future__ import annotations

@@ -26,8 +26,6 @@ row while one layer's backward runs (155 MB at 2,048 rows). Writing them over ga
 do, saves that, but cannot be shown to be safe from in here: the caller may have used gate
 elsewhere, or may call backward twice (`retain_graph`), and would read gradients for values. What we
 left out: other gates (GELU, ReLU), which these models do not have.
-
-Where to read next: `attention.py`.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ also say what share of it they waste: `moved` are the bytes that our form reads 
 own account, `least` those that any form must. Peak memory is what one call allocates at most beyond
 its inputs: by the allocator's count on a card, on a CPU by adding up the storages of all tensors
 that live (inside a PyTorch operation nothing is seen there).
-
-Where to read next: `bench_cases.py`.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """nanopersrm: a personalized reasoning reward model for one GPU, written to be read.
 
-Import the part you need (`from nanopersrm.judge import Judge`); this file stays light so that the
+Import the part you need (`from nanopersrm.judge.judge import Judge`); this file stays light so that the
 text side never pulls in torch. Where to read first: the walk through the code in README.md.
 """
 

@@ -17,8 +17,7 @@ mistake of ours and keeps its traceback.
 Texts come from strangers, and a terminal obeys some characters instead of showing them: ESC begins
 a command that moves the cursor or names the window. `printable` drops them.
 
-What we left out: Ctrl-C while Python still imports torch. Where to read next: the last lines of
-`judge.py`.
+What we left out: Ctrl-C while Python still imports torch.
 """
 
 import os
@@ -29,7 +28,7 @@ from contextlib import redirect_stdout
 from typing import Any, TextIO, cast
 
 from nanopersrm import InputError
-from nanopersrm.disk import reason
+from nanopersrm.files import reason
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 

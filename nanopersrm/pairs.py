@@ -19,8 +19,7 @@ An empty `twin` means that there is none; a twin that is named must be in the fi
 an error with file, line and field, never skipped.
 
 What we left out. The texts of a pair stand in its line and again in its twin's; a table of texts
-would halve the file and could not be read by eye. Where to read next: `writings.py` for where texts
-come from, `data/build.py` for how pairs are made.
+would halve the file and could not be read by eye.
 """
 
 import gzip

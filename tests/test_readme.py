@@ -29,9 +29,9 @@ from test_baselines import PAIRS
 from test_judge_adapter import make_adapter
 from test_spread import start, with_ray
 
-from nanopersrm.bases import Base
-from nanopersrm.judge import Judge
-from nanopersrm.judgement import JudgeConfig
+from nanopersrm.judge.judge import Judge
+from nanopersrm.judge.judgement import JudgeConfig
+from nanopersrm.model.bases import Base
 from nanopersrm.pairs import write
 
 ROOT = Path(__file__).parents[1]
@@ -148,8 +148,8 @@ def test_from_verl_and_openrlhf(names):
 def served(names) -> Iterator[str]:
     """Where a server with the tiny judge is, without reasoning."""
     uvicorn = pytest.importorskip("uvicorn")
-    from nanopersrm.routes import app_of
-    from nanopersrm.serve import bound
+    from nanopersrm.serve.routes import app_of
+    from nanopersrm.serve.serve import bound
 
     app, _ = app_of(Judge.load(), JudgeConfig(think=False))
     place, _ = bound("127.0.0.1", 0, None)
@@ -204,10 +204,10 @@ def test_from_openrlhf_over_http(served):
 
 def test_the_server(base, tmp_path):
     """The second command of the line, but for base and port, until it is told to end."""
-    install, serve = script("nanopersrm.serve").split(" && ")
+    install, serve = script("nanopersrm.serve.serve").split(" && ")
     assert install == "pip install -e '.[serve]'"
     words = shlex.split(serve)
-    assert words[:3] == ["python", "-m", "nanopersrm.serve"]
+    assert words[:3] == ["python", "-m", "nanopersrm.serve.serve"]
     make_adapter(tmp_path / "runs" / "mine" / "adapter", base)
     words = [sys.executable, *words[1:], "--base", str(base.path), "--port", "0"]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

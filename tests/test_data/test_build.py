@@ -10,8 +10,8 @@ import pytest
 
 from data import build, shards
 from data.build import DEMO, demo_pairs, main, run
-from data.cross_author import draft
 from data.drafts import Rejection
+from data.kinds.cross_author import draft
 from data.recipe import Config, Recipe, recipe, shares, span
 from nanopersrm import InputError
 from nanopersrm.pairs import KINDS, SPLITS, Pair, check_twins, read

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import data.continuing
-from data.continuing import BATCH, ROUNDS, SYSTEM, Ask, Prompt, compose, continuer
+import data.kinds.continuing
+from data.kinds.continuing import BATCH, ROUNDS, SYSTEM, Ask, Prompt, compose, continuer
 from nanopersrm import InputError
 
 TURNS = (("It was a day in May.", "The sun was out."),)

@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from data.cross_author import PERIOD, draft
 from data.drafts import Draft, Rejection, author_2, pair_and_twin
+from data.kinds.cross_author import PERIOD, draft
 from data.shelf import Lengths, Shelf, shelves
+from data.writings import Piece
 from nanopersrm.pairs import check_twins
-from nanopersrm.writings import Piece
 
 LENGTHS = Lengths((20, 30), (30, 40))
 

@@ -12,8 +12,8 @@ import pytest
 from data.build import DEMO
 from data.leakgate import ALL, HALF, WHOLE, Audit, Row, audit, main
 from nanopersrm import InputError
+from nanopersrm.judge.texts import read_file
 from nanopersrm.pairs import Pair, check_twins, write
-from nanopersrm.texts import read_file
 
 MARK = "zyx"
 KINDS = ("cross_author", "restyle")

@@ -5,12 +5,12 @@ import random
 import pytest
 
 from data.drafts import Draft, Rejection, pair_and_twin
-from data.minor_replacement import CHANGES, KIND, TOLD, check, choose, draft, habits
+from data.kinds.minor_replacement import CHANGES, KIND, TOLD, check, choose, draft, habits
+from data.kinds.synonyms import lexicon, places, swap
 from data.shelf import Lengths, Shelf, shelves
-from data.synonyms import lexicon, places, swap
+from data.writings import Piece
 from nanopersrm.pairs import check_twins
-from nanopersrm.reading import WORD
-from nanopersrm.writings import Piece
+from nanopersrm.style.text import WORD
 
 LENGTHS = Lengths((15, 25), (30, 45))
 LINES = (

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from data import style_mimicking, style_randomization
 from data.accept import Taken, fault, shared_share
-from data.continuing import Ask
 from data.drafts import Draft, Rejection, pair_and_twin
-from data.personas import OPENINGS, of_split
+from data.kinds import style_mimicking, style_randomization
+from data.kinds.continuing import Ask
+from data.kinds.personas import OPENINGS, of_split
+from data.kinds.style_randomization import aim
 from data.shelf import Lengths, Shelf, shelves
-from data.style_randomization import aim
+from data.writings import Piece
 from nanopersrm.pairs import check_twins
-from nanopersrm.writings import Piece
 
 LENGTHS = Lengths((30, 40), (36, 48))
 KINDS = {"style_randomization": style_randomization, "style_mimicking": style_mimicking}

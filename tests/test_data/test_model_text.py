@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.model_text import loops, model_fault, packed, paragraphs, tidy, without_loop
+from data.kinds.model_text import loops, model_fault, packed, paragraphs, tidy, without_loop
 
 GOOD = (
     "The men had gone by noon, and the yard was quiet. A dog slept near the gate. Nobody could say "

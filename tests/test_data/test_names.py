@@ -3,7 +3,7 @@
 import pytest
 
 from data.names import Names, count_names, rare_names, surname, unsigned
-from nanopersrm.writings import Piece
+from data.writings import Piece
 
 
 def pieces(*texts: str) -> list[Piece]:

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.openings import LEAST, MOST, draw_opening, first_words, sentence_ends
+from data.kinds.openings import LEAST, MOST, draw_opening, first_words, sentence_ends
 from data.shelf import Source
 
 TEXT = " ".join(f"Ship {i} lay in the bay until March. Then it went {i}." for i in range(30))

@@ -5,8 +5,8 @@ from itertools import combinations
 import pytest
 
 from data.accept import grams, text_fault
-from data.personas import OPENINGS, PERSONAS, Persona, of_split
-from nanopersrm.factors import FACTORS, measure
+from data.kinds.personas import OPENINGS, PERSONAS, Persona, of_split
+from nanopersrm.style.features import FACTORS, measure
 
 MEASURED = {persona.name: measure(persona.paragraphs) for persona in PERSONAS}
 

@@ -18,7 +18,10 @@ print(*asked)
 """
 
 
-@pytest.mark.parametrize("module", ["data.exam", "data.course", "data.harvest", "train_sft"])
+@pytest.mark.parametrize(
+    "module",
+    ["nanopersrm.train.exam", "nanopersrm.train.course", "nanopersrm.train.harvest", "train_sft"],
+)
 def test_process_comes_before_torch(module):
     words = [sys.executable, "-c", ORDER, module]
     done = subprocess.run(words, capture_output=True, text=True, check=True)

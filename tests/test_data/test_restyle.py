@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from data.drafts import Draft, Rejection, pair_and_twin
-from data.restyle import HOLDS, KIND, MOST, MOVED, draft, fault, moved, pick
-from data.rewrites import BY_NAME, REWRITES
+from data.kinds.restyle import HOLDS, KIND, MOST, MOVED, draft, fault, moved, pick
+from data.kinds.rewrites import BY_NAME, REWRITES
 from data.shelf import Shelf, shelves
-from nanopersrm.factors import measure
+from data.writings import Piece, read_writings
 from nanopersrm.pairs import check_twins
-from nanopersrm.profile import reference
-from nanopersrm.writings import Piece, read_writings
+from nanopersrm.style.features import measure
+from nanopersrm.style.profile import reference
 
 DEMO = Path(__file__).parents[2] / "data" / "demo"
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.rewrites import BY_NAME, REWRITES, TOLERANCE, Rewrite, apply_all
-from data.spelling import AMERICAN_TO_BRITISH, BRITISH_TO_AMERICAN
-from nanopersrm.factors import FACTORS, measure
-from nanopersrm.profile import reference
-from nanopersrm.reading import WORD
+from data.kinds.rewrites import BY_NAME, REWRITES, TOLERANCE, Rewrite, apply_all
+from data.kinds.spelling import AMERICAN_TO_BRITISH, BRITISH_TO_AMERICAN
+from nanopersrm.style.features import FACTORS, measure
+from nanopersrm.style.profile import reference
+from nanopersrm.style.text import WORD
 
 DEMO = [
     path.read_text(encoding="utf-8").strip()

@@ -21,10 +21,10 @@ from data.shelf import (
     quotas,
     shelves,
 )
+from data.writings import Piece
 from nanopersrm import InputError
 from nanopersrm.pairs import SPLITS
-from nanopersrm.reading import sentences
-from nanopersrm.writings import Piece
+from nanopersrm.style.text import sentences
 
 
 def piece(author: str, title: str = "t", text: str = "A text.", domain: str = "d") -> Piece:

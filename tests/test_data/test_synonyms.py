@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.synonyms import inflect, lexicon, opens_sentence, places, swap
+from data.kinds.synonyms import inflect, lexicon, opens_sentence, places, swap
 
 # What each text offers: word as written -> what it can become
 OFFERS = [

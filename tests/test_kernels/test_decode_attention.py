@@ -14,7 +14,7 @@ from kernels import decode_attention as module
 from kernels._dispatch import triton
 from kernels.attention import segments
 from kernels.decode_attention import decode_attention, kernel_serves, look, split_of, tile_of
-from nanopersrm.cache import KVCache
+from nanopersrm.model.cache import KVCache
 
 KERNEL = pytest.mark.skipif(not INTERPRETED, reason="of the kernels")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.linear import can_pack, linear, pack
 from kernels.q4_linear import BLOCK, MOST_ROWS, Q4, can_quantize, dequantize, q4_linear, quantize
-from nanopersrm.weights import _q4_1
+from nanopersrm.model.weights import _q4_1
 
 BF16 = torch.bfloat16
 HAS_PACK = can_pack(torch.empty(0, dtype=BF16))

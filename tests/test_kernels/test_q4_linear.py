@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanopersrm.cache import Layout
-from nanopersrm.model import Linear, Model
-from nanopersrm.tokenizer import Tokenizer
-from nanopersrm.weights import load
+from nanopersrm.model.cache import Layout
+from nanopersrm.model.tokenizer import Tokenizer
+from nanopersrm.model.transformer import Linear, Model
+from nanopersrm.model.weights import load
 
 CPU = torch.device("cpu")
 TEXT = Path(__file__).parents[2] / "data" / "demo" / "edmund" / "1.txt"

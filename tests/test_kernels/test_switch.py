@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kernels import decode_attention, logprob_rows, rms_norm, rope, sample, swiglu
 from kernels.logprob import logprob
-from nanopersrm.cache import Layout
-from nanopersrm.model import Model, ModelConfig
-from nanopersrm.sampler import Decoder, SamplingConfig
+from nanopersrm.model.cache import Layout
+from nanopersrm.model.sampler import Decoder, SamplingConfig
+from nanopersrm.model.transformer import Model, ModelConfig
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the references run anyway")
 # the file whose `on_triton` decides

@@ -1,0 +1,322 @@
+"""Synonyms: which words of a text can be swapped for a near-synonym without anybody noticing.
+
+`data/kinds/synonyms.json` holds groups of near-synonyms, written for this project: adjectives, adverbs,
+and verbs with their irregular forms. A group may say what must or must not stand before and after
+it ("before": "to" makes want/wish/desire a group only where "to" follows). `places` finds the words
+of a text that can be swapped, and what for:
+
+    place, = places("They began the work.")
+    place.lemma, place.options        # "begin", {"start": "started", "commence": "commenced"}
+
+How it works. No tagger: the words next to a word decide. A base form counts as a verb only after
+"to", a modal or a pronoun; "-ing" only after a form of be, a preposition or before an object; past
+and participle are told apart by the auxiliary, and where they cannot be, only options whose two
+forms are the same are left. Adjectives that stand like nouns ("the quiet of") are left alone, and
+so are names, words with a hyphen or an apostrophe, words in capitals, and any option that would
+need "a" for "an". All this loses places; that is the cheaper mistake.
+
+What we left out. Comparatives, senses that only a reader can tell apart.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+from nanopersrm.style.text import WORD
+
+VOWELS = "aeiou"
+BASE, THIRD, PAST, PARTICIPLE, ING = range(5)
+FORM_COUNT = 5
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+MODALS = _set(
+    "to will would can could shall should may might must do does did don't doesn't didn't won't "
+    "wouldn't can't couldn't cannot shouldn't mustn't let's i'll you'll he'll she'll we'll they'll "
+    "it'll needn't"
+)
+HAVE = _set("have has had having haven't hasn't hadn't i've you've we've they've")
+BE = _set("am is are was were be been being isn't aren't wasn't weren't i'm you're we're they're")
+PLURALS = _set("i you we they")
+SINGULARS = _set("he she it")
+RELATIVES = _set("who which that")
+BETWEEN = _set("not never ever always also still only just even soon once often then now all")
+BEFORE_ING = _set("by for without while when after before from not of kept keep stood sat")
+POSSESSIVES = _set("my your his her its our their")
+DETERMINERS = POSSESSIVES | _set("the a an this that these those no every each some any such")
+OBJECTS = DETERMINERS | _set("him them me us it you himself herself themselves myself")
+AFTER_NOUNS = _set(
+    "of and or is was are were be had has have in on at to for with by from that which who whom as "
+    "but will would could may might should than into upon when where if so did does do"
+)
+COMPARING = _set("more most less least")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Near-synonyms of one kind, and where they can stand for each other."""
+
+    number: int
+    kind: str  # adjectives, adverbs or verbs
+    words: tuple[str, ...]
+    before: frozenset[str]  # one of these must follow; empty: anything may
+    after: frozenset[str]
+    not_before: frozenset[str]
+    not_after: frozenset[str]
+    then: frozenset[str]  # the second word that must follow
+    stop: bool  # a comma, stop, semicolon or colon must follow
+
+
+@dataclass(frozen=True)
+class Place:
+    """A word of a text that can be swapped: text[start:end], and lemma -> what it would read."""
+
+    start: int
+    end: int
+    group: int
+    lemma: str
+    options: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """All groups, the forms of every verb, and which word forms belong to which group."""
+
+    groups: tuple[Group, ...]
+    forms: dict[str, tuple[str, ...]]  # verb -> base, third person, past, participle, -ing
+    found: dict[str, tuple[tuple[int, str], ...]]  # word as written -> (group, lemma)
+    nouns: frozenset[str]  # verbs that are as often nouns
+
+
+def inflect(verb: str, doubling: Iterable[str] = ()) -> tuple[str, ...]:
+    """The five forms of a regular verb.
+
+    >>> inflect("stop")
+    ('stop', 'stops', 'stopped', 'stopped', 'stopping')
+    """
+    if verb.endswith(("s", "x", "z", "ch", "sh", "o")):
+        third = verb + "es"
+    elif verb.endswith("y") and verb[-2] not in VOWELS:
+        third = verb[:-1] + "ies"
+    else:
+        third = verb + "s"
+    if verb.endswith("e"):
+        past = verb + "d"
+        ing = verb if verb.endswith(("ee", "oe", "ye")) else verb[:-1]
+        ing = verb[:-2] + "y" if verb.endswith("ie") else ing
+    elif verb.endswith("y") and verb[-2] not in VOWELS:
+        past, ing = verb[:-1] + "ied", verb
+    else:
+        ing = verb + verb[-1] if verb in doubling or _short(verb) else verb
+        past = ing + "ed"
+    return verb, third, past, past, ing + "ing"
+
+
+def _short(verb: str) -> bool:
+    """One vowel between consonants, as in stop, grab, quit: the last letter doubles."""
+    bare = verb.replace("qu", "q")
+    return (
+        len(bare) > 2
+        and bare[-1] not in VOWELS + "wxy"
+        and bare[-2] in VOWELS
+        and not any(c in VOWELS + "y" for c in bare[:-2])
+    )
+
+
+@lru_cache(maxsize=1)
+def lexicon() -> Lexicon:
+    """The table shipped beside this file, with all forms worked out."""
+    raw = json.loads(files("data.kinds").joinpath("synonyms.json").read_text("utf-8"))
+    groups: list[Group] = []
+    for kind in ("adjectives", "adverbs", "verbs"):
+        for row in raw[kind]:
+            groups.append(_group(len(groups), kind, row))
+    irregular = {line.split()[0]: tuple(line.split()) for line in raw["irregular"]}
+    doubling = _set(raw["doubling"])
+    forms: dict[str, tuple[str, ...]] = {}
+    found: dict[str, list[tuple[int, str]]] = {}
+    for group in groups:
+        for word in group.words:
+            written: tuple[str, ...] = (word,)
+            if group.kind == "verbs":
+                written = forms[word] = irregular.get(word) or inflect(word, doubling)
+            for form in dict.fromkeys(written):
+                found.setdefault(form, []).append((group.number, word))
+    return Lexicon(
+        tuple(groups), forms, {form: tuple(of) for form, of in found.items()}, _set(raw["nouns"])
+    )
+
+
+def _group(number: int, kind: str, row: dict[str, Any]) -> Group:
+    sets = {
+        key: _set(row.get(key, "").lower())
+        for key in ("before", "after", "not_before", "not_after")
+    }
+    words = tuple(row["words"].split())
+    then, stop = _set(row.get("then", "")), bool(row.get("stop", False))
+    return Group(number, kind, words, **sets, then=then, stop=stop)
+
+
+@dataclass(frozen=True)
+class _Around:
+    """The words beside a word, in lower case; "" where a mark or an end comes first."""
+
+    before: tuple[str, str, str]  # nearest first
+    next: str
+    second: str
+    stop: bool
+    opens: bool  # the word opens a sentence
+
+
+def opens_sentence(text: str, at: int) -> bool:
+    """Whether a sentence opens at `at`: the text begins there, or an end mark or a line precedes.
+
+    >>> opens_sentence('He left. "Why?"', 10)
+    True
+    """
+    before = text[:at].rstrip(" \"'([*_")
+    return not before or before[-1] in ".!?…\n" or (before[-1] in "\"')" and '."' in before[-3:])
+
+
+def _neighbours(text: str, spans: list[tuple[int, int]], i: int) -> _Around:
+    before = []
+    for j in (i - 1, i - 2, i - 3):
+        if j < 0 or text[spans[j][1] : spans[j + 1][0]].strip():
+            break
+        before.append(text[slice(*spans[j])].lower())
+    after = []
+    for j in (i + 1, i + 2):
+        if j == len(spans) or text[spans[j - 1][1] : spans[j][0]].strip():
+            break
+        after.append(text[slice(*spans[j])])
+    first, second, third = (*before, "", "", "")[:3]
+    following = (*after, "", "")[:2]
+    end = spans[i][1]
+    opens = opens_sentence(text[max(0, spans[i][0] - 8) : spans[i][0]], 8) if not before else False
+    opens = opens or spans[i][0] == 0
+    return _Around(
+        (first, second, third),
+        following[0],
+        following[1].lower(),
+        text[end : end + 1] in ".,;:" and end < len(text),
+        opens,
+    )
+
+
+def _verb_kinds(around: _Around, noun: bool) -> set[int]:
+    """Which forms of a verb can stand here."""
+    before = [w for w in around.before if w not in BETWEEN and not w.endswith("ly")] or [""]
+    last = before[0]
+    if last in PLURALS | SINGULARS and len(before) > 1 and before[1] in MODALS | HAVE | BE:
+        last = before[1]  # "had they begun"
+    if last in MODALS:
+        return {BASE}
+    if last in HAVE:
+        return {PARTICIPLE}
+    if last in BE:
+        return {PARTICIPLE, ING}
+    if last in PLURALS:
+        return {BASE, PAST}
+    if last in SINGULARS:
+        return {THIRD, PAST}
+    if last in RELATIVES:
+        return {PAST} if noun else {THIRD, PAST}
+    kinds = {PAST, PARTICIPLE}
+    if not noun and last not in DETERMINERS:
+        kinds.add(THIRD)
+    object_follows = around.next.lower() in OBJECTS
+    if last not in DETERMINERS and (last in BEFORE_ING or object_follows):
+        kinds.add(ING)
+    return kinds
+
+
+def _fits(group: Group, around: _Around) -> bool:
+    last, following = around.before[0], around.next.lower()
+    if group.before and following not in group.before:
+        return False
+    if group.after and last not in group.after:
+        return False
+    if following in group.not_before or last in group.not_after:
+        return False
+    if group.then and around.second not in group.then:
+        return False
+    if group.stop and not around.stop:
+        return False
+    if group.kind == "adjectives":
+        like_noun = not following or following in AFTER_NOUNS
+        return last not in COMPARING and not (last in DETERMINERS and like_noun)
+    return True
+
+
+def _vowel_sound(word: str) -> bool:
+    silent = word.startswith(("hour", "honest", "honou", "heir"))
+    return silent or (word[0] in VOWELS and not word.startswith(("us", "uti", "uni", "eu", "one")))
+
+
+def _options(
+    group: Group, lemma: str, word: str, around: _Around, lexicon: Lexicon
+) -> dict[str, str]:
+    others = [other for other in group.words if other != lemma]
+    if group.kind != "verbs":
+        options = {other: other for other in others}
+    else:
+        kinds = _verb_kinds(around, lemma in lexicon.nouns)
+        kinds = {kind for kind in kinds if lexicon.forms[lemma][kind] == word}
+        options = {}
+        for other in others:
+            forms = {lexicon.forms[other][kind] for kind in kinds}
+            if len(forms) == 1:
+                options[other] = forms.pop()
+    if (article := around.before[0]) in ("a", "an"):
+        sound = article == "an"
+        options = {k: v for k, v in options.items() if _vowel_sound(v) == sound}
+    return options
+
+
+@lru_cache(maxsize=4096)
+def places(text: str) -> tuple[Place, ...]:
+    """The words of a text that can be swapped, in order."""
+    known = lexicon()
+    spans = [match.span() for match in WORD.finditer(text)]
+    result = []
+    for i, (start, end) in enumerate(spans):
+        written = text[start:end]
+        word = written.lower()
+        beside = (text[start - 1 : start] if start else "", text[end : end + 1])
+        if word not in known.found or "-" in beside or "'" in beside:
+            continue
+        around = _neighbours(text, spans, i)
+        case: Callable[[str], str] = str
+        if not written.islower():
+            goes_on = around.next.islower() or around.stop
+            if not (around.opens and written[1:].islower() and goes_on):
+                continue  # a name, or a word in capitals
+            case = str.capitalize
+        for number, lemma in known.found[word]:
+            group = known.groups[number]
+            options = _options(group, lemma, word, around, known) if _fits(group, around) else {}
+            if options:
+                cased = {other: case(form) for other, form in options.items()}
+                result.append(Place(start, end, number, lemma, cased))
+                break
+    return tuple(result)
+
+
+def swap(text: str, favourites: dict[int, str], only: frozenset[str] | None = None) -> str:
+    """Every place of a group in `favourites` gets the favourite word; `only` limits the lemmas.
+
+    The places are those of the text as it was: a swap never makes room for another.
+    """
+    parts, end = [], 0
+    for place in places(text):
+        wanted = favourites.get(place.group)
+        if wanted in place.options and (only is None or place.lemma in only):
+            parts += [text[end : place.start], place.options[wanted]]
+            end = place.end
+    return "".join([*parts, text[end:]])

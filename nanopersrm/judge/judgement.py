@@ -1,0 +1,273 @@
+"""From digit probabilities to a judgement: scores, preferences, ranking, verdict.
+
+Each answer of the model gives p(1) … p(9) for one candidate (pointwise) or p(a, b) for two
+(pairwise, in both orders).
+
+    pointwise   score = expected digit, over all samples
+                P(i beats j) = from the two digit distributions
+    pairwise    score = mean over the pairs that it is in
+                P(i beats j) = mean of both orders; more than two candidates: by their
+                Bradley-Terry strengths over the pairs compared
+
+P(j beats i) is always 1 - P(i beats j), so the mirrored call gives the mirrored table. A tie is a
+tie only when both are preferred exactly alike, as identical candidates are. A small model's digits
+stand closer together than its record deserves: their log-odds are multiplied by what `calibrate.py`
+has measured. Where a probability is not finite, the verdict is "invalid" and the score None:
+nothing stands in for it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from typing import Any, Literal, Protocol
+
+from nanopersrm import InputError
+from nanopersrm.judge import faithful
+from nanopersrm.judge.ranking import bradley_terry, preference
+from nanopersrm.judge.verdict import (
+    CLOSE,
+    LABELS,
+    OPEN,
+    beats,
+    beats_jointly,
+    mean,
+    parse,
+    soft_score,
+)
+
+Scores = list[float | None]
+Table = list[list[float]]
+Asked = Sequence[tuple[int, ...]]  # the candidates of each prompt, in its order
+
+
+class HasDigits(Protocol):
+    """What is read of an answer."""
+
+    @property
+    def digits(self) -> list[float]: ...  # (9,)
+
+    @property
+    def joint(self) -> list[list[float]] | None: ...  # (9, 9)
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """How to judge. Everything has a default that works."""
+
+    mode: Literal["pointwise", "pairwise"] = "pointwise"  # one candidate a prompt, or two
+    evidence: bool = True  # give the model what factors.py measured
+    think: bool = True  # reason before scoring
+    think_tokens: int = 160  # budget of the reasoning, in tokens
+    copy_quotes: bool = True  # what it puts in double quotes is copied from the texts
+    samples: int = 1  # replies for each prompt; their scores are averaged
+    temperature: float | None = None  # of the reasoning; default: 0 for one sample, 1 for several
+    seed: int = 0  # same seed, same judgement
+
+    def __post_init__(self) -> None:
+        for name in ("evidence", "think", "copy_quotes"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(f"{name}: expected True or False, got {value!r}")
+        for name, least in (("think_tokens", 1), ("samples", 1), ("seed", None)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or (least is not None and value < least):
+                wanted = "a whole number" + (f" of at least {least}" if least else "")
+                raise InputError(f"{name}: expected {wanted}, got {value!r}")
+        hot = self.temperature
+        number = isinstance(hot, int | float) and not isinstance(hot, bool) and 0 <= hot <= 100
+        if hot is not None and not number:
+            raise InputError(f"temperature: expected 0 to 100, got {hot!r}")
+        if self.mode not in ("pointwise", "pairwise"):
+            raise InputError(f"mode: expected pointwise or pairwise, got {self.mode!r}")
+
+
+@dataclass(frozen=True)
+class JudgedReply:
+    """A reply of the model, and which candidates it saw as A (and B)."""
+
+    candidates: tuple[int, ...]  # indices into the call's candidates
+    text: str
+    reasoning: str
+    problem: str | None  # None: well formed
+    cut: bool  # the budget ended the reasoning
+    claims: int = 0  # of the reasoning, that can be measured in the texts
+    claims_true: int = 0
+    untrue: tuple[str, ...] = ()  # the others, and quotes that are in no text
+
+    @property
+    def checked(self) -> str:
+        """How much of the reasoning holds in the texts, and what does not."""
+        said = f"{self.claims_true} of {self.claims} claims hold"
+        return f"{said}; untrue: {'; '.join(dict.fromkeys(self.untrue))}" if self.untrue else said
+
+
+@dataclass
+class Judgement:
+    """What `Judge.judge` found. Lists follow the order of the candidates in the call."""
+
+    scores: Scores  # expected digit, 1 to 9; None where nothing valid was said
+    preference: Table  # preference[i][j] = P(i fits better than j), ½ on the diagonal
+    ranking: list[int]  # indices, best first
+    verdict: int | Literal["tie", "invalid"]  # index of the best
+    reasoning: list[str]  # a text for each candidate (pointwise) or ordered pair (pairwise)
+    well_formed: bool  # every reply parses
+    tokens: int  # drawn
+    prompt_tokens: int  # of all prompts, the shared beginning counted once
+    seconds: float
+    replies: list[JudgedReply]
+    notes: list[str] = field(default_factory=list)  # what the caller should be told
+    # How likely each candidate is by the writer as all instruments together have it, whatever the
+    # model makes of them: 1 to 99 percent (`fusion.py`); None: its prompts show no such chance.
+    measured: list[float] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: plain lists, numbers and strings; a preference that is not finite is None."""
+        plain = asdict(self)
+        plain["preference"] = [
+            [p if math.isfinite(p) else None for p in row] for row in self.preference
+        ]
+        return plain
+
+
+# As `Judge.judge` calls it: (candidates, reasoning so far, ended).
+OnText = Callable[[tuple[int, ...], str, bool], None]
+
+
+def read_reply(
+    which: tuple[int, ...],
+    text: str,
+    cut: bool,
+    exemplars: Sequence[str],
+    candidates: Sequence[str],
+) -> JudgedReply:
+    """A reply about these candidates, in the prompt's order, its claims checked on the texts."""
+    labels = LABELS[: len(candidates)]
+    said = parse(text, labels)
+    if not said.reasoning:
+        return JudgedReply(which, text, said.reasoning, said.problem, cut)
+    # With the tags, or those that the model has written in between would count as the real ones.
+    reasoning = f"{OPEN}{said.reasoning}{CLOSE}"
+    found = faithful.check(reasoning, exemplars, dict(zip(labels, candidates, strict=True)))
+    untrue = [f"{claim.subject}, {claim.text}" for claim in found.found_claims if not claim.holds]
+    untrue += [f'"{quote.text}"' for quote in found.found_quotes if not quote.verbatim]
+    counts = found.claims, found.claims_true
+    return JudgedReply(which, text, said.reasoning, said.problem, cut, *counts, tuple(untrue))
+
+
+class Judges(Protocol):
+    """What is asked of a judge; `judge.Judge` is one."""
+
+    def judge(
+        self,
+        exemplars: Sequence[str],
+        candidates: Sequence[str],
+        question: str | None = None,
+        principles: Sequence[str] = (),
+        config: JudgeConfig | None = None,
+        on_text: OnText | None = None,
+        alive: Callable[[], None] | None = None,
+    ) -> Judgement: ...
+
+
+def check(
+    exemplars: Sequence[str],
+    candidates: Sequence[str],
+    config: JudgeConfig,
+    question: str | None = None,
+    principles: Sequence[str] = (),
+) -> None:
+    """What cannot be judged is said before anything is loaded or computed."""
+    given = {"exemplars": exemplars, "candidates": candidates, "principles": principles}
+    for name, texts in given.items():
+        if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
+            raise InputError(f"{name}: expected a list of texts, got {type(texts).__name__}")
+    if question is not None and not isinstance(question, str):
+        raise InputError(f"question: expected a text, got {type(question).__name__}")
+    if not exemplars:
+        raise InputError("expected at least one exemplar, got none")
+    least = 2 if config.mode == "pairwise" else 1
+    if not least <= len(candidates) <= len(LABELS):
+        raise InputError(
+            f"expected {least} to {len(LABELS)} candidates ({config.mode}), got {len(candidates)}"
+        )
+    for name, texts in given.items():
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{name[:-1]} {i + 1}: expected a text, got {text!r}")
+
+
+def pointwise(n: int, asked: Asked, answers: Sequence[Sequence[HasDigits]]) -> tuple[Scores, Table]:
+    """answers[i] are the samples about candidate i -> n scores and the table of preferences."""
+    digits = [mean([drawn.digits for drawn in group]) for group in answers]
+    table = _half(n)
+    for i in range(n):
+        for j in range(i + 1, n):
+            _put(table, i, j, beats(digits[i], digits[j]))
+    return [_finite(soft_score(p)) for p in digits], table
+
+
+def pairwise(n: int, asked: Asked, answers: Sequence[Sequence[HasDigits]]) -> tuple[Scores, Table]:
+    """answers[k] are the samples about the ordered pair asked[k]; pairs stand in both orders."""
+    wins: dict[tuple[int, int], list[float]] = {}
+    digits: list[list[float]] = [[] for _ in range(n)]
+    for (a, b), group in zip(asked, answers, strict=True):
+        for drawn in group:
+            assert drawn.joint is not None, "a pair without joint digits"
+            p = beats_jointly(drawn.joint)
+            wins.setdefault((min(a, b), max(a, b)), []).append(p if a < b else 1 - p)
+            digits[a].append(soft_score([math.fsum(row) for row in drawn.joint]))
+            digits[b].append(soft_score(mean(drawn.joint, 1)))
+    pairs = {pair: math.fsum(ps) / len(ps) for pair, ps in wins.items()}
+    table = _half(n)
+    strengths = bradley_terry(n, pairs) if n > 2 else []
+    for i in range(n):
+        for j in range(i + 1, n):
+            _put(table, i, j, preference(strengths[i], strengths[j]) if n > 2 else pairs[i, j])
+    return [_finite(math.fsum(own) / len(own)) for own in digits], table
+
+
+def sharpened(table: Table, sharpness: float) -> Table:
+    """Every preference with its log-odds times `sharpness` (> 0); 0, ½ and 1 stay.
+
+    Odds of 3 : 1 with sharpness 2 are 9 : 1, so 0.75 becomes 0.9.
+    """
+    found = _half(len(table))
+    for i in range(len(table)):
+        for j in range(i + 1, len(table)):
+            p, q = table[i][j], table[j][i]
+            odds = (min(p, q) / max(p, q)) ** sharpness  # of the less likely
+            _put(found, i, j, odds / (1 + odds) if p < q else 1 / (1 + odds))
+    return found
+
+
+def ranked(table: Table, scores: Scores | None = None) -> list[int]:
+    """Indices, best first: by score if given, then by preference; exact ties keep their order.
+
+    The better score need not be the likelier to be higher: 4 for sure is above 0.4 · 1 + 0.6 · 5 =
+    3.4, and is beaten by it in 60 % of cases. Then the best of two has a preference below ½.
+    """
+    wins = [math.fsum(row) for row in table]
+    worth = [0.0 if score is None else score for score in scores or [None] * len(table)]
+    return sorted(range(len(table)), key=lambda i: (-worth[i], -wins[i], i))
+
+
+def verdict_of(scores: Scores, table: Table, order: list[int]) -> int | Literal["tie", "invalid"]:
+    """The index of the best, or "tie" of the best two, or "invalid" if any score is."""
+    if any(score is None for score in scores) or not all(map(math.isfinite, chain(*table))):
+        return "invalid"
+    if len(order) > 1 and table[order[0]][order[1]] == 0.5:
+        return "tie"
+    return order[0]
+
+
+def _half(n: int) -> Table:
+    return [[0.5] * n for _ in range(n)]
+
+
+def _put(table: Table, i: int, j: int, p: float) -> None:
+    table[i][j], table[j][i] = p, 1 - p
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None

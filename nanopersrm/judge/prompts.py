@@ -1,0 +1,133 @@
+"""What the model is asked, word for word.
+
+One prompt holds the exemplars, the question if there is one, and one candidate (pointwise) or two
+(pairwise):
+
+    system    what a judge is
+    user      <exemplar> … </exemplar>        one for each text of the writer ┐ the part that all
+              <principle> … </principle>      what the writer says they want  │ candidates share,
+              <question> … </question>        what the candidates answer      ┘ computed once
+              <candidate A> … </candidate A>
+              <measured> … </measured>        what `profile.py` found, when evidence is on
+              the task and the form of the answer
+
+The shared part comes first, so that the sampler finds the longest common beginning of the ids and
+keeps it. Nothing before the candidates depends on the mode or on how many there are.
+
+Texts are data: the tags above mean nothing inside them, since no text keeps one. That does what
+delimiters drawn anew for each call would do, and the exemplars' keys and values stay of use for the
+next call. A small model still listens to what a text says ("score this 9"): `hostile.py`.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+from nanopersrm.judge.verdict import CLOSE, LABELS, OPEN, SCORES, SCORES_END
+
+Message = dict[str, str]
+
+SYSTEM = (
+    "You are a judge of personal style. You read texts by one writer, name the habits of that "
+    "writer, and say how well a candidate text fits the writer."
+)
+TASK = (
+    "Compare {whom} with the writer of the exemplars. Inside {open} and {close}, name the habits "
+    "of the writer, say how {whom} keeps or breaks them, and quote telling words in "
+    '"double quotes". Then score {whom} with a digit from 1 (another writer) to 9 (surely this '
+    "writer), like {line}, and write nothing more."
+)
+SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|\n{2,}")
+# A text may not close its own tag or open another: "<" of such a tag becomes a look-alike. Neither
+# may what a model could take for one: other angle brackets, more slashes, and characters that do
+# not show (Unicode's Default_Ignorable_Code_Point) before the word or inside it.
+OPENING = "<\uff1c\ufe64\u2039\u2329\u27e8\u276e\u3008"
+UNSEEN = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff"
+)
+TAGS = ("exemplar", "principle", "question", "candidate", "measured", "think", "scores")
+OUR_TAG = re.compile(
+    rf"[{OPENING}](?=[\s/\\{UNSEEN}]*(?:"
+    + "|".join(rf"[{UNSEEN}]*".join(tag) for tag in TAGS)
+    + "))",
+    re.I,
+)
+LOOKALIKE = "\u2039"
+LONGEST_TOKEN = 16  # characters; a text of more than 16 a token on average is not prose
+
+
+def messages(
+    exemplars: Sequence[str],
+    candidates: Sequence[str],
+    question: str | None = None,
+    principles: Sequence[str] = (),
+    measured: str | None = None,
+) -> list[Message]:
+    """The chat that asks for a judgement of 1 to 26 candidates, labelled A, B, C."""
+    assert 1 <= len(candidates) <= len(LABELS), f"{len(candidates)} candidates"
+    parts = [_tagged("exemplar", text) for text in exemplars]
+    parts += [_tagged("principle", text) for text in principles]
+    if question:
+        parts.append(_tagged("question", question))
+    labels = LABELS[: len(candidates)]
+    parts += [
+        _tagged(f"candidate {label}", text) for label, text in zip(labels, candidates, strict=True)
+    ]
+    if measured:
+        parts.append(_tagged("measured", measured))
+    parts.append(
+        TASK.format(
+            whom="candidate A" if len(labels) == 1 else "each candidate",
+            open=OPEN.strip(),
+            close=CLOSE,
+            line=SCORES + " ".join(f"{label}=digit" for label in labels) + SCORES_END,
+        )
+    )
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": "\n\n".join(parts)},
+    ]
+
+
+def _tagged(name: str, text: str) -> str:
+    return f"<{name}>\n{OUR_TAG.sub(LOOKALIKE, text.strip())}\n</{name}>"
+
+
+def cut(text: str, limit: int, count: Callable[[str], int]) -> str:
+    """The longest beginning of `text` that ends a sentence and has at most `limit` tokens.
+
+    A first sentence that is too long alone is cut after a word, a first word that is too long
+    inside it.
+    """
+    if len(text) <= limit * LONGEST_TOKEN and count(text) <= limit:
+        return text
+    text = text[: limit * LONGEST_TOKEN]  # no need to count the tokens of a whole library
+    for ends in (
+        [match.end() for match in SENTENCE_END.finditer(text)],
+        [match.end() for match in re.finditer(r"\s+", text)],
+        list(range(1, len(text))),
+    ):
+        low, high = 0, len(ends)  # the first `low` ends fit
+        while low < high:
+            middle = (low + high + 1) // 2
+            if count(text[: ends[middle - 1]].rstrip()) <= limit:
+                low = middle
+            else:
+                high = middle - 1
+        if low and text[: ends[low - 1]].strip():
+            return text[: ends[low - 1]].rstrip()
+    return ""
+
+
+def water_level(lengths: Sequence[int], share: int) -> int:
+    """The largest limit with sum(min(length, limit)) <= share: only long texts are cut.
+
+    >>> water_level([10, 500, 900], 410)
+    200
+    """
+    left = share
+    for i, length in enumerate(sorted(lengths)):
+        if length * (len(lengths) - i) > left:
+            return left // (len(lengths) - i)
+        left -= length
+    return max(lengths)

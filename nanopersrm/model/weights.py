@@ -1,0 +1,305 @@
+"""From files to tensors: fill a `Model` from safetensors or GGUF, one tensor at a time.
+
+The model starts on "meta", as shapes without bytes, and every tensor takes its place as it is read.
+A safetensors folder is read shard by shard, so that the host never holds two copies. A GGUF file is
+memory-mapped and each tensor is expanded from its 4- or 8-bit blocks by the `gguf` library.
+
+In NF4 a matrix is rounded to the model's 16 bits (as transformers does before bitsandbytes packs
+it), moved to the device, quantized there (`quant.py`) and dropped. So a model of 7 billion weights
+comes to 5.5 GB on a device that never sees more of its 15 than one matrix of 136 MB. A GGUF file's
+own 4 bits are expanded first; NF4 of them is a second rounding.
+
+The embedding can stay in the host's memory, page-locked if the device is a GPU: a step needs a few
+thousand of its rows, 29 MB of 1.09 GB. Where it is the head as well (tied) it moves all the same:
+the head multiplies all of it.
+
+`random` gives a model of any size without files, for measurements that need no sense.
+
+Names are checked both ways: what the model needs and the file lacks, and what the file has and the
+model does not know, are errors that name the tensor. Shapes are checked too.
+
+GGUF files of the Llama family store the rows of q and k in another rotary order: there the pair i
+is (2i, 2i + 1), in Hugging Face's order it is (i, i + E/2). Row 2i + s of a head goes back to row i
++ s·E/2. Qwen files keep the order.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from kernels.q4_linear import Q4, can_quantize, dequantize, quantize
+from nanopersrm import InputError
+from nanopersrm.model.bases import Base, read_json
+from nanopersrm.model.linear import Linear
+from nanopersrm.model.quant import matrices, quantize_linear
+from nanopersrm.model.transformer import Model, ModelConfig
+
+Found = tuple[str, str, Tensor, Q4 | None]  # our name, name in the file, tensor, 4-bit form
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+QWEN = {
+    "model_type": "qwen2",
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1e6,
+    "rope_scaling": None,
+}
+SHAPES: dict[str, dict[str, Any]] = {  # public config.json files, for random weights and sums
+    "smollm2-135m": {
+        "model_type": "llama",
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 8192,
+        "rope_theta": 1e5,
+        "rope_scaling": None,
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    "qwen2.5-1.5b": QWEN
+    | {
+        "hidden_size": 1536,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8960,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "qwen2.5-7b": QWEN
+    | {
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    },
+    "qwen3-8b": QWEN
+    | {
+        "model_type": "qwen3",
+        "max_position_embeddings": 40960,
+        "hidden_size": 4096,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 12288,
+        "vocab_size": 151936,
+        "tie_word_embeddings": False,
+    },
+}
+
+# GGUF name -> our name; * stands for ".weight" or ".bias"
+GGUF_NAMES = {
+    "token_embd.weight": "embed_tokens",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "lm_head.weight",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# Tables that files carry and the model computes for itself.
+DERIVED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$")
+
+
+def load(
+    base: Base,
+    dtype: torch.dtype,
+    device: torch.device,
+    nf4: bool = False,
+    host_embedding: bool = False,
+) -> Model:
+    """The model of `base`, on `device`, in `dtype`, ready for inference and without gradients.
+
+    `nf4`: the matrices of its blocks in 4 bits. `host_embedding`: the embedding in host memory;
+    nothing changes where it is also the head.
+    """
+    try:
+        model = _shapes(base.config, dtype)
+    except InputError as error:
+        raise InputError(f"{base.path}: {error}") from error
+    config = model.config
+    one = torch.empty((), dtype=dtype, device=device)  # stands for each parameter: shape and place
+    wanted = {name: one.expand(parameter.shape) for name, parameter in model.named_parameters()}
+    quantized = dict(matrices(model)) if nf4 else {}
+    missing = set(wanted)
+    in_gguf = base.kind == "gguf"
+    tensors = _from_gguf(base, config, wanted, not nf4) if in_gguf else _from_safetensors(base)
+    for name, source, tensor, q4 in tensors:
+        if name == "lm_head.weight" and config.tied:
+            continue  # some files repeat the embedding here
+        if name not in wanted:
+            raise InputError(f"{base.path}: unexpected tensor {source}")
+        if tensor.shape != wanted[name].shape:
+            expected, came = tuple(wanted[name].shape), tuple(tensor.shape)
+            raise InputError(f"{base.path}: tensor {source} has shape {came}, expected {expected}")
+        if not tensor.is_floating_point():
+            raise InputError(f"{base.path}: tensor {source} is {tensor.dtype}, expected floats")
+        matrix = quantized.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        if matrix is not None:
+            try:
+                quantize_linear(matrix, tensor.to(dtype).to(device))
+            except InputError as error:
+                raise InputError(f"{base.path}: tensor {source}: {error}") from error
+        else:
+            on_host = host_embedding and name == "embed_tokens"
+            _room(model, name, device, on_host).copy_(tensor)
+        missing.discard(name)
+        if q4 is not None:
+            owner = model.get_submodule(name.removesuffix(".weight"))
+            assert isinstance(owner, Linear), f"{name} is not a matrix"
+            owner.q4 = q4
+    if missing:
+        few = ", ".join(sorted(missing)[:3])
+        raise InputError(f"{base.path}: missing {len(missing)} tensors: {few}")
+    return model.eval()
+
+
+@torch.no_grad()
+def random(
+    sizes: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    nf4: bool = False,
+    seed: int = 0,
+    host_embedding: bool = False,
+) -> Model:
+    """A model of these sizes, fields of a config.json as in SHAPES: matrices and biases normal with
+    deviation 0.02, norms 1. In NF4 they are the same numbers, quantized one by one. A CPU and a GPU
+    draw different numbers from one seed."""
+    model = _shapes(sizes, dtype)
+    quantized = dict(matrices(model)) if nf4 else {}
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, parameter in list(model.named_parameters()):
+        matrix = quantized.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        if "norm" in name:
+            _room(model, name, device).fill_(1)
+            continue
+        values = torch.empty(parameter.shape, dtype=dtype, device=device)
+        values.normal_(0, 0.02, generator=generator)
+        if matrix is not None:
+            quantize_linear(matrix, values)
+        else:
+            on_host = host_embedding and name == "embed_tokens"
+            _room(model, name, device, on_host).copy_(values)
+    return model.eval()
+
+
+def _shapes(sizes: dict[str, Any], dtype: torch.dtype) -> Model:
+    """The model on "meta": no fp32 copy is ever allocated."""
+    with torch.device("meta"):
+        return Model(ModelConfig.of(sizes)).to(dtype).requires_grad_(False)
+
+
+def _room(model: Model, name: str, device: torch.device, on_host: bool = False) -> Tensor:
+    """A parameter of the model, no longer on "meta", to be written to."""
+    owner, _, own = name.rpartition(".")
+    module = model.get_submodule(owner)
+    like = getattr(module, own)
+    on_host = on_host and not model.config.tied
+    place = torch.device("cpu") if on_host else device
+    pinned = on_host and device.type == "cuda"
+    room = torch.empty(like.shape, dtype=like.dtype, device=place, pin_memory=pinned)
+    setattr(module, own, nn.Parameter(room, requires_grad=False))
+    return room
+
+
+def _from_safetensors(base: Base) -> Iterator[Found]:
+    """(our name, name in the file, tensor, no 4-bit form) of every shard."""
+    for shard in _shards(base.path):
+        try:
+            with safe_open(shard, framework="pt") as file:
+                for source in file.keys():  # noqa: SIM118 (not a dict)
+                    if DERIVED.search(source):
+                        continue
+                    name = source.removeprefix("model.")
+                    name = "embed_tokens" if name == "embed_tokens.weight" else name
+                    yield name, source, file.get_tensor(source), None
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{shard}: truncated or not a safetensors file ({error})") from error
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of the model itself: those its index names, or model.safetensors, or any."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise InputError(f"{index}: expected an object as weight_map")
+        return [folder / name for name in sorted({str(name) for name in shards.values()})]
+    whole = folder / "model.safetensors"
+    if whole.exists():
+        return [whole]
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if not file.name.startswith("adapter")]
+
+
+def _from_gguf(
+    base: Base, config: ModelConfig, wanted: dict[str, Tensor], keep_q4: bool
+) -> Iterator[Found]:
+    """(our name, name in the file, tensor in Hugging Face's row order, its 4-bit form if any)."""
+    for entry in base.reader().tensors:
+        if DERIVED.search(entry.name):
+            continue
+        name = _name_of(entry.name)
+        rows = int(entry.shape[-1])
+        order = _row_order(entry.name, rows, config)
+        is_q4 = keep_q4 and entry.tensor_type == gguf.GGMLQuantizationType.Q4_1
+        if is_q4 and name in wanted and name != "embed_tokens" and can_quantize(wanted[name]):
+            parts = [part[order] for part in _q4_1(entry.data, rows)]
+            yield name, entry.name, dequantize(*parts), quantize(*parts)
+        else:
+            values = gguf.dequantize(entry.data, entry.tensor_type)  # numpy fp32, rows first
+            tensor = torch.from_numpy(np.array(values, dtype=np.float32))
+            yield name, entry.name, tensor[order], None
+
+
+def _row_order(source: str, rows: int, config: ModelConfig) -> slice | Tensor:
+    """Where each row of Hugging Face's order stands in the file."""
+    if config.family != "llama" or not re.search(r"attn_[qk]\.", source):
+        return slice(None)
+    pairs = torch.arange(rows).view(-1, config.E // 2, 2)  # (heads, E/2, 2)
+    return pairs.transpose(1, 2).flatten()
+
+
+def _q4_1(data: np.ndarray, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Blocks of 20 bytes -> codes (rows, in) int32, steps and floors (rows, in / 32) fp32.
+
+    A block is d and m in fp16 and 16 bytes: low halves are codes 0 to 15, high halves 16 to 31.
+    """
+    blocks = np.ascontiguousarray(data).reshape(rows, -1, 20)
+    steps, floors = np.moveaxis(blocks[..., :4].copy().view(np.float16), -1, 0)
+    codes = np.concatenate([blocks[..., 4:] & 15, blocks[..., 4:] >> 4], -1)  # (rows, in / 32, 32)
+    return (
+        torch.from_numpy(codes.reshape(rows, -1).astype(np.int32)),
+        torch.from_numpy(steps.astype(np.float32)),
+        torch.from_numpy(floors.astype(np.float32)),
+    )
+
+
+def _name_of(source: str) -> str:
+    """ "blk.3.attn_q.weight" -> "layers.3.self_attn.q_proj.weight"; unknown names unchanged."""
+    block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", source)
+    if block and block[2] in GGUF_NAMES:
+        return f"layers.{block[1]}.{GGUF_NAMES[block[2]]}.{block[3]}"
+    return GGUF_NAMES.get(source, source)

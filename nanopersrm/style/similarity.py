@@ -1,0 +1,350 @@
+"""The style similarity: how near two texts lie in what the model makes of them.
+
+    state(text)   = the mean of the hidden states of its tokens after the first blocks       (D,)
+    vector(text)  = (state - mean) / deviation, number by number, made a unit vector         (D,)
+    writer        = the mean of the vectors of the exemplars, made a unit vector             (D,)
+    similarity    = vector(candidate) · writer, a cosine between -1 and 1
+
+Mean and deviation are those of many texts. Without them a few numbers that are large in every text
+decide the cosine. And the first quarter of the blocks is enough, indeed better: early blocks know
+how a thing is said, late ones what comes next.
+
+An adapter on those blocks is trained by contrast: B writers of one domain a step, one text of each
+as exemplar e and one as candidate c, and e must find its own c among all, and c its own e too (van
+den Oord et al., arXiv 1807.03748):
+
+    loss = mean over writers i of   ½ (-log softmax_j(e_i · c_j / τ))[i]
+                                  + ½ (-log softmax_k(e_k · c_i / τ))[i]
+
+Worked number: two writers, e·c = [[0.9, 0.5], [0.6, 0.8]], τ = 0.1. The rows lead by 4 and 2, the
+columns by 3 and 3 (in units of τ): log(1 + e^-4) = 0.018, log(1 + e^-2) = 0.127, twice
+log(1 + e^-3) = 0.049; the loss is ½ · 0.0726 + ½ · 0.0486 = 0.061. A guess would be log 2 = 0.69.
+
+A cosine of 0.83 tells nobody anything. So the similarities of many pairs of strangers are kept with
+the adapter, as 101 quantiles, and a judgement reads "closer than 91 % of strangers".
+
+What we chose. A text counts with its first 256 tokens, which bounds the cost. Texts of one
+judgement run alone, each in a forward of its own, so that a number never depends on what happened
+to be beside it. What we left out: pooling by weights, negatives from earlier steps.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanopersrm import InputError
+from nanopersrm.files import write_json
+from nanopersrm.model import lora_files
+from nanopersrm.model.bases import read_json
+from nanopersrm.model.cache import Layout
+from nanopersrm.model.lora import Lora, LoraConfig, matrices
+from nanopersrm.model.transformer import Model
+from nanopersrm.style import fusion
+from nanopersrm.style.profile import percentile
+
+QUARTER = 0.26  # share of the blocks that run
+LEAST_DEVIATION = 1e-4  # of a number that is the same in all texts
+QUANTILES = 101  # a step of one percent
+TOKENS_AT_ONCE = 8192  # in one forward without gradients: bounds memory
+REMEMBERED = 256  # vectors kept between calls, the exemplars' above all
+FILE = "style.json"
+
+
+@dataclass(frozen=True)
+class StyleConfig:
+    """How a text becomes a vector, and how sharp the contrast is."""
+
+    layers: int = 0  # blocks that run; 0: the first quarter or so
+    tokens: int = 256  # a text is cut after so many
+    temperature: float = 0.05  # of the contrast: a lead of so much is a factor e
+
+    def depth(self, model: Model) -> int:
+        """Blocks of this model that run: 8 of 30, 7 of 28."""
+        return self.layers or max(1, round(QUARTER * model.config.layers))
+
+    def __post_init__(self) -> None:
+        if self.layers < 0 or self.tokens < 1 or not self.temperature > 0:
+            raise InputError(
+                "style: expected layers from 0, tokens from 1 and a temperature above 0, got "
+                f"{self.layers}, {self.tokens} and {self.temperature}"
+            )
+
+
+def pool(hidden: Tensor, starts: Sequence[int]) -> Tensor:
+    """hidden (N, D), segment s on rows starts[s]:starts[s + 1] -> their means (S, D) in fp32.
+
+    A product with an (S, N) matrix of 1 / length: the sums come in one order on every machine,
+    where adding by index would not on a GPU.
+    """
+    assert len(hidden) == starts[-1], f"{len(hidden)} rows for segments that end at {starts[-1]}"
+    assert all(a < b for a, b in pairwise(starts)), f"expected segments of 1 row or more: {starts}"
+    rows = hidden if hidden.dtype == torch.float64 else hidden.float()  # (N, D)
+    edges = torch.tensor(starts, device=hidden.device)[:, None]  # (S + 1, 1)
+    first, end = edges[:-1], edges[1:]  # (S, 1)
+    row = torch.arange(len(hidden), device=hidden.device)  # (N,)
+    share = ((first <= row) & (row < end)).to(rows.dtype) / (end - first)  # (S, N)
+    return share @ rows  # (S, D)
+
+
+def writer_of(vectors: Tensor) -> Tensor:
+    """Unit vectors (n, D) of one writer's exemplars -> the unit vector of the writer (D,)."""
+    return F.normalize(vectors.mean(0), dim=-1)
+
+
+def in_batch_loss(
+    exemplars: Tensor, candidates: Tensor, mine: Tensor, same: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The contrast of the docstring, and the share of writers that find their own candidate.
+
+    exemplars (B, D), candidates (C, D) unit rows with C ≥ B; mine (B,) int64, each writer's own
+    candidate; same (B, C) bool, candidates by the same writer, which are no negatives.
+    """
+    B, C = len(exemplars), len(candidates)
+    assert B >= 2, f"expected 2 writers or more, got {B}"
+    assert mine.shape == (B,), f"expected mine ({B},), got {tuple(mine.shape)}"
+    assert same.shape == (B, C), f"expected same ({B}, {C}), got {tuple(same.shape)}"
+    own = mine[:, None] == torch.arange(C, device=mine.device)  # (B, C)
+    cosines = (exemplars @ candidates.T / temperature).masked_fill(same & ~own, -torch.inf)
+    back = cosines[:, mine].T  # (B, B) of each own candidate to all exemplars
+    everyone = torch.arange(B, device=mine.device)
+    loss = (F.cross_entropy(cosines, mine) + F.cross_entropy(back, everyone)) / 2
+    return loss, (cosines.argmax(-1) == mine).float().mean()
+
+
+class Standard(NamedTuple):
+    """What is usual: of many texts, the mean and the deviation of each number of their states."""
+
+    mean: Tensor  # (D,) fp32
+    deviation: Tensor  # (D,)
+
+
+def states(
+    model: Model,
+    texts: Sequence[Sequence[int]],
+    layers: int | None = None,
+    recompute: bool = False,
+    offload: bool = False,
+) -> Tensor:
+    """The ids of n texts -> their states (n, D) in fp32, by one packed forward.
+
+    Differentiable, with whatever adapter is on. `layers`, `recompute`, `offload`: see `model.py`.
+    """
+    assert all(texts), "expected texts of 1 token or more"
+    plan = Layout.of([len(text) for text in texts])
+    layout = Layout(plan.starts, plan.parents, plan.positions.to(model.device))
+    ids = torch.tensor([token for text in texts for token in text], device=model.device)
+    return pool(model(ids, layout, layers, recompute, offload), layout.starts)  # (n, D)
+
+
+def vectors_of(states: Tensor, standard: Standard | None) -> Tensor:
+    """States (n, D) -> vectors (n, D), unit rows; without a standard the states themselves."""
+    if standard is not None:
+        states = (states - standard.mean) / standard.deviation
+    return F.normalize(states, dim=-1)
+
+
+def batch_loss(
+    model: Model,
+    exemplars: Sequence[Sequence[Sequence[int]]],
+    candidates: Sequence[Sequence[int]],
+    negatives: Sequence[Sequence[int]],
+    config: StyleConfig,
+    standard: Standard | None = None,
+    recompute: bool = False,
+    offload: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`in_batch_loss` of one step, by one packed forward, with whatever adapter is on.
+
+    exemplars[i]: the ids of some texts by writer i; candidates[i]: of another one by the same;
+    negatives: of texts by none of the writers.
+    """
+    B, C = len(exemplars), len(candidates) + len(negatives)
+    assert len(candidates) == B, f"{B} writers but {len(candidates)} candidates"
+    texts = [text for some in exemplars for text in some]
+    packed = [*texts, *candidates, *negatives]
+    vectors = vectors_of(states(model, packed, config.depth(model), recompute, offload), standard)
+    starts = list(accumulate(map(len, exemplars), initial=0))
+    writers = F.normalize(pool(vectors[: len(texts)], starts), dim=-1)  # (B, D)
+    mine = torch.arange(B, device=vectors.device)
+    same = mine[:, None] == torch.arange(C, device=vectors.device)  # (B, C) their own, no other
+    return in_batch_loss(writers, vectors[len(texts) :], mine, same, config.temperature)
+
+
+def adapter(model: Model, config: LoraConfig, style: StyleConfig, seed: int) -> Lora:
+    """A fresh adapter on the blocks that run."""
+    depth = style.depth(model)
+    names = {name for name in matrices(model, config.targets) if int(name.split(".")[1]) < depth}
+    return Lora(model, config, seed, names)
+
+
+def strangers_quantiles(similarities: Sequence[float]) -> tuple[float, ...]:
+    """Similarities of texts by different writers -> their 101 quantiles, least to greatest."""
+    assert len(similarities) >= 2, f"expected 2 similarities or more, got {len(similarities)}"
+    every = torch.tensor(similarities, dtype=torch.float64)
+    steps = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
+    return tuple(torch.quantile(every, steps).sort().values.tolist())
+
+
+class Style:
+    """A trained style adapter of a model: vectors, similarities, percentiles."""
+
+    def __init__(
+        self,
+        model: Model,
+        lora: Lora,
+        config: StyleConfig,
+        quantiles: Sequence[float] = (),
+        standard: Standard | None = None,
+    ):
+        self.model, self.lora, self.config = model, lora, config
+        self.quantiles = tuple(quantiles)  # of the similarities of strangers; may come later
+        self.standard = standard
+        self.fusion: fusion.Fusion | None = None  # this and all other instruments as one
+        self._known: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # newest last
+        self._version = -1  # of the masters that these vectors were made with
+
+    def standardise(self, texts: Sequence[Sequence[int]]) -> None:
+        """Measure what is usual on the ids of many texts, with the adapter as it is now."""
+        assert len(texts) >= 2, f"expected 2 texts or more, got {len(texts)}"
+        found = self._states(texts)  # (n, D)
+        self.standard = Standard(found.mean(0), found.std(0).clamp_min(LEAST_DEVIATION))
+        self._known.clear()
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """The ids of n texts -> their vectors (n, D), in forwards of bounded size."""
+        return vectors_of(self._states(texts), self.standard)
+
+    @torch.no_grad()
+    def _states(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """With the style adapter on and dropout off; then all is as it was."""
+        cut = [tuple(text[: self.config.tokens]) for text in texts]
+        batches: list[list[tuple[int, ...]]] = []
+        room = 0
+        for text in cut:
+            if len(text) > room:
+                batches.append([])
+                room = TOKENS_AT_ONCE
+            batches[-1].append(text)
+            room -= len(text)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with self.lora.using(self.model):
+                depth = self.config.depth(self.model)
+                found = [states(self.model, batch, depth) for batch in batches]
+        finally:
+            self.model.train(training)
+        return torch.cat(found)
+
+    def similarities(
+        self, exemplars: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """The cosine of each candidate with the writer of the exemplars (all as ids)."""
+        writer = writer_of(torch.stack([self._vector(text) for text in exemplars]))  # (D,)
+        others = torch.stack([self._vector(text) for text in candidates])  # (n, D)
+        return (others * writer).sum(-1).tolist()  # row by row: no neighbour matters
+
+    def percentiles(
+        self, exemplars: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """Percent of the pairs of strangers that are less similar, for each candidate."""
+        return [self.percentile(cosine) for cosine in self.similarities(exemplars, candidates)]
+
+    def percentile(self, cosine: float) -> float:
+        """Percent of the pairs of strangers that are less similar."""
+        assert self.quantiles, "the quantiles of strangers are not measured yet"
+        return percentile(self.quantiles, cosine)
+
+    def _vector(self, text: Sequence[int]) -> Tensor:
+        """(D,) of a text in a forward of its own, remembered while the adapter stays as it is."""
+        version = sum(part._version for part in self.lora.parameters())
+        if version != self._version:
+            self._known.clear()
+            self._version = version
+        key = tuple(text[: self.config.tokens])
+        if key not in self._known:
+            self._known[key] = self.embed([key])[0]
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]
+
+    def facts(self) -> dict[str, Any]:
+        """What was measured, as plain numbers."""
+        mean, deviation = self.standard or (torch.zeros(0), torch.zeros(0))
+        return {
+            "quantiles": list(self.quantiles),
+            "mean": mean.tolist(),
+            "deviation": deviation.tolist(),
+            "fusion": None if self.fusion is None else self.fusion.facts(),
+        }
+
+    def measured(self, facts: Mapping[str, Any]) -> "Style":
+        """Put back what `facts` gave."""
+        self.quantiles = tuple(facts["quantiles"])
+        place = self.model.device
+        mean, deviation = (torch.tensor(facts[k], device=place) for k in ("mean", "deviation"))
+        self.standard = Standard(mean, deviation) if len(mean) else None
+        fused = facts.get("fusion")  # adapters of before have none
+        self.fusion = None if fused is None else fusion.of_facts(fused, FILE)
+        self._known.clear()
+        return self
+
+    def save(self, folder: Path, base_name: str) -> None:
+        """PEFT's two files, and style.json with the sizes and what was measured."""
+        lora_files.save(folder, self.lora, base_name)
+        write_json(folder / FILE, {**asdict(self.config), **self.facts()})
+
+    @staticmethod
+    def load(folder: Path, model: Model) -> "Style":
+        """The inverse of `save`, for the same base."""
+        config, facts = _read(folder / FILE, model.config.D)
+        if config.layers > model.config.layers:
+            raise InputError(
+                f"{folder / FILE}, field layers: expected at most {model.config.layers}, as the "
+                f"base has, found {config.layers}"
+            )
+        return Style(model, lora_files.load(folder, model).freeze(), config).measured(facts)
+
+
+def _read(file: Path, D: int) -> tuple[StyleConfig, dict[str, Any]]:
+    """The fields of style.json, checked."""
+    found = read_json(file)
+    kinds: dict[str, Any] = {"layers": int, "tokens": int, "temperature": (int, float)}
+    assert set(kinds) == {field.name for field in fields(StyleConfig)}
+    for field, kind in kinds.items():
+        value = found.get(field)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(f"{file}, field {field}: expected a number, found {value!r}")
+    width = 0 if found.get("mean") == [] else D  # 0: saved without a standard
+    rows = ("mean", -math.inf, "the base's width"), ("deviation", 0.0, "above 0, as mean has")
+    for field, least, more in rows:
+        row = found.get(field)
+        if (
+            not isinstance(row, list)
+            or len(row) != width
+            or not all(isinstance(x, float) and least < x < math.inf for x in row)
+        ):
+            raise InputError(f"{file}, field {field}: expected {width} numbers, {more}")
+    quantiles = found.get("quantiles")
+    if (
+        not isinstance(quantiles, list)
+        or len(quantiles) != QUANTILES
+        or not all(isinstance(q, float) and math.isfinite(q) for q in quantiles)
+        or quantiles != sorted(quantiles)
+    ):
+        raise InputError(f"{file}, field quantiles: expected {QUANTILES} numbers, least first")
+    if found.get("fusion") is not None:
+        fusion.of_facts(found["fusion"], f"{file}, field fusion")
+    try:
+        return StyleConfig(**{field: found[field] for field in kinds}), found
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error

@@ -1,0 +1,300 @@
+"""Every reply parses, and the probabilities behind its digits are those of plain forwards.
+
+Two kinds of tiny model: random ones on a small trained tokenizer, and a *chain*, a model whose next
+token follows from the last one by a table, so that replies and probabilities are known by hand.
+"""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import SIZES
+from test_vocabulary import make_folder
+from torch import Tensor
+
+from nanopersrm.judge import faithful, verdict
+from nanopersrm.judge.answer import Answer, AnswerConfig, answer
+from nanopersrm.judge.prompts import messages
+from nanopersrm.model.bases import Base, resolve
+from nanopersrm.model.cache import Layout
+from nanopersrm.model.sampler import prefill
+from nanopersrm.model.tokenizer import Tokenizer
+from nanopersrm.model.transformer import Model
+from nanopersrm.model.weights import load
+
+CPU = torch.device("cpu")
+KINDS = {  # the layout of the vocabulary, with a model family
+    "smollm": transformers.LlamaConfig,
+    "qwen2": transformers.Qwen3Config,  # <think> and </think> are tokens of their own
+    "llama-bpe": transformers.Qwen2Config,
+    "gpt-2": transformers.LlamaConfig,  # no chat template
+}
+
+
+def make_base(folder: Path, pre: str, context: int = 4096) -> Base:
+    """A random model with a small tokenizer, as a Hugging Face folder."""
+    make_folder(folder, pre)
+    V = Tokenizer.load(Base("tiny", folder, "safetensors", {})).vocab_size
+    sizes = SIZES | {"vocab_size": V, "num_hidden_layers": 2, "max_position_embeddings": context}
+    torch.manual_seed(11)
+    oracle = transformers.AutoModelForCausalLM.from_config(KINDS[pre](**sizes)).eval()
+    with torch.no_grad():
+        for parameter in oracle.parameters():
+            parameter.normal_(0, 0.2 if parameter.ndim > 1 else 1.0)
+    oracle.save_pretrained(folder)
+    return resolve(str(folder))
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def tiny(request, tmp_path_factory) -> tuple[Model, Tokenizer]:
+    base = make_base(tmp_path_factory.mktemp("answer") / request.param, request.param)
+    return load(base, torch.float32, CPU), Tokenizer.load(base)
+
+
+def prompts_of(tokenizer: Tokenizer, labels: int) -> list[list[int]]:
+    """Two short prompts of unequal length that end with "<think>\\n"."""
+    texts = (["I am terse."], ["Well; it rambles, as I do, and on."])
+    return [
+        tokenizer.chat(messages(["Short. So."], text * labels), continuation=verdict.OPEN)
+        for text in texts
+    ]
+
+
+def digits_after(model: Model, tokenizer: Tokenizer, ids: list[int]) -> Tensor:
+    """(9,) fp64 probabilities of the digits after a text, from one plain forward."""
+    with torch.inference_mode():
+        hidden = model(torch.tensor(ids), Layout.of([len(ids)]))
+        logits = model.logits(hidden[-1:])[0]
+    return logits[list(tokenizer.digit_ids)].double().softmax(-1)
+
+
+def think(model: Model, tokenizer: Tokenizer, prompt: list[int], budget: int) -> list[int]:
+    """Prompt, greedy reasoning by plain forwards, and the ids that must stand before A's digit."""
+    drawn: list[int] = []
+    while len(drawn) < budget and verdict.CLOSE not in tokenizer.decode(drawn):
+        ids = torch.tensor(prompt + drawn)
+        with torch.inference_mode():
+            token = int(model.logits(model(ids, Layout.of([len(ids)]))[-1:]).argmax())
+        if token in tokenizer.eos_ids:
+            break
+        drawn.append(token)
+    free = tokenizer.decode(drawn)
+    given = "" if not free or free.endswith("\n") else "\n"
+    given += "<scores>A=" if verdict.CLOSE in free else "</think>\n<scores>A="
+    return prompt + drawn + tokenizer.encode(given)
+
+
+def check(found: Answer, labels: int, budget: int) -> None:
+    said = verdict.parse(found.text, verdict.LABELS[:labels])
+    assert said.problem is None, found.text
+    assert math.fsum(found.digits) == pytest.approx(1)
+    assert len(found.digits) == 9
+    assert labels <= found.tokens <= budget + labels
+    if labels == 1:
+        assert found.joint is None
+    else:
+        assert found.joint is not None
+        sums = [math.fsum(row) for row in found.joint]
+        assert sums == pytest.approx(found.digits, abs=1e-12)
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
+def test_every_reply_parses(tiny, labels, temperature):
+    model, tokenizer = tiny
+    prompts = prompts_of(tokenizer, labels)
+    texts = set()
+    for seed in range(8 if temperature else 1):
+        config = AnswerConfig(
+            think_tokens=14, samples=1 + seed % 3, temperature=temperature, seed=seed
+        )
+        groups = answer(model, tokenizer, prompts, labels, config)
+        assert [len(group) for group in groups] == [config.samples] * 2
+        for group in groups:
+            for found in group:
+                check(found, labels, 14)
+                texts.add(found.text)
+    assert len(texts) >= (2 if temperature == 0 else 20)  # the draws do differ
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_digits_equal_a_plain_forward(tiny, thinking):
+    model, tokenizer = tiny
+    prompts = prompts_of(tokenizer, 1)
+    config = AnswerConfig(think=thinking, think_tokens=10)
+    prefix = prefill(model, prompts[0][:40])
+    for held in (None, prefix):
+        for prompt, [found] in zip(
+            prompts, answer(model, tokenizer, prompts, 1, config, held), strict=True
+        ):
+            ids = think(model, tokenizer, prompt, 10 if thinking else 0)
+            expected = digits_after(model, tokenizer, ids)
+            assert found.digits == pytest.approx(expected.tolist(), abs=1e-5)
+            score = math.fsum((d + 1) * float(p) for d, p in enumerate(expected))
+            assert verdict.soft_score(found.digits) == pytest.approx(score, abs=1e-4)
+            scores = verdict.parse(found.text, "A").scores
+            assert scores == {"A": 1 + int(expected.argmax())}
+            assert max(expected) - min(expected) > 0.01
+
+
+def test_a_stop_token_is_no_part_of_the_reply(tiny, monkeypatch):
+    """One row stops in the middle, the other not; the digits follow what stands before the stop."""
+    model, tokenizer = tiny
+    prompts = prompts_of(tokenizer, 1)
+    config = AnswerConfig(think_tokens=9, temperature=2.0)
+    shown: list[list[int]] = []
+    decode = tokenizer.decode
+
+    def listening(ids, *rest) -> str:
+        shown.append(list(ids))
+        return decode(ids, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer, "decode", listening)
+        answer(model, tokenizer, prompts, 1, config)
+    one, two = shown[-2:]  # the whole replies, decoded once each
+    assert len(one) == len(two) == 9
+    stop = next(i for i in one[2:] if i not in two and i not in one[:2])
+    monkeypatch.setattr(tokenizer, "eos_ids", frozenset({stop}))
+    [first], [second] = answer(model, tokenizer, prompts, 1, config)
+    kept = one[: one.index(stop)]
+    assert (first.tokens, first.cut) == (len(kept) + 2, False)
+    assert (second.tokens, second.cut) == (10, True)
+    for found, prompt, ids in ((first, prompts[0], kept), (second, prompts[1], two)):
+        given = "</think>\n<scores>A="
+        given = given if decode(ids).endswith("\n") else f"\n{given}"
+        expected = digits_after(model, tokenizer, prompt + ids + tokenizer.encode(given))
+        assert found.digits == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_joint_equals_plain_forwards(tiny, thinking):
+    """p(A = a) p(B = b | A = a), with a forward for each of the nine a."""
+    model, tokenizer = tiny
+    prompts = prompts_of(tokenizer, 2)
+    config = AnswerConfig(think=thinking, think_tokens=6)
+    between = tokenizer.encode(" B=")
+    for prompt, [found] in zip(prompts, answer(model, tokenizer, prompts, 2, config), strict=True):
+        ids = think(model, tokenizer, prompt, 6 if thinking else 0)
+        first = digits_after(model, tokenizer, ids)
+        rows = [
+            digits_after(model, tokenizer, [*ids, digit, *between]) for digit in tokenizer.digit_ids
+        ]
+        expected = first[:, None] * torch.stack(rows)
+        assert found.joint is not None
+        assert (torch.tensor(found.joint, dtype=torch.float64) - expected).abs().max() < 1e-5
+        spread = torch.stack(rows).amax(0) - torch.stack(rows).amin(0)
+        assert spread.max() > 3e-4  # B's digit does depend on A's, more than the tolerance
+        a = int(first.argmax())
+        scores = verdict.parse(found.text, "AB").scores
+        assert scores == {"A": a + 1, "B": 1 + int(rows[a].argmax())}
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_without_thinking_only_digits_are_drawn(tiny, labels):
+    model, tokenizer = tiny
+    config = AnswerConfig(think=False, samples=4, temperature=1.0)
+    for group in answer(model, tokenizer, prompts_of(tokenizer, labels), labels, config):
+        for found in group:
+            assert found.tokens == labels
+            assert verdict.parse(found.text, "AB"[:labels]).reasoning == ""
+            assert not found.cut
+        assert all(found.digits == pytest.approx(group[0].digits) for found in group)
+
+
+def test_samples_do_not_depend_on_each_other(tiny):
+    model, tokenizer = tiny
+    prompts = prompts_of(tokenizer, 1)
+    some, more = (
+        answer(model, tokenizer, prompts, 1, AnswerConfig(True, 12, samples, 1.0))
+        for samples in (2, 4)
+    )
+    for few, many in zip(some, more, strict=True):
+        assert [found.text for found in few] == [found.text for found in many[:2]]
+        assert len({found.text for found in many}) == 4
+
+
+def test_the_digits_of_a_pair_are_drawn_apart(tiny):
+    """A's noise is not B's: on a random model, far from all pairs are equal."""
+    model, tokenizer = tiny
+    config = AnswerConfig(think=False, samples=24, temperature=3.0)
+    (drawn,) = answer(model, tokenizer, prompts_of(tokenizer, 2)[:1], 2, config)
+    scores = [verdict.parse(found.text, "AB").scores for found in drawn]
+    equal = sum(score is not None and score["A"] == score["B"] for score in scores)
+    assert equal <= 12  # of 24; about 3 are expected, nearly all when the noise is shared
+
+
+def test_on_text_follows_every_reply(tiny):
+    model, tokenizer = tiny
+    told: dict[tuple[int, int], list[tuple[str, bool]]] = {}
+
+    def on_text(prompt: int, number: int, text: str, ended: bool) -> None:
+        told.setdefault((prompt, number), []).append((text, ended))
+
+    config = AnswerConfig(think_tokens=8, samples=2, temperature=1.0)
+    groups = answer(model, tokenizer, prompts_of(tokenizer, 1), 1, config, on_text=on_text)
+    assert set(told) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    for (prompt, number), calls in told.items():
+        assert [ended for _, ended in calls] == [False] * (len(calls) - 1) + [True]
+        found = groups[prompt][number]
+        assert calls[-1][0] == verdict.parse(found.text, "A").reasoning
+        for (before, _), (after, _) in pairwise(calls):
+            assert after.startswith(before.rstrip("\ufffd").strip())
+
+
+def fond_of_quotes(model: Model, tokenizer: Tokenizer, patch: pytest.MonkeyPatch) -> None:
+    """Every token becomes about as likely, and a quote mark twenty times as likely."""
+    patch.setattr(tokenizer, "eos_ids", tokenizer.eos_ids & tokenizer.special_ids)
+    logits, mark = model.logits, tokenizer.encode('"')
+
+    def fond(hidden: Tensor) -> Tensor:
+        found = logits(hidden) / 8
+        found[:, mark] += 3
+        return found
+
+    patch.setattr(model, "logits", fond)
+
+
+def test_quotes_are_copied_from_the_texts_of_their_prompt(tiny, monkeypatch):
+    """Whatever a random model draws; left free, it quotes what is nowhere."""
+    model, tokenizer = tiny
+    fond_of_quotes(model, tokenizer, monkeypatch)
+    prompts, seen = prompts_of(tokenizer, 1), {"copied": [0, 0], "free": [0, 0]}
+    texts = [["Short. So.", text] for text in ("I am terse.", "Well; it rambles, as I do, and on.")]
+    config = AnswerConfig(think_tokens=30, samples=12, temperature=1.0)
+    for how, own in (("copied", texts), ("free", None)):
+        groups = answer(model, tokenizer, prompts, 1, config, texts=own)
+        for (exemplar, text), group in zip(texts, groups, strict=True):
+            for found in group:
+                check(found, 1, 30)
+                report = faithful.check(found.text, [exemplar], {"A": text})
+                assert how == "free" or not any("quote" in f.message for f in report.flaws)
+                seen[how][0] += report.quotes_true
+                seen[how][1] += report.quotes
+    assert seen["copied"][0] == seen["copied"][1] >= 5
+    assert seen["free"][0] < seen["free"][1]
+
+
+# The real base
+
+
+@pytest.mark.base
+def test_real_digits_equal_plain_forwards(smollm):
+    """Both modes on the embedded base in fp32, with six tokens of reasoning."""
+    model, tokenizer = load(smollm, torch.float32, CPU), Tokenizer.load(smollm)
+    for labels in (1, 2):
+        prompt = prompts_of(tokenizer, labels)[1]
+        [[found]] = answer(model, tokenizer, [prompt], labels, AnswerConfig(think_tokens=6))
+        check(found, labels, 6)
+        ids = think(model, tokenizer, prompt, 6)
+        first = digits_after(model, tokenizer, ids)
+        assert found.digits == pytest.approx(first.tolist(), abs=1e-4)
+        if found.joint is not None:
+            between = tokenizer.encode(" B=")
+            for a in (0, 8):
+                second = digits_after(model, tokenizer, [*ids, tokenizer.digit_ids[a], *between])
+                expected = (first[a] * second).tolist()
+                assert found.joint[a] == pytest.approx(expected, abs=1e-4)

@@ -1,0 +1,218 @@
+"""The checker of replies: what counts, whom it speaks of, and that nothing can fool or stop it."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanopersrm.judge.claims import PHRASES
+from nanopersrm.judge.faithful import LONGEST_QUOTE, LONGEST_REPLY, Report, check, contains
+from nanopersrm.judge.subjects import EVERY, WRITER
+from nanopersrm.judge.verdict import OPEN, write
+from nanopersrm.style.features import FACTORS
+
+WRITER_TEXT = (
+    "I came; I saw; I left. The road was long; the night was short; nobody asked why. "
+    "I kept the lamp; it kept me."
+)
+A = "Don't wait! We're going now! It's late, and I can't stay! You'd love it! Isn't it fun?"
+B = (
+    "The committee, which had deliberated at considerable length, determined that the application "
+    "should be rejected because the documentation accompanying it was manifestly incomplete, "
+    "and that no further hearing of the matter could be of any use to the persons concerned."
+)
+TWO = {"A": A, "B": B}
+
+
+def read(reasoning: str, candidates: dict[str, str] | None = None) -> Report:
+    return check(write(reasoning, {"A": 5}), [WRITER_TEXT], candidates or TWO)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "subject", "factor", "said", "holds"),
+    [
+        ("The writer has many semicolons.", WRITER, "semicolons", "many", True),
+        ("The writer has no semicolons.", WRITER, "semicolons", "no", False),
+        ("A has many exclamation marks.", "A", "exclamations", "many", True),
+        ("Candidate B has many exclamation marks.", "B", "exclamations", "many", False),
+        ("The exemplars show no contractions.", WRITER, "contractions", "no", True),
+        ("In text B there are long sentences.", "B", "sentence_length", "long", True),
+        ("B has long sentences, about 47 words.", "B", "sentence_length", "long", False),
+        ("B has long sentences, about 40 words.", "B", "sentence_length", "long", True),
+        ("A has many contractions (35 per 100 words).", "A", "contractions", "many", True),
+        ("A has many contractions (7 per 100 words).", "A", "contractions", "many", False),
+        ("A has fewer semicolons than the writer.", "A", "semicolons", "less", True),
+        ("B has shorter sentences than A.", "B", "sentence_length", "less", False),
+        ("Both candidates have no semicolons.", EVERY, "semicolons", "no", True),
+        ("Both candidates have no contractions.", EVERY, "contractions", "no", False),
+        ("Unlike the writer, A has no semicolons.", "A", "semicolons", "no", True),
+        ("The writer writes; no semicolons in A.", "A", "semicolons", "no", True),
+        ("A does not have many semicolons.", "A", "semicolons", "many", True),
+        ("A does not have many contractions.", "A", "contractions", "many", False),
+        ("A lacks many semicolons.", "A", "semicolons", "many", True),
+        ("A never uses many contractions.", "A", "contractions", "many", False),
+        ("A avoids many semicolons.", "A", "semicolons", "many", True),
+        ("A does not lack many contractions.", "A", "contractions", "many", True),
+        ("B never avoids many semicolons.", "B", "semicolons", "many", False),
+        ("Not many semicolons in B.", "B", "semicolons", "many", True),
+        ("A has as many, if not more contractions than B.", "A", "contractions", "more", True),
+        ("No more semicolons than the writer appear in A.", "A", "semicolons", "more", True),
+        ("A has no fewer semicolons than the writer.", "A", "semicolons", "less", False),
+        ("A has not fewer semicolons than the writer.", "A", "semicolons", "less", False),
+        ("A has no more semicolons than the writer.", "A", "semicolons", "more", True),
+        ("A does not have more semicolons than the writer.", "A", "semicolons", "more", True),
+        ("A does not have any fewer contractions than B.", "A", "contractions", "less", True),
+    ],
+)
+def test_a_claim_is_found_and_recomputed(sentence, subject, factor, said, holds):
+    report = read(sentence)
+    assert [(c.subject, c.factor, c.said, c.holds) for c in report.found_claims] == [
+        (subject, factor, said, holds)
+    ]
+    assert (report.claims, report.claims_true) == (1, int(holds))
+    assert [flaw.sentence for flaw in report.flaws] == ([] if holds else [len(OPEN)])
+
+
+@pytest.mark.parametrize(
+    ("sentence", "claims"),
+    [
+        (
+            "The writer has many semicolons; A has none, and B has many.",
+            [(WRITER, "many", True), ("A", "no", True), ("B", "many", False)],
+        ),
+        ("Many semicolons in the writer, none in A.", [(WRITER, "many", True), ("A", "no", True)]),
+        ("A has many friends and none.", []),
+        ("A stately voice, rich and slow, many dark turns.", []),
+        ('The writer says "many semicolons".', []),
+        ("The writer has few long sentences.", []),
+        ("A has fewer semicolons.", []),
+        ("Many semicolons.", []),  # whose?
+    ],
+)
+def test_short_forms_and_free_wording(sentence, claims):
+    assert [(c.subject, c.said, c.holds) for c in read(sentence).found_claims] == claims
+
+
+def test_an_article_is_no_label():
+    report = read("B is dull. A semicolon here. A writer of no contractions.")
+    assert [claim.subject for claim in report.found_claims] == [WRITER]
+    assert [c.subject for c in read("A has no semicolons.").found_claims] == ["A"]
+
+
+def test_percentiles_are_recomputed():
+    near = (
+        check("A is at n-grams 0%.", [A], {"A": A}),
+        check("A is at n-grams 100%.", [A], {"A": A}),
+    )
+    assert [report.claims_true for report in near] == [0, 1]
+    both = read("A is closer than 101% of strangers by n-grams and 102% by factors.")
+    assert [(c.factor, c.said, c.holds) for c in both.found_claims] == [
+        ("n-grams", "101%", False),
+        ("factors", "102%", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "true", "placed"),
+    [
+        ('The writer: "I came; I saw".', 1, 1),
+        ('A shows "I came; I saw".', 1, 0),
+        ('A shows "Don\'t wait!".', 1, 1),
+        ("A shows “Don’t wait!”.", 1, 1),
+        ('A shows "don\'t wait!".', 0, 0),
+        ('A shows "on\'t wait".', 0, 0),
+        ('A shows "".', 0, 0),
+        (f'B: "{B}".', 0, 0),
+        ("A shows \"Don't wait", 0, 0),
+    ],
+)
+def test_quotes(sentence, true, placed):
+    report = read(sentence)
+    assert (report.quotes, report.quotes_true, report.quotes_placed) == (1, true, placed)
+    assert bool(report.flaws) == (true == 0)
+
+
+def test_white_space_is_folded_and_words_are_whole():
+    assert contains("the long\n   road", "long road")
+    assert not contains("the long road", "ong road")
+    assert contains("a cat, a catalogue", "catalogue")
+    assert not contains("a catalogue", "cat")
+    assert contains("word " * 30, " ".join(["word"] * LONGEST_QUOTE))
+    assert not contains("word " * 30, " ".join(["word"] * (LONGEST_QUOTE + 1)))
+
+
+def test_flaws_name_the_place():
+    reply = write('The writer has many semicolons. A says "never said this".', {"A": 2})
+    (flaw,) = check(reply, [WRITER_TEXT], {"A": A}).flaws
+    assert reply[flaw.start] == '"'
+    assert reply[flaw.sentence :].startswith("A says")
+
+
+def test_every_level_of_every_factor_is_in_the_vocabulary():
+    for factor in FACTORS:
+        words = {said for name, said in PHRASES.values() if name == factor.name}
+        assert set(factor.words) <= words
+    assert len(PHRASES) == sum(len(f.words) for f in FACTORS) + 2 * sum(
+        f.words[0] in ("no", "short") for f in FACTORS
+    )  # no phrase stands for two factors
+
+
+@given(st.text(alphabet='AB "\n.;<>()%0123456789no manyfewtherisgcld-', max_size=300))
+@settings(max_examples=150, deadline=None)
+def test_any_text_gives_a_report(text: str):
+    report = check(text, [WRITER_TEXT], TWO)
+    assert 0 <= report.quotes_true <= report.quotes
+    assert 0 <= report.claims_true <= report.claims
+
+
+@given(st.text(max_size=80), st.text(min_size=1, max_size=80))
+@settings(max_examples=60, deadline=None)
+def test_any_texts_give_a_report(reply: str, text: str):
+    check(f'A has no dashes, "{reply}". The text: long words.', [text], {"A": text})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        'A has "x" ',
+        "many semicolons, ",
+        "n-grams factors 3% ",
+        "(((( in A ",
+        '"',
+        "than the ",
+        "A ",
+    ],
+)
+def test_long_rude_replies_take_no_time(part: str):
+    check(part, [WRITER_TEXT], TWO)
+    start = time.perf_counter()
+    check(part * (200_000 // len(part)), [WRITER_TEXT], TWO)
+    assert time.perf_counter() - start < 2.0  # some 0.2 s; quadratic would be minutes
+
+
+def test_a_reply_about_no_candidate_is_checked_all_the_same():
+    """A profile alone has none."""
+    found = check('The writer has many semicolons, "we stayed".', ["It rained; we stayed; I."], {})
+    assert (found.quotes_true, found.claims_true, found.flaws) == (1, 1, ())
+
+
+def test_a_claim_is_given_with_its_no():
+    said = "A does not have many contractions. B has no fewer contractions than A."
+    claims = [claim.text for claim in read(said).found_claims]
+    assert claims == ["not have many contractions", "no fewer contractions than A"]
+
+
+def test_a_claim_is_given_with_its_figure():
+    said = "A has many contractions (7 per 100 words). B has long sentences, about 47 words; so."
+    claims = [claim.text for claim in read(said).found_claims]
+    assert claims == ["many contractions (7 per 100 words)", "long sentences, about 47"]
+
+
+def test_what_is_not_read_any_more_is_not_called_untrue():
+    """A quote that the longest reply cuts in two."""
+    quoted = '"I came; I saw; I left." So it goes. '
+    long = quoted + "x " * ((LONGEST_REPLY - len(OPEN) - len(quoted) - 8) // 2) + quoted
+    assert LONGEST_REPLY - 12 < len(OPEN + long[: -len(quoted)]) < LONGEST_REPLY
+    report = read(long)
+    assert (report.quotes, report.quotes_true, report.flaws) == (1, 1, ())

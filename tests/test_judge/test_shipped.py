@@ -1,0 +1,150 @@
+"""Which adapter judges by default, and an adapter in half the bytes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+from safetensors.torch import load_file, save_file
+from test_answer import make_base
+from test_judge import CANDIDATES, EXEMPLARS
+from test_judge_adapter import PLAIN, make_adapter
+
+from data.build import demo_pairs
+from nanopersrm import InputError
+from nanopersrm.judge import trained
+from nanopersrm.judge.judge import UNTRAINED, Judge
+from nanopersrm.judge.judgement import JudgeConfig
+from nanopersrm.model import export, lora_files
+from nanopersrm.model.bases import DEFAULT_BASE, Base
+from nanopersrm.train.setup import said_by
+
+AT_ONCE = JudgeConfig(think=False)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Base:
+    return make_base(tmp_path_factory.mktemp("shipped") / "smollm", "smollm")
+
+
+@pytest.fixture(scope="module")
+def folder(base, tmp_path_factory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
+
+
+def test_which_adapter_is_meant(folder, monkeypatch):
+    monkeypatch.setattr(trained, "SHIPPED", folder)
+    assert trained.chosen("default", DEFAULT_BASE) == folder
+    assert trained.chosen("default", "some/base") is None
+    assert trained.chosen("none", DEFAULT_BASE) is None
+    assert trained.chosen(None, DEFAULT_BASE) is None
+    assert trained.chosen("mine", DEFAULT_BASE) == Path("mine")
+    assert trained.chosen("~/mine", "some/base") == Path.home() / "mine"
+    monkeypatch.setattr(trained, "SHIPPED", folder / "nothing")
+    assert trained.chosen("default", DEFAULT_BASE) is None
+
+
+def test_reinforcement_goes_on_from_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(trained, "SHIPPED", folder)
+    found, made = said_by(None, tmp_path / "none", DEFAULT_BASE)
+    assert (found, made) == (folder, trained.read(folder))
+    with pytest.raises(InputError, match=r"run `python train_sft.py` first"):
+        said_by(None, tmp_path / "none", "some/base")
+
+
+def test_another_base_judges_without_an_adapter(base):
+    assert Judge.load(base.path, dtype="fp32").notes == [UNTRAINED]
+
+
+def write(*arguments: object) -> int:
+    return export.run(tyro.cli(export.Config, args=[str(a) for a in arguments]))
+
+
+def test_an_adapter_in_half_the_bytes(base, folder, tmp_path, capsys):
+    """Rounded as the model rounds it, and so the same judgement in that type."""
+    out = tmp_path / "small"
+    assert write("--adapter", folder, "--out", out, "--adapter-only") == 0
+    said = capsys.readouterr().out
+    names = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+    for name in (lora_files.TENSORS, f"style/{lora_files.TENSORS}"):
+        before, after = load_file(folder / name), load_file(out / name)
+        assert before.keys() == after.keys()
+        for key, tensor in before.items():
+            assert torch.equal(after[key], tensor.bfloat16())
+    size = sum((out / name).stat().st_size for name in names)
+    assert f"{size / 1e6:.1f} MB" in said
+    assert size < 0.6 * sum((folder / name).stat().st_size for name in names)
+    scores = [
+        Judge.load(base.path, one, dtype="bf16").judge(EXEMPLARS, CANDIDATES[:3], config=PLAIN)
+        for one in (folder, out)
+    ]
+    assert scores[0].scores == scores[1].scores
+
+
+def test_what_is_not_overwritten(folder, tmp_path, capsys):
+    out = tmp_path / "there"
+    out.mkdir()
+    (out / "letter.txt").write_text("mine")
+    given = ("--adapter", folder, "--out", out, "--adapter-only")
+    for flags, said in (((), "expected an empty or new folder"), (("--overwrite",), "an adapter")):
+        assert write(*given, *flags) == 2
+        assert said in capsys.readouterr().err
+    assert (out / "letter.txt").read_text() == "mine"
+    (out / lora_files.CONFIG).write_text("{}")
+    assert write(*given, "--overwrite") == 0
+    assert not (out / "letter.txt").exists()
+    assert write("--adapter", folder, "--out", folder, "--adapter-only", "--overwrite") == 2
+
+
+def test_a_broken_adapter_leaves_nothing(tmp_path, capsys):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    save_file({}, broken / "head.safetensors")
+    (broken / lora_files.CONFIG).write_text("{}")
+    (broken / lora_files.TENSORS).write_bytes(b"nonsense")
+    assert write("--adapter", broken, "--out", tmp_path / "out", "--adapter-only") == 2
+    assert "not a safetensors file" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
+
+
+# The adapter in the package
+
+
+def test_what_the_package_brings():
+    made = trained.read(trained.SHIPPED)
+    assert made is not None
+    assert (made.base, made.nf4, made.evidence, made.style) == (DEFAULT_BASE, False, True, True)
+    assert made.sharpness != 1.0  # calibrated
+    files = [path for path in trained.SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 24 << 20
+    card = (trained.SHIPPED / "README.md").read_text(encoding="utf-8")
+    for told in ("github.com", "Licence", "train_sft.py", "seed", "Limits"):
+        assert told in card, told
+
+
+@pytest.mark.base
+def test_it_knows_writers_it_was_not_trained_on():
+    """Twelve invented writers, none of them in its training pairs: 20 couples of twins."""
+    judge = Judge.load()
+    assert judge.trained
+    assert judge.style is not None
+    assert judge.style.fusion is not None
+    pairs = demo_pairs(seed=3, pairs=40)[:40]
+    right = {}
+    for pair in pairs:
+        found = judge.judge(pair.exemplars, [pair.chosen, pair.rejected], config=AT_ONCE)
+        assert found.well_formed
+        assert found.notes == []
+        right[pair.id] = found.verdict == 0
+    assert sum(right.values()) >= 30
+    assert sum(right[pair.id] and right[pair.twin] for pair in pairs) >= 22
+
+
+@pytest.mark.base
+def test_its_free_reasoning_ends_in_scores():
+    judge = Judge.load()
+    pair = demo_pairs(seed=3, pairs=40)[0]
+    found = judge.judge(pair.exemplars, [pair.chosen, pair.rejected])
+    assert found.well_formed
+    assert all("writer" in said for said in found.reasoning)

@@ -1,0 +1,168 @@
+"""judge.json: written and read back, checked, and held against the base at hand."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from nanopersrm import InputError, __version__
+from nanopersrm.judge import trained
+from nanopersrm.judge.trained import Trained, weights_sha256
+from nanopersrm.model.bases import Base
+from nanopersrm.model.embedded import DEFAULT_BASE
+
+FACTS = Trained("org/name", "ab12", False, "bf16", True, "pointwise", True)
+
+
+def base_at(folder: Path, name: str, shards: dict[str, bytes]) -> Base:
+    folder.mkdir(exist_ok=True)
+    for file, content in shards.items():
+        (folder / file).write_bytes(content)
+    return Base(name, folder, "safetensors", {})
+
+
+def adapter_at(folder: Path) -> Path:
+    (folder / "adapter_config.json").write_text("{}")
+    return folder
+
+
+def test_what_is_saved_is_read(tmp_path):
+    adapter_at(tmp_path)
+    assert trained.read(tmp_path) is None
+    for facts in (FACTS, Trained("b.gguf", None, True, "fp16", False, "both", False)):
+        facts.save(tmp_path)
+        assert trained.read(tmp_path) == facts
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["adapter_config.json", "judge.json"]
+    assert json.loads((tmp_path / "judge.json").read_text())["nanopersrm"] == __version__
+    with pytest.raises(InputError, match="cannot be written"):
+        FACTS.save(tmp_path / "nowhere")
+
+
+def test_what_was_written_before_there_was_a_sharpness(tmp_path):
+    FACTS.save(adapter_at(tmp_path))
+    file = tmp_path / "judge.json"
+    older = json.loads(file.read_text())
+    del older["sharpness"], older["sharpness_reasoned"]
+    file.write_text(json.dumps(older))
+    assert trained.read(tmp_path) == FACTS
+    assert FACTS.sharpness_when(think=True) == FACTS.sharpness_when(think=False) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "part"),
+    [
+        ("base", None, "field base: expected a str, found None"),
+        ("base_sha256", 7, "field base_sha256"),
+        ("nf4", "yes", "field nf4: expected a bool, found 'yes'"),
+        ("dtype", 16, "field dtype"),
+        ("evidence", 1, "field evidence"),
+        ("form", "listwise", "field form: expected pointwise, pairwise, both, found 'listwise'"),
+        ("style", None, "field style"),
+        ("sharpness", 0, "field sharpness: expected above 0, found 0"),
+        ("sharpness", True, "field sharpness"),
+        ("sharpness_reasoned", float("inf"), "field sharpness_reasoned"),
+    ],
+)
+def test_a_broken_field_is_named(tmp_path, field, value, part):
+    FACTS.save(adapter_at(tmp_path))
+    file = tmp_path / "judge.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(InputError, match=part) as caught:
+        trained.read(tmp_path)
+    assert str(file) in str(caught.value)
+
+
+def test_the_hash_of_weights(tmp_path):
+    shards = {"model-2.safetensors": b"two", "model-1.safetensors": b"one"}
+    base = base_at(tmp_path / "a", "a", shards | {"adapter_model.safetensors": b"x"})
+    assert weights_sha256(base) == hashlib.sha256(b"onetwo").hexdigest()
+    one = Base("b", tmp_path / "a" / "model-2.safetensors", "gguf", {})
+    assert weights_sha256(one) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_the_base_at_hand(tmp_path, monkeypatch):
+    here = base_at(tmp_path / "here", str(tmp_path / "here"), {"model.safetensors": b"weights"})
+    sha = weights_sha256(here)
+
+    def made_on(name: str, sha256: str | None) -> Trained:
+        return Trained(name, sha256, False, "bf16", True, "both", True)
+
+    assert made_on(here.name, "other").same_base(tmp_path, here) is None  # names are believed
+    assert made_on("org/name", sha).same_base(tmp_path, here) is None
+    monkeypatch.chdir(tmp_path)
+    assert made_on("here", None).same_base(tmp_path, here) is None  # the same folder
+    for unknown in (None, "0" * 64):
+        note = made_on("org/name", unknown).same_base(tmp_path, here)
+        assert note is not None
+        assert "trained on org/name, and" in note
+    default = Base(DEFAULT_BASE, here.path, "safetensors", {})
+    assert made_on(DEFAULT_BASE, None).same_base(tmp_path, default) is None
+    with pytest.raises(InputError, match="was trained on org/name, so say --base org/name"):
+        made_on("org/name", sha).same_base(tmp_path, default)
+
+
+def test_prompts_of_another_form():
+    assert FACTS.asked_otherwise(True, "pointwise") == []
+    assert FACTS.asked_otherwise(False, "pairwise") == [
+        "this adapter was trained with measured evidence and is asked without",
+        "this adapter was trained on pointwise prompts and is asked pairwise",
+    ]
+    both = Trained("b", None, False, "bf16", False, "both", False)
+    assert both.asked_otherwise(False, "pairwise") == both.asked_otherwise(False, "pointwise") == []
+
+
+def test_a_fingerprint_is_of_every_part_and_of_no_place(tmp_path):
+    folder = tmp_path / "one"
+    (folder / "style").mkdir(parents=True)
+    files = ["adapter_config.json", "adapter_model.safetensors", "judge.json"]
+    files += ["style/quantiles.json", "style/adapter_model.safetensors"]
+    for name in files:
+        (folder / name).write_text(f"{name} as it was")
+    first = trained.fingerprint(folder)
+    seen = {first}
+    for name in files:
+        (folder / name).write_text(f"{name} as it WAS")  # as long as before
+        seen.add(trained.fingerprint(folder))
+        (folder / name).unlink()
+        seen.add(trained.fingerprint(folder))
+        (folder / name).write_text(f"{name} as it was")
+    assert len(seen) == 1 + 2 * len(files)
+    (folder / "README.md").write_text("about it")
+    assert trained.fingerprint(folder) == first
+    folder.rename(tmp_path / "two")
+    assert trained.fingerprint(tmp_path / "two") == first
+    assert trained.fingerprint(tmp_path / "nowhere") not in seen
+
+
+def test_folders_that_cannot_be_looked_up(tmp_path, monkeypatch):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").write_text("no folder")
+    for name, part in (
+        ("n" * 300, "cannot be read (File name too long)"),
+        ("loop/adapter", "cannot be read (Too many levels of symbolic links)"),
+        ("gone", "expected a folder with adapter_config.json, no such folder"),
+        ("file", "expected a folder with adapter_config.json, no such folder"),
+    ):
+        with pytest.raises(InputError) as caught:
+            trained.read(tmp_path / name)
+        assert str(caught.value) == f"--adapter {tmp_path / name}: {part}"
+    with pytest.raises(InputError, match=r"nnn: cannot be read \(File name too long\)"):
+        trained.fingerprint(tmp_path / ("n" * 300))
+    assert trained.chosen("~no-such-user/adapter", "base") == Path("~no-such-user/adapter")
+    with pytest.raises(InputError, match="--adapter: expected a folder, got an empty name"):
+        trained.chosen("", "base")
+    monkeypatch.chdir(tmp_path)
+    here = base_at(tmp_path / "here", "here", {"model.safetensors": b"weights"})
+    for name in ("n" * 300, "loop/base", "~no-such-user/base"):
+        said = Trained(name, None, False, "bf16", True, "both", True)
+        note = said.same_base(tmp_path, here)
+        assert note is not None
+        assert f"trained on {name}, and" in note
+
+
+def test_the_folder_inside_is_meant(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    adapter_at(tmp_path / "adapter")
+    with pytest.raises(InputError, match=rf"did you mean {tmp_path / 'adapter'}\?"):
+        trained.read(tmp_path)

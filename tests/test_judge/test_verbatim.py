@@ -1,0 +1,224 @@
+"""What can be drawn between quote marks: copies of the texts, closed in time, no dead ends."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanopersrm.judge.faithful import LONGEST_QUOTE, check
+from nanopersrm.judge.verbatim import OUTSIDE, Place, Quotable, QuoteTokens
+
+BYTES = [bytes([byte]) for byte in range(256)]
+TEXT = (
+    "We left early; the rain, which I don’t hate, came “at noon” <b>today</b>.\n\nIt\u00adis  5 pm"
+)
+
+
+def quotable(texts: list[str], *further: str, single: list[bytes] = BYTES) -> Quotable:
+    """A vocabulary of these bytes and of some longer tokens, ids 256 and on."""
+    return Quotable(texts, QuoteTokens([*single, *(word.encode() for word in further)]))
+
+
+def walk(own: Quotable, reply: str | bytes) -> Place | None:
+    """The place after a reply that is drawn character by character, or byte by byte."""
+    place: Place | None = OUTSIDE
+    for part in [c.encode() for c in reply] if isinstance(reply, str) else map(bytes, zip(reply)):
+        place = None if place is None else own.read(place, part)
+    return place
+
+
+def drawable(own: Quotable, place: Place, left: int = 1000) -> set[bytes]:
+    """Bytes of all tokens that can be drawn."""
+    inside, ids = own.choices(place, left)
+    known = own.tokens.token_bytes
+    return {known[i] for i in (ids if inside else {*range(len(known))}.difference(ids))}
+
+
+@pytest.mark.parametrize(
+    ("reply", "copied"),
+    [
+        ('"the rain"', True),
+        ('"the rain,"', True),
+        ('It says "the rain, which I" and "pm".', True),
+        ('"We left early; the rain', True),  # not closed yet
+        ("“the rain»", True),  # all double marks are one
+        ('"don’t"', True),
+        ('"don\'t hate"', True),
+        ('"at noon"', True),
+        ('"b>today"', True),
+        ('"Itis 5 pm"', True),  # white space and unseen characters folded
+        ('""', False),
+        ('"the rai"', False),
+        ('"he rain"', False),
+        ('"the rain "', False),
+        ('" the rain"', False),
+        ('"the  rain"', False),
+        ('"The rain"', False),
+        ('"the rain which"', False),
+        ('"don"', False),
+        ('"t hate"', False),
+        ('"came "at noon', False),
+        ('"noon today"', False),  # neither over a mark nor over a bracket
+        ('"noon <b', False),
+        ('"rain\n', False),
+    ],
+)
+def test_copies(reply, copied):
+    own = quotable([TEXT])
+    assert (walk(own, reply) is not None) == copied
+    if copied and reply.endswith(('"', "»", ".")):
+        report = check(f"<think>\n{reply}\n</think>", [], {"A": TEXT})
+        assert report.quotes == report.quotes_true > 0
+
+
+def test_what_goes_on_after_a_part():
+    """The example of the docstring."""
+    own = quotable(
+        ["We left early; the rain, which I hate, came at noon."], "hich", "hich I", "ith"
+    )
+    place = walk(own, 'One aside, "the rain, w')
+    assert place is not None
+    assert drawable(own, place) == {b"h", b"hich", b"hich I"}
+    assert own.cost(place) == 5
+    assert drawable(own, place, 5) == {b"h", b"hich", b"hich I"}
+    assert drawable(own, place, 2) == {b"hich", b"hich I"}
+
+
+def test_tokens_that_hold_a_mark_and_more():
+    further = ('",', ' "', '"."', '" and "', '"ra', 'in"', '""', '"W"', ', "I"', '"x')
+    own = quotable(["the rain. I"], *further)
+    outside = drawable(own, OUTSIDE) & {word.encode() for word in further}
+    assert outside == {b' "', b'"ra', b', "I"', b'in"'}
+    place = walk(own, '"the ra')
+    assert place is not None
+    assert drawable(own, place) == {b"i", b'in"'}
+    place = walk(own, '"the rain')
+    assert place is not None
+    closing = {'"', *further} - {' "', 'in"', ', "I"'}  # what follows the mark is free again
+    assert drawable(own, place) == {word.encode() for word in {".", *closing}}
+
+
+def test_a_mark_may_come_in_parts():
+    """E2 80 9C is “. Outside, its last byte opens a quote, whatever token brings it."""
+    own = quotable(["rain … then"])
+    assert walk(own, b"\xe2\x80") == Place(b"\xe2\x80")
+    assert walk(own, b"\xe2\x80\x9c") == own.opened
+    assert walk(own, b"\xe2\x80a") == OUTSIDE
+    nothing = quotable([""])
+    assert b"\x9c" in drawable(nothing, OUTSIDE)
+    assert b"\x9c" not in drawable(nothing, Place(b"\xe2\x80"))
+    place = walk(own, b'"rain \xe2\x80')
+    assert place is not None
+    assert drawable(own, place) == {b"\xa6"}  # a part of … is no end
+
+
+def test_twelve_words():
+    words = " ".join(f"w{n}," for n in range(20))
+    own = quotable([words], ", w12", f'"{words}', f'"{words[:44]}')
+    assert drawable(own, OUTSIDE) - {*BYTES} == {b", w12", f'"{words[:44]}'.encode()}
+    place = walk(own, '"' + " ".join(f"w{n}," for n in range(LONGEST_QUOTE)))
+    assert place is not None
+    assert all(token[:1] in b'"\xe2\xc2' for token in drawable(own, place))
+    place = walk(own, '"' + " ".join(f"w{n}" + "," * (n < 11) for n in range(LONGEST_QUOTE)))
+    assert place is not None
+    assert {b",", b'"'} <= drawable(own, place)
+    assert b", w12" not in drawable(own, place)
+
+
+def test_nothing_to_quote():
+    for own in (quotable([]), quotable(["", " \n "]), quotable(["rain"], single=[b"r", b"a"])):
+        assert own.opened.at == ()
+        assert not any(b'"' in token for token in drawable(own, OUTSIDE))
+        assert {b"r", b"a"} <= drawable(own, OUTSIDE)
+    few = quotable(["so much rain", "a\ud800b"], single=[b for b in BYTES if b != b"m"])
+    assert walk(few, '"rain"') == walk(few, '"so"') == OUTSIDE
+    assert walk(few, '"so m') is None  # its byte is no token
+    assert walk(few, '"a"') == walk(few, '"b"') == OUTSIDE
+
+
+def test_a_budget_that_ends_opens_nothing():
+    own = quotable(["a very long word"], "very", ' "a"', ' "a')
+    assert b'"' in drawable(own, OUTSIDE, 3)
+    assert b'"' not in drawable(own, OUTSIDE, 2)
+    assert {b' "a', b' "a"'} <= drawable(own, OUTSIDE, 2)
+    assert drawable(own, OUTSIDE, 1) & {b'"', b' "a', b' "a"'} == {b' "a"'}
+    assert drawable(own, own.opened, 2) == {b"a", b"very"}
+    place = walk(own, '"a')
+    assert place is not None
+    assert drawable(own, place, 1) == {t for t in drawable(own, place) if t[:1] not in b" "}
+
+
+SIGNS = "ab é’'\"“»<.-_1\n\u0301\u00ad😀字"
+words = st.text(SIGNS, max_size=40)
+parts = st.tuples(st.text(SIGNS, min_size=1, max_size=6), st.integers(0, 3), st.integers(1, 20))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    texts=st.lists(words, max_size=3),
+    parts=st.lists(parts, max_size=30),
+    missing=st.sets(st.sampled_from([*'ab é".’']), max_size=1),
+    draws=st.lists(st.integers(0, 1 << 20), min_size=1, max_size=60),
+    eager=st.booleans(),
+)
+def test_every_reply_is_verbatim_and_none_is_stuck(texts, parts, missing, draws, eager):
+    """Any texts, any tokens (parts of characters too), any draws, a budget that ends anywhere."""
+    gone = {"".join(missing).encode()[-1:]} if missing else set()
+    tokens = [byte for byte in BYTES if byte not in gone]
+    tokens += [word.encode()[a : a + b] for word, a, b in parts]
+    own = Quotable(texts, QuoteTokens(tokens))
+    place, reply = OUTSIDE, b""
+    for n, draw in enumerate(draws):
+        inside, ids = own.choices(place, len(draws) - n)
+        if not inside:
+            ids = sorted({*range(len(tokens))}.difference(ids))
+            if eager and (marked := [i for i in ids if i in own.tokens.marked(place.part)]):
+                ids = marked
+        assert ids
+        chosen = ids[draw % len(ids)]
+        place = own.after(place, chosen)
+        reply += tokens[chosen]
+    assert place.at is None
+    report = check(f"<think>\n{reply.decode(errors='replace')}\n</think>", texts, {"A": ""})
+    assert report.quotes == report.quotes_true
+    assert not any("quote" in flaw.message for flaw in report.flaws)
+
+
+def test_places_do_not_depend_on_the_order_of_texts():
+    """So a swapped prompt has the same choices."""
+    one, two = "I came; I saw.", "I saw it, and I came."
+    for reply in ('"I', '"I saw', '"I came'):
+        found = []
+        for texts in itertools.permutations([one, two]):
+            own = quotable([*texts], " saw", " came")
+            place = walk(own, reply)
+            assert place is not None
+            found.append(drawable(own, place))
+        assert found[0] == found[1]
+
+
+def test_no_tag_is_quoted():
+    """Neither whole nor its brackets: what closes the reasoning stands outside of quotes."""
+    own = quotable(["He wrote </think> and a < b, then <b>left</b>."], "</think>", "<", ">")
+    for quote in ('"wrote </think> and"', '"a < b"', '"<b', '"left<'):
+        assert walk(own, quote) is None, quote
+    assert walk(own, '"and a"') == OUTSIDE
+    assert b"<" not in drawable(own, place_of(own, '"and a'))
+
+
+def test_a_token_of_many_words_counts_them_all():
+    words = [f"w{i}" for i in range(LONGEST_QUOTE + 1)]
+    most, more = (" ".join(words[:n]) for n in (LONGEST_QUOTE, LONGEST_QUOTE + 1))
+    own = quotable([more], most, more, f'"{most}"', f'"{more}"')
+    opened = place_of(own, '"')
+    assert own.read(opened, most.encode()) is not None
+    assert own.read(opened, more.encode()) is None
+    assert own.read(OUTSIDE, f'"{most}"'.encode()) == OUTSIDE
+    assert own.read(OUTSIDE, f'"{more}"'.encode()) is None
+
+
+def place_of(own: Quotable, reply: str) -> Place:
+    place = walk(own, reply)
+    assert place is not None
+    return place

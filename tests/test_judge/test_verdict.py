@@ -1,0 +1,237 @@
+"""The reply's grammar, by tables and by an independent regular expression; the sums on digits."""
+
+import math
+import re
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from nanopersrm.judge.verdict import (
+    LABELS,
+    OPEN,
+    beats,
+    beats_jointly,
+    closing,
+    mean,
+    parse,
+    soft_score,
+    write,
+)
+
+GOOD = "<think>\nTerse.\n</think>\n<scores>A=7 B=3</scores>"
+HEAD = "<think>\nx\n</think>\n"
+
+# The grammar once more, as one expression: thinking, one line of scores, nothing else.
+THOUGHT = re.compile(r"\s*<think>(?:(?!</think>).)*</think>\s*(<scores>.*</scores>)\s*", re.DOTALL)
+
+
+def well_formed(text: str, labels: str) -> list[int] | None:
+    """The scores, by regular expressions only."""
+    found = THOUGHT.fullmatch(text)
+    line = r"<scores>\s*" + r"\s+".join(f"{label}=([1-9])" for label in labels) + r"\s*</scores>"
+    digits = re.fullmatch(line, found[1]) if found else None
+    return [int(digit) for digit in digits.groups()] if digits else None
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "scores"),
+    [
+        (GOOD, "Terse.", {"A": 7, "B": 3}),
+        (f"\n  {GOOD}\n\n", "Terse.", {"A": 7, "B": 3}),
+        (GOOD.replace("\n", "\r\n"), "Terse.", {"A": 7, "B": 3}),
+        ("<think></think><scores>A=1 B=9</scores>", "", {"A": 1, "B": 9}),
+        (HEAD + "<scores>\nA=2\tB=2\n</scores>", "x", {"A": 2, "B": 2}),
+        ("<think>a\n\nb < c</think>\n\n<scores>A=5 B=5</scores>", "a\n\nb < c", {"A": 5, "B": 5}),
+        ("<think><scores>A=1 B=1</scores></think><scores>A=2 B=3</scores>", None, {"A": 2, "B": 3}),
+        ("<think>" + "ü" * 1_000_000 + "</think><scores>A=4 B=6</scores>", None, {"A": 4, "B": 6}),
+    ],
+)
+def test_well_formed_replies(text, reasoning, scores):
+    said = parse(text, "AB")
+    assert (said.well_formed, said.problem, said.scores) == (True, None, scores)
+    assert reasoning is None or said.reasoning == reasoning
+    assert well_formed(text, "AB") == list(scores.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "no <think>"),
+        (" \n\t ", "no <think>"),
+        ("A is better.", "no <think>"),
+        ("Well, " + GOOD, "no <think>"),
+        ("<THINK>x</THINK><scores>A=7 B=3</scores>", "no <think>"),
+        ("<think", "no <think>"),
+        ("<scores>A=7 B=3</scores>", "no <think>"),
+        ("</think><scores>A=7 B=3</scores>", "no <think>"),
+        ("<think>", "no </think>"),
+        ("<think>\nx\n<scores>A=7 B=3</scores>", "no </think>"),
+        ("<think>\nx\n</think >\n<scores>A=7 B=3</scores>", "no </think>"),
+        ("<think>\nx\n</think>", "no <scores> after </think>"),
+        (HEAD + "A=7 B=3", "no <scores> after </think>"),
+        (HEAD + "So: <scores>A=7 B=3</scores>", "no <scores> after </think>"),
+        ("<think>a<think>b</think>c</think><scores>A=7 B=3</scores>", "no <scores> after </think>"),
+        (HEAD + HEAD + "<scores>A=7 B=3</scores>", "no <scores> after </think>"),
+        (HEAD + "<scores>A=7 B=3", "no </scores>"),
+        (HEAD + "<scores>A=7 B=3</score>", "no </scores>"),
+        (HEAD + "<scores>", "no </scores>"),
+        (GOOD + " I am sure.", "text after </scores>"),
+        (GOOD + "\n<scores>A=7 B=3</scores>", "text after </scores>"),
+        (GOOD + "</scores>", "text after </scores>"),
+        (GOOD + "\0", "text after </scores>"),
+        (HEAD + "<scores>A=7, B=3</scores>", "not a score: 'A=7,'"),
+        (HEAD + "<scores>A=7B=3</scores>", "not a score: 'A=7B=3'"),
+        (HEAD + "<scores>A = 7 B=3</scores>", "not a score: 'A'"),
+        (HEAD + "<scores>A=seven B=3</scores>", "not a score: 'A=seven'"),
+        (HEAD + "<scores>A=７ B=3</scores>", "not a score: 'A=７'"),
+        (HEAD + "<scores>A=² B=3</scores>", "not a score: 'A=²'"),
+        (HEAD + "<scores>A=7.5 B=3</scores>", "not a score: 'A=7.5'"),
+        (HEAD + "<scores>A=-7 B=3</scores>", "not a score: 'A=-7'"),
+        (HEAD + "<scores>a=7 b=3</scores>", "not a score: 'a=7'"),
+        (HEAD + "<scores>А=7 B=3</scores>", "not a score: 'А=7'"),  # a Cyrillic A
+        (HEAD + "<scores>AB=7</scores>", "not a score: 'AB=7'"),
+        (HEAD + "<scores><scores>A=7 B=3</scores>", "not a score: '<scores>A=7'"),
+        (HEAD + "<scores>A=0 B=3</scores>", "A=0 is not a digit from 1 to 9"),
+        (HEAD + "<scores>A=10 B=3</scores>", "A=10 is not a digit from 1 to 9"),
+        (HEAD + "<scores>A=07 B=3</scores>", "A=07 is not a digit from 1 to 9"),
+        (HEAD + "<scores>A=7 A=3</scores>", "A is scored twice"),
+        (HEAD + "<scores>A=7 B=3 B=3</scores>", "B is scored twice"),
+        (HEAD + "<scores></scores>", "scores for nobody, not AB"),
+        (HEAD + "<scores>A=7</scores>", "scores for A, not AB"),
+        (HEAD + "<scores>B=3</scores>", "scores for B, not AB"),
+        (HEAD + "<scores>B=3 A=7</scores>", "scores for BA, not AB"),
+        (HEAD + "<scores>A=7 B=3 C=1</scores>", "scores for ABC, not AB"),
+        (HEAD + "<scores>A=7 C=1</scores>", "scores for AC, not AB"),
+        ("x" * 1_000_000, "no <think>"),
+        ("<think>" * 150_000, "no </think>"),
+        (HEAD + "<scores>A=" + "7" * 1_000_000, "no </scores>"),
+        (HEAD + f"<scores>A={'7' * 10**6} B=3</scores>", f"A={'7' * 20} is not a digit from 1"),
+        (HEAD + f"<scores>{'y' * 10**6}</scores>", f"not a score: '{'y' * 20}'"),
+    ],
+)
+def test_rude_replies_have_a_reason_and_no_scores(text, problem):
+    said = parse(text, "AB")
+    assert said.problem is not None
+    assert said.problem.startswith(problem)
+    assert len(said.problem) < 100
+    assert "\n" not in said.problem
+    assert (said.well_formed, said.scores) == (False, None)
+    assert len(text) > 10_000 or well_formed(text, "AB") is None
+
+
+def test_what_was_reasoned_is_kept_when_the_scores_are_not():
+    assert parse("<think>\nTerse.\n</think>\nB.", "AB").reasoning == "Terse."
+    assert parse("<think>\nTerse", "AB").reasoning == "Terse"
+    assert parse("Terse", "AB").reasoning == ""
+
+
+TAGS = ["<think>", "<think>\n", "</think>", "\n</think>\n", "<scores>", "</scores>"]
+MARKS = ["A=7", "B=3", "A=0", "B=10", "C=1", "A=", "=3", "７", "A=7 B=3", " ", "\n", "\r\n", "\t"]
+WHOLES = ["<scores>A=7 B=3</scores>", "</think>\n<scores>A=1 B=9</scores>", "\0", "é", "\u2028"]
+PIECES = [*TAGS, *MARKS, *WHOLES]
+REPLIES = st.one_of(
+    st.text(),
+    st.lists(st.sampled_from(PIECES)).map("".join),
+    st.lists(st.one_of(st.sampled_from(PIECES), st.characters())).map(
+        lambda middle: HEAD + "<scores>" + "".join(middle) + "</scores>"
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(REPLIES, st.integers(1, 3))
+@example(GOOD, 2)
+@example(HEAD + "<scores>A=7</scores>", 1)
+def test_scores_only_where_the_grammar_says_so(text, count):
+    """Total, and agreed upon: no text raises, and none scores that is not well formed."""
+    labels = LABELS[:count]
+    said, expected = parse(text, labels), well_formed(text, labels)
+    assert (said.scores is None) == (said.problem is not None) == (not said.well_formed)
+    assert said.scores == (None if expected is None else dict(zip(labels, expected, strict=True)))
+
+
+@settings(deadline=None)
+@given(st.text(), st.lists(st.integers(1, 9), min_size=1, max_size=26))
+def test_what_is_written_is_read_back(reasoning, digits):
+    reasoning = reasoning.replace("</think>", "")
+    labels = LABELS[: len(digits)]
+    scores = dict(zip(labels, digits, strict=True))
+    said = parse(write(reasoning, scores), labels)
+    assert (said.reasoning, said.scores, said.problem) == (reasoning.strip(), scores, None)
+
+
+def test_the_form_to_imitate():
+    assert write(" Terse.\n", {"A": 7, "B": 3}) == GOOD
+
+
+def test_soft_score_by_hand():
+    assert soft_score([0] * 7 + [0.5, 0.5]) == 8.5
+    assert soft_score([1] + [0] * 8) == 1
+    assert soft_score([1 / 9] * 9) == pytest.approx(5)
+    assert math.isnan(soft_score([math.nan] * 9))
+    with pytest.raises(ValueError, match="zip"):
+        soft_score([0.5, 0.5])
+
+
+def one_hot(digit: int) -> list[float]:
+    return [float(d == digit) for d in range(1, 10)]
+
+
+def test_beats_by_hand():
+    assert beats(one_hot(9), [0.5] + [0.0] * 7 + [0.5]) == 0.75
+    assert beats(one_hot(3), one_hot(4)) == 0
+    assert beats(one_hot(4), one_hot(3)) == 1
+    assert beats(one_hot(4), one_hot(4)) == 0.5
+    # a is 1 or 5, b is 3 with 1/4 and 5 with 3/4: wins 1/2 · 1/4, ties 1/2 · 3/4
+    a = [0.5, 0, 0, 0, 0.5, 0, 0, 0, 0]
+    b = [0, 0, 0.25, 0, 0.75, 0, 0, 0, 0]
+    assert beats(a, b) == 0.125 + 0.375 / 2
+    assert beats(b, a) == 1 - beats(a, b)
+
+
+def test_beats_jointly_by_hand():
+    """Dependent digits: p(2, 1) = 1/2, p(3, 3) = 1/4, p(1, 9) = 1/4."""
+    joint = [[0.0] * 9 for _ in range(9)]
+    joint[1][0], joint[2][2], joint[0][8] = 0.5, 0.25, 0.25
+    assert beats_jointly(joint) == 0.5 + 0.125
+    assert beats_jointly([list(column) for column in zip(*joint, strict=True)]) == 0.25 + 0.125
+
+
+DISTRIBUTION = st.lists(st.floats(0.001, 1), min_size=9, max_size=9).map(
+    lambda weights: [w / math.fsum(weights) for w in weights]
+)
+
+
+@settings(deadline=None)
+@given(DISTRIBUTION, DISTRIBUTION)
+def test_beats_is_a_probability(p, q):
+    assert 0 <= beats(p, q) <= 1
+    assert beats(p, q) + beats(q, p) == pytest.approx(1, abs=1e-12)
+    assert beats(p, p) == pytest.approx(0.5, abs=1e-12)
+    assert 1 <= soft_score(p) <= 9
+
+
+def test_mean():
+    assert mean([[1.0, 2.0], [3.0, 6.0]]) == [2.0, 4.0]
+    assert mean([[1.0, 2.0], [3.0, 6.0]], count=1) == [4.0, 8.0]
+    with pytest.raises(ValueError, match="zip"):
+        mean([[1.0], [1.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("free", "thought", "forced"),
+    [
+        ("", "", "</think>\n<scores>A="),
+        ("Terse.", "Terse.", "\n</think>\n<scores>A="),
+        ("Terse.\n", "Terse.", "</think>\n<scores>A="),
+        (" Terse. \n</think>", "Terse.", "\n<scores>A="),
+        ("Terse.\n</think>\n", "Terse.", "<scores>A="),
+        ("a</think> b", "a", "\n<scores>A="),
+    ],
+)
+def test_closing_makes_a_reply_of_anything(free, thought, forced):
+    assert closing(free) == (thought, forced)
+    if not free.endswith("b"):
+        said = parse(f"{OPEN}{free}{forced}7</scores>", "A")
+        assert (said.reasoning, said.scores) == (thought, {"A": 7})

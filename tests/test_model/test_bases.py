@@ -1,0 +1,300 @@
+"""Resolving a base: folders, GGUF files and hub names, one configuration, and every refusal."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import gguf
+import huggingface_hub
+import numpy as np
+import pytest
+from huggingface_hub import errors
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+
+from nanopersrm import InputError
+from nanopersrm.model.bases import DEFAULT_BASE, Base, resolve
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 300,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "eos_token_id": [2, 0],
+}
+
+
+def folder(path: Path, config: dict[str, Any] | str = CONFIG, **changes: Any) -> Path:
+    path.mkdir(exist_ok=True)
+    if isinstance(config, dict):
+        config = json.dumps({k: v for k, v in (config | changes).items() if v != "absent"})
+    (path / "config.json").write_text(config)
+    (path / "model.safetensors").write_bytes(b"")
+    return path
+
+
+def gguf_file(path: Path, arch: str = "llama", heads: Any = 4, **more: Any) -> Path:
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_block_count(2)
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(500000.0)
+    writer.add_vocab_size(300)
+    writer.add_eos_token_id(2)
+    for key, value in more.get("numbers", {}).items():
+        (writer.add_string if isinstance(value, str) else writer.add_uint32)(key, value)
+    writer.add_tensor("token_embd.weight", np.zeros((300, 64), np.float32))
+    for name, values in more.get("tensors", {}).items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def refused(base: object, *parts: str) -> None:
+    with pytest.raises(InputError) as caught:
+        resolve(str(base))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_a_folder(tmp_path):
+    base = resolve(str(folder(tmp_path / "m", extra="kept")))
+    assert (base.kind, base.path, base.name) == ("safetensors", tmp_path / "m", str(tmp_path / "m"))
+    expected = {"head_dim": 16, "rope_scaling": None, "bos_token_id": None, "extra": "kept"}
+    assert base.config == CONFIG | expected
+    with pytest.raises(InputError, match="GGUF"):
+        base.reader()
+
+
+def test_defaults(tmp_path):
+    keys = ("num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings")
+    config = resolve(str(folder(tmp_path, **dict.fromkeys(keys, "absent")))).config
+    assert [config[key] for key in keys] == [4, 1e-6, 10000.0, False]
+
+
+def test_both_ways_to_write_rotary_positions(tmp_path):
+    scaled = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 256}
+    older = {"type": "linear", "factor": 2.0}
+    cases: list[tuple[dict[str, Any], float, Any]] = [
+        ({"rope_theta": 7.0}, 7.0, None),
+        ({"rope_theta": 7.0, "rope_scaling": None}, 7.0, None),
+        ({"rope_theta": 7.0, "rope_scaling": scaled}, 7.0, scaled),
+        ({"rope_theta": 7.0, "rope_scaling": older}, 7.0, {"rope_type": "linear", "factor": 2.0}),
+        ({"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}, 7.0, None),
+        ({"rope_parameters": {"rope_theta": 7.0}}, 7.0, None),
+        ({"rope_parameters": scaled | {"rope_theta": 7.0}}, 7.0, scaled),
+    ]
+    for changes, theta, scaling in cases:
+        config = resolve(str(folder(tmp_path, **{"rope_theta": "absent"} | changes))).config
+        assert (config["rope_theta"], config["rope_scaling"]) == (theta, scaling)
+        assert "rope_parameters" not in config
+
+
+@pytest.mark.parametrize("make", [LlamaConfig, Qwen2Config, Qwen3Config])
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_transformers_writes(tmp_path, make, tied):
+    sizes = {k: v for k, v in CONFIG.items() if isinstance(v, int) and k != "tie_word_embeddings"}
+    theirs = make(**sizes, rope_theta=5e4, tie_word_embeddings=tied, eos_token_id=[2, 0])
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    ours = resolve(str(tmp_path)).config
+    for field in (*sizes, "model_type", "tie_word_embeddings", "rms_norm_eps", "eos_token_id"):
+        assert ours[field] == getattr(theirs, field)
+    assert ours["rope_theta"] == 5e4
+    assert ours["head_dim"] == (getattr(theirs, "head_dim", None) or 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"model_type": "gpt2"}, ["config.json", "llama or qwen2 or qwen3", "'gpt2'"]),
+        ({"model_type": "absent"}, ["model_type", "None"]),
+        ({"hidden_size": "absent"}, ["config.json", "hidden_size"]),
+        ({"hidden_size": "64"}, ["hidden_size", "'64'"]),
+        ({"hidden_size": 66}, ["66", "4 heads"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers", "0"]),
+        ({"vocab_size": True}, ["vocab_size", "True"]),
+        ({"num_key_value_heads": 3}, ["num_key_value_heads 3"]),
+        ({"head_dim": 15}, ["head_dim 15"]),
+        ({"rms_norm_eps": "x"}, ["rms_norm_eps", "'x'"]),
+        ({"rope_theta": math.nan}, ["rope_theta", "nan"]),
+        ({"rope_scaling": [1]}, ["rope_scaling", "[1]"]),
+        ({"rope_scaling": {"factor": 2}}, ["rope_scaling", "rope_type"]),
+        ({"tie_word_embeddings": 1}, ["tie_word_embeddings", "1"]),
+        ({"eos_token_id": "2"}, ["eos_token_id", "'2'"]),
+        ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
+    ],
+)
+def test_refused_configurations(tmp_path, changes, parts):
+    refused(folder(tmp_path, **changes), str(tmp_path), *parts)
+
+
+def test_refused_folders(tmp_path):
+    refused(tmp_path, str(tmp_path), "config.json")
+    refused(folder(tmp_path, '{\n"a": 1,\n}'), "config.json, line 3")
+    refused(folder(tmp_path, "[1]"), "config.json", "list")
+    refused(folder(tmp_path, "[" * 100_000), "config.json")
+    (tmp_path / "config.json").write_bytes(b'{"a": "\xff"}')
+    refused(tmp_path, "config.json", "UTF-8")
+    index = folder(tmp_path) / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+    refused(tmp_path, "index.json", "'model-2.safetensors'")
+    index.write_text("{}")
+    refused(tmp_path, "index.json", "weight_map")
+    index.unlink()
+    (tmp_path / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    refused(tmp_path, str(tmp_path), "*.safetensors")
+
+
+def test_refused_names(tmp_path, monkeypatch):
+    for name in ("nowhere", "", "  ", "/no/such/folder", str(tmp_path / "x.gguf"), "a/b/c", "a\0b"):
+        refused(name, repr(name), DEFAULT_BASE)
+
+
+def test_names_that_cannot_be_looked_up(tmp_path, monkeypatch):
+    """Not "no such folder", and no question to the hub about a folder that is locked."""
+    refused("n" * 300, "cannot be read (File name too long)")
+    refused("~no-such-user/base", "'~no-such-user/base'")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.chdir(tmp_path)
+    refused("loop/base", "'loop/base'", "cannot be read (Too many levels of symbolic links)")
+    made = folder(tmp_path / "made")
+
+    def denied(path: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", denied)
+    refused(made, f"{made}: cannot be read (Permission denied)")
+
+
+def test_a_gguf_file(tmp_path):
+    base = resolve(str(gguf_file(tmp_path / "tiny.gguf")))
+    assert base.kind == "gguf"
+    expected = CONFIG | {"eos_token_id": 2, "head_dim": 16, "rope_scaling": None}
+    expected |= {"bos_token_id": None, "rms_norm_eps": pytest.approx(1e-5)}
+    assert base.config == expected
+    assert base.reader() is base.reader()
+    assert [tensor.name for tensor in base.reader().tensors] == ["token_embd.weight"]
+    numbers: dict[str, Any] = {"qwen3.attention.key_length": 32, "tokenizer.ggml.eot_token_id": 5}
+    numbers |= {"tokenizer.ggml.eom_token_id": 2, "qwen3.rope.scaling.type": "yarn"}
+    numbers |= {"qwen3.rope.scaling.original_context_length": 128}
+    more = {"numbers": numbers, "tensors": {"output.weight": np.zeros((300, 64), np.float32)}}
+    config = resolve(str(gguf_file(tmp_path / "more.gguf", "qwen3", **more))).config
+    assert (config["model_type"], config["head_dim"]) == ("qwen3", 32)
+    assert (config["eos_token_id"], config["tie_word_embeddings"]) == ([2, 5], False)
+    scaling = {"rope_type": "yarn", "original_max_position_embeddings": 128}
+    assert config["rope_scaling"] == scaling
+
+
+def test_llama3_rotary_factors_in_a_gguf(tmp_path):
+    """Three frequencies by hand: fast ones stay, slow ones are divided by 32, one between."""
+    theirs = LlamaConfig(
+        hidden_size=64,
+        num_attention_heads=4,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    )
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs, "cpu")
+    bare = 500000.0 ** (-np.arange(0, 16, 2) / 16)
+    factors = (bare / scaled.numpy()).astype(np.float32)
+    assert factors[0] == pytest.approx(1)
+    assert factors[-1] == pytest.approx(32)
+    path = gguf_file(tmp_path / "l3.gguf", tensors={"rope_freqs.weight": factors})
+    scaling = dict(theirs.rope_parameters or {})
+    del scaling["rope_theta"]
+    assert resolve(str(path)).config["rope_scaling"] == pytest.approx(scaling)
+    path = gguf_file(tmp_path / "odd.gguf", tensors={"rope_freqs.weight": factors**2})
+    refused(path, str(path), "rope_freqs.weight")
+
+
+def test_refused_gguf(tmp_path):
+    path = tmp_path / "x.gguf"
+    refused(gguf_file(path, "gemma"), str(path), "'gemma'")
+    refused(gguf_file(path, heads=[4, 4]), str(path), "num_attention_heads", "[4, 4]")
+    refused(gguf_file(path, numbers={"split.count": 3}), str(path), "1 of 3")
+    refused(gguf_file(path, numbers={"llama.rope.dimension_count": 8}), str(path), "8")
+    whole = gguf_file(path).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused(path, str(path), "truncated")
+    path.write_text("plain text")
+    refused(path, str(path), "GGUF")
+
+
+def failing(error: type[Exception]) -> Any:
+    def snapshot_download(name: str, **options: Any) -> str:
+        raised = error.__new__(error)  # the library's constructors want a live response
+        raised.args = ("status 401\nfor some address",)
+        raise raised
+
+    return snapshot_download
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (errors.GatedRepoError, "gated"),
+        (errors.RepositoryNotFoundError, "no such model"),
+        (errors.HFValidationError, "org/name"),
+        (errors.LocalEntryNotFoundError, "no network"),
+        (errors.OfflineModeIsEnabled, "no network"),
+        (errors.HfHubHTTPError, "status 401 for some"),
+    ],
+)
+def test_refused_by_the_hub(monkeypatch, error, part):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", failing(error))
+    refused("org/name", "'org/name'", part)
+
+
+def test_a_hub_name(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(folder(tmp_path / "snapshot"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    said: list[str] = []
+    base = resolve("org/name", said.append)
+    assert base.name == "org/name"
+    assert base.path == tmp_path / "snapshot"
+    assert len(said) == 1
+    assert "*.safetensors" in asked[0][1]
+    assert not any("bin" in pattern for pattern in asked[0][1])
+
+
+@pytest.mark.base
+def test_the_embedded_default():
+    base = resolve(DEFAULT_BASE)
+    assert isinstance(base, Base)
+    assert base.kind == "gguf"
+    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
+    assert [base.config[field] for field in sizes] == [30, 576, 9, 3]
+    assert (base.config["intermediate_size"], base.config["vocab_size"]) == (1536, 49152)
+    assert (base.config["rope_theta"], base.config["rope_scaling"]) == (100000.0, None)
+    assert (base.config["tie_word_embeddings"], base.config["head_dim"]) == (True, 64)
+    assert len(base.reader().tensors) == 272

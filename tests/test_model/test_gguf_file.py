@@ -1,0 +1,125 @@
+"""The GGUF reader against the `gguf` library's own writer and reader, and against damage."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nanopersrm import InputError
+from nanopersrm.model.bases import DEFAULT_BASE, resolve
+from nanopersrm.model.gguf_file import read_gguf
+
+TYPES = gguf.GGMLQuantizationType
+
+
+def write(path: Path) -> Path:
+    """A small file with every kind of value, a plain and two quantised tensors."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint32("a.number", 7)
+    writer.add_int64("a.negative", -7)
+    writer.add_float32("a.float", 0.5)
+    writer.add_bool("a.switch", True)
+    writer.add_string("a.text", "späße ½")
+    writer.add_array("a.words", ["", "zwölf", "x" * 300])
+    writer.add_array("a.numbers", [1, -2, 3])
+    values = np.linspace(-1, 1, 4 * 64, dtype=np.float32).reshape(4, 64)
+    writer.add_tensor("plain", values)
+    writer.add_tensor("half", values.astype(np.float16))
+    for kind in (TYPES.Q4_1, TYPES.Q8_0):
+        writer.add_tensor(kind.name, gguf.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def same_as_the_library(path: Path) -> None:
+    ours, theirs = read_gguf(path), gguf.GGUFReader(path)
+    expected = {name: f.contents() for name, f in theirs.fields.items() if "GGUF." not in name}
+    assert ours.metadata == expected
+    for mine, other in zip(ours.tensors, theirs.tensors, strict=True):
+        for field in ("name", "tensor_type", "n_elements", "n_bytes", "data_offset"):
+            assert getattr(mine, field) == getattr(other, field)
+        assert np.array_equal(mine.shape, other.shape)
+        assert mine.data.dtype == other.data.dtype
+        assert np.array_equal(mine.data, other.data)
+
+
+def test_as_the_library_reads_it(tmp_path):
+    same_as_the_library(write(tmp_path / "small.gguf"))
+
+
+@pytest.mark.base
+def test_the_real_file():
+    same_as_the_library(resolve(DEFAULT_BASE).path)
+
+
+def test_values_and_dequantised_rows(tmp_path):
+    file = read_gguf(write(tmp_path / "small.gguf"))
+    assert file.metadata["a.switch"] is True
+    assert file.metadata["a.negative"] == -7
+    tensors = {tensor.name: tensor for tensor in file.tensors}
+    exact = np.linspace(-1, 1, 4 * 64, dtype=np.float32).reshape(4, 64)
+    assert np.array_equal(tensors["plain"].data, exact)
+    rows = gguf.dequantize(tensors["Q8_0"].data, tensors["Q8_0"].tensor_type)
+    assert np.abs(rows - exact).max() < 1 / 127
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read_gguf(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def test_truncated_anywhere(tmp_path):
+    last = read_gguf(write(tmp_path / "small.gguf")).tensors[-1]
+    whole = (tmp_path / "small.gguf").read_bytes()[: last.data_offset + last.n_bytes]
+    path = tmp_path / "cut.gguf"
+    for size in [*range(1, 64), *range(64, len(whole), 37), len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        assert "truncated" in refused(path)
+    path.write_bytes(whole)
+    read_gguf(path)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_flipped_bytes_never_hang_or_escape(tmp_path, data):
+    """Any damage to the header is an InputError or, where it hits a value, another value."""
+    path = tmp_path / "flip.gguf"
+    whole = bytearray(write(path).read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, 700))] = data.draw(st.integers(0, 255))
+    path.write_bytes(whole)
+    with suppress(InputError):
+        read_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "empty"),
+        (b"<html>no", "b'<htm'"),
+        (b"GGUF\x01\0\0\0", "version 2 or 3"),
+        (b"GGUF\0\0\0\x03", "little-endian"),
+        (b"GGUF\x03\0\0\0" + b"\xff" * 16, "string"),
+        (b"GGUF\x03\0\0\0" + b"\0" * 8 + b"\xff" * 7 + b"\x0f" + b"\0" * 64, "twice"),
+    ],
+)
+def test_garbage(tmp_path, content, part):
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(content)
+    assert part in refused(path)
+
+
+def test_not_a_file(tmp_path):
+    refused(tmp_path)
+    refused(tmp_path / "nowhere.gguf")

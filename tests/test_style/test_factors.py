@@ -1,0 +1,208 @@
+"""factors.py and reading.py: counts are right, layout does not matter, no text is too rude."""
+
+import re
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanopersrm.style.features import FACTORS, measure
+from nanopersrm.style.profile import (
+    BY_NAME,
+    factor_distance,
+    measured_block,
+    ngram_similarity,
+    profile,
+)
+from nanopersrm.style.text import sentences
+
+DEMO = Path(__file__).parents[2] / "data" / "demo"
+WRITERS = {
+    folder.name: [path.read_text("utf-8") for path in sorted(folder.glob("*.txt"))]
+    for folder in sorted(DEMO.iterdir())
+}
+EVERY_TEXT = [text for texts in WRITERS.values() for text in texts]
+PLAIN = "The cat sat on a mat near the old door. It saw a bird there. The bird flew off at noon."
+
+# (factor, text, expected), each worked by hand.
+WORKED = [
+    ("sentence_length", "I came; I saw. Did you?", 3.0),  # 6 words, 2 sentences
+    ("sentence_length", "Mr. Hall met Dr. Poe in the U.S. at 3.15 p.m. sharp. He left.", 8.0),
+    ("sentence_length", '"Why?" she said. "Because."', 2.0),  # 3 + 1 words
+    ("sentence_spread", "One two. One two three four. One two three four five six.", 50.0),
+    ("short_sentences", "Go now. This sentence has more than five words in it.", 50.0),
+    ("semicolons", "I came; I saw. Did you?", 100 / 6),
+    ("semicolons", "one two three four ;) five six seven eight nine ten", 0.0),  # a smiley
+    ("dashes", "One - two -- three — four well-known 1914–18 words go on", 100 * 3 / 11),
+    ("ellipses", "Well... so… it goes. Yes.", 100 * 2 / 5),
+    ("brackets", "We (two of us) left.", 20.0),
+    ("quotes", 'He said "no" and “yes” to us.', 100 * 2 / 7),
+    ("contractions", "I don't know; it's John's.", 40.0),  # John's is a genitive
+    ("contractions", "I don’t know; it’s John’s.", 40.0),
+    ("first_person", "I gave him my book.", 40.0),
+    ("hedges", "Perhaps it might rain, I think.", 50.0),  # perhaps, might, I think
+    ("boosters", "It is very, very good.", 40.0),
+    ("word_length", "a bb ccc", 2.0),
+    ("variety", " ".join(["same"] * 40), 2.5),
+    ("variety", "too short a text", None),
+    ("british", "My favourite color is grey.", 200 / 3),
+    ("british", "Nothing to see here.", None),
+    ("opening_variety", "He ran. He sat. She left.", 200 / 3),  # 1 of 3 pairs alike
+    ("conjunction_openings", "And so it was. He left. But why?", 200 / 3),
+    ("paragraphs", "One two.\n\nThree four.\n\n\n\nFive.", 40.0),
+    ("list_lines", "Bring:\n- milk\n- bread", 200 / 3),
+    ("list_lines", "I went home\n- tired as I was - and slept.", 0.0),  # a wrapped dash
+    ("lowercase_starts", "no. Yes. 3 times no.", 100 / 3),
+    ("capitals", "I said NO to a NATO man", 100 * 2 / 7),
+    ("emoji", "ok 😭😭 then :) bye 👩‍🚀", 100 * 4 / 3),
+    ("digits", "Room 3 at 10 pm", 40.0),
+    ("passives", "It was quickly closed and was taken away by us.", 20.0),
+    ("latinate", "The organization of government is hard.", 100 * 2 / 6),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), WORKED)
+def test_worked_by_hand(name: str, text: str, expected: float | None) -> None:
+    assert measure([text])[name] == (None if expected is None else pytest.approx(expected))
+
+
+# What to add, after PLAIN, so that the factor must rise.
+RAISES = {
+    "sentence_length": "A man came by the gate and took the cat down the long old road to town.",
+    "sentence_spread": "No. A man came by the gate and took the cat down the long road.",
+    "short_sentences": "It ran.",
+    "clauses": "Although it fell, which was odd, it ran because it could.",
+    "commas": "Red, green, blue, black.",
+    "semicolons": "It ran; it hid.",
+    "colons": "It ran: it hid.",
+    "dashes": "It ran - it hid.",
+    "exclamations": "It ran!",
+    "questions": "Did it?",
+    "ellipses": "It ran...",
+    "brackets": "It (the bird) ran.",
+    "quotes": 'It said "no" there.',
+    "contractions": "It didn't go.",
+    "first_person": "I ran.",
+    "we": "We ran.",
+    "second_person": "You ran.",
+    "third_person": "She ran.",
+    "hedges": "Perhaps it ran.",
+    "boosters": "It was very big.",
+    "negations": "It did not run.",
+    "duties": "It must run.",
+    "informal": "yeah, ok then.",
+    "word_length": "Extraordinary circumstances.",
+    "long_words": "Extraordinary circumstances.",
+    "latinate": "The organization of government.",
+    "adverbs": "It ran quickly.",
+    "variety": "Four geese swam under my uncle's wooden bridge, making loud noises all day, while "
+    "seven tired children threw bread, stones, apples and small red buttons.",
+    "british": "Its colour was fine.",
+    "digits": "It saw 3 of them.",
+    "conjunction_openings": "And it ran.",
+    "pronoun_openings": "We ran. They hid.",
+    "opening_variety": "Birds sing. Cats sleep.",
+    "paragraphs": "\n\nIt ran.",
+    "list_lines": "\n\n- red\n- green",
+    "lowercase_starts": "it ran.",
+    "capitals": "It ran FAST.",
+    "emoji": "It ran 😭",
+    "be": "It was here.",
+    "passives": "It was closed.",
+    "the": "The the the.",
+    "of": "Some of it.",
+    "and": "Red and blue.",
+    "but": "Not red but blue.",
+    "that": "All that.",
+    "which": "Which one?",
+}
+# Factors that need a text which shows something before the addition.
+BEFORE = {"british": "Its color was fine. ", "variety": PLAIN * 3 + " "}
+
+
+@pytest.mark.parametrize("factor", FACTORS, ids=lambda factor: factor.name)
+def test_more_of_it_raises_it(factor) -> None:
+    before = BEFORE.get(factor.name, PLAIN + " ")
+    low, high = measure([before])[factor.name], measure([before + RAISES[factor.name]])[factor.name]
+    assert low is not None
+    assert high is not None
+    assert high > low
+
+
+def test_there_are_enough_factors_with_names_of_their_own() -> None:
+    assert len(FACTORS) >= 24
+    assert len(BY_NAME) == len(FACTORS)
+    assert all(re.fullmatch("[a-z_]+", factor.name) for factor in FACTORS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.replace("\n", "  \n") + "   \n\n",
+        lambda t: t.replace("\n", "\r\n"),
+        lambda t: "\n\n" + t.replace("\n\n", "\n \n\n\n"),
+        lambda t: t.replace("'", "’").replace('"', "”"),
+        lambda t: t.replace(" ", "  ").replace("\n  ", "\n "),
+    ],
+    ids=["trailing", "crlf", "blank-lines", "curly", "double-blanks"],
+)
+def test_layout_changes_nothing(change) -> None:
+    for text in EVERY_TEXT:
+        assert measure([change(text)]) == measure([text])
+
+
+@pytest.mark.parametrize("width", [30, 55, 72])
+def test_hard_wraps_change_nothing(width: int) -> None:
+    for name, texts in WRITERS.items():
+        for text in texts if name != "tessa" else []:  # its lists are lines on purpose
+            wrapped = "\n\n".join(textwrap.fill(p, width) for p in text.split("\n\n"))
+            assert wrapped.count("\n") > text.count("\n")
+            assert measure([wrapped]) == measure([text])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.text(), max_size=3), st.text())
+def test_never_raises_on_any_text(texts: list[str], other: str) -> None:
+    for value in measure(texts).values():
+        assert value is None or value >= 0.0
+    profile(texts)
+    assert 0.0 <= ngram_similarity(texts, other) <= 1.0
+    assert factor_distance(texts, other) >= 0.0
+    assert measured_block([*texts, other], [other])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " \n", "😭" * 9, "书" * 50, "?!", "...", "\ud800", "a\u0301" * 5, "- ", "'" * 9, "1."],
+)
+def test_rude_texts(text: str) -> None:
+    assert set(measure([text])) == set(BY_NAME)
+    assert measured_block([text], [text, ""])
+
+
+@pytest.mark.parametrize("unit", [".", "a'", "- ", " :)", "www.", "\u0301\u0316", "(:", "-\n"])
+def test_long_texts_take_time_in_proportion(unit: str) -> None:
+    def seconds(size: int) -> float:
+        text = unit * (size // len(unit)) + "x"
+        start = time.perf_counter()
+        measure([text])
+        return time.perf_counter() - start
+
+    seconds(1_000)
+    # Quadratic work on 200,000 characters would take minutes; this takes a fraction of a second.
+    assert seconds(200_000) < 3.0
+
+
+def test_sixty_words_are_enough_for_all_but_spelling() -> None:
+    for text in EVERY_TEXT:
+        kept: list[str] = []
+        for sentence in sentences(" ".join(text.split())):
+            if len(kept) < 60:
+                kept += sentence.split()
+        missing = {name for name, value in measure([" ".join(kept)]).items() if value is None}
+        assert missing <= {"british", "sentence_spread", "opening_variety", "lowercase_starts"} | (
+            {"pronoun_openings", "conjunction_openings"}
+        )

@@ -1,0 +1,254 @@
+"""profile.py and data/reference.py: words are true, the block is measured, writers differ."""
+
+import gzip
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from nanopersrm import InputError
+from nanopersrm.style import reference as builder
+from nanopersrm.style.features import COUNTED, FACTORS, measure
+from nanopersrm.style.profile import (
+    Near,
+    Stats,
+    _figure,
+    distance_percentile,
+    factor_distance,
+    level,
+    measured_block,
+    ngram_percentile,
+    ngram_similarity,
+    profile,
+    reference,
+)
+
+DEMO = Path(__file__).parents[2] / "data" / "demo"
+WRITERS = {
+    folder.name: [path.read_text("utf-8") for path in sorted(folder.glob("*.txt"))]
+    for folder in sorted(DEMO.iterdir())
+}
+EVERY_TEXT = [text for texts in WRITERS.values() for text in texts]
+
+
+def test_reference_is_complete_and_sane() -> None:
+    table = reference()
+    assert list(table.factors) == [factor.name for factor in FACTORS]
+    for stats in table.factors.values():
+        assert stats.sd > 0
+        assert stats.root_sd > 0
+        assert 0 <= stats.reliability <= 1
+        assert list(stats.quantiles) == sorted(stats.quantiles)
+        assert (len(stats.quantiles) - 1) % 4 == 0  # the quarters are points of the table
+    assert max(stats.reliability for stats in table.factors.values()) > 0.15
+    for quantiles in (table.similarity, table.distance):
+        assert list(quantiles) == sorted(quantiles)
+        assert quantiles[0] >= 0
+    path = Path(builder.__file__).parent / "factor_reference.json"
+    assert path.stat().st_size < 60_000
+
+
+@pytest.mark.parametrize("factor", FACTORS, ids=lambda factor: factor.name)
+def test_level_words_agree_with_the_quantiles(factor) -> None:
+    quantiles = reference().factors[factor.name].quantiles
+    quarter = (len(quantiles) - 1) // 4
+    words = [level(factor.name, value).split()[0] for value in quantiles]
+    ranks = [factor.words.index(word) for word in words]
+    assert ranks == sorted(ranks)  # a higher value never gets a lower word
+    for value, word in zip(quantiles, words, strict=True):
+        if factor.words == COUNTED:
+            assert (word == "no") == (value == 0)
+            if word == "many":
+                assert value >= quantiles[-1 - quarter]
+        elif factor.name != "british" and word in (factor.words[0], factor.words[-1]):
+            low = word == factor.words[0]
+            assert value < quantiles[quarter] if low else value >= quantiles[-1 - quarter]
+
+
+def test_level_words() -> None:
+    assert level("sentence_length", 31.2) == "long sentences, about 31 words"
+    assert level("contractions", 0.0) == "no contractions"
+    assert level("semicolons", 0.2) == "few semicolons"
+    assert level("semicolons", 3.0) == "many semicolons"
+    assert level("british", 100.0).startswith("British spelling")
+
+
+def test_percentiles() -> None:
+    table = reference()
+    middle = table.similarity[len(table.similarity) // 2]
+    assert ngram_percentile(middle) == pytest.approx(50)
+    assert (ngram_percentile(-1.0), ngram_percentile(2.0)) == (0.0, 100.0)
+    assert ngram_percentile(middle + 0.01) > 50 > ngram_percentile(middle - 0.01)
+    assert distance_percentile(table.distance[-1] + 1) == 100.0
+    semicolons = profile(["One two three."])
+    none = next(trait for trait in semicolons if trait.factor == "semicolons")
+    assert 0 < none.percentile < 50  # many have none: in the middle of those
+
+
+def test_profile_is_sorted_and_true() -> None:
+    texts = WRITERS["edmund"]
+    traits = profile(texts)
+    values = measure(texts)
+    assert [t.salience for t in traits] == sorted((t.salience for t in traits), reverse=True)
+    assert profile(texts, top=5) == traits[:5]
+    for trait in traits:
+        stats = reference().factors[trait.factor]
+        assert trait.value == values[trait.factor]
+        assert trait.salience == pytest.approx(abs(trait.z) * stats.reliability)
+        assert trait.phrase.startswith(level(trait.factor, trait.value))
+    assert "semicolons" in [trait.factor for trait in traits[:6]]
+
+
+@pytest.mark.parametrize(
+    ("writer", "factor"),
+    [
+        ("zoe", "emoji"),
+        ("cole", "sentence_length"),
+        ("dolores", "exclamations"),
+        ("imre", "hedges"),
+        ("beatrice", "british"),
+        ("tessa", "list_lines"),
+        ("ray", "second_person"),
+        ("iris", "questions"),
+        ("grubb", "passives"),
+        ("nell", "ellipses"),
+        ("otto", "dashes"),
+    ],
+)
+def test_the_habit_of_each_demo_writer_stands_out(writer: str, factor: str) -> None:
+    values = {name: measure(texts)[factor] for name, texts in WRITERS.items()}
+    extreme = min if factor == "sentence_length" else max
+    best = extreme(v for v in values.values() if v is not None)
+    assert values[writer] == best
+
+
+def test_similarity() -> None:
+    text = EVERY_TEXT[0]
+    assert ngram_similarity([text], text) == pytest.approx(1.0)
+    assert ngram_similarity([text], text.upper()) == pytest.approx(1.0)
+    assert ngram_similarity([text], text.replace(" ", " \n ")) == pytest.approx(1.0)
+    assert ngram_similarity([text], "zzz qqq xxx") == 0.0
+    assert ngram_similarity([], text) == ngram_similarity([text], "") == 0.0
+
+
+def test_distance() -> None:
+    one, other = WRITERS["edmund"][0], WRITERS["zoe"][0]
+    assert factor_distance([one], one) == 0.0
+    assert factor_distance([one], other) == pytest.approx(factor_distance([other], one))
+    # Nothing in common to judge on: as far as the median stranger, neither near nor far.
+    assert distance_percentile(factor_distance([one], "")) == pytest.approx(50, abs=3)
+
+
+def test_block_numbers_are_measured() -> None:
+    exemplars, candidates = WRITERS["edmund"][:2], [WRITERS["edmund"][2], WRITERS["zoe"][0]]
+    lines = measured_block(exemplars, candidates).splitlines()
+    by_label = {factor.label: factor.name for factor in FACTORS}
+    texts = {"writer": exemplars, "A": candidates[:1], "B": candidates[1:]}
+    assert len(lines) == 8
+    for line in lines[:6]:
+        label, _, rest = line.partition(": ")
+        for part in rest.split(", "):
+            who, said = part.split(" ", 1)
+            value = measure(texts[who])[by_label[label]]
+            if said == "not seen":
+                assert value is None
+            elif said == "none":
+                assert value == 0
+            else:
+                assert value is not None
+                assert re.sub(r"(%| words| letters)$", "", said.split(" ", 1)[1]) == _figure(value)
+                assert level(by_label[label], value).startswith(said.split()[0])
+    for who, candidate in zip("AB", candidates, strict=True):
+        alike = ngram_percentile(ngram_similarity(exemplars, candidate))
+        near = 100 - distance_percentile(factor_distance(exemplars, candidate))
+        expected = f"{who} closer than strangers: n-grams {alike:.0f}%, factors {near:.0f}%"
+        assert lines["AB".index(who) + 6] == expected
+    styled = measured_block(exemplars, candidates, near=[Near(90.6), Near(3.0)]).splitlines()
+    assert styled == [*lines[:6], f"{lines[6]}, style 91%", f"{lines[7]}, style 3%"]
+    weighed = [Near(90.6, 71.5), Near(3.0, 1.0)]
+    assert measured_block(exemplars, candidates, near=weighed).splitlines() == [
+        *styled,
+        "A by this writer: 72% likely",
+        "B by this writer: 1% likely",
+    ]
+    with pytest.raises(AssertionError, match="for 2 texts"):
+        measured_block(exemplars, candidates, near=[Near(90.6)])
+
+
+def test_block_is_short_and_shows_no_echoes() -> None:
+    for texts in WRITERS.values():
+        block = measured_block(texts[:2], texts[2:3])
+        assert "<" not in block
+        # Words, numbers digit by digit, marks: an upper estimate of tokens for a small vocabulary.
+        assert len(re.findall(r"[A-Za-z]+|\d|[^\w\s]", block)) <= 125
+        assert sum(label in block for label in ("word length", "long words", "Latinate")) <= 1
+    assert len(measured_block(EVERY_TEXT[:1], EVERY_TEXT[1:2], top=2).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("exemplars", "candidates"), [([], ["a"]), (["a"], []), (["a"], ["b"] * 27)]
+)
+def test_block_refuses(exemplars: list[str], candidates: list[str]) -> None:
+    with pytest.raises(InputError, match=f"got {len(exemplars)} and {len(candidates)}"):
+        measured_block(exemplars, candidates)
+
+
+def test_demo_texts_are_as_promised() -> None:
+    assert len(WRITERS) == 12
+    assert all(len(texts) == 6 for texts in WRITERS.values())
+    assert all(80 <= len(text.split()) <= 160 for text in EVERY_TEXT)
+
+
+def test_own_texts_are_more_alike_than_strangers() -> None:
+    names = list(WRITERS)
+    wins = total = 0
+    for i, name in enumerate(names):
+        stranger = WRITERS[names[(i + 1) % len(names)]]
+        for k in range(6):
+            exemplar = [WRITERS[name][k]]
+            own = ngram_similarity(exemplar, WRITERS[name][(k + 1) % 6])
+            wins += own > ngram_similarity(exemplar, stranger[k])
+            total += 1
+    assert wins / total > 0.75
+
+
+def test_nearest_writer_by_factors() -> None:
+    """Leave one text out, find the writer at the least distance: far above 1 of 12."""
+    right = 0
+    for name, texts in WRITERS.items():
+        for k in (0, 3):
+            rest = {**WRITERS, name: texts[:k] + texts[k + 1 :]}
+            right += name == min(rest, key=lambda other: factor_distance(rest[other], texts[k]))
+    assert right / 24 > 0.8
+
+
+def test_builder_is_deterministic_and_refuses_in_one_line(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    corpora = tmp_path / "corpora"
+    corpora.mkdir()
+    with gzip.open(corpora / "demo.jsonl.gz", "wt", encoding="utf-8") as out:
+        for author, texts in WRITERS.items():
+            for k, text in enumerate(texts[:2]):
+                out.write(json.dumps({"author": author, "title": str(k), "text": text}) + "\n")
+    monkeypatch.setattr(builder, "TRIPLES", 20)
+    for name in ("a.json", "b.json"):
+        assert builder.main(["--corpora", str(corpora), "--out", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    table = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert table["pieces"] == 24
+    assert set(table["factors"]["semicolons"]) == {field.name for field in fields(Stats)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json", "corpora"]
+
+    capsys.readouterr()
+    assert builder.main(["--corpora", str(tmp_path / "none"), "--out", str(tmp_path / "c")]) == 2
+    with gzip.open(corpora / "demo.jsonl.gz", "at", encoding="utf-8") as out:
+        out.write('{"author": "x"}\n')
+    assert builder.main(["--corpora", str(corpora), "--out", str(tmp_path / "c")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert "expected a folder with *.jsonl.gz" in said[0]
+    assert "demo.jsonl.gz:25: " in said[1]
+    assert not (tmp_path / "c").exists()

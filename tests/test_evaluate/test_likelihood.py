@@ -1,15 +1,10 @@
-"""Conditional likelihood equals plain forwards of whole texts; MiniLM equals transformers."""
-
-import sys
-from pathlib import Path
+"""Conditional likelihood equals plain forwards of whole texts."""
 
 import pytest
 import torch
-import transformers
 from test_answer import make_base
 
 from nanopersrm import InputError
-from nanopersrm.evaluate import minilm
 from nanopersrm.evaluate.likelihood import likelihood, log_likelihoods
 from nanopersrm.model.bases import Base
 from nanopersrm.model.cache import Layout
@@ -84,35 +79,3 @@ def test_long_exemplars_lose_their_beginning(parts):
 def test_candidates_that_do_not_fit_are_refused(parts):
     with pytest.raises(InputError, match="expected candidates of 1 to"):
         likelihood(*parts)(EXEMPLARS, "", [CANDIDATES[0], "no no " * 600])
-
-
-# MiniLM
-
-
-def test_encode_equals_transformers():
-    torch.manual_seed(5)
-    config = transformers.BertConfig(
-        vocab_size=99, hidden_size=48, num_hidden_layers=2, intermediate_size=64
-    )
-    config.layer_norm_eps = minilm.EPS
-    oracle = transformers.BertModel(config, add_pooling_layer=False).eval()
-    with torch.no_grad():
-        for parameter in oracle.parameters():
-            parameter.normal_(0.1, 0.3)
-    ids = torch.randint(99, (17,))
-    with torch.inference_mode():
-        told = oracle(ids[None]).last_hidden_state[0]
-    found = minilm.encode(dict(oracle.state_dict()), ids)
-    assert (found - told).abs().max() < 1e-4
-
-
-def test_the_folder_of_the_package(tmp_path, monkeypatch):
-    assert minilm.folder() is None or (minilm.folder() / "model.safetensors").exists()  # type: ignore[operator]
-    package: Path = tmp_path / minilm.PACKAGE
-    (package / "model").mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('it is never imported')")
-    monkeypatch.syspath_prepend(tmp_path)
-    sys.modules.pop(minilm.PACKAGE, None)
-    assert minilm.folder() is None
-    (package / "model" / "model.safetensors").write_bytes(b"")
-    assert minilm.folder() == package / "model"

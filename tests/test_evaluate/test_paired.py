@@ -141,7 +141,7 @@ def test_the_command_says_it(tmp_path, monkeypatch, capsys):
         return from_scores([-score for score in oracle(exemplars, candidates).scores or ()])
 
     def made(name, kit):
-        if name == "length":
+        if name == "ngrams":
             return judges.Named(name, never, {"judge": name}, "planted")
         return judges.Named(name, lambda e, q, c: oracle(e, c), {"judge": name}, "planted")
 
@@ -149,7 +149,7 @@ def test_the_command_says_it(tmp_path, monkeypatch, capsys):
     write(tmp_path / "pairs.jsonl", PAIRS)
     arguments = ["--pairs", str(tmp_path / "pairs.jsonl"), "--no-neutral", "--judges"]
     out = str(tmp_path / "r.json")
-    config = tyro.cli(evaluate.Config, args=[*arguments, "model,length", "--out", out])
+    config = tyro.cli(evaluate.Config, args=[*arguments, "model,ngrams", "--out", out])
     assert evaluate.run(config) == 0
     said = capsys.readouterr().out
     head, _, line, empty, note = said[said.index("| model against ") :].splitlines()[:5]
@@ -157,10 +157,10 @@ def test_the_command_says_it(tmp_path, monkeypatch, capsys):
     points = ["100.0 [100.0, 100.0]"]
     kinds = [[f"{kind} won / lost", "p", "points"] for kind in ("pairs", "twins")]
     assert cells[0] == ["model against", *kinds[0], *kinds[1]]
-    assert cells[1] == ["length", "20 / 0", "< 0.001", *points, "10 / 0", "0.002", *points]
+    assert cells[1] == ["ngrams", "20 / 0", "< 0.001", *points, "10 / 0", "0.002", *points]
     assert (empty, note.split(":")[0]) == ("", "won")
     found = json.loads((tmp_path / "r.json").read_text())["against"]
-    assert list(found) == ["length"]
-    assert found["length"]["pairs"]["p"] == sign_test(20, 0)
-    assert evaluate.run(tyro.cli(evaluate.Config, args=[*arguments, "length"])) == 0
+    assert list(found) == ["ngrams"]
+    assert found["ngrams"]["pairs"]["p"] == sign_test(20, 0)
+    assert evaluate.run(tyro.cli(evaluate.Config, args=[*arguments, "ngrams"])) == 0
     assert "against" not in capsys.readouterr().out

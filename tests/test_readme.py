@@ -24,9 +24,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from test_answer import make_base
-from test_baselines import PAIRS
-from test_judge_adapter import make_adapter
+from fixtures import PAIRS, make_adapter, make_base
 from test_spread import start, with_ray
 
 from nanopersrm.judge.judge import Judge

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
-from test_answer import make_base
-from test_judge_adapter import FUSED, make_adapter
+from fixtures import FUSED, make_adapter, make_base
 
 from data.build import demo_pairs
 from nanopersrm import InputError

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 import tyro
-from test_answer import make_base
-from test_baselines import PAIRS, TRAIN
-from test_judge_adapter import make_adapter
+from fixtures import PAIRS, TRAIN, make_adapter, make_base
 
 from nanopersrm import InputError
 from nanopersrm.evaluate import evaluate, judges

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import tyro
-from test_answer import make_base
-from test_baselines import PAIRS
+from fixtures import PAIRS, make_base
 
 from nanopersrm.evaluate import hostile
 from nanopersrm.evaluate.hostile import PLACES, Case, attack, counted, summary

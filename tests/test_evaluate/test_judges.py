@@ -3,8 +3,7 @@
 import json
 
 import tyro
-from test_answer import make_base
-from test_baselines import PAIRS
+from fixtures import PAIRS, make_base
 
 from nanopersrm.evaluate import evaluate
 from nanopersrm.pairs import write

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_answer import make_base
+from fixtures import make_base
 
 from nanopersrm import InputError
 from nanopersrm.evaluate.likelihood import likelihood, log_likelihoods

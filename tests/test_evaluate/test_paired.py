@@ -6,9 +6,9 @@ from math import comb
 
 import pytest
 import tyro
+from fixtures import PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_baselines import PAIRS
 from test_evaluate import oracle
 from test_metrics import couples, row
 

@@ -6,19 +6,13 @@ token follows from the last one by a table, so that replies and probabilities ar
 
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
-import transformers
-from conftest import SIZES
-from test_vocabulary import make_folder
-from torch import Tensor
+from fixtures import KINDS, digits_after, fond_of_quotes, make_base, prompts_of
 
 from nanopersrm.judge import faithful, verdict
 from nanopersrm.judge.answer import Answer, AnswerConfig, answer
-from nanopersrm.judge.prompts import messages
-from nanopersrm.model.bases import Base, resolve
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.sampler import prefill
 from nanopersrm.model.tokenizer import Tokenizer
@@ -26,49 +20,12 @@ from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
 
 CPU = torch.device("cpu")
-KINDS = {  # the layout of the vocabulary, with a model family
-    "smollm": transformers.LlamaConfig,
-    "qwen2": transformers.Qwen3Config,  # <think> and </think> are tokens of their own
-    "llama-bpe": transformers.Qwen2Config,
-    "gpt-2": transformers.LlamaConfig,  # no chat template
-}
-
-
-def make_base(folder: Path, pre: str, context: int = 4096) -> Base:
-    """A random model with a small tokenizer, as a Hugging Face folder."""
-    make_folder(folder, pre)
-    V = Tokenizer.load(Base("tiny", folder, "safetensors", {})).vocab_size
-    sizes = SIZES | {"vocab_size": V, "num_hidden_layers": 2, "max_position_embeddings": context}
-    torch.manual_seed(11)
-    oracle = transformers.AutoModelForCausalLM.from_config(KINDS[pre](**sizes)).eval()
-    with torch.no_grad():
-        for parameter in oracle.parameters():
-            parameter.normal_(0, 0.2 if parameter.ndim > 1 else 1.0)
-    oracle.save_pretrained(folder)
-    return resolve(str(folder))
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def tiny(request, tmp_path_factory) -> tuple[Model, Tokenizer]:
     base = make_base(tmp_path_factory.mktemp("answer") / request.param, request.param)
     return load(base, torch.float32, CPU), Tokenizer.load(base)
-
-
-def prompts_of(tokenizer: Tokenizer, labels: int) -> list[list[int]]:
-    """Two short prompts of unequal length that end with "<think>\\n"."""
-    texts = (["I am terse."], ["Well; it rambles, as I do, and on."])
-    return [
-        tokenizer.chat(messages(["Short. So."], text * labels), continuation=verdict.OPEN)
-        for text in texts
-    ]
-
-
-def digits_after(model: Model, tokenizer: Tokenizer, ids: list[int]) -> Tensor:
-    """(9,) fp64 probabilities of the digits after a text, from one plain forward."""
-    with torch.inference_mode():
-        hidden = model(torch.tensor(ids), Layout.of([len(ids)]))
-        logits = model.logits(hidden[-1:])[0]
-    return logits[list(tokenizer.digit_ids)].double().softmax(-1)
 
 
 def think(model: Model, tokenizer: Tokenizer, prompt: list[int], budget: int) -> list[int]:
@@ -243,19 +200,6 @@ def test_on_text_follows_every_reply(tiny):
         assert calls[-1][0] == verdict.parse(found.text, "A").reasoning
         for (before, _), (after, _) in pairwise(calls):
             assert after.startswith(before.rstrip("\ufffd").strip())
-
-
-def fond_of_quotes(model: Model, tokenizer: Tokenizer, patch: pytest.MonkeyPatch) -> None:
-    """Every token becomes about as likely, and a quote mark twenty times as likely."""
-    patch.setattr(tokenizer, "eos_ids", tokenizer.eos_ids & tokenizer.special_ids)
-    logits, mark = model.logits, tokenizer.encode('"')
-
-    def fond(hidden: Tensor) -> Tensor:
-        found = logits(hidden) / 8
-        found[:, mark] += 3
-        return found
-
-    patch.setattr(model, "logits", fond)
 
 
 def test_quotes_are_copied_from_the_texts_of_their_prompt(tiny, monkeypatch):

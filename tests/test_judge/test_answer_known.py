@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_answer import check, prompts_of
+from fixtures import prompts_of
+from test_answer import check
 from test_vocabulary import make_folder
 
 from nanopersrm.judge import verdict

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 import tyro
 from fake_judge import FakeJudge
+from fixtures import make_adapter, make_base
 from rich.console import Console
-from test_answer import make_base
-from test_judge_adapter import make_adapter
 
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import Judgement

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from fixtures import make_adapter, make_base
 from safetensors.torch import save_file
-from test_answer import make_base
 from test_cli import DRAFTS, EDMUND, ROOT, SCRIPT, Pipe, caller, script, start
-from test_judge_adapter import make_adapter
 
 from nanopersrm.judge.judge import Judge
 from nanopersrm.model.bases import DEFAULT_BASE, resolve

@@ -3,11 +3,10 @@
 import json
 import math
 from itertools import permutations
-from typing import Any
 
 import pytest
 import torch
-from test_answer import digits_after, fond_of_quotes, make_base
+from fixtures import CANDIDATES, EXEMPLARS, digits_after, fond_of_quotes, make_base, mirrored, plain
 
 from nanopersrm.judge import faithful, verdict
 from nanopersrm.judge.answer import AnswerConfig, answer
@@ -18,18 +17,6 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
 
 CPU = torch.device("cpu")
-EXEMPLARS = ["I came home late. No supper; no letters, either.", "So be it! We shall see."]
-CANDIDATES = [
-    "We arrived late, and there was no supper.",
-    "lol no food 😭 again!!",
-    "Furthermore, the supper had not been prepared; one was obliged to wait.",
-    "I came home. Nothing.",
-    "Was there supper? There was not.",
-    "The supper (cold) stood there… untouched.",
-    "It is what it is.",
-    "Supper: none. Letters: none.",
-    "They were, perhaps, somewhat late.",
-]
 QUICK = JudgeConfig(think_tokens=8, evidence=False)
 PAIRS = JudgeConfig(mode="pairwise", think_tokens=4, evidence=False)
 
@@ -46,26 +33,6 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def judge(base) -> Judge:
     return fresh(base)
-
-
-def plain(judgement: Judgement) -> dict[str, Any]:
-    """Everything but the clock."""
-    return {key: value for key, value in judgement.as_dict().items() if key != "seconds"}
-
-
-def mirrored(one: Judgement, two: Judgement, order: tuple[int, ...]) -> None:
-    """`two` judged the candidates of `one` in `order`: equal to the last bit."""
-    assert two.scores == [one.scores[i] for i in order]
-    assert two.preference == [[one.preference[i][j] for j in order] for i in order]
-    assert (two.tokens, two.prompt_tokens) == (one.tokens, one.prompt_tokens)
-    if isinstance(one.verdict, int):
-        assert isinstance(two.verdict, int)
-        assert order[two.verdict] == one.verdict
-        assert [order[i] for i in two.ranking] == one.ranking
-    else:
-        assert two.verdict == one.verdict
-    said = {tuple(order.index(i) for i in reply.candidates): reply.text for reply in one.replies}
-    assert {reply.candidates: reply.text for reply in two.replies} == said
 
 
 def sane(judgement: Judgement, n: int) -> None:

@@ -4,56 +4,33 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures import (
+    CANDIDATES,
+    EXEMPLARS,
+    FUSED,
+    PLAIN,
+    QUICK,
+    make_adapter,
+    make_base,
+    mirrored,
+    plain,
+)
 from safetensors.torch import load_file, save_file
-from test_answer import make_base
-from test_judge import CANDIDATES, EXEMPLARS, mirrored, plain
 
 from kernels.linear import can_pack
 from nanopersrm import InputError
 from nanopersrm.judge.judge import UNTRAINED, Judge
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.judge.trained import Trained
 from nanopersrm.model import lora_files
 from nanopersrm.model.bases import Base
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.linear import Linear
-from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
-from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
-from nanopersrm.style.fusion import NGRAMS, STYLE, Fusion
 from nanopersrm.style.profile import Near, measured_block
-from nanopersrm.style.similarity import Style, StyleConfig
+from nanopersrm.style.similarity import Style
 
 CPU = torch.device("cpu")
-PLAIN = JudgeConfig(think=False, evidence=False)
-QUICK = JudgeConfig(think_tokens=4)
-QUANTILES = [i / 100 - 0.1 for i in range(101)]
-FUSED = Fusion({NGRAMS: 2.0, STYLE: 1.0}, {NGRAMS: 0.0, STYLE: 0.0}, 1.0, 0.5)
-
-
-def moved(model: Model, seed: int) -> Lora:
-    """An adapter that has learned something."""
-    lora = Lora(model, LoraConfig(rank=4, alpha=8), seed)
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, B in lora.masters.values():
-            B.normal_(0, 0.2, generator=random)
-    lora.refresh()
-    return lora
-
-
-def make_adapter(folder: Path, base: Base, **changed: object) -> Path:
-    """What train_sft.py leaves behind: two random adapters for `base`, and judge.json."""
-    model = load(base, torch.float32, CPU)
-    lora_files.save(folder, moved(model, 1), base.name)
-    Style(model, moved(model, 2), StyleConfig(tokens=20), QUANTILES).save(
-        folder / "style", base.name
-    )
-    facts = {"base": base.name, "base_sha256": None, "nf4": False, "dtype": "fp32"}
-    facts |= {"evidence": True, "form": "both", "style": True}
-    Trained(**(facts | changed)).save(folder)  # type: ignore[arg-type]
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import math
 from typing import Any
 
 import pytest
+from fixtures import CANDIDATES, EXEMPLARS, make_base, mirrored, plain
 from safetensors.torch import load_file, save_file
-from test_answer import make_base
-from test_judge import CANDIDATES, EXEMPLARS, PAIRS, QUICK, fresh, mirrored, plain, sane
+from test_judge import PAIRS, QUICK, fresh, sane
 
 from nanopersrm import InputError
 from nanopersrm.judge import verdict

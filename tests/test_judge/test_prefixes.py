@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from test_answer import make_base
-from test_judge import CANDIDATES, EXEMPLARS, PAIRS, QUICK, fresh, plain
+from fixtures import CANDIDATES, EXEMPLARS, make_base, plain
+from test_judge import PAIRS, QUICK, fresh
 
 from nanopersrm.judge import prefixes
 from nanopersrm.judge.prefixes import PREFIXES, Prefixes

@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from fixtures import CANDIDATES, EXEMPLARS, PLAIN, make_adapter, make_base
 from safetensors.torch import load_file, save_file
-from test_answer import make_base
-from test_judge import CANDIDATES, EXEMPLARS
-from test_judge_adapter import PLAIN, make_adapter
 
 from data.build import demo_pairs
 from nanopersrm import InputError

@@ -7,10 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 import tyro
+from fixtures import PAIRS, make_adapter, make_base, moved
 from safetensors.torch import save_file
-from test_answer import make_base
-from test_baselines import PAIRS
-from test_judge_adapter import make_adapter, moved
 from test_train_sft import curve, short_pairs
 
 from nanopersrm import InputError

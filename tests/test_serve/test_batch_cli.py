@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fixtures import make_adapter
 from test_batch import GOOD, lines_of
 from test_cli import EDMUND, caller, script
 from test_cli import tiny_folder as tiny_folder
 from test_cli import tiny_judge as tiny_judge
-from test_judge_adapter import make_adapter
 
 from nanopersrm.judge import trained
 from nanopersrm.model.bases import resolve

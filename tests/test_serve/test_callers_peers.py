@@ -31,7 +31,7 @@ import pytest
 import torch
 import transformers
 from fake_judge import digits_of
-from test_answer import make_base
+from fixtures import make_base
 from test_readme import MINE, block
 from test_reward import LONG, OTHER, WRITER, Rule
 from test_serve import TOKEN, Live, live

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_judge import ADA, BEA, FakeJudge, digits_of
-from test_answer import make_base
+from fixtures import make_base
 
 from nanopersrm import InputError
 from nanopersrm.judge.judge import Judge

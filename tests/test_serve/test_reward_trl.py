@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from test_answer import make_base
+from fixtures import make_base
 
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig

@@ -22,7 +22,7 @@ import openai
 import pytest
 import uvicorn
 from fake_judge import FakeJudge, digits_of
-from test_answer import make_base
+from fixtures import make_base
 from test_routes import BODY, events_of
 
 from nanopersrm import InputError

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_answer import make_base
+from fixtures import make_base
 from test_batch import GOOD, ROOT, lines_of
 from test_reward import Rule
 

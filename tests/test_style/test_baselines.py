@@ -2,50 +2,15 @@
 
 import math
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures import PAIRS, TRAIN
 
 from nanopersrm import InputError
 from nanopersrm.evaluate.predictions import Opinion, Opinions, from_scores, key_of
 from nanopersrm.pairs import Pair
 from nanopersrm.style import baselines
-
-DEMO = Path(__file__).parents[2] / "data" / "demo"
-
-
-def pairs_of(writers: list[str], count: int = 2) -> list[Pair]:
-    """Every two writers, texts 4 and 5 as candidates, the first `count` as exemplars; twins."""
-    texts = {
-        w: [(DEMO / w / f"{i}.txt").read_text(encoding="utf-8") for i in range(1, 7)]
-        for w in writers
-    }
-    found = []
-    for i, one in enumerate(writers):
-        for two in writers[i + 1 :]:
-            for side, (own, other) in {"a": (one, two), "b": (two, one)}.items():
-                found.append(
-                    Pair(
-                        id=f"{one}-{two}-{side}",
-                        twin=f"{one}-{two}-{'b' if side == 'a' else 'a'}",
-                        author=own,
-                        domain="demo",
-                        split="test",
-                        kind="cross_author",
-                        exemplars=tuple(texts[own][:count]),
-                        question="",
-                        chosen=texts[own][3],
-                        rejected=texts[other][3],
-                        chosen_from=f"{own}/4",
-                        rejected_from=f"{other}/4",
-                    )
-                )
-    return found
-
-
-PAIRS = pairs_of(["edmund", "zoe", "grubb", "iris", "nell"])
-TRAIN = pairs_of(["cole", "dolores", "imre", "otto", "ray", "tessa"])
 
 
 def right(score, pairs=PAIRS) -> float:

@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from test_baselines import PAIRS, TRAIN
+from fixtures import PAIRS, TRAIN
 
 from data.build import demo_pairs
 from nanopersrm import InputError

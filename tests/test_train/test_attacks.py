@@ -7,7 +7,7 @@ import re
 from collections import Counter
 
 import pytest
-from test_answer import make_base
+from fixtures import make_base
 
 from data.build import demo_pairs
 from nanopersrm import InputError

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import tyro
-from test_answer import make_base
-from test_judge_adapter import make_adapter
+from fixtures import make_adapter, make_base
 from test_train_sft import short_pairs
 
 from nanopersrm.model.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_answer import make_base
+from fixtures import make_base
 from test_train_sft import short_pairs
 
 from nanopersrm.model.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_answer import KINDS, make_base
+from fixtures import KINDS, make_base
 
 from data.build import demo_pairs
 from nanopersrm import InputError

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from test_answer import digits_after, make_base, prompts_of
-from test_judge_adapter import moved
+from fixtures import digits_after, make_base, moved, prompts_of
 from test_sampler import plain, random_ids
 
 from nanopersrm import InputError

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_answer import make_base
-from test_judge_adapter import make_adapter
+from fixtures import make_adapter, make_base
 
 from nanopersrm import InputError
 from nanopersrm.judge import trained

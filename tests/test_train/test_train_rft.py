@@ -18,9 +18,8 @@ from typing import Any
 import pytest
 import torch
 import tyro
+from fixtures import make_adapter, make_base
 from safetensors.torch import load_file
-from test_answer import make_base
-from test_judge_adapter import make_adapter
 from test_train_sft import ROOT, files, short_pairs, until
 
 from nanopersrm.judge import trained

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_answer import make_base
-from test_judge_adapter import moved
+from fixtures import make_base, moved
 from test_sampler import random_ids
 from test_train_rft import script
 from torch import Tensor

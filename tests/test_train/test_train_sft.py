@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 import tyro
-from test_answer import make_base
+from fixtures import make_base
 
 from data.build import demo_pairs
 from nanopersrm.judge import trained

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import tyro
-from test_answer import make_base
+from fixtures import make_base
 from test_train_sft import curve, here, script, short_pairs
 
 from nanopersrm.pairs import Pair, write

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_answer import make_base
+from fixtures import make_base
 
 from data.build import demo_pairs
 from nanopersrm.judge import verdict

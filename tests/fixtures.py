@@ -1,0 +1,178 @@
+"""What the tests of several rooms share: tiny judges with and without adapters, and pairs of the
+demo writers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SIZES
+from test_vocabulary import make_folder
+from torch import Tensor
+
+from nanopersrm.judge import verdict
+from nanopersrm.judge.judgement import JudgeConfig, Judgement
+from nanopersrm.judge.prompts import messages
+from nanopersrm.judge.trained import Trained
+from nanopersrm.model import lora_files
+from nanopersrm.model.bases import Base, resolve
+from nanopersrm.model.cache import Layout
+from nanopersrm.model.lora import Lora, LoraConfig
+from nanopersrm.model.tokenizer import Tokenizer
+from nanopersrm.model.transformer import Model
+from nanopersrm.model.weights import load
+from nanopersrm.pairs import Pair
+from nanopersrm.style.fusion import NGRAMS, STYLE, Fusion
+from nanopersrm.style.similarity import Style, StyleConfig
+
+CPU = torch.device("cpu")
+EXEMPLARS = ["I came home late. No supper; no letters, either.", "So be it! We shall see."]
+CANDIDATES = [
+    "We arrived late, and there was no supper.",
+    "lol no food 😭 again!!",
+    "Furthermore, the supper had not been prepared; one was obliged to wait.",
+    "I came home. Nothing.",
+    "Was there supper? There was not.",
+    "The supper (cold) stood there… untouched.",
+    "It is what it is.",
+    "Supper: none. Letters: none.",
+    "They were, perhaps, somewhat late.",
+]
+PLAIN = JudgeConfig(think=False, evidence=False)
+QUICK = JudgeConfig(think_tokens=4)
+QUANTILES = [i / 100 - 0.1 for i in range(101)]
+FUSED = Fusion({NGRAMS: 2.0, STYLE: 1.0}, {NGRAMS: 0.0, STYLE: 0.0}, 1.0, 0.5)
+KINDS = {  # the layout of the vocabulary, with a model family
+    "smollm": "LlamaConfig",
+    "qwen2": "Qwen3Config",  # <think> and </think> are tokens of their own
+    "llama-bpe": "Qwen2Config",
+    "gpt-2": "LlamaConfig",  # no chat template
+}
+
+
+def make_base(folder: Path, pre: str, context: int = 4096) -> Base:
+    """A random model with a small tokenizer, as a Hugging Face folder."""
+    import transformers  # takes seconds
+
+    make_folder(folder, pre)
+    V = Tokenizer.load(Base("tiny", folder, "safetensors", {})).vocab_size
+    sizes = SIZES | {"vocab_size": V, "num_hidden_layers": 2, "max_position_embeddings": context}
+    torch.manual_seed(11)
+    oracle = transformers.AutoModelForCausalLM.from_config(
+        getattr(transformers, KINDS[pre])(**sizes)
+    ).eval()
+    with torch.no_grad():
+        for parameter in oracle.parameters():
+            parameter.normal_(0, 0.2 if parameter.ndim > 1 else 1.0)
+    oracle.save_pretrained(folder)
+    return resolve(str(folder))
+
+
+def prompts_of(tokenizer: Tokenizer, labels: int) -> list[list[int]]:
+    """Two short prompts of unequal length that end with "<think>\\n"."""
+    texts = (["I am terse."], ["Well; it rambles, as I do, and on."])
+    return [
+        tokenizer.chat(messages(["Short. So."], text * labels), continuation=verdict.OPEN)
+        for text in texts
+    ]
+
+
+def digits_after(model: Model, tokenizer: Tokenizer, ids: list[int]) -> Tensor:
+    """(9,) fp64 probabilities of the digits after a text, from one plain forward."""
+    with torch.inference_mode():
+        hidden = model(torch.tensor(ids), Layout.of([len(ids)]))
+        logits = model.logits(hidden[-1:])[0]
+    return logits[list(tokenizer.digit_ids)].double().softmax(-1)
+
+
+def fond_of_quotes(model: Model, tokenizer: Tokenizer, patch: pytest.MonkeyPatch) -> None:
+    """Every token becomes about as likely, and a quote mark twenty times as likely."""
+    patch.setattr(tokenizer, "eos_ids", tokenizer.eos_ids & tokenizer.special_ids)
+    logits, mark = model.logits, tokenizer.encode('"')
+
+    def fond(hidden: Tensor) -> Tensor:
+        found = logits(hidden) / 8
+        found[:, mark] += 3
+        return found
+
+    patch.setattr(model, "logits", fond)
+
+
+def moved(model: Model, seed: int) -> Lora:
+    """An adapter that has learned something."""
+    lora = Lora(model, LoraConfig(rank=4, alpha=8), seed)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, B in lora.masters.values():
+            B.normal_(0, 0.2, generator=random)
+    lora.refresh()
+    return lora
+
+
+def make_adapter(folder: Path, base: Base, **changed: object) -> Path:
+    """What train_sft.py leaves behind: two random adapters for `base`, and judge.json."""
+    model = load(base, torch.float32, CPU)
+    lora_files.save(folder, moved(model, 1), base.name)
+    Style(model, moved(model, 2), StyleConfig(tokens=20), QUANTILES).save(
+        folder / "style", base.name
+    )
+    facts = {"base": base.name, "base_sha256": None, "nf4": False, "dtype": "fp32"}
+    facts |= {"evidence": True, "form": "both", "style": True}
+    Trained(**(facts | changed)).save(folder)  # type: ignore[arg-type]
+    return folder
+
+
+def plain(judgement: Judgement) -> dict[str, Any]:
+    """Everything but the clock."""
+    return {key: value for key, value in judgement.as_dict().items() if key != "seconds"}
+
+
+def mirrored(one: Judgement, two: Judgement, order: tuple[int, ...]) -> None:
+    """`two` judged the candidates of `one` in `order`: equal to the last bit."""
+    assert two.scores == [one.scores[i] for i in order]
+    assert two.preference == [[one.preference[i][j] for j in order] for i in order]
+    assert (two.tokens, two.prompt_tokens) == (one.tokens, one.prompt_tokens)
+    if isinstance(one.verdict, int):
+        assert isinstance(two.verdict, int)
+        assert order[two.verdict] == one.verdict
+        assert [order[i] for i in two.ranking] == one.ranking
+    else:
+        assert two.verdict == one.verdict
+    said = {tuple(order.index(i) for i in reply.candidates): reply.text for reply in one.replies}
+    assert {reply.candidates: reply.text for reply in two.replies} == said
+
+
+DEMO = Path(__file__).parents[1] / "data" / "demo"
+
+
+def pairs_of(writers: list[str], count: int = 2) -> list[Pair]:
+    """Every two writers, texts 4 and 5 as candidates, the first `count` as exemplars; twins."""
+    texts = {
+        w: [(DEMO / w / f"{i}.txt").read_text(encoding="utf-8") for i in range(1, 7)]
+        for w in writers
+    }
+    found = []
+    for i, one in enumerate(writers):
+        for two in writers[i + 1 :]:
+            for side, (own, other) in {"a": (one, two), "b": (two, one)}.items():
+                found.append(
+                    Pair(
+                        id=f"{one}-{two}-{side}",
+                        twin=f"{one}-{two}-{'b' if side == 'a' else 'a'}",
+                        author=own,
+                        domain="demo",
+                        split="test",
+                        kind="cross_author",
+                        exemplars=tuple(texts[own][:count]),
+                        question="",
+                        chosen=texts[own][3],
+                        rejected=texts[other][3],
+                        chosen_from=f"{own}/4",
+                        rejected_from=f"{other}/4",
+                    )
+                )
+    return found
+
+
+PAIRS = pairs_of(["edmund", "zoe", "grubb", "iris", "nell"])
+TRAIN = pairs_of(["cole", "dolores", "imre", "otto", "ray", "tessa"])

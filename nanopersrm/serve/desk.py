@@ -20,8 +20,7 @@ their own, but for rounding (README, "How it works"). Where the common call fail
 exemplar, which may be due to one of them, each is judged alone.
 
 Fail closed. What the judge raises goes to who asked, and the next call is made. An ask whose future
-was cancelled before its turn is dropped. Once nobody waits for the call that is being made, the
-judge is stopped before the next block of its model, whether it reads or writes.
+was cancelled before its turn is dropped. A call that is being made is finished.
 
 Closing waits CLOSING seconds for what is being judged, then sends away who waits for it, so that
 the judge stops, and waits as long again. A call that does not stop even then is left behind: its
@@ -57,10 +56,6 @@ class Busy(Exception):
     def __init__(self, line: str, again: int):
         super().__init__(line)
         self.again = again
-
-
-class Left(Exception):
-    """Nobody waits for the judgement any more."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +220,7 @@ class Desk:
         """One call for all, or one for each where that does not do."""
         if len(tickets) > 1:
             asks = [ticket.ask for ticket in tickets]
-            shared = partial(together, self.judge, asks, *_follow(tickets))
+            shared = partial(together, self.judge, asks, _follow(tickets))
             found, error = await self._call(shared)
             if error is None and not any(note.startswith(CUT) for note in found[0].notes):
                 for ticket, part in zip(tickets, found, strict=True):
@@ -264,41 +259,34 @@ def _answer(ticket: Ticket, done: Done | None, error: BaseException | None) -> N
         ticket.future.set_result(done)
 
 
-def _follow(tickets: Sequence[Ticket]) -> tuple[OnText | None, Callable[[], None]]:
-    """What the judge calls in its thread: at each token if somebody reads along, and to know
-    whether one of them still waits."""
-
-    def alive() -> None:
-        if all(ticket.future.done() for ticket in tickets):
-            raise Left("nobody waits for this judgement any more")
-
+def _follow(tickets: Sequence[Ticket]) -> OnText | None:
+    """What the judge calls at each token, in its thread; None where nobody reads along."""
     reading = [ticket.on_text for ticket in tickets if ticket.on_text is not None]
 
     def follow(which: tuple[int, ...], text: str, ended: bool) -> None:
         for on_text in reading:
             on_text(which, text, ended)
 
-    return follow if reading else None, alive
+    return follow if reading else None
 
 
 def _alone(judge: Judges, ticket: Ticket) -> Judgement:
     """One ask in a call of its own; runs in the judge's thread."""
     ask = ticket.ask
     asked = ask.exemplars, ask.candidates, ask.question, ask.principles, ask.config
-    return judge.judge(*asked, *_follow([ticket]))
+    return judge.judge(*asked, _follow([ticket]))
 
 
 def together(
     judge: Judges,
     asks: Sequence[Ask],
     on_text: OnText | None = None,
-    alive: Callable[[], None] | None = None,
 ) -> list[Judgement]:
     """One pointwise call about all candidates of asks that `goes_with` each other -> one each."""
     one = asks[0]
     texts = list(dict.fromkeys(text.strip() for ask in asks for text in ask.candidates))
     asked = one.exemplars, texts, one.question, one.principles, one.config
-    found = judge.judge(*asked, on_text, alive)
+    found = judge.judge(*asked, on_text)
     return [_part(found, [texts.index(text.strip()) for text in ask.candidates]) for ask in asks]
 
 

@@ -51,7 +51,6 @@ class FakeJudge:
         principles: Sequence[str] = (),
         config: JudgeConfig | None = None,
         on_text: Callable[[tuple[int, ...], str, bool], None] | None = None,
-        alive: Callable[[], None] | None = None,
     ) -> Judgement:
         config = config or JudgeConfig()
         judgement.check(exemplars, candidates, config, question, principles)
@@ -62,16 +61,14 @@ class FakeJudge:
         self.begun.set()
         try:
             assert self.gate.wait(20), "nobody opened the gate"
-            return self._judged(candidates, on_text, alive)
+            return self._judged(candidates, on_text)
         finally:
             self.busy = False
 
     def remember(self, exemplars: Sequence[str], candidates: Sequence[str]) -> None:
         self.calls.append((exemplars, candidates))
 
-    def _judged(self, candidates: Sequence[str], on_text: Any, alive: Any) -> Judgement:
-        if alive is not None:
-            alive()
+    def _judged(self, candidates: Sequence[str], on_text: Any) -> Judgement:
         for text in candidates:
             if "too long" in text:
                 raise InputError("candidate: expected a text that fits")

@@ -2,8 +2,7 @@
 
 import asyncio
 import threading
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -17,8 +16,7 @@ from nanopersrm.judge.judgement import JudgeConfig, Judgement
 from nanopersrm.judge.verdict import soft_score
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
-from nanopersrm.serve import desk as desks
-from nanopersrm.serve.desk import IN_A_ROW, Ask, Busy, Desk, Done, Left, together
+from nanopersrm.serve.desk import IN_A_ROW, Ask, Busy, Desk, Done, together
 
 
 def ask(*candidates: str, exemplars: tuple[str, ...] = ADA, **more: Any) -> Ask:
@@ -252,85 +250,3 @@ def test_closing_finishes_the_running_call_and_sends_the_others_away():
         assert (await running).judgement.verdict == 0
 
     assert len(at_desk(work).calls) == 1
-
-
-class Watched(FakeJudge):
-    """Counts the calls that were stopped."""
-
-    stopped = 0
-
-    def _judged(self, candidates: Sequence[str], on_text: Any, alive: Any) -> Judgement:
-        try:
-            return super()._judged(candidates, on_text, alive)
-        except Left:
-            self.stopped += 1
-            raise
-
-
-class Slow(Watched):
-    """Waits in a shared call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.going = threading.Event()
-
-    def _judged(self, candidates: Sequence[str], on_text: Any, alive: Any) -> Judgement:
-        assert len(candidates) == 1 or self.going.wait(10)
-        return super()._judged(candidates, on_text, alive)
-
-
-@pytest.mark.parametrize("on_text", [None, lambda which, text, ended: None])
-def test_a_judgement_that_nobody_waits_for_is_stopped(on_text: Any):
-    async def work(desk: Desk, judge: FakeJudge) -> None:
-        judge.gate.clear()
-        future = desk.submit(ask("One."), on_text)
-        while not judge.begun.is_set():
-            await asyncio.sleep(0.001)
-        future.cancel()
-        judge.gate.set()
-        assert (await desk.submit(ask("Two."))).judgement.verdict == 0
-
-    judge = Watched()
-    at_desk(work, judge)
-    assert (judge.stopped, len(judge.calls)) == (1, 2)
-
-
-@pytest.mark.parametrize("leave", [1, 2])
-def test_a_shared_call_is_stopped_when_all_have_left(leave: int):
-    async def work(desk: Desk, judge: FakeJudge) -> None:
-        await held(desk, judge, ask("Zero.", exemplars=BEA))
-        futures = [desk.submit(ask("One.")), desk.submit(ask("Two."))]
-        judge.begun.clear()
-        judge.gate.set()
-        await asyncio.to_thread(judge.begun.wait, 10)  # the shared call has begun …
-        for future in futures[:leave]:
-            future.cancel()
-        slow.going.set()  # … and goes on now
-        for future in futures[leave:]:
-            assert (await future).together == 2
-        assert (await desk.submit(ask("Three."))).judgement.verdict == 0
-
-    at_desk(work, slow := Slow())
-    assert slow.stopped == (leave == 2)
-    assert [len(candidates) for _, candidates in slow.calls] == [1, 2, 1]
-
-
-def test_closing_does_not_wait_for_ever(monkeypatch):
-    """Who waits for the call is told; a judge that does not even stop is left behind."""
-    monkeypatch.setattr(desks, "CLOSING", 0.05)
-    judge = Watched()
-
-    async def run() -> float:
-        desk = Desk(judge)
-        desk.open()
-        running = await held(desk, judge, ask("Zero."))
-        begin = time.monotonic()
-        await desk.close()
-        with pytest.raises(Busy, match="stopping"):
-            await running
-        return time.monotonic() - begin
-
-    try:
-        assert 0.05 < asyncio.run(run()) < 5
-    finally:
-        judge.gate.set()

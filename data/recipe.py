@@ -9,7 +9,7 @@ from nanopersrm import InputError
 from nanopersrm.model.embedded import DEFAULT_BASE
 from nanopersrm.pairs import KINDS, SPLITS
 
-MODULES = {kind: f"data.{kind}" for kind in KINDS}
+MODULES = {kind: f"data.kinds.{kind}" for kind in KINDS}
 MODEL_KINDS = ("style_randomization", "style_mimicking")  # seconds a text, so there is a limit
 MOST_EXEMPLARS = 16
 WORD_LIMITS = (20, 400)

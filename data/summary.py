@@ -105,9 +105,8 @@ def dump(facts: Mapping[str, Any]) -> str:
     return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
 
 
-def page(facts: Mapping[str, Any], probes: bool = True) -> str:
-    """summary.md: a table of the sets, one of the writers, the notes, and those of the leak gate;
-    without `probes`, a line in their place."""
+def page(facts: Mapping[str, Any]) -> str:
+    """summary.md: a table of the sets, one of the writers, the notes."""
     settings, versions = facts["settings"], facts["versions"]
     lines = [
         "# Pairs\n",
@@ -135,8 +134,4 @@ def page(facts: Mapping[str, Any], probes: bool = True) -> str:
         cells = [*(counts.get(domain, 0) for domain in domains), sum(counts.values())]
         lines.append(f"| {split} | {' | '.join(map(str, cells))} |")
     lines += ["", *(f"* {note}" for note in facts["notes"])]
-    if not probes:
-        lines.append("* leak gate: passed; what each probe could tell stands in summary.md")
-    for split, table in facts.get("leak_tables", {}).items() if probes else ():
-        lines += ["", f"## What a reader without exemplars can tell: {split}\n", table]
     return "\n".join(line for line in lines if line is not None).rstrip() + "\n"

@@ -22,7 +22,6 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +33,6 @@ from rich.table import Table
 
 from nanopersrm import InputError
 from nanopersrm.command import exit_code, printable
-from nanopersrm.evaluate.judges import loader
 from nanopersrm.judge.judgement import JudgeConfig, Judgement, check
 from nanopersrm.judge.texts import (
     SUFFIXES,
@@ -48,7 +46,7 @@ from nanopersrm.judge.trained import DEFAULT, chosen, fingerprint
 from nanopersrm.judge.verdict import CLOSE
 from nanopersrm.model.embedded import DEFAULT_BASE
 from nanopersrm.serve import batch
-from nanopersrm.serve.spread import spread
+from nanopersrm.serve.reward_fn import LazyJudge
 from nanopersrm.style.profile import profile
 
 HABITS = 8  # factors that the profile shows
@@ -154,16 +152,15 @@ def _judge_batch(config: Config, judging: JudgeConfig, exemplars: list[str]) -> 
     shown = None if config.ray else log.print  # other machines can show nothing here
     folder = chosen(config.adapter, config.base)
     adapter = None if folder is None else str(folder)
-    load = loader(config.base, adapter, config.device, config.dtype, shown)
-    work = partial(spread, workers=config.ray) if config.ray else batch.one_by_one
+    judge = LazyJudge(config.base, adapter, config.device, config.dtype, shown)
     whose = None if folder is None else fingerprint(folder)
     model = f"{config.base}, {whose}, {config.dtype}"
-    asking = batch.Asking(tuple(exemplars), config.principle, judging, model)
+    settings = batch.Settings(tuple(exemplars), config.principle, judging, model)
     if log.is_terminal:
         status.start()
     try:
         progress = _Progress(log, status, config.batch)
-        tally = batch.run(partial(load, adapter), config.batch, config.out, asking, progress, work)
+        tally = batch.run(judge.load, config.batch, config.out, settings, config.ray, progress)
     finally:
         status.stop()
     said = f"{config.out}: {tally.judged} judged, {tally.bad} bad"

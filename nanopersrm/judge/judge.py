@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from nanopersrm import InputError
 from nanopersrm.judge import judgement, ranking, trained
@@ -41,7 +40,6 @@ from nanopersrm.model.device import device_of, dtype_of
 from nanopersrm.model.sampler import Prefix, common_prefix
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
-from nanopersrm.serve import reward_fn as reward
 from nanopersrm.style.nearness import cosines, in_one, nearness
 from nanopersrm.style.profile import Near
 from nanopersrm.style.similarity import Style
@@ -226,12 +224,6 @@ class Judge:
             notes=notes,
             measured=None if chances is None else [chances[i] for i in place],
         )
-
-    def reward_fn(
-        self, exemplars: Sequence[str] | str | None = None, **settings: Any
-    ) -> reward.RewardFunction:
-        """For TRL's `reward_funcs`; `reward.py` has the settings, `callers.py` other trainers."""
-        return reward.reward_fn(self, exemplars, **settings)
 
     def style_similarities(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
         """The cosine of each text with the writer of the exemplars, see `style.py`."""

@@ -33,8 +33,14 @@ from nanopersrm import InputError
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.judge.verdict import LABELS
 from nanopersrm.serve.desk import Ask, Done
-from nanopersrm.serve.label import FIELDS, label_of, question_of
-from nanopersrm.serve.reward_fn import NAME, end_of_prompt, unit, without_ends
+from nanopersrm.serve.reward_fn import (
+    FIELDS,
+    NAME,
+    question_beside_writer,
+    read_label,
+    reply_in,
+    unit,
+)
 from nanopersrm.serve.wire import JudgeRequest, Limits, Writer, ask_of
 
 NOTHING = "-"  # stands for a candidate where only the writer is checked; nobody judges it
@@ -70,30 +76,27 @@ def responses(query: Sequence[str], prompts: Sequence[str]) -> list[str]:
         raise InputError(
             f"expected as many prompts as queries, at least 1, got {len(prompts)} and {len(query)}"
         )
-    written = []
-    for i, (both, prompt) in enumerate(zip(query, prompts, strict=True)):
-        begin = end_of_prompt(prompt, both)
-        if begin is None:
-            raise InputError(f"query[{i}]: expected a text that begins with its prompt")
-        written.append(without_ends(both[begin:]))
-    return written
+    pairs = zip(query, prompts, strict=True)
+    return [reply_in(both, prompt, i) for i, (both, prompt) in enumerate(pairs)]
 
 
 def request_of(label: object, place: str, writer: str | None = None) -> JudgeRequest:
     """A label -> a request without candidates. writer: who was named for all."""
     if writer is not None:
-        return JudgeRequest([], writer=writer, question=question_of(label, place))
-    found = label_of(label, place, (*FIELDS, "writer"))
-    if found.exemplars is None and found.writer is None:
-        got = ", ".join(found.said()) or "nothing"
+        return JudgeRequest([], writer=writer, question=question_beside_writer(label, place))
+    row = read_label(label, place, (*FIELDS, "writer"))
+    if row.exemplars is None and row.writer is None:
         raise InputError(
             f"{place}: expected texts of a writer, or an object with exemplars or the name of a "
-            f"writer, got {got}; or say ?writer=NAME"
+            "writer, got none; or say ?writer=NAME"
         )
-    given = {name: getattr(found, name) for name in found.said()}
-    for name in ("exemplars", "principles"):
-        given[name] = [*given[name]] if given.get(name) else None
-    return JudgeRequest([], **given)
+    return JudgeRequest(
+        [],
+        exemplars=list(row.exemplars) if row.exemplars else None,
+        writer=row.writer,
+        question=row.question,
+        principles=list(row.principles) if row.principles else None,
+    )
 
 
 def asks_of(

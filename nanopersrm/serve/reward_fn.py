@@ -1,82 +1,89 @@
-"""The judge as a reward function: TRL's `reward_funcs`, and what `callers.py` builds for others.
+"""The judge as a reward function for TRL, OpenRLHF and verl.
 
-    judge = Judge.load(adapter="runs/mine/adapter")
-    trainer = GRPOTrainer(policy, judge.reward_fn(texts_of_the_writer), arguments, dataset)
+    judge = LazyJudge(adapter="runs/mine/adapter")        # names; loaded by the first call
 
-TRL calls it with a batch, `prompts`, `completions` and the columns of the data set, and wants a
-number a completion. Plain texts and messages are both read. The exemplars are those given here, or
-each row's own from the column `exemplars`; a row that has None there gets None, TRL's word for
-"does not apply". The prompt (of messages: what the user said last) is shown to the judge as the
-question; `question` names another column, or None for none: right where the prompt itself holds the
-exemplars.
+    GRPOTrainer(policy, reward_fn(judge, texts_of_the_writer), arguments, dataset)       # TRL
+    reward_func = openrlhf_reward(judge)          # OpenRLHF: in the file of --reward.remote_url
+    compute_score = verl_score(judge)             # verl: in reward.custom_reward_function.path
 
-Completions of one prompt for one writer are a *group*: judged in one call, so that exemplars and
-question are computed once; groups of one writer follow each other, so that the exemplars are kept.
-A call holds 26 at most; a larger group is cut into even parts.
+A loaded `Judge` does as well, where nothing is pickled. verl needs no file of yours: give it this
+one, with `reward_kwargs` for the arguments of `compute_score` below.
 
-    scale       of a completion                                       from .. to
-    unit        (soft score - 1) / 8                                    0 .. 1
-    soft        soft score, the expected digit                          1 .. 9
-    relative    mean P(fits better) over the others of its call         0 .. 1
+Whose style counts is fixed for all rows, or each row says it: TRL in the column `exemplars`, verl
+in `extra_info`, OpenRLHF in its label. A label is a text of the writer, a list of such texts, or an
+object (itself, or as JSON in a text):
 
-Worked example: soft scores 7, 5 and 3 are 0.75, 0.5 and 0.25 as unit. If the first beats the others
-with 0.9 and 0.8, its relative reward is 0.85.
+    {"exemplars": ["…"], "question": "…", "principles": ["…"]}        the last two may be left out
 
-What has no score. An empty completion is a legal one, and it fits nobody: by rule it gets the
-lowest of the scale, the judge never sees it, and in `relative` every other text beats it. What the
-judge cannot read (too long for the context), has nothing to compare with or gave no finite number
-gets None. TRL leaves that reward out, and where no other has a number, it leaves the completion out
-of the average of its group, with an advantage of 0. TRL's log has the share of such completions as
-`NAME/no_score`. Wrong settings, columns and types are an InputError.
+Completions for one writer and question are judged in one call, 26 at most.
 
-What we left out. A policy's own reasoning is judged with its answer: cut it off before. Tool calls
-and images are not shown.
+    scale unit    (soft score - 1) / 8                  0 .. 1
+    scale soft    soft score, the expected digit        1 .. 9
+
+Worked example: soft scores 7, 5 and 3 are 0.75, 0.5 and 0.25 as unit. Rewards are pointwise.
+
+An empty completion fits nobody: it gets the lowest of the scale and is not shown to the judge. What
+the judge cannot read (too long) or score is None for TRL, which leaves it out. verl and OpenRLHF
+know no None: there it is an error, unless `unjudged` says which number stands for it.
 """
 
+import json
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any, Literal, Protocol, cast, get_args
 
 from nanopersrm import InputError
-from nanopersrm.judge.judgement import JudgeConfig, Judgement, check
+from nanopersrm.judge import judgement
+from nanopersrm.judge.judgement import JudgeConfig, check
+from nanopersrm.judge.trained import DEFAULT
 from nanopersrm.judge.verdict import DIGITS, LABELS
+from nanopersrm.model.embedded import DEFAULT_BASE
 
-Scale = Literal["unit", "soft", "relative"]
+Scale = Literal["unit", "soft"]
 Rewards = list[float | None]  # None: no score
-RewardFunction = Callable[..., Rewards]  # (prompts, completions, **columns)
 
 NAME = "fits_writer"  # of the reward in logs
-BEGIN = re.compile(r"\s*<[^<>\s]{1,40}>")  # a token that begins a text
-# What ends a turn or fills a row, in the chat templates of the policies that people train.
-ENDS = (
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<|eot_id|>",
-    "<|end_of_text|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<eos>",
-    "<pad>",
-    "</s>",
+FIELDS = ("exemplars", "question", "principles")  # of a label
+FIRST_TOKEN = re.compile(r"\s*<[^<>\s]{1,40}>")  # such as <s>
+# What ends a turn or fills a row, in the chat templates of common policies.
+END_TOKENS = (
+    *("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>"),
+    *("<end_of_turn>", "<eos>", "<pad>", "</s>"),
 )
+_loading = threading.Lock()
 
 
-class Judges(Protocol):
-    """What is needed of `Judge`."""
+class Judges(judgement.Judges, Protocol):
+    """What is needed of `Judge`: its method `judge`, one call at a time."""
 
-    lock: threading.Lock  # one call at a time
+    lock: threading.Lock
 
-    def judge(
-        self,
-        exemplars: Sequence[str],
-        candidates: Sequence[str],
-        question: str | None = None,
-        principles: Sequence[str] = (),
-        config: JudgeConfig | None = None,
-    ) -> Judgement: ...
+
+@dataclass(frozen=True)
+class LazyJudge:
+    """The names of a judge. It can be pickled; each process loads it once, when it is needed."""
+
+    base: str = DEFAULT_BASE
+    adapter: str | None = DEFAULT
+    device: str = "auto"
+    dtype: str = "auto"
+    say: Callable[[str], None] | None = field(default=None, compare=False)  # as in `Judge.load`
+
+    def load(self) -> Judges:
+        """The judge, the same one at each call."""
+        with _loading:
+            return _load(self)
+
+
+@cache
+def _load(names: LazyJudge) -> Judges:
+    from nanopersrm.judge.judge import Judge  # torch takes seconds
+
+    return Judge.load(names.base, names.adapter, names.device, names.dtype, say=names.say)
 
 
 @dataclass(frozen=True)
@@ -86,11 +93,35 @@ class Completion:
     exemplars: tuple[str, ...]
     question: str | None
     text: str
-    principles: tuple[str, ...] | None = None  # None: those for all
+    principles: tuple[str, ...] | None = None  # None: those of the settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for all completions."""
+
+    judge: Judges | LazyJudge
+    exemplars: tuple[str, ...] | None  # None: each row has its own
+    principles: Sequence[str] = ()
+    config: JudgeConfig | None = None
+    scale: Scale = "unit"
+    unjudged: float | None = None  # instead of no score; None: an error
+
+    def __post_init__(self) -> None:
+        if self.scale not in get_args(Scale):
+            expected = " or ".join(get_args(Scale))
+            raise InputError(f"scale: expected {expected}, got {self.scale!r}")
+        if self.config is not None and self.config.mode == "pairwise":
+            raise InputError("mode: expected pointwise for rewards, got pairwise")
+        if self.unjudged is not None and not math.isfinite(self.unjudged):
+            raise InputError(f"unjudged: expected a finite number, got {self.unjudged}")
+
+
+# TRL
 
 
 def reward_fn(
-    judge: Judges,
+    judge: Judges | LazyJudge,
     exemplars: Sequence[str] | str | None = None,
     *,
     column: str = "exemplars",
@@ -99,128 +130,350 @@ def reward_fn(
     principles: Sequence[str] = (),
     config: JudgeConfig | None = None,
     name: str = NAME,
-) -> RewardFunction:
+) -> Callable[..., Rewards]:
     """A function for TRL's `reward_funcs`.
 
-    exemplars: texts of the writer; None: each row has its own in `column`. question: the column
-    that the candidates answer, by default the prompt; None: none is shown. name: of the reward in
-    TRL's logs.
+    exemplars: texts of the writer; None: each row has its own in `column`; a row with None there
+    gets None. question: the column that the completions answer; None: none is shown. name: of the
+    reward in TRL's logs, where `NAME/no_score` is the share of completions without a score.
     """
-    check_scale(scale)
-    fixed = None if exemplars is None else texts_of(exemplars, "exemplars")
-
-    def reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Rewards:
-        n = len(completions)
-        own = [fixed] * n if fixed else _column(columns, column, n)
-        answered = [None] * n if question is None else prompts
-        if question not in (None, "prompt"):
-            answered = _column(columns, cast(str, question), n)
-        if len(answered) != n:
-            raise InputError(f"prompts: expected {n}, one a completion, got {len(answered)}")
-        rows: list[Completion | None] = []
-        for i, (whose, asked, said) in enumerate(zip(own, answered, completions, strict=True)):
-            text = completion_text(said, f"completions[{i}]")
-            asks = None if asked is None else question_text(asked, f"{question}[{i}]")
-            texts = None if whose is None else texts_of(whose, f"{column}[{i}]")
-            rows.append(None if texts is None else Completion(texts, asks, text))
-        found = rewards(judge, rows, scale, principles, config)
-        log, apply = columns.get("log_metric"), sum(row is not None for row in rows)
-        if callable(log) and apply:
-            log(f"{name}/no_score", (found.count(None) - (n - apply)) / apply)
-        return found
-
-    reward.__name__ = name
+    settings = Settings(judge, _fixed(exemplars), principles, config, scale)
+    reward = partial(_trl_reward, settings, column, question, name)
+    reward.__name__ = name  # type: ignore[attr-defined]
     return reward
 
 
-def rewards(
-    judge: Judges,
-    completions: Sequence[Completion | None],
+def _trl_reward(
+    settings: Settings,
+    column: str,
+    question: str | None,
+    name: str,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    **columns: Any,
+) -> Rewards:
+    n = len(completions)
+    columns["prompt"] = list(prompts)
+    exemplars = [settings.exemplars] * n if settings.exemplars else _column(columns, column, n)
+    questions = [None] * n if question is None else _column(columns, question, n)
+    rows: list[Completion | None] = []
+    for i, completion in enumerate(completions):
+        text = completion_text(completion, f"completions[{i}]")
+        answers = None if question is None else questions[i]
+        shown = None if answers is None else question_text(answers, f"{question}[{i}]")
+        if exemplars[i] is None:
+            rows.append(None)
+        else:
+            rows.append(Completion(texts_of(exemplars[i], f"{column}[{i}]"), shown, text))
+    scored = rewards(settings, rows)
+    log, apply = columns.get("log_metric"), sum(row is not None for row in rows)
+    if callable(log) and apply:
+        log(f"{name}/no_score", (scored.count(None) - (n - apply)) / apply)
+    return scored
+
+
+def _column(columns: Mapping[str, Any], name: str, n: int) -> Sequence[Any]:
+    """A value a completion."""
+    values = columns.get(name)
+    if not isinstance(values, list | tuple):
+        lists = sorted(key for key, value in columns.items() if isinstance(value, list | tuple))
+        raise InputError(f"expected a column {name!r} in the data set, got {', '.join(lists)}")
+    if len(values) != n:
+        raise InputError(f"{name}: expected {n} values, one a completion, got {len(values)}")
+    return values
+
+
+# verl
+
+
+def verl_score(
+    judge: Judges | LazyJudge,
+    exemplars: Sequence[str] | str | None = None,
+    *,
     scale: Scale = "unit",
     principles: Sequence[str] = (),
     config: JudgeConfig | None = None,
-) -> Rewards:
-    """A reward for each, group by group; None for None and for what has no score."""
+    unjudged: float | None = None,
+) -> Callable[..., float]:
+    """verl's `compute_score`. exemplars: of every completion; None: those in `extra_info`."""
+    return partial(
+        _verl_score, Settings(judge, _fixed(exemplars), principles, config, scale, unjudged)
+    )
+
+
+def compute_score(
+    data_source: Any,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    base: str = DEFAULT_BASE,
+    adapter: str = DEFAULT,
+    device: str = "auto",
+    dtype: str = "auto",
+    judging: Mapping[str, Any] | None = None,
+    unjudged: float | None = None,
+    **_: Any,
+) -> float:
+    """For `reward.custom_reward_function`: its `reward_kwargs` name the judge.
+
+    judging: settings of `JudgeConfig`, such as {"think": False}.
+    """
+    config = JudgeConfig(**judging) if judging else None
+    score = verl_score(LazyJudge(base, adapter, device, dtype), config=config, unjudged=unjudged)
+    return score(data_source, solution_str, ground_truth, extra_info)
+
+
+def _verl_score(
+    settings: Settings,
+    data_source: Any,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    **_: Any,
+) -> float:
+    if not isinstance(extra_info, Mapping | None):
+        raise InputError(f"extra_info: expected an object, got {type(extra_info).__name__}")
+    known = {name: value for name, value in (extra_info or {}).items() if name in FIELDS}
+    row = _completion(settings, known, solution_str, "extra_info")
+    return _numbers(settings, [row])[0]
+
+
+# OpenRLHF
+
+
+def openrlhf_reward(
+    judge: Judges | LazyJudge,
+    exemplars: Sequence[str] | str | None = None,
+    *,
+    principles: Sequence[str] = (),
+    config: JudgeConfig | None = None,
+    unjudged: float | None = None,
+) -> Callable[..., dict[str, Any]]:
+    """OpenRLHF's `reward_func`, from 0 to 1. exemplars: of all replies; None: those in labels."""
+    settings = Settings(judge, _fixed(exemplars), principles, config, "unit", unjudged)
+    return partial(_openrlhf_reward, settings)
+
+
+def _openrlhf_reward(
+    settings: Settings,
+    queries: Sequence[str],
+    prompts: Sequence[str],
+    labels: Sequence[Any],
+    **_: Any,
+) -> dict[str, Any]:
+    import torch
+
+    if not len(queries) == len(prompts) == len(labels):
+        counts = f"{len(queries)}, {len(prompts)} and {len(labels)}"
+        raise InputError(f"expected as many queries as prompts and labels, got {counts}")
+    rows = []
+    for i, (query, prompt, label) in enumerate(zip(queries, prompts, labels, strict=True)):
+        rows.append(_completion(settings, label, reply_in(query, prompt, i), f"labels[{i}]"))
+    scored = torch.tensor(_numbers(settings, rows))  # (B,)
+    return {"rewards": scored, "scores": scored, "extra_logs": {NAME: scored}}
+
+
+def reply_in(query: str, prompt: str, i: int) -> str:
+    """What follows the prompt in query i, without the tokens that end it. Some tokenizers give a
+    prompt back with other white space, or with a token before it.
+
+    >>> reply_in("<s> Hi? there One.</s>", "Hi?  there", 0)
+    'One.'
+    """
+    if not isinstance(query, str) or not isinstance(prompt, str):
+        raise InputError(f"queries[{i}]: expected texts, got {type(query).__name__}")
+    token = FIRST_TOKEN.match(query)
+    for begin in (0, token.end() if token else 0):
+        if query.startswith(prompt, begin):
+            return _without_end(query[begin + len(prompt) :])
+        place = begin
+        for char in "".join(prompt.split()):
+            while query[place : place + 1].isspace():
+                place += 1
+            if query[place : place + 1] != char:
+                break
+            place += 1
+        else:
+            return _without_end(query[place:])
+    raise InputError(f"queries[{i}]: expected a text that begins with its prompt, got another")
+
+
+def _without_end(text: str) -> str:
+    stop = len(text)  # moved, so that thousands of tokens are not as many copies
+    while True:
+        while stop and text[stop - 1].isspace():
+            stop -= 1
+        end = next((end for end in END_TOKENS if text.endswith(end, 0, stop)), "")
+        if not end:
+            return text[:stop].strip()
+        stop -= len(end)
+
+
+def _completion(settings: Settings, label: Any, text: str, place: str) -> Completion:
+    """A completion with what its row of the data set says."""
+    if not isinstance(text, str):
+        raise InputError(f"expected the completion as a text, got {type(text).__name__}")
+    if settings.exemplars is not None:
+        return Completion(settings.exemplars, question_beside_writer(label, place), text)
+    row = read_label(label, place)
+    if row.exemplars is None:
+        raise InputError(f"{place}: expected exemplars, texts of the writer, got none")
+    return Completion(row.exemplars, row.question, text, row.principles)
+
+
+def _numbers(settings: Settings, rows: Sequence[Completion]) -> list[float]:
+    """For trainers that know no None."""
+    numbers = [settings.unjudged if x is None else x for x in rewards(settings, rows)]
+    if None in numbers:
+        raise InputError(
+            "the judge gave this completion no score (too long for its context?); "
+            "unjudged=… says which number stands for that"
+        )
+    return cast(list[float], numbers)
+
+
+# Labels
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a row of a data set says; None: nothing."""
+
+    exemplars: tuple[str, ...] | None = None
+    writer: str | None = None  # the name of one who was put on the server
+    question: str | None = None
+    principles: tuple[str, ...] | None = None
+
+
+def read_label(label: Any, place: str, names: Sequence[str] = FIELDS) -> Label:
+    """A label in one of its forms. names: the fields that an object may have."""
+    label = _decoded(label)
+    if label is None or _is_empty(label):
+        return Label()
+    if isinstance(label, str | list | tuple):
+        return Label(texts_of(label, place))
+    if not isinstance(label, Mapping):
+        got = type(label).__name__
+        raise InputError(f"{place}: expected a text, a list of texts or an object, got {got}")
+    values: dict[str, Any] = {}
+    for name, value in label.items():
+        where = f"{place}, field {name}"
+        if value is None:  # Arrow puts it where a row lacks a field that others have
+            continue
+        if name not in names:
+            raise InputError(f"{place}: expected the fields {', '.join(names)}, got {name!r}")
+        if name == "writer" and not isinstance(value, str):
+            raise InputError(f"{where}: expected a name, got {type(value).__name__}")
+        if name == "question":
+            value = question_text(value, where)
+        elif name == "principles" and _is_empty(_decoded(value)):
+            value = ()
+        elif name != "writer":
+            value = texts_of(value, where)
+        values[name] = value
+    return Label(**values)
+
+
+def question_beside_writer(label: Any, place: str) -> str | None:
+    """The question of a label, where the writer is fixed for all rows.
+
+    Its principles are an InputError, or they would be lost in silence; all else is not read.
+    """
+    label = _decoded(label)
+    if not isinstance(label, Mapping):
+        return None
+    row = read_label({name: label.get(name) for name in ("question", "principles")}, place)
+    if row.principles:
+        raise InputError(
+            f"{place}, field principles: expected none, because the writer is fixed for all rows, "
+            f"got {len(row.principles)}"
+        )
+    return row.question
+
+
+def _decoded(label: Any) -> Any:
+    """Arrays (of parquet files) as lists, JSON in a text as its value."""
+    label = label.tolist() if hasattr(label, "tolist") else label
+    if not isinstance(label, str) or label.lstrip()[:1] not in ("{", "["):
+        return label
+    try:
+        return json.loads(label)
+    except (ValueError, RecursionError):
+        return label  # a text that begins so
+
+
+def _is_empty(value: Any) -> bool:
+    return not value.strip() if isinstance(value, str) else value in ([], (), {})
+
+
+# Rewards
+
+
+def rewards(settings: Settings, rows: Sequence[Completion | None]) -> Rewards:
+    """A reward for each; None for None and for what has no score.
+
+    Groups of one writer follow each other, so that the judge reads the exemplars once.
+    """
     groups: dict[Any, dict[str | None, list[int]]] = {}
-    for i, one in enumerate(completions):
-        if one is not None:
-            asked = groups.setdefault((one.exemplars, one.principles), {})
-            asked.setdefault(one.question, []).append(i)
-    found: Rewards = [None] * len(completions)
-    for (exemplars, own), asked in groups.items():
-        settings = scale, principles if own is None else own, config
-        for question, which in asked.items():
-            texts = [cast(Completion, completions[i]).text for i in which]
-            judged = group_rewards(judge, exemplars, texts, question, *settings)
-            for i, reward in zip(which, judged, strict=True):
-                found[i] = reward
-    return found
+    for i, row in enumerate(rows):
+        if row is not None:
+            questions = groups.setdefault((row.exemplars, row.principles), {})
+            questions.setdefault(row.question, []).append(i)
+    lowest = 1.0 if settings.scale == "soft" else 0.0  # of an empty one
+    scored: Rewards = [None] * len(rows)
+    for (exemplars, principles), questions in groups.items():
+        principles = settings.principles if principles is None else principles
+        for question, members in questions.items():
+            texts = {i: cast(Completion, rows[i]).text for i in members}
+            written = [i for i in members if texts[i].strip()]
+            for i in members:
+                scored[i] = None if texts[i].strip() else lowest
+            for part in _parts(written):
+                shown = [texts[i] for i in part]
+                scores = _scores(settings, exemplars, shown, question, principles)
+                for i, score in zip(part, scores, strict=True):
+                    scored[i] = score if score is None or settings.scale == "soft" else unit(score)
+    return scored
 
 
-def group_rewards(
-    judge: Judges,
-    exemplars: Sequence[str],
-    texts: Sequence[str],
-    question: str | None = None,
-    scale: Scale = "unit",
-    principles: Sequence[str] = (),
-    config: JudgeConfig | None = None,
-) -> Rewards:
-    """The rewards of texts that answer one question for one writer."""
-    found: Rewards = [1.0 if scale == "soft" else 0.0] * len(texts)  # of an empty one
-    written = [i for i, text in enumerate(texts) if text.strip()]
-    empty = len(texts) - len(written)
-    for part in _parts(written):
-        judged = [texts[i] for i in part]
-        kept, judgement = _judgement(judge, exemplars, judged, question, principles, config)
-        for i in part:
-            found[i] = None
-        for place, k in enumerate(kept):
-            assert judgement is not None
-            found[part[k]] = _reward(judgement, place, scale, empty)
-    return found
+def _parts(members: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Even parts of at most 26.
+
+    >>> [len(part) for part in _parts(range(27))]
+    [13, 14]
+    """
+    count = -(-len(members) // len(LABELS))
+    for k in range(count):
+        yield members[k * len(members) // count : (k + 1) * len(members) // count]
 
 
-def _judgement(
-    judge: Judges,
+def _scores(
+    settings: Settings,
     exemplars: Sequence[str],
     texts: Sequence[str],
     question: str | None,
     principles: Sequence[str],
-    config: JudgeConfig | None,
-) -> tuple[list[int], Judgement | None]:
-    """Which of 1 to 26 texts the judge could read, and what it found.
-
-    While they do not fit its context, the longest is left out.
-    """
-    config = config or JudgeConfig()
-    least = 2 if config.mode == "pairwise" else 1
-    enough = [*texts, "more"] if len(texts) < least else texts
-    check(exemplars, enough, config, question, principles)
+) -> Rewards:
+    """The soft scores of 1 to 26 texts. While they do not fit the context, the longest is left
+    out; it has none."""
+    config = settings.config or JudgeConfig()
+    check(exemplars, texts, config, question, principles)
+    judge = settings.judge.load() if isinstance(settings.judge, LazyJudge) else settings.judge
+    scores: Rewards = [None] * len(texts)
     kept = list(range(len(texts)))
-    while len(kept) >= least:
+    while kept:
+        candidates = [texts[k] for k in kept]
         try:
             with judge.lock:
-                return kept, judge.judge(
-                    exemplars, [texts[k] for k in kept], question, principles, config
-                )
+                judged = judge.judge(exemplars, candidates, question, principles, config)
         except InputError:  # all else was checked above
             kept.remove(max(kept, key=lambda k: len(texts[k])))
-    return [], None
-
-
-def _reward(judgement: Judgement, i: int, scale: Scale, empty: int) -> float | None:
-    """Of candidate i, among the other candidates and so many empty ones."""
-    score = judgement.scores[i]
-    if score is None or not math.isfinite(score):
-        return None
-    if scale == "soft":
-        return score
-    if scale == "unit":
-        return unit(score)
-    wins = [p for j, p in enumerate(judgement.preference[i]) if j != i] + [1.0] * empty
-    mean = math.fsum(wins) / len(wins) if wins else math.nan
-    return mean if math.isfinite(mean) else None
+            continue
+        for k, score in zip(kept, judged.scores, strict=True):
+            scores[k] = score
+        break
+    return scores
 
 
 def unit(score: float) -> float:
@@ -228,73 +481,16 @@ def unit(score: float) -> float:
     return (score - DIGITS[0]) / (DIGITS[-1] - DIGITS[0])
 
 
-def without_ends(text: str, ends: Sequence[str] = ENDS) -> str:
-    """Without the tokens at its end, any number of them, and without white space around."""
-    stop = len(text)  # moved, so that thousands of them are not as many copies
-    while True:
-        while stop and text[stop - 1].isspace():
-            stop -= 1
-        end = next((end for end in ends if end and text.endswith(end, 0, stop)), "")
-        if not end:
-            return text[:stop].strip()
-        stop -= len(end)
+# Texts of data sets
 
 
-def end_of_prompt(prompt: str, both: str) -> int | None:
-    """Where the reply begins; None in another text. Some tokenizers give a prompt back with other
-    white space, or with a token before it.
-
-    >>> end_of_prompt("Hi?  there", "<s> Hi? there One."), end_of_prompt("Hi?", "Ho! Hi?")
-    (13, None)
-    """
-    token = BEGIN.match(both)
-    for at in (0, token.end() if token else 0):
-        if both.startswith(prompt, at):
-            return at + len(prompt)
-        for char in "".join(prompt.split()):
-            while both[at : at + 1].isspace():
-                at += 1
-            if both[at : at + 1] != char:
-                break
-            at += 1
-        else:
-            return at
-    return None
-
-
-def _parts(which: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Even parts of at most 26.
-
-    >>> [len(part) for part in _parts(range(27))]
-    [13, 14]
-    """
-    count = -(-len(which) // len(LABELS))
-    for k in range(count):
-        yield which[k * len(which) // count : (k + 1) * len(which) // count]
-
-
-def check_scale(scale: str) -> None:
-    """A scale that does not exist is an InputError."""
-    if scale not in get_args(Scale):
-        raise InputError(f"scale: expected {', '.join(get_args(Scale))}, got {scale!r}")
-
-
-def _column(columns: dict[str, Any], name: str, n: int) -> Sequence[Any]:
-    """A value a completion."""
-    values = columns.get(name)
-    if not isinstance(values, list | tuple):
-        there = sorted(key for key, value in columns.items() if isinstance(value, list | tuple))
-        found = ", ".join(there) or "none"
-        raise InputError(f"expected a column {name!r} in the data set, found {found}")
-    if len(values) != n:
-        raise InputError(f"{name}: expected {n} values, one a completion, got {len(values)}")
-    return values
+def _fixed(exemplars: Sequence[str] | str | None) -> tuple[str, ...] | None:
+    return None if exemplars is None else texts_of(exemplars, "exemplars")
 
 
 def texts_of(value: Any, place: str) -> tuple[str, ...]:
     """One text or a list of texts, as they come from data sets, as a tuple."""
-    if hasattr(value, "tolist"):  # an array: parquet files give such lists
-        value = value.tolist()
+    value = value.tolist() if hasattr(value, "tolist") else value
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not texts:
         got = f"{type(value).__name__} {value!r}"[:60]
@@ -309,34 +505,30 @@ def completion_text(value: Any, place: str) -> str:
     """A text, or what the assistant says in a list of messages."""
     if isinstance(value, str):
         return value
-    return "\n\n".join(text for text in _said(value, "assistant", place) if text)
+    return "\n\n".join(text for text in _messages(value, "assistant", place) if text)
 
 
 def question_text(value: Any, place: str) -> str | None:
     """A text, or what the user said last in a list of messages; None: nothing."""
-    said = [value] if isinstance(value, str) else _said(value, "user", place)[-1:]
-    return said[0] if said and said[0].strip() else None
+    texts = [value] if isinstance(value, str) else _messages(value, "user", place)[-1:]
+    return texts[0] if texts and texts[0].strip() else None
 
 
-def _said(messages: Any, role: str, place: str) -> list[str]:
+def _messages(messages: Any, role: str, place: str) -> list[str]:
     """What this role says, message by message."""
     if not isinstance(messages, list | tuple):
         got = type(messages).__name__
         raise InputError(f"{place}: expected a text or a list of messages, got {got}")
-    said = []
-    for i, message in enumerate(messages):
+    texts = []
+    for i, message in enumerate(messages, 1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise InputError(
-                f"{place}, message {i + 1}: expected an object with role and content, "
-                f"got {repr(message)[:40]}"
-            )
+            got = repr(message)[:40]
+            raise InputError(f"{place}, message {i}: expected an object with role, got {got}")
         if message["role"] == role:
-            said.append(_content(message.get("content"), f"{place}, message {i + 1}"))
-    if messages and not said:
-        roles = ", ".join(sorted({message["role"] for message in messages}))
-        found = " ".join(roles.split())[:80]
-        raise InputError(f"{place}: expected a message of role {role}, found {found}")
-    return said
+            texts.append(_content(message.get("content"), f"{place}, message {i}"))
+    if messages and not texts:
+        raise InputError(f"{place}: expected a message of role {role}, got none")
+    return texts
 
 
 def _content(content: Any, place: str) -> str:
@@ -344,7 +536,7 @@ def _content(content: Any, place: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     blocks = content if isinstance(content, list | tuple) else [content]
-    texts = [block.get("text") for block in blocks if isinstance(block, dict)]
-    if len(texts) < len(blocks):
+    if not all(isinstance(block, dict) for block in blocks):
         raise InputError(f"{place}: expected a text or blocks of text, got {repr(content)[:40]}")
+    texts = (block.get("text") for block in blocks)
     return "".join(text for text in texts if isinstance(text, str))

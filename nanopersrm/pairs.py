@@ -6,20 +6,12 @@
      "chosen_from": "Jane Austen/Emma", "rejected_from": "Walter Scott/Waverley",
      "weight": 1.0, "meta": {}}
 
-The exemplars are texts of one writer; `chosen` is another text of that writer, `rejected` a text of
+The exemplars are texts of one writer. `chosen` is another text of that writer, `rejected` a text of
 somebody else. The *twin* has the same two texts in opposite roles and exemplars of the other
-writer. Whoever does not read the exemplars gives both the same answer and is right once: 50 %,
-whatever the texts look like.
+writer. Whoever does not read the exemplars gives both the same answer and is right once: 50 %.
 
-`chosen_from` and `rejected_from` say who wrote: "author/title" for a passage of a person,
-"restyle:contractions+:author" for a rewrite, "model:BASE:persona" for a model.
-
-What we chose. `weight` and `meta` may be left out; fields we do not know are kept and written back.
-An empty `twin` means that there is none; a twin that is named must be in the file. A wrong line is
-an error with file, line and field, never skipped.
-
-What we left out. The texts of a pair stand in its line and again in its twin's; a table of texts
-would halve the file and could not be read by eye.
+`weight` and `meta` may be left out; fields we do not know are kept and written back. An empty
+`twin` means that there is none. A wrong line is an error with file, line and field, never skipped.
 """
 
 import gzip
@@ -31,64 +23,51 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, Strict, StrictStr, TypeAdapter, ValidationError
 
 from nanopersrm import InputError
+from nanopersrm.files import write_text
 
-KINDS = (
-    "cross_author",
-    "minor_replacement",
-    "style_randomization",
-    "style_mimicking",
-    "restyle",
-)
+KINDS = ("cross_author", "minor_replacement", "style_randomization", "style_mimicking", "restyle")
 SPLITS = ("train", "validation", "test", "ood")
-NAMES = ("id", "author", "domain", "kind", "chosen", "rejected", "chosen_from", "rejected_from")
-MAY_BE_EMPTY = ("twin", "question")
 SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("expected some text")
+    return text
+
+
+Text = Annotated[StrictStr, AfterValidator(_not_blank)]
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
 class Pair:
     """Exemplars of one writer, a text that is theirs and one that is not."""
 
-    id: str
-    twin: str  # id of the twin; "" when there is none
-    author: str  # of the exemplars
-    domain: str
-    split: str  # one of SPLITS
-    kind: str  # one of KINDS, or a kind of your own
-    exemplars: tuple[str, ...]
-    question: str  # what both texts answer; "" when there is none
-    chosen: str
-    rejected: str
-    chosen_from: str
-    rejected_from: str
-    weight: float = 1.0
+    id: Text
+    twin: StrictStr  # id of the twin; "" when there is none
+    author: Text  # of the exemplars
+    domain: Text
+    split: Literal["train", "validation", "test", "ood"]
+    kind: Text  # one of KINDS, or a kind of your own
+    exemplars: Annotated[tuple[Text, ...], Field(min_length=1)]
+    question: StrictStr  # what both texts answer; "" when there is none
+    chosen: Text
+    rejected: Text
+    chosen_from: Text  # "author/title", "restyle:contractions+:author" or "model:BASE:persona"
+    rejected_from: Text
+    weight: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)] = 1.0
     meta: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)  # fields we do not know
 
 
-KNOWN = tuple(f.name for f in fields(Pair) if f.name != "extra")
-
-
-def _kind_of(value: object) -> str:
-    """A value in the words of JSON, for messages."""
-    if isinstance(value, str):
-        return f"the text {value[:40]!r}" if value.strip() else "an empty text"
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, (int, float)):
-        return f"the number {value}"
-    return "a list" if isinstance(value, list) else "an object"
-
-
-def _text(value: object, place: str, empty: bool = False) -> str:
-    if not isinstance(value, str) or not (empty or value.strip()):
-        raise InputError(
-            f"{place}: expected {'a' if empty else 'some'} text, got {_kind_of(value)}"
-        )
-    return value
+FIELDS = tuple(f.name for f in fields(Pair) if f.name != "extra")
+PAIR = TypeAdapter(Pair)
 
 
 def _finite(number: str) -> float:
@@ -104,60 +83,43 @@ def parse_object(line: str, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line, parse_float=_finite, parse_constant=_finite)
         line.encode() if "\\u" not in line else json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{place}: expected text, found half a character (\\ud800)") from error
-    except (ValueError, RecursionError) as error:
-        said = str(error) or "nested too deep"
-        raise InputError(f"{place}: expected a JSON object, found none ({said})") from error
+    except (ValueError, RecursionError) as error:  # UnicodeEncodeError: half a character
+        reason = str(error) or "nested too deep"
+        raise InputError(f"{place}: expected a JSON object, got none ({reason})") from error
     if not isinstance(record, dict):
-        raise InputError(f"{place}: expected a JSON object, got {_kind_of(record)}")
+        raise InputError(f"{place}: expected a JSON object, got {record!r:.40}")
     return record
+
+
+def validate(schema: TypeAdapter[Record], record: dict[str, Any], place: str) -> Record:
+    """A record checked by pydantic; the first fault is an InputError with place and field."""
+    try:
+        return schema.validate_python(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in first["loc"])[1:]
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        if first["type"] == "missing":
+            raise InputError(f"{place}, field {path}: missing") from error
+        got = json.dumps(first["input"], ensure_ascii=False, default=repr)
+        raise InputError(f"{place}, field {path}: {message}, got {got:.60}") from error
 
 
 def parse(record: dict[str, Any], place: str = "pair") -> Pair:
     """A checked pair of one JSON object; an error names place and field."""
-    rest = dict(record)
-    values: dict[str, Any] = {}
-    for name in KNOWN:
-        where = f"{place}, field {name}"
-        if name not in rest:
-            if name in ("weight", "meta"):
-                continue
-            raise InputError(f"{where}: missing")
-        value = rest.pop(name)
-        if name in NAMES or name in MAY_BE_EMPTY:
-            value = _text(value, where, name in MAY_BE_EMPTY)
-        elif name == "split":
-            if value not in SPLITS:
-                raise InputError(
-                    f"{where}: expected one of {', '.join(SPLITS)}, got {_kind_of(value)}"
-                )
-        elif name == "exemplars":
-            if not isinstance(value, (list, tuple)) or not value:
-                got = "an empty list" if value == [] else _kind_of(value)
-                raise InputError(f"{where}: expected a list of texts, got {got}")
-            value = tuple(_text(text, f"{where}[{i}]") for i, text in enumerate(value))
-        elif name == "weight":
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not 0 <= value < math.inf:
-                raise InputError(f"{where}: expected a number from 0, got {_kind_of(value)}")
-            value = float(value)
-        elif not isinstance(value, dict):
-            raise InputError(f"{where}: expected an object, got {_kind_of(value)}")
-        values[name] = value
-    if values["chosen"] == values["rejected"]:
-        raise InputError(
-            f"{place}, field rejected: expected another text than chosen, got the same"
-        )
-    return Pair(**values, extra=rest)
+    extra = {name: value for name, value in record.items() if name not in FIELDS}
+    known = {name: value for name, value in record.items() if name in FIELDS}
+    pair = validate(PAIR, {**known, "extra": extra}, place)
+    if pair.chosen == pair.rejected:
+        raise InputError(f"{place}, field rejected: expected another text than chosen, got it")
+    return pair
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
     """(place, line) of each line that is not blank, of a plain or gzip-packed file."""
-    opened = gzip.open if path.name.endswith(".gz") else open
     number = 0
     try:
-        with opened(path, "rb") as file:
+        with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as file:
             for number, raw in enumerate(file, 1):
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 if line.strip():
@@ -166,76 +128,60 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
         raise InputError(f"{path}, line {number}: expected UTF-8 text ({error.reason})") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path}, line {number + 1}: broken gzip data ({error})") from error
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: expected a file, found a folder") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _placed(path: str | os.PathLike[str]) -> Iterator[tuple[str, Pair]]:
-    path = Path(path)
-    if not path.name.endswith(SUFFIXES):
-        raise InputError(f"{path}: expected a .jsonl or .jsonl.gz file")
-    first: dict[str, str] = {}
-    for place, line in lines(path):
-        pair = parse(parse_object(line, place), place)
-        if pair.id in first:
-            raise InputError(f"{place}, field id: {pair.id!r} is also the id of {first[pair.id]}")
-        first[pair.id] = place
-        yield place, pair
-
-
-def iterate(path: str | os.PathLike[str]) -> Iterator[Pair]:
-    """The pairs of a file one by one, each checked on its own."""
-    return (pair for _, pair in _placed(path))
 
 
 def read(path: str | os.PathLike[str], empty: bool = False) -> list[Pair]:
     """The pairs of a .jsonl or .jsonl.gz file, each checked, and against its twin.
 
-    At least one, unless it may be `empty`, as what few writers leave to validate on is.
+    At least one, unless the file may be `empty`, as validation.jsonl of few writers is.
     """
-    placed = list(_placed(path))
-    if not placed and not empty:
-        raise InputError(f"{os.fspath(path)}: expected pairs, found none")
-    pairs = [pair for _, pair in placed]
-    check_twins(pairs, [place for place, _ in placed])
+    path = Path(path)
+    if not path.name.endswith(SUFFIXES):
+        raise InputError(f"{path}: expected a .jsonl or .jsonl.gz file")
+    places: dict[str, str] = {}
+    pairs = []
+    for place, line in lines(path):
+        pair = parse(parse_object(line, place), place)
+        if pair.id in places:
+            raise InputError(f"{place}, field id: {pair.id!r} is also the id of {places[pair.id]}")
+        places[pair.id] = place
+        pairs.append(pair)
+    if not pairs and not empty:
+        raise InputError(f"{path}: expected pairs, got none")
+    check_twins(pairs, places)
     return pairs
 
 
-def check_twins(pairs: Sequence[Pair], places: Sequence[str] | None = None) -> None:
+def check_twins(pairs: Sequence[Pair], places: dict[str, str] | None = None) -> None:
     """Every twin that is named is there and has the same two texts in opposite roles."""
     by_id = {pair.id: pair for pair in pairs}
-    for i, pair in enumerate(pairs):
+    for pair in pairs:
         if not pair.twin:
             continue
-        where = f"{places[i] if places else f'pair {pair.id!r}'}, field twin"
-        twin = by_id.get(pair.twin)
-        if twin is None:
+        where = f"{places[pair.id] if places else f'pair {pair.id!r}'}, field twin"
+        if (twin := by_id.get(pair.twin)) is None:
             raise InputError(f"{where}: no pair has the id {pair.twin!r}")
-        if twin is pair:
-            raise InputError(f"{where}: expected the id of another pair, got its own")
-        if twin.twin != pair.id:
-            raise InputError(
-                f"{where}: the twin of {pair.twin!r} is {twin.twin!r}, not {pair.id!r}"
-            )
-        if (twin.chosen, twin.rejected) != (pair.rejected, pair.chosen):
-            raise InputError(
-                f"{where}: expected {pair.twin!r} to have the same two texts in opposite roles"
-            )
-        if twin.split != pair.split:
-            raise InputError(f"{where}: {pair.twin!r} is in {twin.split}, this one in {pair.split}")
-        if set(twin.exemplars) & set(pair.exemplars):
-            raise InputError(f"{where}: expected {pair.twin!r} to have other exemplars")
+        faults = {
+            "expected the id of another pair": twin is pair,
+            f"{pair.twin!r} has another twin": twin.twin != pair.id,
+            "expected the same two texts in opposite roles": (
+                (twin.chosen, twin.rejected) != (pair.rejected, pair.chosen)
+            ),
+            f"{pair.twin!r} is in {twin.split}, this one in {pair.split}": twin.split != pair.split,
+            "expected other exemplars": bool(set(twin.exemplars) & set(pair.exemplars)),
+        }
+        for fault, found in faults.items():
+            if found:
+                raise InputError(f"{where}: {fault}")
 
 
 def dump(pair: Pair) -> str:
     """The line of a pair, without its line end. Known fields first, in their order."""
-    record = {name: getattr(pair, name) for name in KNOWN}
-    if mixed := sorted(set(record) & set(pair.extra)):
-        raise InputError(f"pair {pair.id!r}, field {mixed[0]}: stands in extra too")
+    record = {name: getattr(pair, name) for name in FIELDS}
+    if both := sorted(set(record) & set(pair.extra)):
+        raise InputError(f"pair {pair.id!r}, field {both[0]}: stands in extra too")
     try:
         line = json.dumps({**record, **pair.extra}, ensure_ascii=False, allow_nan=False)
         line.encode()
@@ -253,37 +199,19 @@ def digest(pairs: Iterable[Pair]) -> str:
 
 
 def write(path: str | os.PathLike[str], pairs: Iterable[Pair]) -> int:
-    """Write pairs, one a line, to a temporary name, then rename; gives how many.
-
-    The same pairs give the same bytes, in a .gz file too: no time and no name are stored in it.
-    """
+    """Write pairs to a .jsonl file, one a line, whole or not at all; gives how many."""
     path = Path(path)
-    if not path.name.endswith(SUFFIXES):
-        raise InputError(f"{path}: expected a name that ends in .jsonl or .jsonl.gz")
-    part = path.with_name(path.name + ".part")
-    count = 0
-    try:
-        with open(part, "wb") as raw:
-            packed = (
-                gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.name.endswith(".gz") else raw
-            )
-            for pair in pairs:
-                packed.write(f"{dump(pair)}\n".encode())
-                count += 1
-            if packed is not raw:
-                packed.close()
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return count
+    if path.suffix != ".jsonl":
+        raise InputError(f"{path}: expected a name that ends in .jsonl")
+    records = [f"{dump(pair)}\n" for pair in pairs]
+    write_text(path, "".join(records))
+    return len(records)
 
 
 def couples(pairs: Iterable[Pair]) -> list[tuple[Pair, ...]]:
     """Pairs with their twins, each once, in the order of those that come first; a pair whose twin
     is not there stands alone."""
-    found: dict[str, list[Pair]] = {}
+    by_id: dict[str, list[Pair]] = {}
     for pair in pairs:
-        found.setdefault(pair.twin if pair.twin in found else pair.id, []).append(pair)
-    return [tuple(couple) for couple in found.values()]
+        by_id.setdefault(pair.twin if pair.twin in by_id else pair.id, []).append(pair)
+    return [tuple(twins) for twins in by_id.values()]

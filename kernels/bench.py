@@ -1,108 +1,231 @@
-"""Time the operations of this folder against plain PyTorch and against peers, and print a table.
+"""Time each operation beside plain PyTorch and, where one is installed, the best known peer.
 
-    python -m kernels.bench rms_norm                one operation (or several)
-    python -m kernels.bench --all --report          all of them, as one Markdown table
-    python -m kernels.bench --all --json FILE       the same numbers for machines, every round
+    python -m kernels.bench                  every operation, as a Markdown table
+    python -m kernels.bench rms_norm rope    some of them
 
-It runs where it is: on a CUDA card with the shapes of Qwen2.5-7B, on a CPU with those of
-SmolLM2-135M, where "ours" is the reference, the path that a CPU takes. What each operation is
-compared with stands in `bench_cases.py`; a peer that is not installed, or needs a GPU, is named and
-left out.
-
-How a figure is made stands in `timing.py`.
+Shapes are those of Qwen2.5-7B on a CUDA card and of SmolLM2-135M on a CPU, where "ours" is the path
+that a CPU takes. The sides of a case take turns, round by round, so that a noisy machine is noisy
+for all. A time is the median of the rounds; a ratio is the median over rounds of theirs / ours.
 """
 
 import argparse
-import json
+import logging
 import os
 import platform
-import sys
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before PyTorch: see nanopersrm/__init__.py
+import kernels.process  # noqa: F401  (threads and memory, before anything imports torch)
 
-import torch
+import torch  # isort: skip
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.benchmark import Timer
 
-from kernels import bench_cases
-from kernels.timing import HEADS, measure, row, table
+from kernels.attention import segments
+from kernels.decode_attention import decode_attention, look
+from kernels.linear import can_pack, linear, pack
+from kernels.logprob import logprob
+from kernels.nf4 import dequantize, quantize
+from kernels.nf4_linear import nf4_linear
+from kernels.rms_norm import add_rms_norm, rms_norm
+from kernels.rope import rope, rotation
+from kernels.sample import draw_key, sample
+from kernels.swiglu import swiglu
 
-
-def versions() -> dict[str, str]:
-    """What the figures depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("triton", "bitsandbytes", "liger-kernel", "cut-cross-entropy", "flash-attn"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def place(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    return (
-        f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
-        f"load {load:.1f}"
-    )
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+N, D, H, K, E, F_, V = (
+    (8192, 3584, 28, 4, 128, 18_944, 152_064) if CUDA else (1024, 576, 9, 3, 64, 1536, 49_152)
+)
+PROMPT, REPLIES, OWN = (2048, 8, 512) if CUDA else (512, 8, 128)
+EPS = 1e-6
+PEERS = {"bitsandbytes": False, "liger_kernel": True, "cut_cross_entropy": True, "flash_attn": True}
+Run = Callable[..., Any]
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m kernels.bench",
-        description="Time operations against plain PyTorch and peers, in turns.",
-    )
-    parser.add_argument("ops", nargs="*", metavar="OP", help=", ".join(bench_cases.OPS))
-    parser.add_argument("--all", action="store_true", help="every operation")
-    parser.add_argument("--report", action="store_true", help="one Markdown table at the end")
-    parser.add_argument("--json", metavar="FILE", help="also write every round's seconds")
-    parser.add_argument("--rounds", type=int, default=15, help="measured rounds (default 15)")
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: cuda where there is one"
-    )
-    asked = parser.parse_args(argv)
-    unknown = [op for op in asked.ops if op not in bench_cases.OPS]
-    if unknown or not (asked.ops or asked.all) or asked.rounds < 1:
-        parser.error(
-            f"expected --all or some of {', '.join(bench_cases.OPS)}, got {unknown or 'nothing'}"
-            if asked.rounds >= 1
-            else f"expected at least 1 round, got {asked.rounds}"
-        )
-    device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch sees no CUDA device here")
-    torch.manual_seed(0)
-    results = []
-    for op in bench_cases.OPS if asked.all else asked.ops:
-        for case in bench_cases.OPS[op](device):
-            result = measure(case, asked.rounds, device)
-            results.append(result)
-            if not asked.report:
-                named = zip(HEADS, row(result), strict=True)
-                print(", ".join(f"{head} {cell}" for head, cell in named if cell), flush=True)
-            else:
-                print(f"{op}: {case.shape}", file=sys.stderr, flush=True)
-    facts = {"device": place(device), **versions(), "rounds": asked.rounds, "seed": 0}
-    if asked.report:
-        print(table(results))
-        missing = {name: why for r in results for name, why in r.case.missing.items()}
-        print("\n" + "; ".join(f"{name} {value}" for name, value in facts.items()) + ".")
-        if missing:
-            print("Left out: " + "; ".join(f"{n} ({why})" for n, why in missing.items()) + ".")
-    if asked.json:
-        rows = [
-            {"op": r.case.op, "shape": r.case.shape, "seconds": r.seconds, "peak": r.peak,
-             "moved": r.case.moved, "least": r.case.least, "missing": r.case.missing}
-            for r in results
+class Case(NamedTuple):
+    op: str
+    shape: str
+    ours: Run
+    plain: Run
+    inputs: tuple[Tensor, ...]
+    peer: str | None = None  # its module; whether it needs a card: PEERS
+    make_peer: Callable[[], Run] | None = None
+    backward: bool = False  # time forward and backward
+
+
+def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def elementwise_cases() -> list[Case]:
+    x, residual, weight, gate, up = random(N, D), random(N, D), random(D), *random(2, N, F_)
+    q, k = random(N, H, E), random(N, K, E)
+    frequencies = 10_000.0 ** -(torch.arange(0, E, 2, device=DEVICE) / E)
+    turn = rotation(torch.arange(N, device=DEVICE), frequencies, 1.0, q.dtype)  # cos and sin
+
+    def plain_norm(x: Tensor, weight: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype) * weight
+
+    def liger() -> Run:
+        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+        return lambda x, weight: LigerRMSNormFunction.apply(x, weight, EPS, 0.0, "llama", False)
+
+    return [
+        Case("rms_norm", f"({N}, {D})", lambda x, w: rms_norm(x, w, EPS), plain_norm, (x, weight),
+             "liger_kernel", liger, backward=True),
+        Case("add_rms_norm", f"({N}, {D})", lambda x, r, w: add_rms_norm(x, r, w, EPS)[0],
+             lambda x, r, w: plain_norm(x + r, w), (x, residual, weight), backward=True),
+        Case("rope", f"q ({N}, {H}, {E}), k {K} heads", rope,
+             lambda q, k, c, s: [x * c + x.roll(E // 2, -1) * s for x in (q, k)], (q, k, *turn)),
+        Case("swiglu", f"({N}, {F_})", swiglu, lambda g, u: F.silu(g) * u, (gate, up),
+             backward=True),
+    ]  # fmt: skip
+
+
+def attention_cases() -> list[Case]:
+    """Replies of one prompt: ours reads the prompt once, the others a copy for each reply."""
+    starts = [0, *range(PROMPT, PROMPT + REPLIES * OWN + 1, OWN)]
+    q, k, v = (random(starts[-1], heads, E) for heads in (H, K, K))
+
+    def copied(x: Tensor) -> Tensor:  # (REPLIES, heads, PROMPT + OWN, E)
+        prompt = x[:PROMPT].expand(REPLIES, *x[:PROMPT].shape)
+        return torch.cat([prompt, x[PROMPT:].view(REPLIES, OWN, *x.shape[1:])], 1).transpose(1, 2)
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    token, prompt = random(REPLIES, H, E), random(2, 1, K, PROMPT, E)
+    own = random(2, REPLIES, K, OWN, E)
+    whole = torch.cat([prompt.expand(2, REPLIES, K, PROMPT, E), own], 3)
+    above = look([0] * REPLIES, [PROMPT] * REPLIES, 1, PROMPT, H // K, token, True, False)
+    below = look(list(range(REPLIES)), [OWN] * REPLIES, REPLIES, OWN, H // K, token, True, True)
+
+    def flash() -> Run:
+        from flash_attn import flash_attn_with_kvcache
+
+        keys, values = whole.transpose(2, 3).contiguous()
+        return lambda token: flash_attn_with_kvcache(token[:, None], keys, values)
+
+    shape = f"H {H}, K {K}, E {E}, prompt {PROMPT}, {REPLIES} replies of {OWN}"
+    return [
+        Case("attention", shape, lambda q, k, v: segments(q, k, v, starts, [-1] + [0] * REPLIES),
+             lambda q, k, v: sdpa(copied(q), copied(k), copied(v)), (q, k, v), backward=True),
+        Case("decode_attention", shape,
+             lambda q: decode_attention(q, [(*own, below), (*prompt, above)]),
+             lambda q: F.scaled_dot_product_attention(q[:, :, None], *whole, enable_gqa=True),
+             (token,), "flash_attn", flash),
+    ]  # fmt: skip
+
+
+def product_cases() -> list[Case]:
+    hidden, head, weight = random(N, D), random(V, D) * D**-0.5, random(F_, D) * 0.02
+    ids = torch.randint(V, (N,), device=DEVICE)
+    nf4, packed = quantize(weight), pack(weight) if can_pack(weight) else weight
+
+    def plain_logprob(hidden: Tensor) -> Tensor:
+        return (hidden @ head.T).float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+
+    def plain_sample(logits: Tensor) -> Tensor:
+        p = (logits / 0.7).softmax(-1)
+        return p.gather(-1, torch.multinomial(p, 1)).log()
+
+    def cce() -> Run:
+        from cut_cross_entropy import linear_cross_entropy
+
+        return lambda hidden: linear_cross_entropy(hidden, head, ids, reduction="none")
+
+    def bnb(product: bool) -> Run:
+        import bitsandbytes as bnb
+
+        codes, state = bnb.functional.quantize_4bit(weight, compress_statistics=True,
+                                                    quant_type="nf4")  # fmt: skip
+        if product:
+            return lambda x: bnb.matmul_4bit(x, codes.t(), state)
+        return lambda _: bnb.functional.dequantize_4bit(codes, state)
+
+    cases = [
+        Case("logprob", f"({N}, {D}) x {V:,}", lambda x: logprob(x, head, ids)[0], plain_logprob,
+             (hidden,), "cut_cross_entropy", cce, backward=True),
+        Case("nf4", f"({F_}, {D}), plain: a copy in bf16", lambda w: dequantize(nf4, w.dtype),
+             torch.clone, (weight,), "bitsandbytes", lambda: bnb(False)),
+    ]  # fmt: skip
+    for rows in (1, 16, 64):
+        x, logits = random(rows, D), random(rows, V, dtype=torch.float32)
+        keys = torch.tensor([draw_key(0, i, 0) for i in range(rows)], dtype=torch.int32)
+        keys, shape = keys.to(DEVICE), f"{rows} rows, ({F_}, {D})"
+        cases += [
+            Case("nf4_linear", f"{shape}, plain: in bf16", lambda x: nf4_linear(x, nf4),
+                 lambda x: F.linear(x, weight), (x,), "bitsandbytes", lambda: bnb(True)),
+            Case("linear", shape, lambda x: linear(x, packed), lambda x: F.linear(x, weight), (x,)),
+            Case("sample", f"({rows}, {V}) fp32", lambda z, keys=keys: sample(z, keys, 0.7),
+                 plain_sample, (logits,)),
         ]  # fmt: skip
-        fresh = asked.json + ".new"
-        with open(fresh, "w", encoding="utf-8") as file:
-            json.dump({"facts": facts, "results": rows}, file, indent=1)
-        os.replace(fresh, asked.json)
+    return cases
+
+
+def timer(case: Case, function: Run) -> Timer:
+    """Of one call on the inputs of the case, with the gradients if the case has a backward."""
+    leaves = [x.detach().clone().requires_grad_(case.backward) for x in case.inputs]
+    names = {"torch": torch, "function": function, "leaves": leaves}
+    if not case.backward:
+        return Timer("with torch.no_grad(): function(*leaves)", globals=names)
+    names["gradient"] = torch.randn_like(function(*leaves))
+    return Timer("torch.autograd.grad(function(*leaves), leaves, gradient)", globals=names)
+
+
+def measure(case: Case, rounds: int) -> list[str]:
+    """The cells of a row of the table."""
+    sides = {"ours": timer(case, case.ours), "plain": timer(case, case.plain)}
+    note = "none"
+    if case.peer is not None and case.make_peer is not None:
+        note = f"{case.peer} is not installed" * (find_spec(case.peer) is None)
+        note = note or f"{case.peer} needs a card" * (PEERS[case.peer] and not CUDA)
+        if not note:
+            sides["peer"] = timer(case, case.make_peer())
+    calls = {name: max(1, int(0.02 / side.timeit(2).mean)) for name, side in sides.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            seconds[name].append(side.timeit(calls[name]).mean)
+    ratio = {
+        name: statistics.median(b / a for a, b in zip(seconds["ours"], times, strict=True))
+        for name, times in seconds.items()
+    }
+    return [case.op, case.shape + ", forward + backward" * case.backward,
+            f"{statistics.median(seconds['ours']) * 1e3:.3g} ms", f"{ratio['plain']:.2f}x",
+            f"{ratio['peer']:.2f}x {case.peer}" if "peer" in ratio else note]  # fmt: skip
+
+
+def main() -> None:
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # it looks for another `kernels`
+    torch.manual_seed(0)
+    cases = elementwise_cases() + attention_cases() + product_cases()
+    known = list(dict.fromkeys(case.op for case in cases))
+    parser = argparse.ArgumentParser(prog="python -m kernels.bench")
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"some of {', '.join(known)}")
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (9)")
+    options = parser.parse_args()
+    if unknown := set(options.ops) - set(known):
+        parser.error(f"expected some of {', '.join(known)}, got {', '.join(unknown)}")
+    print("| operation | shape, bf16 | ours | plain PyTorch takes | peer takes |")
+    print("| --- | --- | ---: | ---: | ---: |")
+    for case in cases:
+        if not options.ops or case.op in options.ops:
+            print("| " + " | ".join(measure(case, options.rounds)) + " |", flush=True)
+    device = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
+    versions = [
+        f"{name} {version(name)}" for name in ("torch", "triton", *PEERS) if find_spec(name)
+    ]
+    print(f"\n{device}, load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}; "
+          f"{', '.join(versions)}; {options.rounds} rounds, seed 0.")  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -44,7 +44,6 @@ import torch
 from torch import Tensor
 
 from kernels import attention
-from kernels._compile import Variant
 from kernels._dispatch import jit, on_triton, tl, triton
 
 LEAST_SPLIT, MOST_SPLITS = 128, 16  # positions of a split; splits of a node
@@ -286,34 +285,6 @@ def _decode(q: Tensor, levels: Sequence[Level]) -> Tensor:
             E=E, WIDTH=width, LINES=lines, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
     return result
-
-
-def variants() -> list[Variant]:
-    """What the launchers ask for with the heads of SmolLM2-135M and Qwen2.5-7B."""
-    looks = {"Q": "*bf16", "Keys": "*bf16", "Values": "*bf16", "Order": "*i32", "Begins": "*i32",
-             "Ends": "*i32", "Out": "*fp32", "Lse": "*fp32", "q_row": "i32", "q_head": "i32",
-             "node_stride": "i32", "head_stride": "i32", "position_stride": "i32",
-             "lines_stride": "i32", "split": "i32", "scale": "fp32"}  # fmt: skip
-    merges = {"Parts": "*fp32", "Lse": "*fp32", "Out": "*bf16", "S": "i32", "lines_stride": "i32",
-              "lines": "i32"}  # fmt: skip
-    made = []
-    for H, K, E in ((9, 3, 64), (28, 4, 128)):
-        width, block, warps, stages = _look_shape(E)
-        sizes = {"K": K, "GROUP": H // K, "E": E, "WIDTH": width, "BLOCK": block}
-        for name, alone in (("shared", False), ("own", True)):
-            name = f"decode_attention {name}, H {H}, K {K}, E {E}"
-            tile = {"TILE": tile_of(H // K, alone)}
-            made.append(
-                Variant(
-                    name, _look_kernel, looks, sizes | tile, warps, stages,
-                    dot=True, most_registers=168,
-                )
-            )  # fmt: skip
-        width, lines, warps = _merge_shape(E)
-        sizes = {"E": E, "WIDTH": width, "LINES": lines}
-        name, odd = f"decode_attention merge, E {E}", frozenset({"S", "lines"})
-        made.append(Variant(name, _merge_kernel, merges, sizes, warps, odd=odd))
-    return made
 
 
 def decode_attention_reference(

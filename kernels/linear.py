@@ -1,36 +1,88 @@
-"""A product with a 16-bit matrix, y = x Wᵀ + b, in the order of weights that the machine likes.
+"""A product with a matrix that is not trained, y = x Wᵀ + b: plain, packed for a CPU, or in 4 bits.
 
 A decode step of a small model is a walk over its weights: the 269 MB of SmolLM2-135M in bf16 have
-to arrive however few rows wait for them. oneDNN, PyTorch's CPU library, computes fastest on an
-order of its own; `pack` puts a weight in that order once.
+to arrive however few rows wait for them. So a CPU has two more forms of a bf16 matrix:
 
-All 210 matrices of its layers, in milliseconds (`python -m kernels.bench linear`: bf16, torch 2.13,
-2 cores with AMX; in brackets with a neighbour on the memory bus):
+packed   oneDNN, PyTorch's CPU library, computes fastest on an order of its own; `pack` puts a
+         weight in that order once. A packed weight is for inference and replaces the plain one.
+Q4       the blocks of a GGUF file in Q4_1, for up to MOST_ROWS rows. Each 32 weights along a row
+         share a step d and a floor m, in 16 bits, beside one 4-bit number q each, 5 bits a weight:
 
-    rows      plain          packed         4-bit, see q4_linear.py
-       1    18.6 (26.8)    13.7 (23.0)     5.6  (6.7)
-       4    19.4 (29.6)    14.3 (24.4)     8.8 (14.2)
-       8    19.3 (28.4)    14.0 (24.7)    15.2 (17.8)
-      16    20.4 (30.3)    15.2 (25.9)    28.5 (31.1)
-      32    22.5 (37.9)    15.9 (36.9)    53.2 (86.5)
+             w = d · q + m               worked example: d = 0.1, m = -0.8, q = 5: w = -0.3
 
-Gate and up stay two products: as one matrix of 3,072 rows, packed, they were slower than apart.
+         PyTorch's CPU product has the middle of the range as its zero, d and z in bf16:
 
-What we chose: a packed weight is inference only and replaces the plain one. Only bf16 on a CPU is
-packed (fp16 has no fast product there). A base that comes in 4-bit blocks keeps them beside, for
-few rows (`q4_linear.py`). Everywhere else this is PyTorch's own product. What we left out: oneDNN
-can add, multiply and apply silu while it stores; with up to 384 rows that gained nothing (the MLPs
-of 30 layers: 1 row 20.4 ms against 20.1, 384 rows 154 against 143), with 1,024 about 10 %.
+             w = d · (q - 8) + z         z = m + 8 · d
+
+Rounding d and z to bf16 moves the next-token distributions of SmolLM2 by a mean KL divergence of
+1.1e-4 from fp32; computing in bf16 at all moves them by 1.1e-3. `dequantize` gives the same numbers
+for the 16-bit form, which rounds them once. Everywhere else this is PyTorch's own product.
+
+A LoRA adapter is a correction of low rank to a frozen matrix (Hu et al., arXiv 2106.09685):
+
+    y = x Wᵀ + scale · (x Aᵀ) Bᵀ          the same as a weight W + scale · B A
+
+A (R, in) and B (out, R) are trained, R · (in + out) numbers instead of in · out: with R = 16 and a
+3,584 x 3,584 matrix 1 in 112. B starts as zeros, so that training starts from the base as it is.
+Read as two thin products the adapter never touches W: it works beside weights in 4 bits, where
+adding B A would mean to round them again (`nf4_linear.py`).
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.q4_linear import MOST_ROWS, Q4, q4_linear
-
 # Rows that oneDNN is told to expect when it chooses the order; 1 to 2,048 ran equally well on it.
 PACK_ROWS = 16
+BLOCK = 32  # weights that share d and m
+MOST_ROWS = 8  # above, 16-bit weights are faster
+MIDDLE = 8  # of the range 0 to 15
+
+
+class Adapter(NamedTuple):
+    A: Tensor  # (R, in)
+    B: Tensor  # (out, R)
+    scale: float  # alpha / R
+
+
+class Q4(NamedTuple):
+    """A matrix (out, in) in blocks of 4 bits, in the order of PyTorch's product."""
+
+    codes: Tensor  # opaque, uint8
+    steps_and_zeros: Tensor  # (in / 32, out, 2) bf16: d and z
+
+
+def can_quantize(weight: Tensor) -> bool:
+    """True where PyTorch has the product: bf16 on a CPU, whole blocks."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and weight.ndim == 2
+        and weight.shape[1] % BLOCK == 0
+        and weight.shape[0] % 64 == 0
+    )
+
+
+def quantize(codes: Tensor, steps: Tensor, floors: Tensor) -> Q4:
+    """codes (out, in) int32 of 0 to 15, steps and floors (out, in / 32) fp32 -> Q4."""
+    zeros = floors + MIDDLE * steps
+    both = torch.stack([steps.t(), zeros.t()], -1).to(torch.bfloat16).contiguous()
+    return Q4(torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), both)
+
+
+def dequantize(codes: Tensor, steps: Tensor, floors: Tensor) -> Tensor:
+    """The weights that `quantize` stands for, (out, in) fp32: d and z rounded to bf16, no more."""
+    zeros = (floors + MIDDLE * steps).bfloat16().float()
+    blocks = codes.view(*steps.shape, BLOCK) - MIDDLE  # (out, in / 32, 32)
+    return (blocks * steps.bfloat16().float()[..., None] + zeros[..., None]).view(codes.shape)
+
+
+def q4_linear(x: Tensor, weight: Q4, bias: Tensor | None = None) -> Tensor:
+    """x (N, in) bf16 -> x Wᵀ + b (N, out) bf16, summed in fp32; without gradient."""
+    y = torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight.codes, BLOCK, weight.steps_and_zeros)
+    return y if bias is None else y + bias
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -9,9 +9,24 @@ Worked example: hidden (1, 2), head rows (1, 0), (0, 1), (0, 0): z = (1, 2, 0), 
 
 Why: for 8,192 tokens and a vocabulary of 152,064 the logits alone are 5.0 GB in fp32, and plain
 PyTorch holds them, their log-softmax and a gradient of each: 10 to 15 GB. Here rows go through in
-chunks: a product with the head, two passes (`logprob_rows.py`), a product back. The products are
-the vendor's. They need a few hundred rows to keep a GPU busy, so a chunk has what fits into
+chunks: a product with the head, two passes over the chunk's logits, a product back. The products
+are the vendor's. They need a few hundred rows to keep a GPU busy, so a chunk has what fits into
 `chunk_bytes`, and never under 256 rows. (Liger sizes chunks by N D / V, which starves the product.)
+
+The passes over a chunk of logits (M, V):
+
+    statistics      read once:          m, s, log p[id], entropy H      (M,) each
+    coefficients    read, write once:   c_v = g (1[v = id] - p_v) - e p_v (log p_v + H)     (M, V)
+
+The log-sum-exp of a row that does not fit in registers is taken *online* (Milakov & Gimelshein,
+arXiv 1805.02867). With the largest z so far m, keep s = Σ exp(z - m) and t = Σ exp(z - m) (z - m).
+When a block raises m to m', what was summed belongs to the old m, and catches up by
+
+    a = exp(m - m')          s <- a s          t <- a (t + (m - m') s)
+
+At the end lse = m + log s, log p[id] = (z[id] - m) - log s, H = log s - t / s. Worked example: z =
+(1, 2, 0) in blocks of one. With m = 1: s = 1, t = 0. Then m' = 2, a = 0.3679: s = 0.3679 + 1, t =
+-0.3679. Then exp(-2) joins: s = 1.5032, t = -0.6386; lse = 2.4076, H = 0.4076 + 0.4248 = 0.8324.
 
 Backward. With 1[v = id] for the chosen token, d log p[id] / dz_v = 1[v = id] - p_v. For the entropy
 H = lse - Σ_u p_u z_u, with dp_u/dz_v = p_u (1[u = v] - p_v),
@@ -19,8 +34,8 @@ H = lse - Σ_u p_u z_u, with dp_u/dz_v = p_u (1[u = v] - p_v),
     dH/dz_v = p_v - p_v - Σ_u z_u p_u (1[u = v] - p_v)
             = -p_v (z_v - Σ_u p_u z_u) = -p_v (log p_v + H)
 
-So for upstream gradients g, e of a row, c_v = g (1[v = id] - p_v) - e p_v (log p_v + H) is dL/dz_v.
-Through z, with C (N, V) the rows c / temperature and low = hidden Aᵀ (N, R):
+So for upstream gradients g, e of a row, the c_v above is dL/dz_v. Through z, with C (N, V) the rows
+c / temperature and low = hidden Aᵀ (N, R):
 
     dL/dhidden = C head + scale (C B) A        dL/dhead = Cᵀ hidden
     dL/dB = scale Cᵀ low                       dL/dA = scale (C B)ᵀ hidden
@@ -39,35 +54,44 @@ Memory beside inputs, results and gradients: one chunk of logits and coefficient
 tokens of Qwen2.5-7B (V 152,064, D 3,584, bf16, a GPU) 256 rows in fp32 and bf16 are 234 MB and U is
 59 MB: 5.9 % of the fp32 logits. A trained head adds its gradient in fp32, and one chunk's share.
 
-Speed, on two CPU cores with AMX that others used too (bf16, N 1,024, D 576, V 49,152, forward and
-backward, least of 5 interleaved runs): 162 ms and 30 MiB in chunks of 256 rows, 305 ms with the
-entropy's gradient; plain PyTorch with `log_softmax` 668 ms and 576 MiB.
-
 Numerics: on a GPU products of 16-bit numbers leave fp32 logits (`torch.mm(..., out_dtype=)`). A CPU
-has no such product: logits are rounded to 16 bits first (a bf16 logit of 33 to a multiple of 1/4),
-as the model's own `logits` are, so sampler and trainer agree there. All that follows is fp32. For
-the second product coefficients are rounded to the model's type, after g and e were divided by the
-largest of them, so that small ones do not vanish in fp16. Sums over chunks are fp32.
+has no such product: logits are rounded to 16 bits first, as the model's own `logits` are, so
+sampler and trainer agree there. All that follows is fp32 (fp64 for fp64) and relative to the
+largest z, so nothing cancels: m and s are handed on, not their lse, whose rounding at 30 would be
+an error of 10⁻⁶ in each p. log p is at most 0 and H at least 0, and a NaN stays one. A logit of
+-inf is a token that cannot come: p = 0, and 0 · log 0 counts as 0. For the second product
+coefficients are rounded to the model's type, after g and e were divided by the largest of them, so
+that small ones do not vanish in fp16. Sums over chunks are fp32.
 
 What we chose: an id outside the vocabulary fails on a CPU; on a GPU looking would wait for it, so
-log p is NaN there. What we left out: a product fused with its softmax (Wijmans et al., "Cut your
-losses in large-vocabulary language models", arXiv 2411.09009), which holds no logits at all but has
-to beat the vendor's product; and second derivatives.
+log p is NaN there. m is one number a row, but s and t are kept per lane and summed after the loop.
+What we left out: a product fused with its softmax (Wijmans et al., "Cut your losses in
+large-vocabulary language models", arXiv 2411.09009), which has to beat the vendor's product; and
+second derivatives.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.adapter import Adapter
-from kernels.logprob_rows import Rows, coefficients, empty_rows, statistics
+from kernels._dispatch import jit, on_triton, tl, triton, wide
+from kernels.linear import Adapter
 
 LEAST_ROWS = 256  # of a chunk: fewer leave the product waiting for the head to arrive
 # Of logits and coefficients at a time. A GPU wants large products (448 rows of 49,152 bf16 logits);
 # a CPU wants memory that it has just used: 1,024 rows at once took 201 ms, chunks of 256 took 162.
 CHUNK_BYTES = {"cuda": 128 << 20, "cpu": 32 << 20}
+# Columns that a program holds at a time. 16 fp32 numbers a thread in four 128-bit loads; 16 KB in
+# flight a program, enough with two programs on each of 132 multiprocessors (256 rows).
+BLOCK = 4096
+PART = 1 << 19  # numbers a CPU works on at a time: 2 MB in fp32, the second-level cache of a core
+LOWEST = -1e38  # stands for -inf where -inf - -inf would be NaN
+NEVER = -1e4  # its exp is 0 in fp32 and fp64, and unlike -inf · 0, -1e4 · 0 is 0
 
 
 def logprob_reference(
@@ -89,6 +113,186 @@ def logprob_reference(
     entropies = -(p * log_p.masked_fill(p == 0, 0)).sum(-1)
     log_probs = log_p.gather(1, ids[:, None])[:, 0]
     return log_probs, entropies if entropy_gradient else entropies.detach()
+
+
+class Rows(NamedTuple):
+    """What `statistics` finds, a number a row: (M,) each, fp32 (fp64 for fp64)."""
+
+    log_probs: Tensor
+    entropies: Tensor
+    top: Tensor  # m, the largest logit / temperature
+    total: Tensor  # s, the sum of exp(z - m)
+
+
+def empty_rows(like: Tensor) -> Rows:
+    """Room for every row of `like`."""
+    kind = torch.promote_types(like.dtype, torch.float32)
+    return Rows(*(torch.empty(len(like), dtype=kind, device=like.device) for _ in range(4)))
+
+
+def _statistics_reference(logits: Tensor, ids: Tensor, inverse: float, rows: Rows) -> None:
+    for part in _parts(logits):
+        z = _scaled(logits[part], inverse, rows.top.dtype)  # (m, V)
+        top = z.amax(-1, keepdim=True).clamp_(min=LOWEST)
+        z.sub_(top)
+        weight = z.exp()
+        total = weight.sum(-1)
+        log_total = total.log()
+        chosen = z.gather(1, ids[part, None])[:, 0]
+        mean = weight.mul_(z).nansum(-1) / total  # the NaN of 0 · -inf; a real one is in total
+        rows.top[part], rows.total[part] = top[:, 0], total
+        rows.log_probs[part] = (chosen - log_total).clamp_(max=0)
+        rows.entropies[part] = (log_total - mean).clamp_(min=0)
+
+
+def _coefficients_reference(
+    logits: Tensor, ids: Tensor, inverse: float, rows: Rows,
+    upstream: tuple[Tensor, Tensor] | None, out: Tensor,
+) -> None:  # fmt: skip
+    for part in _parts(logits):
+        c = _scaled(logits[part], inverse, rows.top.dtype).sub_(rows.top[part, None])  # (m, V)
+        chosen, total = ids[part, None], rows.total[part, None]
+        if upstream is None:
+            c.exp_().mul_(-1 / total)
+            c.scatter_add_(1, chosen, torch.ones_like(total))
+        else:
+            g, e = (u[part, None] for u in upstream)
+            p = c.exp().div_(total)
+            surprise = c.clamp_(min=NEVER).sub_(total.log() - rows.entropies[part, None])
+            c = surprise.mul_(-e).sub_(g).mul_(p)
+            c.scatter_add_(1, chosen, g)
+        out[part] = c
+
+
+def _parts(logits: Tensor) -> list[slice]:
+    step = max(1, PART // logits.shape[1])
+    return [slice(at, at + step) for at in range(0, len(logits), step)]
+
+
+def _scaled(logits: Tensor, inverse: float, dtype: torch.dtype) -> Tensor:
+    """A copy of logits / temperature."""
+    z = logits.to(dtype, copy=True)
+    return z if inverse == 1 else z.mul_(inverse)
+
+
+@jit
+def _statistics_kernel(
+    Logits, Ids, LogProbs, Entropies, Top, Total,
+    stride, V, inverse,
+    BLOCK: tl.constexpr, LOWEST: tl.constexpr, NEVER: tl.constexpr,
+):  # fmt: skip
+    """One program, one row, block by block."""
+    row = tl.program_id(0).to(tl.int64)
+    Logits += row * stride
+    chosen_id = tl.load(Ids + row)
+    inside = (chosen_id >= 0) & (chosen_id < V)
+    chosen = wide(tl.load(Logits + chosen_id, mask=inside, other=float("nan"))) * inverse
+    columns = tl.arange(0, BLOCK)
+    top = tl.maximum(wide(tl.load(Logits)) * inverse, LOWEST)
+    s = tl.zeros((BLOCK,), dtype=top.dtype)
+    t = tl.zeros((BLOCK,), dtype=top.dtype)
+    for start in range(0, V, BLOCK):
+        z = tl.load(Logits + start + columns, mask=start + columns < V, other=-float("inf"))
+        z = wide(z) * inverse
+        higher = tl.maximum(top, tl.max(z))
+        step = top - higher
+        decay = tl.exp(step)
+        z -= higher
+        weight = tl.exp(z)
+        t = decay * (t + step * s) + weight * tl.maximum(z, NEVER)
+        s = decay * s + weight
+        top = higher
+    total = tl.sum(s)
+    log_total = tl.log(total)
+    log_prob = chosen - top - log_total
+    entropy = log_total - tl.sum(t) / total
+    # A comparison with NaN is false, so NaN stays; tl.minimum and tl.maximum would drop it.
+    tl.store(LogProbs + row, tl.where(log_prob > 0, 0.0, log_prob))
+    tl.store(Entropies + row, tl.where(entropy < 0, 0.0, entropy))
+    tl.store(Top + row, top)
+    tl.store(Total + row, total)
+
+
+@jit
+def _coefficients_kernel(
+    Logits, Ids, Entropies, Top, Total, G, E, Out,
+    stride, out_stride, V, inverse,
+    UPSTREAM: tl.constexpr, BLOCK: tl.constexpr, NEVER: tl.constexpr,
+):  # fmt: skip
+    """One program, one block of one row. Out may be Logits: a number is read before its write."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < V
+    z = wide(tl.load(Logits + row * stride + columns, mask=inside, other=-float("inf")))
+    z = z * inverse - tl.load(Top + row)
+    total = tl.load(Total + row)
+    p = tl.exp(z) * (1.0 / total)
+    chosen = columns == tl.load(Ids + row)
+    if UPSTREAM:
+        g, e = tl.load(G + row), tl.load(E + row)
+        surprise = tl.maximum(z, NEVER) - (tl.log(total) - tl.load(Entropies + row))
+        c = tl.where(chosen, g, 0.0) - p * (g + e * surprise)
+    else:
+        c = tl.where(chosen, 1.0, 0.0) - p
+    tl.store(Out + row * out_stride + columns, c, mask=inside)
+
+
+def _shape(V: int) -> tuple[int, int]:
+    """Columns in a block (a power of two) and warps: 16 columns a thread."""
+    block = min(triton.next_power_of_2(V), BLOCK)
+    return block, max(block // 512, 1)
+
+
+def _launch_statistics(logits: Tensor, ids: Tensor, inverse: float, rows: Rows) -> None:
+    M, V = logits.shape
+    block, warps = _shape(V)
+    _statistics_kernel[(M,)](
+        logits, ids, *rows, logits.stride(0), V, inverse,
+        BLOCK=block, LOWEST=LOWEST, NEVER=NEVER,
+        num_warps=warps, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def _launch_coefficients(
+    logits: Tensor, ids: Tensor, inverse: float, rows: Rows,
+    upstream: tuple[Tensor, Tensor] | None, out: Tensor,
+) -> None:  # fmt: skip
+    M, V = logits.shape
+    block, warps = _shape(V)
+    g, e = (rows.top, rows.top) if upstream is None else upstream  # something to point at
+    _coefficients_kernel[(M, triton.cdiv(V, block))](
+        logits, ids, *rows[1:], g, e, out, logits.stride(0), out.stride(0), V, inverse,
+        UPSTREAM=upstream is not None, BLOCK=block, NEVER=NEVER,
+        num_warps=warps, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def _check(logits: Tensor, *others: Tensor) -> None:
+    M, V = logits.shape
+    assert logits.stride(1) == 1 or V == 1, f"logits of strides {logits.stride()}: rows have gaps"
+    for x in others:
+        assert x.shape == (M,), f"{tuple(x.shape)} for {M} rows"
+        assert x.is_contiguous(), f"stride {x.stride(0)}"
+
+
+def statistics(logits: Tensor, ids: Tensor, inverse: float, rows: Rows) -> None:
+    """logits (M, V), ids (M,) int64, inverse = 1 / temperature; fills `rows`."""
+    _check(logits, ids, *rows)
+    form = _launch_statistics if on_triton(logits) else _statistics_reference
+    form(logits, ids, inverse, rows)
+
+
+def coefficients(
+    logits: Tensor, ids: Tensor, inverse: float, rows: Rows,
+    upstream: tuple[Tensor, Tensor] | None, out: Tensor,
+) -> None:  # fmt: skip
+    """What `statistics` was given and gave, and upstream (g, e), (M,) fp32 each, or None for g = 1,
+    e = 0; fills out (M, V), of any floating type, which may be `logits` itself."""
+    _check(logits, ids, *rows, *(upstream or ()))
+    assert out.shape == logits.shape, f"{tuple(out.shape)} for logits {tuple(logits.shape)}"
+    assert out.stride(1) == 1 or out.shape[1] == 1, f"out of strides {out.stride()}"
+    form = _launch_coefficients if on_triton(logits) else _coefficients_reference
+    form(logits, ids, inverse, rows, upstream, out)
 
 
 def rows_of_chunk(V: int, bytes_each: int, chunk_bytes: int) -> int:
@@ -161,22 +365,22 @@ class _LogProb(torch.autograd.Function):
     ):
         adapter = None if A is None else Adapter(A, B, scale)
         chunks = _Chunks(hidden, head, adapter, chunk_bytes)
-        found = empty_rows(hidden)
+        rows = empty_rows(hidden)
         U = torch.empty_like(hidden) if prepare else None
         for at, z, c in chunks.each():
-            rows = Rows(*(x[at] for x in found))
-            statistics(z, ids[at], inverse, rows)
+            part = Rows(*(x[at] for x in rows))
+            statistics(z, ids[at], inverse, part)
             if prepare:
-                coefficients(z, ids[at], inverse, rows, None, c)
+                coefficients(z, ids[at], inverse, part, None, c)
                 U[at] = chunks.back(c)
         ctx.prepared, ctx.inverse, ctx.scale, ctx.chunk_bytes = prepare, inverse, scale, chunk_bytes
         if prepare:
             ctx.save_for_backward(U)
         else:
-            ctx.save_for_backward(hidden, head, A, B, ids, *found)
+            ctx.save_for_backward(hidden, head, A, B, ids, *rows)
         if not entropy_gradient:
-            ctx.mark_non_differentiable(found.entropies)
-        return found.log_probs, found.entropies
+            ctx.mark_non_differentiable(rows.entropies)
+        return rows.log_probs, rows.entropies
 
     @staticmethod
     @once_differentiable
@@ -191,7 +395,7 @@ class _LogProb(torch.autograd.Function):
 
 def _recompute(ctx, g: Tensor, e: Tensor) -> list[Tensor | None]:
     """g, e (N,) -> dL/dhidden, dL/dhead, dL/dA, dL/dB, where wanted."""
-    hidden, head, A, B, ids, *found = ctx.saved_tensors
+    hidden, head, A, B, ids, *rows = ctx.saved_tensors
     adapter = None if A is None else Adapter(A, B, ctx.scale)
     chunks = _Chunks(hidden, head, adapter, ctx.chunk_bytes)
     wanted = ctx.needs_input_grad[:4]
@@ -204,8 +408,8 @@ def _recompute(ctx, g: Tensor, e: Tensor) -> list[Tensor | None]:
     g, e = g / size, e / size
     size = size * ctx.inverse
     for at, z, c in chunks.each():
-        rows = Rows(*(x[at] for x in found))
-        coefficients(z, ids[at], ctx.inverse, rows, (g[at], e[at]), c)
+        part = Rows(*(x[at] for x in rows))
+        coefficients(z, ids[at], ctx.inverse, part, (g[at], e[at]), c)
         if d_hidden is not None:
             d_hidden[at] = chunks.back(c).mul_(size)
         if d_head is not None:

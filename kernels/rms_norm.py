@@ -32,7 +32,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._compile import Variant
 from kernels._dispatch import jit, on_triton, rows_of, tl, triton, wide
 
 FORWARD, BACKWARD = 16, 8  # columns a thread; with 16 backward spills registers on sm_120
@@ -149,40 +148,6 @@ def _backward(
             enable_fp_fusion=True,
         )  # fmt: skip
     return dx, sums.sum(0).to(weight.dtype) if with_weight else None
-
-
-def variants() -> list[Variant]:
-    """What the launchers ask for at the widths of SmolLM2-135M and Qwen2.5-7B."""
-    made = []
-    for D in (576, 3584):
-        block, warps = _shape(D, FORWARD)
-        for add in (False, True):
-            made.append(
-                Variant(
-                    f"rms_norm forward, D {D}{', add' * add}",
-                    _rms_norm_forward_kernel,
-                    {"X": "*bf16", "Residual": "*bf16", "Weight": "*bf16", "Y": "*bf16",
-                     "H": "*bf16", "Rstd": "*fp32", "x_stride": "i32", "residual_stride": "i32",
-                     "D": "i32", "eps": "fp32"},
-                    {"ADD": add, "BLOCK": block},
-                    warps,
-                )
-            )  # fmt: skip
-        for add, learns in ((False, False), (True, False), (True, True)):
-            of_weight = ", weight" * learns
-            block, warps = _shape(D, BACKWARD)
-            made.append(
-                Variant(
-                    f"rms_norm backward, D {D}{', add' * add}{of_weight}",
-                    _rms_norm_backward_kernel,
-                    {"DY": "*bf16", "DH": "*bf16", "H": "*bf16", "Weight": "*bf16",
-                     "Rstd": "*fp32", "DX": "*bf16", "DWeight": "*fp32", "dy_stride": "i32",
-                     "dh_stride": "i32", "h_stride": "i32", "N": "i32", "D": "i32"},
-                    {"ADD": add, "WEIGHT": learns, "BLOCK": block},
-                    warps,
-                )
-            )  # fmt: skip
-    return made
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -51,7 +51,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._compile import Variant
 from kernels._dispatch import jit, on_triton, rows_of, tl, triton, wide
 from kernels.rms_norm import rms_norm_reference
 
@@ -256,29 +255,6 @@ def _backward(
     if not with_weights:
         return into_q, into_k, None, None
     return into_q, into_k, *(s.sum(0).to(w.dtype) for s, w in zip(sums, weights, strict=True))
-
-
-def variants() -> list[Variant]:
-    """What the launchers ask for with the heads of SmolLM2-135M and Qwen2.5-7B."""
-    kinds = {"DWeight": "*fp32", "direction": "fp32", "eps": "fp32"}
-    made = []
-    for H, K, E in ((9, 3, 64), (28, 4, 128)):
-        for kernel, name, switch, pairs in (
-            (_rope_forward_kernel, "forward", {"NORM": False}, FORWARD_PAIRS),
-            (_rope_forward_kernel, "forward, norm", {"NORM": True}, FORWARD_PAIRS),
-            (_rope_backward_kernel, "backward, norm", {"WEIGHT": False}, BACKWARD_PAIRS),
-            (_rope_backward_kernel, "backward, norm, weights", {"WEIGHT": True}, BACKWARD_PAIRS),
-        ):
-            block, warps = _shape(max(H, K), E // 2, pairs)
-            arguments = [a for a in kernel.arg_names if a not in block | switch]
-            signature = {  # pointers are capitalized; N, the number of rows, is not one
-                a: kinds.get(a, "*bf16" if a[0].isupper() and a != "N" else "i32")
-                for a in arguments
-            }
-            name = f"rope {name}, H {H}, K {K}, E {E}"
-            odd = frozenset({"q_heads", "k_heads", "N"} & signature.keys())
-            made.append(Variant(name, kernel, signature, switch | block, warps, odd=odd))
-    return made
 
 
 class _Turn(torch.autograd.Function):

@@ -50,7 +50,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kernels._compile import Variant
 from kernels._dispatch import jit, on_triton, rows_of, tl, triton, wide
 
 # The multipliers of lowbias32 (Wellons, "Prospecting for hash functions", 2018).
@@ -246,36 +245,6 @@ def _sample(logits: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, T
             NOISE=noise, BLOCK=block, num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
     return ids, log_probs
-
-
-def variants() -> list[Variant]:
-    """What the launcher asks for: one forward for every V, the merge for SmolLM2 and Qwen2.5-7B."""
-    made = []
-    parts = {"Top": "*fp32", "Total": "*fp32", "Winner": "*i32", "Best": "*fp32"}
-    for noise in (True, False):
-        name = "" if noise else ", temperature 0"
-        made.append(
-            Variant(
-                f"sample forward{name}",
-                _sample_forward_kernel,
-                {"Logits": "*fp32", "Keys": "*i32", **parts,
-                 "logits_stride": "i32", "V": "i32", "temperature": "fp32"},
-                {"NOISE": noise, "SPLIT": SPLIT},
-                WARPS,
-            )
-        )  # fmt: skip
-        for V in (49_152, 152_064):
-            made.append(
-                Variant(
-                    f"sample merge, V {V}{name}",
-                    _sample_merge_kernel,
-                    {**parts, "Keys": "*i32", "Ids": "*i64", "LogProbs": "*fp32",
-                     "splits": "i32", "temperature": "fp32"},
-                    {"NOISE": noise, "BLOCK": _shape(V)[1]},
-                    1,
-                )
-            )  # fmt: skip
-    return made
 
 
 @torch.no_grad()

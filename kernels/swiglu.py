@@ -35,7 +35,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._compile import Variant
 from kernels._dispatch import jit, on_triton, rows_of, tl, triton, wide
 
 # Columns of a program and its warps: 8 numbers a thread, one 128-bit load of each 16-bit input.
@@ -98,27 +97,6 @@ def _backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
             BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=True,
         )  # fmt: skip
     return d_gate, d_up
-
-
-def variants() -> list[Variant]:
-    """What the launchers ask for, whatever the width: F is an argument, 1,536 in SmolLM2-135M and
-    18,944 in Qwen2.5-7B."""
-    pointers = dict.fromkeys(("DY", "Gate", "Up", "Y", "DGate", "DUp"), "*bf16")
-    numbers = dict.fromkeys(("dy_stride", "gate_stride", "up_stride", "F"), "i32")
-    kinds = pointers | numbers
-    return [
-        Variant(
-            f"swiglu {name}, any F",
-            kernel,
-            {argument: kinds[argument] for argument in kernel.arg_names if argument in kinds},
-            {"BLOCK": BLOCK},
-            WARPS,
-        )
-        for name, kernel in (
-            ("forward", _swiglu_forward_kernel),
-            ("backward", _swiglu_backward_kernel),
-        )
-    ]
 
 
 class _SwiGLU(torch.autograd.Function):

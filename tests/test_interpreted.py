@@ -18,7 +18,6 @@ FILES = sorted(Path(__file__).parent.glob("test_kernels/test_*.py"))
 OTHERS = (
     "test_compiled.py",
     "test_linear.py",
-    "test_q4_linear.py",
     "test_logprob_memory.py",
     "test_process.py",
 )

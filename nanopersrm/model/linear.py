@@ -18,11 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.adapter import Adapter
-from kernels.linear import linear, pack
+from kernels.linear import Q4, Adapter, linear, pack
 from kernels.nf4 import NF4, dequantize
 from kernels.nf4_linear import lora_linear, nf4_linear
-from kernels.q4_linear import Q4
 
 
 class Linear(nn.Module):

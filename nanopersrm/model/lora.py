@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kernels.adapter import Adapter
+from kernels.linear import Adapter
 from nanopersrm import InputError
 from nanopersrm.model.linear import Linear
 from nanopersrm.model.transformer import Model

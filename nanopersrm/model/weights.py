@@ -34,7 +34,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from kernels.q4_linear import Q4, can_quantize, dequantize, quantize
+from kernels.linear import Q4, can_quantize, dequantize, quantize
 from nanopersrm import InputError
 from nanopersrm.model.bases import Base, read_json
 from nanopersrm.model.linear import Linear

@@ -60,8 +60,7 @@ tests/test_memory.py measures steps against this.
 
 from dataclasses import dataclass
 
-from kernels.logprob import rows_of_chunk
-from kernels.logprob_rows import PART
+from kernels.logprob import PART, rows_of_chunk
 from nanopersrm.model.quant import nf4_bytes
 from nanopersrm.model.recompute import tiles
 from nanopersrm.model.sampler import prefill_most, reading_bytes

@@ -12,8 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.linear import can_pack, linear, pack
-from kernels.q4_linear import BLOCK, MOST_ROWS, Q4, can_quantize, dequantize, q4_linear, quantize
+from kernels.linear import (
+    BLOCK,
+    MOST_ROWS,
+    Q4,
+    can_pack,
+    can_quantize,
+    dequantize,
+    linear,
+    pack,
+    q4_linear,
+    quantize,
+)
 from nanopersrm.model.weights import _q4_1
 
 BF16 = torch.bfloat16

@@ -16,8 +16,8 @@ from oracle import (
 )
 from torch import Tensor
 
-from kernels import logprob_rows
-from kernels.adapter import Adapter
+import kernels.logprob as logprob_file
+from kernels.linear import Adapter
 from kernels.logprob import logprob, logprob_reference, rows_of_chunk
 
 # N, V, D: one block and several, ragged and full, one chunk and several.
@@ -29,8 +29,8 @@ OPS = [logprob, logprob_reference]
 def small(monkeypatch):
     """Chunks of 4 rows, blocks of 32 columns, parts of 2 rows: tiny inputs cross every edge."""
     monkeypatch.setattr("kernels.logprob.LEAST_ROWS", 4)
-    monkeypatch.setattr("kernels.logprob_rows.BLOCK", 32)
-    monkeypatch.setattr("kernels.logprob_rows.PART", 150)
+    monkeypatch.setattr("kernels.logprob.BLOCK", 32)
+    monkeypatch.setattr("kernels.logprob.PART", 150)
 
 
 def plain(hidden, head, ids, temperature, A=None, B=None, scale=0.0) -> tuple[Tensor, Tensor]:
@@ -196,9 +196,9 @@ def test_one_upstream_gradient_of_each_kind_is_enough():
         torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5)
 
 
-def rows(logits: Tensor, ids: Tensor, inverse=1.0) -> logprob_rows.Rows:
-    made = logprob_rows.empty_rows(logits)
-    logprob_rows.statistics(logits, ids, inverse, made)
+def rows(logits: Tensor, ids: Tensor, inverse=1.0) -> logprob_file.Rows:
+    made = logprob_file.empty_rows(logits)
+    logprob_file.statistics(logits, ids, inverse, made)
     return made
 
 
@@ -215,7 +215,7 @@ def test_impossible_tokens_and_huge_logits():
     assert found.entropies.tolist() == pytest.approx([0.693147, 4.248495, 0.0, 0.562335], abs=1e-6)
     for upstream in (None, (torch.ones(4), torch.zeros(4)), (torch.zeros(4), torch.ones(4))):
         c = torch.empty_like(logits)
-        logprob_rows.coefficients(logits, ids, 1.0, found, upstream, c)
+        logprob_file.coefficients(logits, ids, 1.0, found, upstream, c)
         assert c.isfinite().all()
         assert c.sum(-1).tolist() == pytest.approx([0, 0, 0, 0], abs=1e-5)
 
@@ -240,14 +240,14 @@ def test_coefficients_may_take_the_place_of_the_logits():
     found = rows(logits, ids, 0.5)
     upstream = spread(5, seed=1), spread(5, seed=2)
     apart = torch.empty(5, 80)[:, :70]
-    logprob_rows.coefficients(logits, ids, 0.5, found, upstream, apart)
-    logprob_rows.coefficients(logits, ids, 0.5, found, upstream, logits)
+    logprob_file.coefficients(logits, ids, 0.5, found, upstream, apart)
+    logprob_file.coefficients(logits, ids, 0.5, found, upstream, logits)
     assert torch.equal(apart, logits)
 
 
 def test_forward_prepares_only_what_will_be_used(monkeypatch):
     made = []
-    real = logprob_rows.coefficients
+    real = logprob_file.coefficients
     monkeypatch.setattr("kernels.logprob.coefficients", lambda *a: (made.append(1), real(*a)))
     hidden, head, ids = some(4, 7, 3)
     hidden.requires_grad_()

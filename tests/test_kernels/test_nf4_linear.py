@@ -9,7 +9,7 @@ from oracle import BF16, FP16, FP32, INTERPRETED, KINDS, gappy, no_worse_than_pl
 from torch import Tensor
 
 from kernels import nf4_linear as file
-from kernels.adapter import Adapter
+from kernels.linear import Adapter
 from kernels.nf4 import NF4, dequantize, quantize
 from kernels.nf4_linear import _FrozenLinear, lora_linear, nf4_linear, nf4_linear_reference
 

@@ -13,9 +13,8 @@ import torch
 from oracle import BF16, FP16, FP32, INTERPRETED, NO_GPU, spread, strided
 
 from kernels import nf4_product
-from kernels.nf4 import CODEBOOK, NF4, dequantize, quantize
-from kernels.nf4_decode import CONSTRAINTS, decode_asm, decode_tables
-from kernels.nf4_product import _as_pairs, _parts, fits, product
+from kernels.nf4 import CODEBOOK, CONSTRAINTS, NF4, decode_asm, decode_tables, dequantize, quantize
+from kernels.nf4_linear import _as_pairs, _parts, fits, product
 
 ones = 0xFFFFFFFF
 

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.adapter import Adapter
-from kernels.linear import can_pack
+from kernels.linear import Adapter, can_pack
 from kernels.nf4 import dequantize, quantize
 from nanopersrm.model.linear import Linear
 

@@ -1,20 +1,27 @@
-"""The model runs on the kernels of this project, and on nothing else: with every one of them
-switched to its reference, one at a time, loss and gradients move by rounding only."""
+"""Which form of an operation runs, and that the model runs on the kernels and on nothing else: with
+each of them switched to its reference, loss and gradients move by rounding only."""
+
+import sys
 
 import pytest
 import torch
 from oracle import INTERPRETED
 from torch import Tensor
 
-from kernels import decode_attention, logprob_rows, rms_norm, rope, sample, swiglu
+from kernels import _dispatch, decode_attention, rms_norm, rope, sample, swiglu
 from kernels.logprob import logprob
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.sampler import Decoder, SamplingConfig
 from nanopersrm.model.transformer import Model, ModelConfig
 
-pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the references run anyway")
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="the references run anyway")
 # the file whose `on_triton` decides
-OPS = {"rms_norm": rms_norm, "rope": rope, "swiglu": swiglu, "logprob": logprob_rows}
+OPS = {
+    "rms_norm": rms_norm,
+    "rope": rope,
+    "swiglu": swiglu,
+    "logprob": sys.modules["kernels.logprob"],
+}
 LAYOUT = Layout.of([5, 3, 4], [-1, 0, 0])  # a prompt and two replies
 IDS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8])
 
@@ -55,6 +62,7 @@ def loss_and_gradients(model: Model) -> list[Tensor]:
     return [loss.detach(), entropies.detach(), *grads]
 
 
+@interpreted
 @pytest.mark.parametrize(
     ("family", "op"),
     [("llama", "all"), ("qwen2", "all"), ("qwen3", "all"), *(("qwen3", op) for op in OPS)],
@@ -71,6 +79,7 @@ def test_a_reference_instead_of_a_kernel_changes_rounding_only(family, op, monke
         assert (x - y).abs().max() <= 2e-5 * max(y.abs().max().item(), 1.0)
 
 
+@interpreted
 def test_the_sampler_draws_the_same_replies(monkeypatch):
     """Prefill, shared-prefix decode and the draw, kernels against references."""
     model = tiny("qwen3")
@@ -89,3 +98,19 @@ def test_the_sampler_draws_the_same_replies(monkeypatch):
         assert ids == other
         assert log_probs == pytest.approx(others, abs=2e-5)
     assert calls
+
+
+def test_triton_runs_on_the_current_device_only(monkeypatch):
+    """Triton would launch on cuda:0 with the addresses of cuda:1."""
+
+    class Card:  # what the choice looks at
+        is_cuda, device = True, torch.device("cuda:1")
+
+    monkeypatch.setattr(_dispatch, "INTERPRETED", False)
+    monkeypatch.setattr(_dispatch, "_fit", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert _dispatch.on_triton(Card())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with pytest.raises(AssertionError, match="current device"):
+        _dispatch.on_triton(Card())
+    assert not _dispatch.on_triton(torch.empty(1))

@@ -33,6 +33,7 @@ from rich.table import Table
 
 from nanopersrm import InputError
 from nanopersrm.command import exit_code, printable
+from nanopersrm.judge.adapter_settings import DEFAULT, fingerprint, resolve_adapter
 from nanopersrm.judge.judgement import JudgeConfig, Judgement, check
 from nanopersrm.judge.texts import (
     SUFFIXES,
@@ -42,7 +43,6 @@ from nanopersrm.judge.texts import (
     read_standard_input,
     read_texts,
 )
-from nanopersrm.judge.trained import DEFAULT, chosen, fingerprint
 from nanopersrm.judge.verdict import CLOSE
 from nanopersrm.model.embedded import DEFAULT_BASE
 from nanopersrm.serve import batch
@@ -150,7 +150,7 @@ def _judge_batch(config: Config, judging: JudgeConfig, exemplars: list[str]) -> 
     log = Console(stderr=True, highlight=False, soft_wrap=True)
     status = log.status("reading", spinner="line")
     shown = None if config.ray else log.print  # other machines can show nothing here
-    folder = chosen(config.adapter, config.base)
+    folder = resolve_adapter(config.adapter, config.base)
     adapter = None if folder is None else str(folder)
     judge = LazyJudge(config.base, adapter, config.device, config.dtype, shown)
     whose = None if folder is None else fingerprint(folder)

@@ -47,8 +47,7 @@ from nanopersrm.model.transformer import Model, ModelConfig
 from nanopersrm.pairs import Pair, digest, read
 from nanopersrm.style import similarity as style
 from nanopersrm.style.fusion import GUESS
-from nanopersrm.style.nearness import Nearness, nearness
-from nanopersrm.style.similarity import Style, StyleConfig
+from nanopersrm.style.similarity import Style, StyleConfig, StyleEvidenceFn, style_evidence_fn
 from nanopersrm.train import checkpoint, ending, packing
 from nanopersrm.train import setup as starting
 from nanopersrm.train.objective import ObjectiveConfig, sums
@@ -199,7 +198,7 @@ def fuse(kit: Kit, styled: Style) -> Style:
 def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
     """The second loop: imitation and contrast. The adapter, and the trials before and after."""
     config, how, model, training = kit.config, kit.how, kit.model, kit.training
-    near = nearness(kit.tokenizer, styled, course.writers(kit.course.pairs))
+    near = style_evidence_fn(kit.tokenizer, styled, course.writers(kit.course.pairs))
     lora = kit.begun or Lora(model, config.lora, config.seed + 1)
     learner = Learner(training, "judge", model, lora, config.optim)
     exam = Exam(
@@ -247,7 +246,7 @@ def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
     return lora, Trial(**facts["trials"][0]), Trial(**facts["trials"][-1])
 
 
-def rehearse(kit: Kit, learner: Learner, near: Nearness) -> None:
+def rehearse(kit: Kit, learner: Learner, near: StyleEvidenceFn) -> None:
     """The largest micro-batch that a step can have, first: memory runs out now or never."""
     trees = kit.course.longest(kit.how.bundles, near, kit.config.weight.imitation > 0)
     batch = packing.batch(packing.fullest(trees, kit.how.budget), kit.model.device)

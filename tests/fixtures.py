@@ -11,9 +11,9 @@ from test_vocabulary import make_folder
 from torch import Tensor
 
 from nanopersrm.judge import verdict
+from nanopersrm.judge.adapter_settings import AdapterSettings
 from nanopersrm.judge.judgement import JudgeConfig, Judgement
 from nanopersrm.judge.prompts import messages
-from nanopersrm.judge.trained import Trained
 from nanopersrm.model import lora_files
 from nanopersrm.model.bases import Base, resolve
 from nanopersrm.model.cache import Layout
@@ -118,7 +118,7 @@ def make_adapter(folder: Path, base: Base, **changed: object) -> Path:
     )
     facts = {"base": base.name, "base_sha256": None, "nf4": False, "dtype": "fp32"}
     facts |= {"evidence": True, "form": "both", "style": True}
-    Trained(**(facts | changed)).save(folder)  # type: ignore[arg-type]
+    AdapterSettings(**(facts | changed)).save(folder)  # type: ignore[arg-type]
     return folder
 
 

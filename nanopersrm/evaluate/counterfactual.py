@@ -3,7 +3,7 @@
     python -m nanopersrm.evaluate.counterfactual --pairs pairs/validation.jsonl --adapter runs/mine/adapter
 
 The measured block of a prompt ends with all instruments in one number, "candidate by this writer:
-62% likely" (`nearness.py`). Here a judge is asked for its score at once, without a thought, again
+62% likely" (`similarity.py`). Here a judge is asked for its score at once, without a thought, again
 and again with another number in that place and every other word as it was, and so for both texts of
 some pairs. That gives a table of scores, prompts x chances. The mean of a column says how the score
 answers that number. The variation of the table has three sources (two-way analysis of variance):
@@ -45,14 +45,14 @@ from rich.progress import track
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
 from nanopersrm.evaluate.evaluate import select
+from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.answer import FORCED_ROOM, AnswerConfig, answer
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.question import Question
-from nanopersrm.judge.trained import DEFAULT
 from nanopersrm.judge.verdict import soft_score
 from nanopersrm.model.embedded import DEFAULT_BASE
 from nanopersrm.pairs import Pair, read
-from nanopersrm.style.profile import Near
+from nanopersrm.style.profile import StyleEvidence
 
 SAME = 1e-6  # mean squared digits; scores that vary less are the same
 BAR = 32  # characters from score 1 to 9
@@ -122,11 +122,11 @@ def scores(judge: Judge, pair: Pair, text: str, chances: Sequence[int]) -> list[
     """The score of a text at once, with each of these chances (percent) in its prompt; None where
     the judge would have to cut the exemplars to fit its context."""
     exemplars, text = [one.strip() for one in pair.exemplars], text.strip()
-    near = judge.nearness(exemplars, [text])[0]
+    near = judge.style_evidence(exemplars, [text])[0]
     prompts = []
     for chance in chances:
         ask = Question(judge.tokenizer, exemplars, [text], pair.question or None, (), True)
-        ask.near = [Near(near.style, float(chance))]
+        ask.near = [StyleEvidence(near.percentile, float(chance))]
         prompts.append(ask.ids(exemplars, (0,)))
     room = FORCED_ROOM + len(exemplars)  # what the judge keeps free
     if max(map(len, prompts)) + room > judge.model.config.context:

@@ -61,9 +61,9 @@ from nanopersrm.evaluate.metrics import GROUPS, KEYS, RESAMPLES, Record, measure
 from nanopersrm.evaluate.paired import paired
 from nanopersrm.evaluate.predictions import Opinion, Opinions, key_of
 from nanopersrm.evaluate.scoreboard import page
-from nanopersrm.judge import trained
+from nanopersrm.judge import adapter_settings
+from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.judge.trained import DEFAULT
 from nanopersrm.model.embedded import DEFAULT_BASE
 from nanopersrm.pairs import Pair, couples, read
 
@@ -114,7 +114,7 @@ def main(config: Config, command: str = "") -> None:
     train = train_pairs(read(config.train), config.seed) if config.train else []
     remembered = _opinions(config)
     log = Console(stderr=True, highlight=False, soft_wrap=True)
-    folder = trained.chosen(config.adapter, config.base)
+    folder = adapter_settings.resolve_adapter(config.adapter, config.base)
     adapter = None if folder is None else str(folder)
     load = loader(config.base, adapter, config.device, config.dtype, say=log.print)
     kit = Kit(

@@ -48,8 +48,8 @@ from nanopersrm.evaluate.injections import INJECTIONS, neutral
 from nanopersrm.evaluate.scoreboard import table
 from nanopersrm.files import write_json
 from nanopersrm.judge import prompts
+from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig, Judges
-from nanopersrm.judge.trained import DEFAULT
 from nanopersrm.judge.verdict import LABELS
 from nanopersrm.model.embedded import DEFAULT_BASE
 from nanopersrm.pairs import Pair, couples, read

@@ -184,7 +184,7 @@ def _instrument(name: str, kit: Kit) -> Named | str:
 
 def _beside(name: str, kit: Kit) -> Named | str:
     """A further adapter of the same base, on while it is asked: a judge, or a scalar reward."""
-    from nanopersrm.judge import trained
+    from nanopersrm.judge import adapter_settings
     from nanopersrm.judge.judge import Judge
     from nanopersrm.model import lora_files
     from nanopersrm.model.bases import resolve
@@ -192,7 +192,7 @@ def _beside(name: str, kit: Kit) -> Named | str:
     from nanopersrm.style.similarity import Style
 
     folder = Path(kit.beside[name]).expanduser()
-    made_for = trained.read(folder)
+    made_for = adapter_settings.read(folder)
     model, tokenizer = (loaded := kit.load(kit.adapter)).model, loaded.tokenizer
     note = None if made_for is None else made_for.same_base(folder, resolve(kit.base))
     beside = loaded.made_for is not None and loaded.made_for.nf4
@@ -204,7 +204,7 @@ def _beside(name: str, kit: Kit) -> Named | str:
     evidence = kit.config.evidence if made_for is None else made_for.evidence
     judge = Judge(model, tokenizer, True, style, made_for)
     if (folder / scalar.FILE).is_file():
-        near = judge.nearness if made_for is not None and made_for.style else None
+        near = judge.style_evidence if made_for is not None and made_for.style else None
         learned = scalar.load(folder, model)
         score = scalar.scorer(model, tokenizer, learned, evidence, near)
         settings |= {"scalar": _stamps(folder, (scalar.FILE,)), "evidence": evidence}
@@ -281,7 +281,7 @@ def loader(
 
 def _weights_of(kit: Kit, adapter: str | None) -> dict[str, Any]:
     """Which weights are loaded, and how."""
-    from nanopersrm.judge.trained import PARTS, read
+    from nanopersrm.judge.adapter_settings import PARTS, read
     from nanopersrm.model.bases import resolve
 
     stamps = _stamps(Path(resolve(kit.base).path), WEIGHTS)

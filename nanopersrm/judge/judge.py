@@ -17,7 +17,7 @@ The reasoning quotes the texts: what it puts in double quotes is copied from the
 
 The adapter that comes with the default base, or one of your own (`Judge.load(adapter=folder)`),
 works beside the weights and is never merged into them. A style adapter in the same folder adds to
-the measured block its percentile and, with all other instruments, a chance (`nearness.py`). What
+the measured block its percentile and, with all other instruments, a chance (`similarity.py`). What
 the reasoning claims is measured again in the texts, and what is not so is said beside it.
 """
 
@@ -27,22 +27,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nanopersrm import InputError
-from nanopersrm.judge import judgement, ranking, trained
+from nanopersrm.judge import adapter_settings, judgement, ranking
+from nanopersrm.judge.adapter_settings import AdapterSettings
 from nanopersrm.judge.answer import FORCED_ROOM, Answer, AnswerConfig, OnText, answer
 from nanopersrm.judge.judgement import Asked, JudgeConfig, Judgement
 from nanopersrm.judge.prefixes import Prefixes
 from nanopersrm.judge.prompts import LONGEST_TOKEN, cut, water_level
 from nanopersrm.judge.question import Question
-from nanopersrm.judge.trained import Trained
 from nanopersrm.model import lora_files, weights
 from nanopersrm.model.bases import DEFAULT_BASE, resolve
 from nanopersrm.model.device import device_of, dtype_of
 from nanopersrm.model.sampler import Prefix, common_prefix
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
-from nanopersrm.style.nearness import cosines, in_one, nearness
-from nanopersrm.style.profile import Near
-from nanopersrm.style.similarity import Style
+from nanopersrm.style.profile import StyleEvidence
+from nanopersrm.style.similarity import Style, cosines, probabilities, style_evidence_fn
 
 ROWS_AT_ONCE = 32  # replies in one batch: bounds memory, and more is hardly faster
 LEAST_EXEMPLAR = 24  # tokens; an exemplar cut shorter says nothing of its writer
@@ -65,7 +64,7 @@ class Judge:
         tokenizer: Tokenizer,
         trained: bool = False,
         style: Style | None = None,
-        made_for: Trained | None = None,
+        made_for: AdapterSettings | None = None,
         notes: Sequence[str] = (),
     ):
         self.model, self.tokenizer, self.trained, self.style = model, tokenizer, trained, style
@@ -77,7 +76,7 @@ class Judge:
     @staticmethod
     def load(
         base: str | Path = DEFAULT_BASE,
-        adapter: str | Path | None = trained.DEFAULT,
+        adapter: str | Path | None = adapter_settings.DEFAULT,
         device: str = "auto",
         dtype: str = "auto",
         say: Callable[[str], None] | None = None,
@@ -87,8 +86,8 @@ class Judge:
         adapter: a folder; None: the base alone. By default the one that comes with the default
         base, and none with others.
         """
-        folder = trained.chosen(adapter, base)
-        made_for = None if folder is None else trained.read(folder)
+        folder = adapter_settings.resolve_adapter(adapter, base)
+        made_for = None if folder is None else adapter_settings.read(folder)
         place = device_of(device)
         found = resolve(str(base), say)
         note = made_for.same_base(folder, found) if folder and made_for else None
@@ -167,7 +166,7 @@ class Judge:
             self.tokenizer, list(exemplars), unique, question, principles, config.evidence
         )
         if config.evidence and self.shows_style():
-            ask.near = self.nearness(exemplars, unique)
+            ask.near = self.style_evidence(exemplars, unique)
         exemplars = self._fit(ask, exemplars, asked, config, notes)
         prompts = [ask.ids(exemplars, which) for which in asked]
         shared = common_prefix([*prompts, ask.probe(exemplars)])
@@ -206,7 +205,7 @@ class Judge:
         reasoning = list(reversed(first.values()))  # of the first sample of each prompt
         if not pairs:
             reasoning = [first[(place.index(i),)] for i in place]  # of each candidate
-        chances = in_one(ask.near or [])
+        chances = probabilities(ask.near or [])
         scores = [scores[i] for i in place]
         table = [[table[i][j] for j in place] for i in place]
         order = judgement.ranked(table, None if pairs else scores)
@@ -230,10 +229,10 @@ class Judge:
         assert self.style is not None, "this judge has no style adapter"
         return cosines(self.tokenizer, self.style)(exemplars, texts)
 
-    def nearness(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[Near]:
-        """What trained instruments say of each text, see `nearness.py`."""
+    def style_evidence(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
+        """What trained instruments say of each text, see `similarity.py`."""
         assert self.style is not None, "this judge has no style adapter"
-        return nearness(self.tokenizer, self.style)(exemplars, texts)
+        return style_evidence_fn(self.tokenizer, self.style)(exemplars, texts)
 
     def shows_style(self) -> bool:
         """Trained instruments stand in prompts, unless the adapter was trained without."""

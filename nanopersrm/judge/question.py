@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from nanopersrm.judge import verdict
 from nanopersrm.judge.prompts import messages
 from nanopersrm.model.tokenizer import Tokenizer
-from nanopersrm.style.profile import Near, measured_block
+from nanopersrm.style.profile import StyleEvidence, measured_block
 
 
 class Question:
@@ -30,7 +30,7 @@ class Question:
         self.tokenizer, self.candidates = tokenizer, candidates
         self.question, self.principles = question, principles
         self.exemplars, self.evidence = exemplars, evidence
-        self.near: list[Near] | None = None  # one a candidate
+        self.near: list[StyleEvidence] | None = None  # one a candidate
         self.measured: dict[tuple[int, ...], str] = {}
 
     def ids(self, exemplars: Sequence[str], which: tuple[int, ...]) -> list[int]:

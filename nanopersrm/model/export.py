@@ -42,8 +42,8 @@ from torch import Tensor
 
 from nanopersrm import InputError, __version__
 from nanopersrm.command import exit_code
-from nanopersrm.judge import trained
-from nanopersrm.judge.trained import Trained
+from nanopersrm.judge import adapter_settings
+from nanopersrm.judge.adapter_settings import AdapterSettings
 from nanopersrm.model import lora_files, weights
 from nanopersrm.model.bases import Base, read_json, resolve
 from nanopersrm.model.linear import Linear
@@ -88,7 +88,7 @@ class Config:
 def main(config: Config) -> None:
     """Read, merge, write, rename."""
     folder = adapter_folder(config.adapter.expanduser())
-    made_for = trained.read(folder)
+    made_for = adapter_settings.read(folder)
     out = config.out.expanduser().resolve()
     if config.adapter_only:
         _check_out(out, config.overwrite, (folder,), lora_files.CONFIG)
@@ -140,7 +140,7 @@ def adapter_folder(given: Path) -> Path:
     return inside if not own and (inside / lora_files.CONFIG).is_file() else given
 
 
-def _base_name(folder: Path, made_for: Trained | None) -> str:
+def _base_name(folder: Path, made_for: AdapterSettings | None) -> str:
     """The base that the adapter names."""
     if made_for is not None:
         return made_for.base
@@ -150,13 +150,13 @@ def _base_name(folder: Path, made_for: Trained | None) -> str:
     return name
 
 
-def _trained_on(made_for: Trained | None, folder: Path, dtype: str) -> tuple[str, bool]:
+def _trained_on(made_for: AdapterSettings | None, folder: Path, dtype: str) -> tuple[str, bool]:
     """The type of the base when it was trained on, and whether its matrices were in NF4."""
     if made_for is None:
         return dtype, False
     if made_for.dtype not in weights.DTYPES:
         raise InputError(
-            f"{folder / trained.FILE}, field dtype: expected {', '.join(weights.DTYPES)}, "
+            f"{folder / adapter_settings.FILE}, field dtype: expected {', '.join(weights.DTYPES)}, "
             f"found {made_for.dtype!r}"
         )
     return made_for.dtype, made_for.nf4
@@ -312,7 +312,9 @@ def _plain_template(adds_bos: bool) -> str:
     return PLAIN_TEMPLATE.replace("if adds_bos ", f"if {str(adds_bos).lower()} ")
 
 
-def _card(base: Base, lora: Lora, made_for: Trained | None, precision: str, dtype: str) -> str:
+def _card(
+    base: Base, lora: Lora, made_for: AdapterSettings | None, precision: str, dtype: str
+) -> str:
     prompts = "What its prompts looked like is not known"
     if made_for is not None:
         block = "a measured block" if made_for.evidence else "no measured block"

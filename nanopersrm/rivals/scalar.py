@@ -31,8 +31,8 @@ from nanopersrm.model import lora_files
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
-from nanopersrm.style.nearness import Nearness
 from nanopersrm.style.profile import measured_block
+from nanopersrm.style.similarity import StyleEvidenceFn
 from nanopersrm.train import packing
 from nanopersrm.train.packing import Batch, Text
 
@@ -98,7 +98,7 @@ def load(folder: Path, model: Model) -> Scalar:
 
 
 def scorer(
-    model: Model, tokenizer: Tokenizer, scalar: Scalar, evidence: bool, near: Nearness | None
+    model: Model, tokenizer: Tokenizer, scalar: Scalar, evidence: bool, near: StyleEvidenceFn | None
 ) -> Score:
     """A judge as `opinions.py` has it: s of each candidate; None where a prompt is too long."""
 

@@ -32,8 +32,7 @@ from nanopersrm.model.transformer import Model, ModelConfig
 from nanopersrm.pairs import digest, read
 from nanopersrm.rivals import scalar
 from nanopersrm.rivals.scalar import Scalar
-from nanopersrm.style.nearness import Nearness, nearness
-from nanopersrm.style.similarity import Style
+from nanopersrm.style.similarity import Style, StyleEvidenceFn, style_evidence_fn
 from nanopersrm.train import checkpoint, packing
 from nanopersrm.train import setup as starting
 from nanopersrm.train.contrast import contrast
@@ -104,7 +103,7 @@ def trial(
 
 def learn(
     config: Config, how: Preset, model: Model, learner: Learner, learned: Scalar, whole: Course,
-    near: Nearness | None,
+    near: StyleEvidenceFn | None,
 ) -> None:  # fmt: skip
     """All steps."""
     training = learner.training
@@ -148,7 +147,7 @@ def main(config: Config) -> None:
     tiny = starting.is_random(config.preset, config.base)
     model = starting.load(base, how, device, config.seed, tiny)
     styled = None if config.style_from is None else Style.load(config.style_from, model)
-    near = nearness(tokenizer, styled) if styled is not None and lesson.evidence else None
+    near = style_evidence_fn(tokenizer, styled) if styled is not None and lesson.evidence else None
     learned = Scalar.new(model, config.lora, config.seed + 1)
     torch.manual_seed(config.seed)  # of dropout
     with Stop() as stop:

@@ -39,8 +39,8 @@ import tyro
 from kernels.process import trim
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
+from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.judge.trained import DEFAULT
 from nanopersrm.model.embedded import DEFAULT_BASE
 
 try:

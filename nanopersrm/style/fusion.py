@@ -27,7 +27,7 @@ A distance that a text cannot show counts as the mean of the training pairs. `us
 
 What we left out: products of instruments, and weights by kind of text. A chance alone tells less
 than two side by side (0.67 nats a text, 0.4 to 0.5 a pair): it knows nothing of how hard a writer
-is. Read next: `nearness.py`.
+is. Read next: `similarity.py`.
 """
 
 import hashlib

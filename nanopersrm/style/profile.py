@@ -105,11 +105,13 @@ class Trait:
     phrase: str
 
 
-class Near(NamedTuple):
-    """What instruments that are trained say of a candidate (`nearness.py`)."""
+class StyleEvidence(NamedTuple):
+    """What instruments that are trained say of a candidate (`similarity.py`)."""
 
-    style: float  # percent of the pairs of strangers that are less similar
-    chance: float | None = None  # percent, of all instruments together (`fusion.py`)
+    percentile: (
+        float  # of the style similarity: percent of the pairs of strangers that are less similar
+    )
+    probability: float | None = None  # percent, of all instruments together (`fusion.py`)
 
 
 @lru_cache(maxsize=1)
@@ -298,7 +300,7 @@ def measured_block(
     exemplars: Sequence[str],
     candidates: Sequence[str],
     top: int = SHOWN,
-    near: Sequence[Near] | None = None,
+    near: Sequence[StyleEvidence] | None = None,
 ) -> str:
     """What stands between the measured tags of a prompt: one line a factor, one a candidate.
 
@@ -325,11 +327,11 @@ def measured_block(
     for i, (label, candidate) in enumerate(zip(labels, candidates, strict=True)):
         alike = ngram_percentile(ngram_similarity(exemplars, candidate))
         close = 100.0 - distance_percentile(factor_distance(exemplars, candidate))
-        kin = "" if near is None else f", style {near[i].style:.0f}%"
+        kin = "" if near is None else f", style {near[i].percentile:.0f}%"
         lines.append(
             f"{label} closer than strangers: n-grams {alike:.0f}%, factors {close:.0f}%{kin}"
         )
     for label, one in zip(labels, near or (), strict=False):
-        if one.chance is not None:
-            lines.append(f"{label} by this writer: {one.chance:.0f}% likely")
+        if one.probability is not None:
+            lines.append(f"{label} by this writer: {one.probability:.0f}% likely")
     return "\n".join(lines)

@@ -30,7 +30,7 @@ to be beside it. What we left out: pooling by weights, negatives from earlier st
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -46,9 +46,10 @@ from nanopersrm.model import lora_files
 from nanopersrm.model.bases import read_json
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.lora import Lora, LoraConfig, matrices
+from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.style import fusion
-from nanopersrm.style.profile import percentile
+from nanopersrm.style.profile import StyleEvidence, percentile
 
 QUARTER = 0.26  # share of the blocks that run
 LEAST_DEVIATION = 1e-4  # of a number that is the same in all texts
@@ -348,3 +349,49 @@ def _read(file: Path, D: int) -> tuple[StyleConfig, dict[str, Any]]:
         return StyleConfig(**{field: found[field] for field in kinds}), found
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
+
+
+# (exemplars, texts) -> what is said of each text
+StyleEvidenceFn = Callable[[Sequence[str], Sequence[str]], list[StyleEvidence]]
+
+
+def cosines(tokenizer: Tokenizer, style: Style) -> fusion.Cosines:
+    """The style similarity as a function of texts: the cosine of each with the writer."""
+
+    def similar(exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
+        def ids(some: Sequence[str]) -> list[list[int]]:
+            return [tokenizer.encode(text.strip()) for text in some]
+
+        return style.similarities(ids(exemplars), ids(texts))
+
+    return similar
+
+
+def style_evidence_fn(
+    tokenizer: Tokenizer, style: Style, writers: Mapping[tuple[str, ...], str] | None = None
+) -> StyleEvidenceFn:
+    """The percentile of the style similarity and, where instruments are fused, the chance.
+
+    writers: of exemplars that are trained on, whose they are.
+    """
+    similar = cosines(tokenizer, style)
+    known = writers or {}
+
+    def near(exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
+        found = similar(exemplars, texts)
+        percents = [style.percentile(cosine) for cosine in found]
+        if (fused := style.fusion) is None:
+            return [StyleEvidence(percent) for percent in percents]
+        if (writer := known.get(tuple(text.strip() for text in exemplars))) is not None:
+            fused = fused.unseen_by(writer)
+        chances = fused.chances(exemplars, texts, found)
+        return [StyleEvidence(*both) for both in zip(percents, chances, strict=True)]
+
+    return near
+
+
+def probabilities(near: Iterable[StyleEvidence]) -> list[float] | None:
+    """The chance of each text by all instruments together; None where nobody has weighed them."""
+    found = [one.probability for one in near]
+    known = [chance for chance in found if chance is not None]
+    return known if known and len(known) == len(found) else None

@@ -26,8 +26,7 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.pairs import Pair, couples, read
 from nanopersrm.style import fusion
 from nanopersrm.style.fusion import Fusion
-from nanopersrm.style.nearness import Nearness
-from nanopersrm.style.similarity import Style, writer_of
+from nanopersrm.style.similarity import Style, StyleEvidenceFn, writer_of
 from nanopersrm.train import lessons
 from nanopersrm.train.lessons import LessonConfig, Roster, StyleBatch
 from nanopersrm.train.packing import Bundle, Text, grow
@@ -56,7 +55,7 @@ class Course:
         self.left_out = 0  # trees that were too long
 
     def step(
-        self, step: int, count: int, near: Nearness | None, replies: bool = True
+        self, step: int, count: int, near: StyleEvidenceFn | None, replies: bool = True
     ) -> list[Bundle]:
         """The trees of the `count` pairs of a step; those too long are left out."""
         found = []
@@ -91,7 +90,9 @@ class Course:
             negatives=[(i, one) for i, one in enumerate(ids[2 * writers :])],
         )
 
-    def longest(self, count: int, near: Nearness | None, replies: bool = True) -> list[Bundle]:
+    def longest(
+        self, count: int, near: StyleEvidenceFn | None, replies: bool = True
+    ) -> list[Bundle]:
         """The trees of the `count` pairs with the most text, but for those too long to learn from.
 
         No step has more to compute, but that a rival's text may be longer than those of the pair.
@@ -120,7 +121,7 @@ def tree(
     tokenizer: Tokenizer,
     config: LessonConfig,
     seed: str,
-    near: Nearness | None,
+    near: StyleEvidenceFn | None,
     replies: bool = True,
 ) -> Bundle | None:
     """Imitation and contrast of one pair in one tree; None where it is too long.
@@ -147,7 +148,7 @@ def tree(
 
 
 def prompt(
-    pair: Pair, role: str, tokenizer: Tokenizer, config: LessonConfig, near: Nearness | None
+    pair: Pair, role: str, tokenizer: Tokenizer, config: LessonConfig, near: StyleEvidenceFn | None
 ) -> list[int]:
     """What the judge is asked about one text of a pair, `chosen` or `rejected`."""
     pair = lessons.stripped(pair)

@@ -23,7 +23,7 @@ from typing import Any
 
 from nanopersrm import InputError
 from nanopersrm.files import reason
-from nanopersrm.judge.trained import Trained
+from nanopersrm.judge.adapter_settings import AdapterSettings
 from nanopersrm.model.lora import Lora
 from nanopersrm.style.similarity import Style
 from nanopersrm.train import checkpoint
@@ -34,7 +34,7 @@ MINE = {"adapter_config.json", "adapter_model.safetensors", "judge.json", "style
 
 
 def save(
-    out: Path, phase: str, steps: int, made_for: Trained, lora: Lora, style: Style | None
+    out: Path, phase: str, steps: int, made_for: AdapterSettings, lora: Lora, style: Style | None
 ) -> str:
     """Write RUN/adapter, and RUN/best where an earlier step than the last of `steps` judged better;
     a line about that, or "". The adapter is as it was best then."""

@@ -28,7 +28,7 @@ from nanopersrm.model.embedded import DEFAULT_BASE
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.pairs import Pair, couples, read
-from nanopersrm.style.nearness import Nearness
+from nanopersrm.style.similarity import StyleEvidenceFn
 from nanopersrm.train import course, plans, trial
 from nanopersrm.train.facts import FORMS, ROLES
 from nanopersrm.train.lessons import LessonConfig
@@ -52,7 +52,7 @@ class Exam:
         tokenizer: Tokenizer,
         config: LessonConfig,
         seed: int,
-        near: Nearness | None,
+        near: StyleEvidenceFn | None,
         replies: int = WRITTEN,
         reasoned: int = 0,
         temperature: float = 1.0,
@@ -140,7 +140,7 @@ def main(config: Config) -> None:
     made = judge.made_for
     lesson = LessonConfig() if made is None else LessonConfig(evidence=made.evidence)
     shows = judge.style is not None and (made is None or made.style)
-    near = judge.nearness if shows else None
+    near = judge.style_evidence if shows else None
     asked = config.replies, config.reasoned, config.temperature
     exam = Exam(some, judge.tokenizer, lesson, config.seed, near, *asked)
     found, page = exam.hold(judge.model, PRESETS["cpu"])

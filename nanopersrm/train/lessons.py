@@ -40,8 +40,8 @@ from nanopersrm.judge.prompts import messages
 from nanopersrm.model.sampler import common_prefix
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.pairs import Pair, couples
-from nanopersrm.style.nearness import Nearness
-from nanopersrm.style.profile import Near, measured_block
+from nanopersrm.style.profile import StyleEvidence, measured_block
+from nanopersrm.style.similarity import StyleEvidenceFn
 from nanopersrm.train.attacks import with_attack
 from nanopersrm.train.facts import ROLES, shown
 from nanopersrm.train.packing import Branch, Bundle
@@ -80,7 +80,7 @@ def imitation(
     tokenizer: Tokenizer,
     config: LessonConfig,
     seed: int | str,
-    near: Nearness | None = None,
+    near: StyleEvidenceFn | None = None,
 ) -> list[Bundle]:
     """A bundle for each form: pointwise about chosen and rejected, pairwise in both orders.
 
@@ -132,7 +132,7 @@ def prompt(
     candidates: Sequence[str],
     tokenizer: Tokenizer,
     config: LessonConfig,
-    near: Mapping[str, Near] | None = None,
+    near: Mapping[str, StyleEvidence] | None = None,
 ) -> list[int]:
     """What the judge would be asked about these candidates, up to the start of the reply.
 
@@ -147,8 +147,8 @@ def prompt(
 
 
 def similar(
-    pair: Pair, texts: Sequence[str], config: LessonConfig, near: Nearness | None
-) -> dict[str, Near] | None:
+    pair: Pair, texts: Sequence[str], config: LessonConfig, near: StyleEvidenceFn | None
+) -> dict[str, StyleEvidence] | None:
     """What trained instruments say of each text, where the prompts show it."""
     if near is None or not config.evidence:
         return None
@@ -200,7 +200,7 @@ def contrast_list(
     tokenizer: Tokenizer,
     config: LessonConfig,
     rng: random.Random,
-    near: Nearness | None = None,
+    near: StyleEvidenceFn | None = None,
 ) -> Bundle | None:
     """Chosen, rejected and texts of other writers of the domain, one prompt each, in drawn order.
 

@@ -26,7 +26,7 @@ from nanopersrm.judge import verdict
 from nanopersrm.judge.verdict import LABELS
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.pairs import Pair
-from nanopersrm.style.nearness import Nearness
+from nanopersrm.style.similarity import StyleEvidenceFn
 from nanopersrm.train import lessons
 from nanopersrm.train.facts import shown
 from nanopersrm.train.lessons import LessonConfig
@@ -102,7 +102,7 @@ def asked(
     form: str,
     tokenizer: Tokenizer,
     config: LessonConfig,
-    near: Nearness | None,
+    near: StyleEvidenceFn | None,
     reply: int,
     at_once: bool = False,
 ) -> Asked | None:
@@ -125,7 +125,7 @@ def prompts_of(
     form: str,
     tokenizer: Tokenizer,
     config: LessonConfig,
-    near: Nearness | None,
+    near: StyleEvidenceFn | None,
 ) -> list[list[int]]:
     """With the chosen text as A, and with the rejected one. The pair is stripped already."""
     texts = [pair.chosen, pair.rejected]

@@ -33,8 +33,8 @@ import torch
 import torch.nn.functional as F
 
 from nanopersrm import InputError
-from nanopersrm.judge import trained, verdict
-from nanopersrm.judge.trained import Trained, weights_sha256
+from nanopersrm.judge import adapter_settings, verdict
+from nanopersrm.judge.adapter_settings import AdapterSettings, weights_sha256
 from nanopersrm.model import lora_files, weights
 from nanopersrm.model.bases import DEFAULT_BASE, Base
 from nanopersrm.model.device import dtype_of
@@ -42,8 +42,7 @@ from nanopersrm.model.linear import Linear
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
-from nanopersrm.style.nearness import Nearness, nearness
-from nanopersrm.style.similarity import Style
+from nanopersrm.style.similarity import Style, StyleEvidenceFn, style_evidence_fn
 from nanopersrm.train.presets import Preset
 
 TINY = {  # sizes of the random model
@@ -101,11 +100,11 @@ def _chain(model: Model, tokenizer: Tokenizer) -> None:
 
 def made_for(
     said: str, base: Base, model: Model, tiny: bool, evidence: bool, form: str, style: bool
-) -> Trained:
+) -> AdapterSettings:
     """What an adapter says of itself; `said` is how the base was named."""
     kinds = {kind: name for name, kind in weights.DTYPES.items()}
     name = str(base.path) if Path(said).exists() else said  # found from any folder
-    return Trained(
+    return AdapterSettings(
         base=RANDOM if tiny else name,
         base_sha256=weights_sha256(base),
         nf4=any(matrix.nf4 is not None for matrix in model.modules() if isinstance(matrix, Linear)),
@@ -116,24 +115,26 @@ def made_for(
     )
 
 
-def named(adapter: str | Path | None, base: str) -> tuple[Path | None, Trained | None]:
+def named(adapter: str | Path | None, base: str) -> tuple[Path | None, AdapterSettings | None]:
     """The folder of the adapter to go on from, "default" being the one that comes with the base,
     and its judge.json where it has one; None: a new adapter."""
-    folder = trained.chosen(adapter, base)
+    folder = adapter_settings.resolve_adapter(adapter, base)
     if folder is None:
-        if adapter is not None and str(adapter) == trained.DEFAULT:
+        if adapter is not None and str(adapter) == adapter_settings.DEFAULT:
             raise InputError(f"--adapter {adapter}: no adapter comes with the base {base}")
         return None, None
-    return folder, trained.read(folder)
+    return folder, adapter_settings.read(folder)
 
 
-def said_by(folder: str | Path | None, default: Path, base: str) -> tuple[Path, Trained | None]:
+def said_by(
+    folder: str | Path | None, default: Path, base: str
+) -> tuple[Path, AdapterSettings | None]:
     """What `named` gives, of a run that cannot do without an adapter.
 
     None: the `default`, what train_sft.py leaves, or else the one that comes with the base.
     """
     if folder is None and not default.is_dir():
-        folder = trained.chosen(trained.DEFAULT, base)
+        folder = adapter_settings.resolve_adapter(adapter_settings.DEFAULT, base)
     if folder is None and not default.is_dir():
         raise InputError(
             f"expected a trained adapter in {default}, found none: run `python train_sft.py` "
@@ -145,7 +146,9 @@ def said_by(folder: str | Path | None, default: Path, base: str) -> tuple[Path, 
     return found, made
 
 
-def unsaid(made: Trained | None, base: str, nf4: bool | None, dtype: str | None) -> dict[str, Any]:
+def unsaid(
+    made: AdapterSettings | None, base: str, nf4: bool | None, dtype: str | None
+) -> dict[str, Any]:
     """Settings of a run that nobody has said, from what its adapter was trained on."""
     if made is None:
         return {}
@@ -156,12 +159,14 @@ def unsaid(made: Trained | None, base: str, nf4: bool | None, dtype: str | None)
     }
 
 
-def form_of(made: Trained | None) -> Literal["pointwise", "pairwise"]:
+def form_of(made: AdapterSettings | None) -> Literal["pointwise", "pairwise"]:
     """The form of prompts that reinforcement goes on with: one of two, of an adapter for both."""
     return "pairwise" if made is not None and made.form == "pairwise" else "pointwise"
 
 
-def same_base(made: Trained | None, folder: Path | None, base: Base, tiny: bool) -> str | None:
+def same_base(
+    made: AdapterSettings | None, folder: Path | None, base: Base, tiny: bool
+) -> str | None:
     """A note if the adapter may have been trained on another base, an error if it surely was."""
     if made is None or folder is None:
         return None
@@ -202,20 +207,20 @@ def going_on(folder: Path, model: Model, said: LoraConfig) -> Lora:
 
 def instruments(
     folder: Path | None,
-    made: Trained | None,
+    made: AdapterSettings | None,
     model: Model,
     tokenizer: Tokenizer,
     writers: Mapping[tuple[str, ...], str],
-) -> tuple[Style | None, Nearness | None]:
+) -> tuple[Style | None, StyleEvidenceFn | None]:
     """The style adapter beside an adapter, and what it measures where the prompts show that.
 
-    writers: see `nearness.py`.
+    writers: see `similarity.py`.
     """
     if folder is None or not (folder / "style").is_dir():
         return None, None
     styled = Style.load(folder / "style", model)
     shows = bool(styled.quantiles) and (made is None or made.style)
-    return styled, nearness(tokenizer, styled, writers) if shows else None
+    return styled, style_evidence_fn(tokenizer, styled, writers) if shows else None
 
 
 def adapter_sha256(folder: Path | None) -> str | None:
@@ -225,10 +230,10 @@ def adapter_sha256(folder: Path | None) -> str | None:
     """
     if folder is None:
         return None
-    made = trained.read(folder)
+    made = adapter_settings.read(folder)
     plain = None if made is None else replace(made, sharpness=1.0, sharpness_reasoned=1.0)
     sha = hashlib.sha256(repr(plain).encode())
-    told = (trained.FILE, "README.md")
+    told = (adapter_settings.FILE, "README.md")
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if path.relative_to(folder).as_posix() not in told:
             sha.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())

@@ -20,8 +20,8 @@ from nanopersrm.judge.answer import FORCED_ROOM
 from nanopersrm.model.sampler import sample_name
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
-from nanopersrm.style.nearness import Nearness
-from nanopersrm.style.profile import Near
+from nanopersrm.style.profile import StyleEvidence
+from nanopersrm.style.similarity import StyleEvidenceFn
 from nanopersrm.train import plans
 from nanopersrm.train.curriculum import Couple, Curriculum
 from nanopersrm.train.harvest import Harvest, Yield
@@ -42,7 +42,7 @@ class Source:
     tokenizer: Tokenizer
     curriculum: Curriculum
     lesson: LessonConfig
-    near: Nearness | None
+    near: StyleEvidenceFn | None
     rollout: RolloutConfig
     reward: RewardConfig
     seed: int
@@ -105,7 +105,9 @@ class Source:
                     found.append(one)
         return found
 
-    def _as_prompts(self, couple: Couple, near: Nearness | None, at_once: bool) -> Asked | None:
+    def _as_prompts(
+        self, couple: Couple, near: StyleEvidenceFn | None, at_once: bool
+    ) -> Asked | None:
         """None where it is too long: it is so for both kinds or for none."""
         form = self.lesson.form
         return plans.asked(couple, form, self.tokenizer, self.lesson, near, self._room, at_once)
@@ -183,9 +185,9 @@ class Source:
         return heaviest
 
 
-def _made_up(exemplars: Sequence[str], texts: Sequence[str]) -> list[Near]:
+def _made_up(exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
     """In place of what instruments say, in as many words."""
-    return [Near(50.0, 50.0)] * len(texts)
+    return [StyleEvidence(50.0, 50.0)] * len(texts)
 
 
 def _as_long_as_may_be(reply: int) -> Drawn:

@@ -33,7 +33,7 @@ from kernels.process import trim
 from nanopersrm import InputError
 from nanopersrm.command import Ending
 from nanopersrm.files import hold, write_json
-from nanopersrm.judge.trained import Trained
+from nanopersrm.judge.adapter_settings import AdapterSettings
 from nanopersrm.model import lora_files
 from nanopersrm.model.bases import read_json
 from nanopersrm.model.lora import Lora
@@ -264,7 +264,7 @@ class Learner:
         return norm
 
 
-def save_adapter(folder: Path, made_for: Trained, lora: Lora, style: Style | None) -> None:
+def save_adapter(folder: Path, made_for: AdapterSettings, lora: Lora, style: Style | None) -> None:
     """The folder that judge.py loads, written beside it and renamed when whole."""
     part = checkpoint.fresh(folder.with_name(f".{folder.name}.part"))
     lora_files.save(part, lora, made_for.base)

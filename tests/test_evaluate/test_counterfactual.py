@@ -16,7 +16,7 @@ from nanopersrm import InputError
 from nanopersrm.evaluate import counterfactual
 from nanopersrm.evaluate.counterfactual import SAME, answers, said, scores
 from nanopersrm.evaluate.evaluate import select
-from nanopersrm.judge import trained
+from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.model.bases import Base
@@ -38,7 +38,7 @@ def base(tmp_path_factory) -> Base:
 
 def fused_adapter(folder: Path, base: Base, /, **changed: object) -> Path:
     """An adapter whose prompts show a chance by all instruments."""
-    facts = trained.read(make_adapter(folder, base))
+    facts = adapter_settings.read(make_adapter(folder, base))
     assert facts is not None
     replace(facts, **changed).save(folder)  # type: ignore[arg-type]
     style = Style.load(folder / "style", load(base, torch.float32, torch.device("cpu")))
@@ -137,12 +137,12 @@ def test_only_the_number_differs_from_what_the_judge_asks(judge, rude, monkeypat
     assert [re.findall(r"(\d+)% likely", one) for one in shown] == [["7"], ["50"], ["99"]]
     ours = {re.sub(r"\d+% likely", "", one) for one in shown}
     shown.clear()
-    near = judge.nearness([one.strip() for one in rude.exemplars], [text.strip()])[0]
+    near = judge.style_evidence([one.strip() for one in rude.exemplars], [text.strip()])[0]
     asked = JudgeConfig(think=False)
     judged = judge.judge(rude.exemplars, [text], rude.question, config=asked)
     assert len(ours) == 1
     assert ours <= {re.sub(r"\d+% likely", "", one) for one in shown}
-    same = scores(judge, rude, text, (round(near.chance), 50))
+    same = scores(judge, rude, text, (round(near.probability), 50))
     assert same is not None
     assert same[0] == pytest.approx(judged.scores[0], abs=1e-4)
 
@@ -258,7 +258,7 @@ def test_wrong_numbers_are_one_line(base, folder, file, arguments, part, capsys)
 def test_whose_prompts_show_a_chance(base, file, tmp_path, changed, part, capsys):
     other = fused_adapter(tmp_path / "other", base, **(changed or {}))
     if changed is None:
-        (other / trained.FILE).unlink()
+        (other / adapter_settings.FILE).unlink()
     own = ("--base", base.path, "--pairs", file, "--dtype", "fp32", "--limit", 2)
     assert asked(*own, "--adapter", other, "--chances", 20, 80) == (2 if part else 0)
     assert (part or "") in capsys.readouterr().err

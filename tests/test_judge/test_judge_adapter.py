@@ -27,7 +27,7 @@ from nanopersrm.model.cache import Layout
 from nanopersrm.model.linear import Linear
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
-from nanopersrm.style.profile import Near, measured_block
+from nanopersrm.style.profile import StyleEvidence, measured_block
 from nanopersrm.style.similarity import Style
 
 CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ def test_the_style_percentile_stands_in_the_measured_block(base, folder, judge, 
     percents = Style.load(folder / "style", bare).percentiles(ids[:2], ids[2:])
     assert len({round(percent) for percent in percents}) == 2
     for candidate, percent in zip(CANDIDATES[:2], percents, strict=True):
-        block = measured_block(EXEMPLARS, [candidate], near=[Near(percent)])
+        block = measured_block(EXEMPLARS, [candidate], near=[StyleEvidence(percent)])
         assert block.endswith(f", style {percent:.0f}%")
         assert any(block in text and candidate in text for text in shown)
     shown.clear()
@@ -94,7 +94,8 @@ def test_what_all_instruments_say_is_said_beside_the_score(judge, monkeypatch):
     for mode in ("pointwise", "pairwise"):
         found = judge.judge(EXEMPLARS, texts, config=JudgeConfig(mode, think=False))
         expected = [
-            near.chance for near in judge.nearness(EXEMPLARS, [text.strip() for text in texts])
+            near.probability
+            for near in judge.style_evidence(EXEMPLARS, [text.strip() for text in texts])
         ]
         assert found.measured == pytest.approx(expected)
         assert found.measured[0] == found.measured[2] != found.measured[1]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from data.build import demo_pairs
 from nanopersrm import InputError
-from nanopersrm.judge import trained
+from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.judge import UNTRAINED, Judge
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.model import export, lora_files
@@ -31,21 +31,21 @@ def folder(base, tmp_path_factory) -> Path:
 
 
 def test_which_adapter_is_meant(folder, monkeypatch):
-    monkeypatch.setattr(trained, "SHIPPED", folder)
-    assert trained.chosen("default", DEFAULT_BASE) == folder
-    assert trained.chosen("default", "some/base") is None
-    assert trained.chosen("none", DEFAULT_BASE) is None
-    assert trained.chosen(None, DEFAULT_BASE) is None
-    assert trained.chosen("mine", DEFAULT_BASE) == Path("mine")
-    assert trained.chosen("~/mine", "some/base") == Path.home() / "mine"
-    monkeypatch.setattr(trained, "SHIPPED", folder / "nothing")
-    assert trained.chosen("default", DEFAULT_BASE) is None
+    monkeypatch.setattr(adapter_settings, "SHIPPED", folder)
+    assert adapter_settings.resolve_adapter("default", DEFAULT_BASE) == folder
+    assert adapter_settings.resolve_adapter("default", "some/base") is None
+    assert adapter_settings.resolve_adapter("none", DEFAULT_BASE) is None
+    assert adapter_settings.resolve_adapter(None, DEFAULT_BASE) is None
+    assert adapter_settings.resolve_adapter("mine", DEFAULT_BASE) == Path("mine")
+    assert adapter_settings.resolve_adapter("~/mine", "some/base") == Path.home() / "mine"
+    monkeypatch.setattr(adapter_settings, "SHIPPED", folder / "nothing")
+    assert adapter_settings.resolve_adapter("default", DEFAULT_BASE) is None
 
 
 def test_reinforcement_goes_on_from_it(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(trained, "SHIPPED", folder)
+    monkeypatch.setattr(adapter_settings, "SHIPPED", folder)
     found, made = said_by(None, tmp_path / "none", DEFAULT_BASE)
-    assert (found, made) == (folder, trained.read(folder))
+    assert (found, made) == (folder, adapter_settings.read(folder))
     with pytest.raises(InputError, match=r"run `python train_sft.py` first"):
         said_by(None, tmp_path / "none", "some/base")
 
@@ -110,13 +110,13 @@ def test_a_broken_adapter_leaves_nothing(tmp_path, capsys):
 
 
 def test_what_the_package_brings():
-    made = trained.read(trained.SHIPPED)
+    made = adapter_settings.read(adapter_settings.SHIPPED)
     assert made is not None
     assert (made.base, made.nf4, made.evidence, made.style) == (DEFAULT_BASE, False, True, True)
     assert made.sharpness != 1.0  # calibrated
-    files = [path for path in trained.SHIPPED.rglob("*") if path.is_file()]
+    files = [path for path in adapter_settings.SHIPPED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 24 << 20
-    card = (trained.SHIPPED / "README.md").read_text(encoding="utf-8")
+    card = (adapter_settings.SHIPPED / "README.md").read_text(encoding="utf-8")
     for told in ("github.com", "Licence", "train_sft.py", "seed", "Limits"):
         assert told in card, told
 

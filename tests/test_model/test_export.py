@@ -24,7 +24,7 @@ from nanopersrm.model.cache import Layout
 from nanopersrm.model.export import Config, run
 from nanopersrm.model.lora import LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
-from nanopersrm.judge.trained import Trained
+from nanopersrm.judge.adapter_settings import AdapterSettings
 from nanopersrm.model.weights import DTYPES, load
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def make_adapter(folder: Path, base: Base, nf4: bool = False, dtype: str = "fp32
     model = load(base, DTYPES[dtype], CPU, nf4)
     config = LoraConfig(rank=3, alpha=5, targets=("q_proj", "v_proj", "o_proj", "down_proj"))
     lora_files.save(folder, randomized(model, config), base.name)
-    made_for = Trained(base.name, None, nf4, dtype, True, "pointwise", False)
+    made_for = AdapterSettings(base.name, None, nf4, dtype, True, "pointwise", False)
     made_for.save(folder)
     return folder
 

@@ -24,8 +24,8 @@ from nanopersrm.model.weights import load
 from nanopersrm.pairs import write
 from nanopersrm.rivals import scalar, train_scalar
 from nanopersrm.rivals.scalar import Scalar
-from nanopersrm.style.nearness import Nearness
-from nanopersrm.style.profile import Near
+from nanopersrm.style.profile import StyleEvidence
+from nanopersrm.style.similarity import StyleEvidenceFn
 from nanopersrm.train import course, packing
 from nanopersrm.train.lessons import LessonConfig
 
@@ -52,7 +52,7 @@ def asked(
     candidates: list[str],
     question: str = "",
     evidence: bool = False,
-    near: Nearness | None = None,
+    near: StyleEvidenceFn | None = None,
 ) -> list[float]:
     """The scores of some candidates, none of them missing."""
     found = scalar.scorer(*made, evidence, near)(EXEMPLARS, question, candidates)
@@ -84,7 +84,7 @@ def test_evidence_and_style_change_what_is_asked(made):
     shown = asked(made, CANDIDATES, evidence=True)
 
     def told(exemplars, texts):
-        return [Near(97.0), Near(3.0), Near(50.0, 50.0)]
+        return [StyleEvidence(97.0), StyleEvidence(3.0), StyleEvidence(50.0, 50.0)]
 
     near = asked(made, CANDIDATES, evidence=True, near=told)
     assert len({*plain, *shown, *near}) == 9

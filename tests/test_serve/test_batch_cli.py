@@ -12,7 +12,7 @@ from test_cli import EDMUND, caller, script
 from test_cli import tiny_folder as tiny_folder
 from test_cli import tiny_judge as tiny_judge
 
-from nanopersrm.judge import trained
+from nanopersrm.judge import adapter_settings
 from nanopersrm.model.bases import resolve
 
 
@@ -99,7 +99,7 @@ def test_an_adapter_that_changed_is_another_one(cli, tmp_path, tiny_folder):
     before = out.read_bytes()
     code, said, _ = cli(*arguments, shutil.copytree(folder, tmp_path / "moved"))  # the same one
     assert (code, "(5 of them before)" in said) == (0, True)
-    made_for = trained.read(folder)
+    made_for = adapter_settings.read(folder)
     assert made_for is not None
     replace(made_for, sharpness=2.0).save(folder)
     code, _, error = cli(*arguments, folder)

@@ -12,8 +12,8 @@ from nanopersrm import InputError
 from nanopersrm.style import reference as builder
 from nanopersrm.style.features import COUNTED, FACTORS, measure
 from nanopersrm.style.profile import (
-    Near,
     Stats,
+    StyleEvidence,
     _figure,
     distance_percentile,
     factor_distance,
@@ -165,16 +165,18 @@ def test_block_numbers_are_measured() -> None:
         near = 100 - distance_percentile(factor_distance(exemplars, candidate))
         expected = f"{who} closer than strangers: n-grams {alike:.0f}%, factors {near:.0f}%"
         assert lines["AB".index(who) + 6] == expected
-    styled = measured_block(exemplars, candidates, near=[Near(90.6), Near(3.0)]).splitlines()
+    styled = measured_block(
+        exemplars, candidates, near=[StyleEvidence(90.6), StyleEvidence(3.0)]
+    ).splitlines()
     assert styled == [*lines[:6], f"{lines[6]}, style 91%", f"{lines[7]}, style 3%"]
-    weighed = [Near(90.6, 71.5), Near(3.0, 1.0)]
+    weighed = [StyleEvidence(90.6, 71.5), StyleEvidence(3.0, 1.0)]
     assert measured_block(exemplars, candidates, near=weighed).splitlines() == [
         *styled,
         "A by this writer: 72% likely",
         "B by this writer: 1% likely",
     ]
     with pytest.raises(AssertionError, match="for 2 texts"):
-        measured_block(exemplars, candidates, near=[Near(90.6)])
+        measured_block(exemplars, candidates, near=[StyleEvidence(90.6)])
 
 
 def test_block_is_short_and_shows_no_echoes() -> None:

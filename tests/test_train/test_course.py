@@ -14,8 +14,7 @@ from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
 from nanopersrm.pairs import Pair
-from nanopersrm.style.nearness import nearness
-from nanopersrm.style.similarity import Style, StyleConfig
+from nanopersrm.style.similarity import Style, StyleConfig, style_evidence_fn
 from nanopersrm.train import course, lessons, packing
 from nanopersrm.train.course import Course, fused, prompt, strangers, tree
 from nanopersrm.train.lessons import LessonConfig
@@ -252,7 +251,7 @@ def test_strangers_are_of_other_authors(pairs, tokenizer, style):
 
 def test_nearness_stands_in_the_prompts(pairs, tokenizer, style, monkeypatch):
     monkeypatch.setattr(style, "quantiles", tuple(i / 100 for i in range(101)))
-    near = nearness(tokenizer, style)
+    near = style_evidence_fn(tokenizer, style)
     pair = replace(pairs[0], chosen=f"  {pairs[0].chosen}\n")
     [(percent, chance)] = near(pair.exemplars, [pair.chosen.strip()])
     assert near(pair.exemplars, [pair.chosen]) == [(percent, None)]

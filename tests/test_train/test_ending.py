@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from test_train_rft import here as rft
 from test_train_sft import brief, files, given, here, one_thread  # noqa: F401
 
-from nanopersrm.judge import trained
+from nanopersrm.judge import adapter_settings
 from nanopersrm.train import checkpoint, trial
 
 
@@ -43,7 +43,7 @@ def test_the_best_trial_is_left_too(given, scored, tmp_path, brief, capsys):  # 
     for name, tensor in found.items():
         own = name.removeprefix("base_model.model.model.").replace(".weight", "")
         assert tensor.equal(kept.tensors[f"judge.{own.replace('lora_', '')}"])
-    assert trained.read(tmp_path / "best") == trained.read(tmp_path / "adapter")
+    assert adapter_settings.read(tmp_path / "best") == adapter_settings.read(tmp_path / "adapter")
 
     assert here(*asked, "--resume") == 0  # nothing is left to do: the same again
     assert files(tmp_path / "best") == best

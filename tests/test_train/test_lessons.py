@@ -18,7 +18,7 @@ from nanopersrm.model.sampler import Decoder, Reply
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
 from nanopersrm.pairs import Pair
-from nanopersrm.style.profile import Near
+from nanopersrm.style.profile import StyleEvidence
 from nanopersrm.train import lessons
 from nanopersrm.train.facts import shown
 from nanopersrm.train.lessons import LessonConfig, contrast_list, imitation, roster
@@ -234,7 +234,10 @@ def test_style_percentiles_stand_at_their_candidates(tokenizer, pairs):
 
     def style(exemplars, candidates):
         asked.append((exemplars, list(candidates)))
-        return [Near(91.0) if text == pair.chosen else Near(7.0) for text in candidates]
+        return [
+            StyleEvidence(91.0) if text == pair.chosen else StyleEvidence(7.0)
+            for text in candidates
+        ]
 
     spaced = tuple(f"{text} " for text in pair.exemplars)
     loose = replace(pair, chosen=f"\n {pair.chosen}", exemplars=spaced)

@@ -12,7 +12,7 @@ from nanopersrm.judge import verdict
 from nanopersrm.judge.prompts import messages
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.pairs import Pair
-from nanopersrm.style.profile import Near
+from nanopersrm.style.profile import StyleEvidence
 from nanopersrm.train import course, lessons, plans
 from nanopersrm.train.lessons import LessonConfig
 from nanopersrm.train.packing import Bundle, batch
@@ -37,9 +37,9 @@ def couple() -> tuple[Pair, Pair]:
     return replace(pair, chosen=f"  {pair.chosen}\n"), replace(twin, rejected=f"{twin.rejected} ")
 
 
-def near(exemplars, texts) -> list[Near]:
+def near(exemplars, texts) -> list[StyleEvidence]:
     """A percentile that is told by the text."""
-    return [Near(float(len(text) % 100)) for text in texts]
+    return [StyleEvidence(float(len(text) % 100)) for text in texts]
 
 
 def made(sizes: list[int]) -> list[list[Drawn]]:

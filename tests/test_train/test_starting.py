@@ -9,8 +9,8 @@ import torch
 from fixtures import make_adapter, make_base
 
 from nanopersrm import InputError
-from nanopersrm.judge import trained
-from nanopersrm.judge.trained import weights_sha256
+from nanopersrm.judge import adapter_settings
+from nanopersrm.judge.adapter_settings import weights_sha256
 from nanopersrm.model.bases import DEFAULT_BASE, Base
 from nanopersrm.model.linear import Linear
 from nanopersrm.model.transformer import Model
@@ -119,7 +119,7 @@ def test_where_the_adapter_is(folder, tmp_path):
 
 
 def test_what_nobody_has_said_follows_from_the_adapter():
-    made = trained.Trained(
+    made = adapter_settings.AdapterSettings(
         base="b",
         base_sha256=None,
         nf4=True,
@@ -141,7 +141,7 @@ def test_what_nobody_has_said_follows_from_the_adapter():
 def test_an_adapter_by_name(folder):
     assert named(None, DEFAULT_BASE) == named(Path("none"), DEFAULT_BASE) == (None, None)
     found, made = named(Path("default"), DEFAULT_BASE)
-    assert found == trained.SHIPPED
+    assert found == adapter_settings.SHIPPED
     assert made is not None
     assert named(folder, "some/base")[0] == folder
     with pytest.raises(InputError, match="--adapter default: no adapter comes with the base s/b"):
@@ -179,7 +179,7 @@ def test_the_name_of_an_adapter_is_its_bytes(folder, base, tmp_path):
     file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     assert adapter_sha256(folder) != first
     file.write_bytes(before)
-    made = trained.read(folder)
+    made = adapter_settings.read(folder)
     assert made is not None
     replace(made, sharpness=9.0).save(folder)  # as calibrate.py does, in the middle of a run
     assert adapter_sha256(folder) == first

@@ -22,7 +22,7 @@ from fixtures import make_adapter, make_base
 from safetensors.torch import load_file
 from test_train_sft import ROOT, files, short_pairs, until
 
-from nanopersrm.judge import trained
+from nanopersrm.judge import adapter_settings
 from nanopersrm.model.lora import Lora
 from nanopersrm.pairs import write
 from nanopersrm.train import checkpoint, exam, report, trial
@@ -173,7 +173,7 @@ def test_the_files_of_a_run(whole, given):
     assert drawn.count("\n--- ") == 4 * 3  # four prompts, G = 3
     assert drawn.count("order 0.") + drawn.count("order 1.") == 4 * 3
     assert told.count("<exemplar>") == 4  # of each validation pair one text
-    made_for = trained.read(whole / "adapter")
+    made_for = adapter_settings.read(whole / "adapter")
     assert made_for is not None
     assert (made_for.base, made_for.form, made_for.nf4) == (given[3], "pointwise", False)
     assert (made_for.evidence, made_for.style) == (False, False)

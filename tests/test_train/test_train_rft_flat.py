@@ -9,7 +9,7 @@ from test_train_rft import here, make_quick, write_given
 
 from nanopersrm import InputError
 from nanopersrm.judge import verdict
-from nanopersrm.judge.trained import Trained
+from nanopersrm.judge.adapter_settings import AdapterSettings
 from nanopersrm.model.bases import DEFAULT_BASE, resolve
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.train import setup as starting
@@ -134,8 +134,8 @@ def test_a_run_whose_replies_all_judge_alike_is_warned_of():
     assert said.count("\n") == 1
 
 
-def made(base: str) -> Trained:
-    found = Trained.__new__(Trained)
+def made(base: str) -> AdapterSettings:
+    found = AdapterSettings.__new__(AdapterSettings)
     vars(found)["base"] = base
     return found
 

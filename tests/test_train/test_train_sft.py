@@ -23,7 +23,7 @@ import tyro
 from fixtures import make_base
 
 from data.build import demo_pairs
-from nanopersrm.judge import trained
+from nanopersrm.judge import adapter_settings
 from nanopersrm.model import export
 from nanopersrm.pairs import Pair, write
 from nanopersrm.train import checkpoint, report, trial
@@ -177,7 +177,7 @@ def test_the_files_of_a_run(whole, given):
     page = (whole / "replies" / "step-000010.txt").read_text()
     assert page.count("=" * 80) == 1  # between two replies, each after its prompt
     assert page.count("<exemplar>") == 2
-    made_for = trained.read(whole / "adapter")
+    made_for = adapter_settings.read(whole / "adapter")
     assert made_for is not None
     assert (made_for.base, made_for.form, made_for.nf4) == (given[3], "pointwise", False)
     assert made_for.evidence

@@ -9,7 +9,7 @@ import torch
 from test_train_sft import brief, curve, files, given, here, one_thread, script  # noqa: F401
 
 from data.build import demo_pairs
-from nanopersrm.style import fusion, nearness
+from nanopersrm.style import fusion, similarity
 from nanopersrm.style.fusion import Fusion
 from nanopersrm.train import course
 
@@ -164,10 +164,10 @@ class Words:
 def test_lessons_show_what_a_fusion_without_their_writer_says():
     style = Unit()
     (pair, *_) = demo_pairs(0)
-    near = nearness.nearness(Words(), style, course.writers([pair]))  # type: ignore[arg-type]
+    near = similarity.style_evidence_fn(Words(), style, course.writers([pair]))  # type: ignore[arg-type]
     (own,) = near([f" {text}\n" for text in pair.exemplars], [pair.chosen])
     (other,) = near([pair.rejected], [pair.chosen])
     fold = style.fusion.apart[fusion.fold_of(pair.author)]
-    assert own.chance == pytest.approx(fold.chances(pair.exemplars, [pair.chosen], [0.5])[0])
-    assert other.chance == style.fusion.chances([pair.rejected], [pair.chosen], [0.5])[0]
-    assert own.chance != style.fusion.chances(pair.exemplars, [pair.chosen], [0.5])[0]
+    assert own.probability == pytest.approx(fold.chances(pair.exemplars, [pair.chosen], [0.5])[0])
+    assert other.probability == style.fusion.chances([pair.rejected], [pair.chosen], [0.5])[0]
+    assert own.probability != style.fusion.chances(pair.exemplars, [pair.chosen], [0.5])[0]

@@ -3,13 +3,13 @@
 import pytest
 from test_train_sft import brief, curve, given, here, one_thread, script  # noqa: F401
 
-from nanopersrm.judge import trained
+from nanopersrm.judge import adapter_settings
 
 
 @pytest.mark.parametrize("more", [("--lesson.form", "both"), ("--lesson.no-evidence",)])
 def test_other_lessons(more, given, tmp_path, brief):  # noqa: F811
     assert here(*given, "--out", tmp_path, *more, "--steps", "1", "--warmup-steps", "1") == 0
-    made_for = trained.read(tmp_path / "adapter")
+    made_for = adapter_settings.read(tmp_path / "adapter")
     assert made_for is not None
     assert made_for.form == ("both" if "both" in more else "pointwise")
     assert made_for.evidence == made_for.style == ("both" in more)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from nanopersrm import InputError, __version__
-from nanopersrm.judge import trained
-from nanopersrm.judge.trained import Trained, weights_sha256
+from nanopersrm.judge import adapter_settings
+from nanopersrm.judge.adapter_settings import AdapterSettings, weights_sha256
 from nanopersrm.model.bases import Base
 from nanopersrm.model.embedded import DEFAULT_BASE
 
-FACTS = Trained("org/name", "ab12", False, "bf16", True, "pointwise", True)
+FACTS = AdapterSettings("org/name", "ab12", False, "bf16", True, "pointwise", True)
 
 
 def base_at(folder: Path, name: str, shards: dict[str, bytes]) -> Base:
@@ -29,10 +29,10 @@ def adapter_at(folder: Path) -> Path:
 
 def test_what_is_saved_is_read(tmp_path):
     adapter_at(tmp_path)
-    assert trained.read(tmp_path) is None
-    for facts in (FACTS, Trained("b.gguf", None, True, "fp16", False, "both", False)):
+    assert adapter_settings.read(tmp_path) is None
+    for facts in (FACTS, AdapterSettings("b.gguf", None, True, "fp16", False, "both", False)):
         facts.save(tmp_path)
-        assert trained.read(tmp_path) == facts
+        assert adapter_settings.read(tmp_path) == facts
     assert sorted(f.name for f in tmp_path.iterdir()) == ["adapter_config.json", "judge.json"]
     assert json.loads((tmp_path / "judge.json").read_text())["nanopersrm"] == __version__
     with pytest.raises(InputError, match="cannot be written"):
@@ -45,7 +45,7 @@ def test_what_was_written_before_there_was_a_sharpness(tmp_path):
     older = json.loads(file.read_text())
     del older["sharpness"], older["sharpness_reasoned"]
     file.write_text(json.dumps(older))
-    assert trained.read(tmp_path) == FACTS
+    assert adapter_settings.read(tmp_path) == FACTS
     assert FACTS.sharpness_when(think=True) == FACTS.sharpness_when(think=False) == 1.0
 
 
@@ -69,7 +69,7 @@ def test_a_broken_field_is_named(tmp_path, field, value, part):
     file = tmp_path / "judge.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
     with pytest.raises(InputError, match=part) as caught:
-        trained.read(tmp_path)
+        adapter_settings.read(tmp_path)
     assert str(file) in str(caught.value)
 
 
@@ -85,8 +85,8 @@ def test_the_base_at_hand(tmp_path, monkeypatch):
     here = base_at(tmp_path / "here", str(tmp_path / "here"), {"model.safetensors": b"weights"})
     sha = weights_sha256(here)
 
-    def made_on(name: str, sha256: str | None) -> Trained:
-        return Trained(name, sha256, False, "bf16", True, "both", True)
+    def made_on(name: str, sha256: str | None) -> AdapterSettings:
+        return AdapterSettings(name, sha256, False, "bf16", True, "both", True)
 
     assert made_on(here.name, "other").same_base(tmp_path, here) is None  # names are believed
     assert made_on("org/name", sha).same_base(tmp_path, here) is None
@@ -108,7 +108,7 @@ def test_prompts_of_another_form():
         "this adapter was trained with measured evidence and is asked without",
         "this adapter was trained on pointwise prompts and is asked pairwise",
     ]
-    both = Trained("b", None, False, "bf16", False, "both", False)
+    both = AdapterSettings("b", None, False, "bf16", False, "both", False)
     assert both.asked_otherwise(False, "pairwise") == both.asked_otherwise(False, "pointwise") == []
 
 
@@ -119,20 +119,20 @@ def test_a_fingerprint_is_of_every_part_and_of_no_place(tmp_path):
     files += ["style/quantiles.json", "style/adapter_model.safetensors"]
     for name in files:
         (folder / name).write_text(f"{name} as it was")
-    first = trained.fingerprint(folder)
+    first = adapter_settings.fingerprint(folder)
     seen = {first}
     for name in files:
         (folder / name).write_text(f"{name} as it WAS")  # as long as before
-        seen.add(trained.fingerprint(folder))
+        seen.add(adapter_settings.fingerprint(folder))
         (folder / name).unlink()
-        seen.add(trained.fingerprint(folder))
+        seen.add(adapter_settings.fingerprint(folder))
         (folder / name).write_text(f"{name} as it was")
     assert len(seen) == 1 + 2 * len(files)
     (folder / "README.md").write_text("about it")
-    assert trained.fingerprint(folder) == first
+    assert adapter_settings.fingerprint(folder) == first
     folder.rename(tmp_path / "two")
-    assert trained.fingerprint(tmp_path / "two") == first
-    assert trained.fingerprint(tmp_path / "nowhere") not in seen
+    assert adapter_settings.fingerprint(tmp_path / "two") == first
+    assert adapter_settings.fingerprint(tmp_path / "nowhere") not in seen
 
 
 def test_folders_that_cannot_be_looked_up(tmp_path, monkeypatch):
@@ -145,17 +145,19 @@ def test_folders_that_cannot_be_looked_up(tmp_path, monkeypatch):
         ("file", "expected a folder with adapter_config.json, no such folder"),
     ):
         with pytest.raises(InputError) as caught:
-            trained.read(tmp_path / name)
+            adapter_settings.read(tmp_path / name)
         assert str(caught.value) == f"--adapter {tmp_path / name}: {part}"
     with pytest.raises(InputError, match=r"nnn: cannot be read \(File name too long\)"):
-        trained.fingerprint(tmp_path / ("n" * 300))
-    assert trained.chosen("~no-such-user/adapter", "base") == Path("~no-such-user/adapter")
+        adapter_settings.fingerprint(tmp_path / ("n" * 300))
+    assert adapter_settings.resolve_adapter("~no-such-user/adapter", "base") == Path(
+        "~no-such-user/adapter"
+    )
     with pytest.raises(InputError, match="--adapter: expected a folder, got an empty name"):
-        trained.chosen("", "base")
+        adapter_settings.resolve_adapter("", "base")
     monkeypatch.chdir(tmp_path)
     here = base_at(tmp_path / "here", "here", {"model.safetensors": b"weights"})
     for name in ("n" * 300, "loop/base", "~no-such-user/base"):
-        said = Trained(name, None, False, "bf16", True, "both", True)
+        said = AdapterSettings(name, None, False, "bf16", True, "both", True)
         note = said.same_base(tmp_path, here)
         assert note is not None
         assert f"trained on {name}, and" in note
@@ -165,4 +167,4 @@ def test_the_folder_inside_is_meant(tmp_path):
     (tmp_path / "adapter").mkdir()
     adapter_at(tmp_path / "adapter")
     with pytest.raises(InputError, match=rf"did you mean {tmp_path / 'adapter'}\?"):
-        trained.read(tmp_path)
+        adapter_settings.read(tmp_path)

@@ -39,7 +39,7 @@ DEFAULT, NONE = "default", "none"  # instead of a folder
 
 
 @dataclass(frozen=True)
-class Trained:
+class AdapterSettings:
     """On what base, and for what prompts."""
 
     base: str  # as it was named to `bases.resolve`
@@ -48,7 +48,7 @@ class Trained:
     dtype: str  # that it was computed in: bf16, fp16 or fp32
     evidence: bool  # the prompts had a measured block
     form: str  # one of FORMS
-    style: bool  # the measured block had what trained instruments say (`nearness.py`)
+    style: bool  # the measured block had what trained instruments say (`similarity.py`)
     # What log-odds of pointwise preferences are multiplied by, see `calibrate.py`:
     sharpness: float = 1.0  # of a judge that scores at once
     sharpness_reasoned: float = 1.0  # of one that reasons before
@@ -98,7 +98,7 @@ class Trained:
         return notes
 
 
-def chosen(adapter: str | Path | None, base: str | Path) -> Path | None:
+def resolve_adapter(adapter: str | Path | None, base: str | Path) -> Path | None:
     """The folder that is meant: DEFAULT is the shipped adapter, where there is one for the base."""
     if adapter is None or str(adapter) == NONE:
         return None
@@ -110,7 +110,7 @@ def chosen(adapter: str | Path | None, base: str | Path) -> Path | None:
     return SHIPPED if there else None
 
 
-def read(folder: Path) -> Trained | None:
+def read(folder: Path) -> AdapterSettings | None:
     """judge.json of a folder with an adapter; None if it has none."""
     config = "adapter_config.json"
     try:
@@ -128,8 +128,8 @@ def read(folder: Path) -> Trained | None:
     if not file.exists():
         return None
     raw = read_json(file)
-    known: dict[str, Any] = {field.name: raw.get(field.name) for field in fields(Trained)}
-    for field in fields(Trained):
+    known: dict[str, Any] = {field.name: raw.get(field.name) for field in fields(AdapterSettings)}
+    for field in fields(AdapterSettings):
         value = known[field.name]
         if field.type is float:  # came later than the others: 1 where it is missing
             value = known[field.name] = 1.0 if value is None else value
@@ -146,7 +146,7 @@ def read(folder: Path) -> Trained | None:
             )
     if raw["form"] not in FORMS:
         raise InputError(f"{file}, field form: expected {', '.join(FORMS)}, found {raw['form']!r}")
-    return Trained(**known)
+    return AdapterSettings(**known)
 
 
 def fingerprint(folder: Path) -> str:

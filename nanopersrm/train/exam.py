@@ -29,10 +29,11 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.pairs import Pair, couples, read
 from nanopersrm.style.similarity import StyleEvidenceFn
-from nanopersrm.train import course, plans, trial
-from nanopersrm.train.facts import FORMS, ROLES
+from nanopersrm.train import course, trial
+from nanopersrm.train.facts import ROLES
 from nanopersrm.train.lessons import LessonConfig
 from nanopersrm.train.presets import PRESETS, Preset
+from nanopersrm.train.rollout import RolloutConfig, empty_groups
 from nanopersrm.train.trial import Trial
 
 WRITTEN = 8  # free replies
@@ -58,13 +59,12 @@ class Exam:
         temperature: float = 1.0,
     ):
         self.tokenizer, self.seed, self.temperature = tokenizer, seed, temperature
-        form = "pairwise" if config.form == "pairwise" else "pointwise"
-        self.labels = FORMS.index(form) + 1
         room = REASONING + FORCED_ROOM
-        chosen = [
-            plans.asked([pair], form, tokenizer, config, near, room) for pair in pairs[:reasoned]
-        ]
-        self.asked = {one.pairs[0].id: one.prompts for one in chosen if one is not None}
+        fitting = RolloutConfig(reply=room, longest=config.longest, evidence=config.evidence)
+        made = [empty_groups([pair], tokenizer, fitting, near) for pair in pairs[:reasoned]]
+        self.asked = {
+            groups[0].pair.id: [group.prompt for group in groups] for groups in made if groups
+        }
         config = replace(config, form="pointwise", rivals=1, stress=1.0)
         trees = [course.tree(pair, {}, tokenizer, config, f"{seed}/exam", near) for pair in pairs]
         self.bundles = [bundle for bundle in trees if bundle is not None]
@@ -93,7 +93,7 @@ class Exam:
             claims=_share((report.claims_true, report.claims) for report in reports),
         )
         if self.asked:
-            right = trial.reason(model, self.tokenizer, self.asked, self.labels, REASONING, how)
+            right = trial.reason(model, self.tokenizer, self.asked, 1, REASONING, how)
             found = replace(
                 found,
                 reasoned=sum(right.values()) / len(right),

@@ -1,13 +1,13 @@
-"""GRPO and its relatives: the loss of sampled replies, from log-probabilities alone.
+"""GRPO and its relatives: from rewards to advantages, and from log-probabilities to the loss.
 
-For each prompt the policy samples a group of replies, each gets a reward, and `advantages.py` says
-how much better than its group it did: A. Then every token of a good reply is made more likely, and
-of a bad one less. This file turns log-probabilities into that loss; it never sees a model.
+For each prompt the policy samples a group of replies and each gets a reward. How far it is above
+its group is its advantage A. Then every token of a good reply is made more likely, and of a bad one
+less. This file takes tensors; it never sees a model or a text.
 
-A step may train more than once on the same replies. The policy has then moved since it sampled
-them, and the ratio ρ = p / p_old = exp(log p - log p_old) says by how much, token by token. Trust
-ends at a clip: beyond it a token that already moved the right way is left alone. The variants
-differ in four places (clip(ρ) keeps ρ between 1 - low and 1 + high):
+Who trains more than once on the same replies has a policy that moved since it sampled them. The
+ratio ρ = p / p_old = exp(log p - log p_old) says by how much, token by token. Trust ends at a clip:
+beyond it a token that already moved the right way is left alone. The variants differ in four places
+(clip(ρ) keeps ρ between 1 - low and 1 + high):
 
                advantage A          gain of a token                low, high      its weight w
     grpo       (r - mean) / std     min(ρ A, clip(ρ) A)            0.2, 0.2       1 / (S · length)
@@ -17,23 +17,24 @@ differ in four places (clip(ρ) keeps ρ between 1 - low and 1 + high):
     cispo      as grpo              stop(clip(ρ)) A log p          1, 4           1 / all tokens
     gdpo       part by part         as grpo                        0.2, 0.2       as grpo
 
-    loss = Σ over tokens of  w · (- stop(c) · gain + beta · KL)
+    loss = - Σ over tokens of  w · gain
 
-The step has S replies, this one `length` tokens, none more than `longest`; stop(·) is a constant to
-the gradient; c = 1 unless `importance_cap` is set (below).
+r is the weighted sum of a reward's parts, mean and std are those of the group. The step has S
+replies, this one `length` tokens, none more than `longest`; stop(·) is a constant to the gradient.
 
 * grpo (DeepSeekMath, arXiv 2402.03300; 0.2 is PPO's). Each reply counts the same, so a token of a
   long reply counts little: a long wrong reply is punished less per token than a short one.
-* dr_grpo (2503.20783) removes both divisions that bias: by the length and by the deviation.
-* dapo (2503.14476): each token counts the same; the upper clip is higher, for rare tokens to grow;
-  groups without variance are replaced (`advantages.informative`). The paper takes the mean over
-  each group's tokens; here as in TRL over all of the step.
+* dr_grpo (2503.20783) removes both divisions that bias: by the length, and by the deviation, which
+  is small where a prompt is nearly solved or hopeless.
+* dapo (2503.14476): each token counts the same; the upper clip is higher, for rare tokens to grow.
 * gspo (2507.18071): a reply was rewarded as a whole, so ρ = exp(mean over its tokens of
-  log p - log p_old), and the whole reply is clipped or not. Means hardly move: a small clip.
-* cispo (2506.13585): min(·) silences clipped tokens, often those where the reasoning turns. Here
-  the ratio is a bounded weight and every token keeps its gradient. The paper sets no lower bound
-  and tunes the upper; 1 + 4 is the bound of 5 that TRL takes from ScaleRL (2510.13786).
-* gdpo (2601.05242) changes the advantages only; the loss is grpo's.
+  log p - log p_old). The clips are that narrow because a mean moves little.
+* cispo (MiniMax-M1, 2506.13585): a clip silences tokens, often those where the reasoning turns.
+  Here the ratio is a bounded weight and every token keeps its gradient. The paper sets no lower
+  bound; 1 + 4 is the bound of 5 that TRL takes from ScaleRL (2510.13786).
+* gdpo (2601.05242): sums collapse. Under two parts of 0 or 1, both against none gets the same
+  advantage as one against none. So parts are compared one by one, z = (r - mean) / std of each
+  part, and A = Σ weight · z / (std of these over the step).
 
 Worked example: rewards 1 and 0, lengths 1 and 3, longest 4. mean 0.5, std 0.7071, A = ±0.707
 (dr_grpo ±0.5). In the first pass ρ = 1, and a token's gradient is -w · A:
@@ -46,33 +47,14 @@ In a second pass the first token has risen to ρ = 1.5. grpo, dr_grpo and gdpo: 
 gradient 0. dapo clips at 1.28, gspo at 1.0004: 0. cispo: the weight 1.5 is below 5, the gradient
 1.5 · -0.177 = -0.265.
 
-First pass. Without `old` the ratio is exp(log p - stop(log p)): exactly 1 and yet with a gradient.
-Log-probabilities computed a second time, or those of the sampler, differ by rounding, and some
-tokens would be clipped though nothing was learned yet.
+What we chose. `train_rft.py` steps once on what it drew, so there ρ = exp(log p - stop(log p)):
+exactly 1, and yet with a gradient. The sampler's log-probabilities differ from the trainer's by
+rounding, and are measured as a gap instead. std is Bessel's, with 1e-4 added, as in TRL. Equal
+rewards give exactly zero, since rounding divided by 1e-4 would be learned from. Micro-batches add
+up exactly: the loss is a sum, and w is that of the whole step. All is computed in at least fp32.
 
-KL to the reference, the adapter as it came. With d = log p_ref - log p:
-
-    k1 = -d            k2 = d² / 2            k3 = exp(d) - 1 - d          (J. Schulman, 2020)
-
-k1 and k3 are unbiased as values; k2 and k3 are never negative; grpo's paper takes k3. In a loss the
-gradient is what counts. That of k1 is noise of mean zero, so `kl="k1"` has k1's value and the
-gradient of k2, d · ∂d, which is unbiased in the first pass. With beta 0, the default, no reference
-is needed.
-
-Sampler and trainer compute the same log p with other kernels, so gap = log p_old - log p_sampler is
-not zero. Watch it (`statistics`); with `importance_cap` each gain is weighted by
-c = min(exp(gap), cap): truncated importance weights, token by token (Yao et al., 2025).
-
-Micro-batches add up exactly: the loss is a sum, and w comes from `token_weights` of the whole step.
-Tokens are flat, with `owner` saying which reply each belongs to; there is no padding to mask. All
-is computed in at least fp32, and an exponent with a gradient is held within ±20 before exp, since
-inf · 0 is nan even where a minimum discards the inf. Nothing waits for the GPU but `statistics`.
-
-Left out: an entropy bonus, PPO's second clip for A < 0, sequence-level importance weights, DAPO's
-length penalty (a part of a reward). To filter overlong replies as DAPO does, set their weight to 0.
-
-The loss itself tells little: in grpo's first pass it is minus a mean of advantages, about 0. Read
-rewards. Sizes: N tokens, S replies, C parts of the reward.
+The loss itself tells little: in the first pass it is minus a mean of advantages, about 0. Read the
+rewards. Sizes: N tokens, S replies, Q groups, C parts of the reward, n replies with a digit.
 """
 
 import math
@@ -84,7 +66,6 @@ import torch
 from torch import Tensor
 
 from nanopersrm import InputError
-from nanopersrm.train.advantages import decoupled_advantages, group_advantages
 
 Variant = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "gdpo"]
 CLIPS: dict[Variant, tuple[float, float]] = {  # low and high, from the papers
@@ -95,87 +76,162 @@ CLIPS: dict[Variant, tuple[float, float]] = {  # low and high, from the papers
     "cispo": (1.0, 4.0),
     "gdpo": (0.2, 0.2),
 }
-LIMIT = 20.0  # nats: no exponent is larger; exp(20) = 5e8
-NEAR = (math.log(0.9), math.log(1.1))  # a gap outside is worth counting
+LIMIT = 20.0  # nats: no exponent is larger; exp(20) = 5e8, and inf · 0 would be nan
+GAP_BOUNDS = (math.log(0.9), math.log(1.1))  # a gap outside is worth counting
+STD_EPS = 1e-4  # added to each deviation, as in TRL
+SAME = 1e-6  # values whose distance is a smaller share of their size are equal
 
 
 @dataclass(frozen=True)
 class GrpoConfig:
     variant: Variant = "grpo"  # which row of the table in grpo.py
-    clip_low: float | None = None  # trust the ratio down to 1 - this (default: the variant's)
-    clip_high: float | None = None  # and up to 1 + this (default: the variant's)
-    scale: Literal["std", "none"] | None = None  # of advantages (default: std, dr_grpo none)
-    beta: float = 0.0  # weight of the KL to the reference (0: no reference)
-    kl: Literal["k1", "k2", "k3"] | None = None  # its estimator (default: k3)
-    importance_cap: float | None = None  # truncate weights between sampler and trainer here
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("variant", get_args(Variant)),
-            ("scale", (None, "std", "none")),
-            ("kl", (None, "k1", "k2", "k3")),
-        ):
-            if getattr(self, name) not in known:
-                names = ", ".join(str(one) for one in known if one)
-                raise InputError(f"{name}: expected one of {names}, got {getattr(self, name)!r}")
-        if self.clip_low is not None and not 0 < self.clip_low <= 1:
-            raise InputError(f"clip_low: expected above 0, at most 1, got {self.clip_low}")
-        if self.clip_high is not None and not 0 < self.clip_high < math.inf:
-            raise InputError(f"clip_high: expected a number above 0, got {self.clip_high}")
-        if not 0 <= self.beta < math.inf:
-            raise InputError(f"beta: expected a number from 0, got {self.beta}")
-        if self.importance_cap is not None and not 1 <= self.importance_cap < math.inf:
-            raise InputError(f"importance_cap: expected from 1, got {self.importance_cap}")
-        if self.kl is not None and self.beta == 0:
-            raise InputError(f"kl: {self.kl} has no effect with beta 0")
-        if self.variant == "gdpo" and self.scale == "none":
-            raise InputError("scale: gdpo compares parts by their deviation, got none")
-        if self.variant == "dr_grpo" and self.scale == "std":
-            raise InputError("scale: dr_grpo has no deviation, got std; dapo is close to it")
-
-    @property
-    def clips(self) -> tuple[float, float]:
-        """Least and greatest ratio that is trusted."""
-        low, high = CLIPS[self.variant]
-        low = low if self.clip_low is None else self.clip_low
-        high = high if self.clip_high is None else self.clip_high
-        return 1 - low, 1 + high
+        if self.variant not in get_args(Variant):
+            names = ", ".join(get_args(Variant))
+            raise InputError(f"variant: expected one of {names}, got {self.variant!r}")
 
     @property
     def by_std(self) -> bool:
-        return self.variant != "dr_grpo" if self.scale is None else self.scale == "std"
+        """Advantages are divided by the deviation of their group."""
+        return self.variant != "dr_grpo"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What one micro-batch saw: sums over its tokens, on its device, without gradient."""
-
-    tokens: int
-    low: Tensor  # () tokens with A < 0 whose ratio is below the clip
-    high: Tensor  # () with A > 0 above it; in cispo any whose weight was bounded, here and in low
-    ratio: Tensor  # ()
-    kl: Tensor | None  # (3,) k1, k2, k3
-    entropy: Tensor | None  # ()
-    gap: Tensor | None  # (N,) log p of the trainer less that of the sampler, before any clipping
+# Advantages, for all replies of a step, on the CPU
 
 
 def advantages(
     parts: Tensor, weights: Tensor, group: Tensor, groups: int, config: GrpoConfig
 ) -> Tensor:
-    """parts (S, C) of the rewards, weights (C,), group (S,) int64 -> (S,), for the whole step."""
+    """parts (S, C) of the rewards, weights (C,), group (S,) int64 below `groups` -> (S,)."""
     assert parts.ndim == 2, f"expected parts (S, C), got {tuple(parts.shape)}"
     assert weights.shape == parts.shape[1:], f"{tuple(weights.shape)} weights for {parts.shape[1]}"
     if config.variant == "gdpo":
-        return decoupled_advantages(parts, weights, group, groups)
+        z = _above_group(parts, group, groups, by_std=True)  # (S, C)
+        total = (z * weights).sum(-1)  # (S,)
+        std = (total.square().sum() / max(1, len(total) - 1)).sqrt()  # their mean is zero
+        return total / (std + STD_EPS)
     total = (parts.to(torch.promote_types(parts.dtype, torch.float32)) * weights).sum(-1)  # (S,)
-    return group_advantages(total, group, groups, config.by_std)
+    return _above_group(total[:, None], group, groups, config.by_std)[:, 0]
+
+
+def informative(advantages: Tensor, group: Tensor, groups: int) -> Tensor:
+    """advantages (S,), group (S,) -> (Q,) bool: some reply of the group did better than another.
+
+    Any other group has no gradient. Leaving it out of the training pass changes no number as long
+    as `token_weights` counts its replies.
+    """
+    largest = advantages.new_zeros(groups).scatter_reduce(0, group, advantages.abs(), "amax")
+    return largest > 0
+
+
+def _above_group(values: Tensor, group: Tensor, groups: int, by_std: bool) -> Tensor:
+    """values (S, C) -> (S, C): less the mean of the group, divided by its deviation `by_std`."""
+    S, C = values.shape
+    assert values.device.type == "cpu", f"expected rewards on the CPU, got {values.device}"
+    assert torch.isfinite(values).all(), "expected finite rewards, got nan or inf"
+    assert group.dtype == torch.int64, f"expected groups in int64, got {group.dtype}"
+    assert group.shape == (S,), f"expected {S} group numbers, got {tuple(group.shape)}"
+    x = values if values.dtype == torch.float64 else values.float()
+    index = group[:, None].expand(S, C)
+    empty = x.new_zeros(groups, C)
+
+    count = empty.scatter_add(0, index, torch.ones_like(x))  # (Q, C)
+    mean = empty.scatter_add(0, index, x) / count.clamp(min=1)  # (Q, C)
+    off = x - mean[group]  # (S, C)
+    widest = empty.scatter_reduce(0, index, off.abs(), "amax")  # (Q, C)
+    size = empty.scatter_reduce(0, index, x.abs(), "amax")  # (Q, C)
+    off = off.where((widest > SAME * size)[group], 0)
+    if not by_std:
+        return off
+    std = (empty.scatter_add(0, index, off.square()) / (count - 1).clamp(min=1)).sqrt()  # (Q, C)
+    return off / (std + STD_EPS)[group]
+
+
+@dataclass(frozen=True)
+class ScoreDigits:
+    """Of each reply of a step, the nine digits that its score might have been."""
+
+    at: Tensor  # (S,) int64: place of the digit among the ids of the reply; -1: it has none
+    probs: Tensor  # (S, 9) fp64: p(1) … p(9) as the sampler drew, they sum to 1
+    rewards: Tensor  # (S, 9) fp64: of the reply, with each of them
+
+
+def expected_advantages(
+    digits: ScoreDigits, group: Tensor, groups: int, by_std: bool, entropy: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """group (S,) int64 below `groups` -> advantages of replies (S,) and of digits (S, 9), fp32.
+
+    A reply is a thought and, at its end, a digit d. What each of the nine would have earned is
+    known, r(d), and how likely it was, p(d). The mean over the nine says what one draw says with
+    less noise (expected policy gradients, Ciosek and Whiteson, arXiv 1706.05374):
+
+        reward of a reply        r = Σ_d p(d) r(d)           variance v = Σ_d p(d) (r(d) - r)²
+        mean of a group of G     m = Σ over its replies of r / G
+        deviation                s² = Σ over its replies of ((r - m)² + v (G - 1) / G) / (G - 1)
+        advantage of a reply     A = (r - m) / (s + 1e-4)                     for all its tokens
+        advantage of a digit     A(d) = (r(d) - m - (r(d) - r) / G) / (s + 1e-4)
+
+    Nine tokens stand in the digit's place, each with the weight w · p(d). Over all draws A is the
+    mean of GRPO's; s² is the mean of its square. (r(d) - r) / G is there since a better digit lifts
+    the mean that it is compared with. A certain digit, p(d) = 1, gives GRPO's own numbers.
+
+    entropy: τ, the weight of the entropy H of the nine, in nats. Once one digit has p(d) = 1 its
+    gradient is zero, right or wrong. With τ a digit earns r(d) + τ (- log p(d) - H), and the best
+    policy is p(d) ~ exp(r(d) / τ), which keeps all nine in play (Haarnoja et al., arXiv
+    1702.08165).
+
+    Worked example: two replies, both worth 2 with a 7 and 1 with a 4; the first draws 7 with 0.75,
+    the second with 0.25. r = 1.75 and 1.25, m = 1.5, v = 0.1875 twice: s² = 2 · (0.0625 + 0.09375),
+    s = 0.559. A = ±0.447; of the first A(7) = 0.671 and A(4) = -0.224, of the second 0.224 and
+    -0.671. Had both drawn a 7, GRPO would have learned nothing.
+    """
+    p, rewards = digits.probs, digits.rewards
+    assert p.shape == rewards.shape == (len(group), 9), f"{tuple(p.shape)}, {tuple(rewards.shape)}"
+    empty = rewards.new_zeros(groups)
+    count = empty.index_add(0, group, torch.ones_like(rewards[:, 0]))  # (Q,)
+    reply = (p * rewards).sum(-1)  # (S,) r
+    mean = empty.index_add(0, group, reply) / count.clamp(min=1)  # (Q,) m
+    off_reply = rewards - reply[:, None]  # (S, 9) r(d) - r
+    if entropy:
+        surprise = -p.clamp(min=torch.finfo(p.dtype).tiny).log()  # (S, 9) nats
+        surprise = surprise - (p * surprise).sum(-1, keepdim=True)
+        off_reply = off_reply + entropy * surprise.where(digits.at[:, None] >= 0, 0)
+    off_group = reply - mean[group]  # (S,) r - m
+    apart = torch.maximum(off_group.abs(), off_reply.abs().where(p > SAME, 0).amax(-1))  # (S,)
+    widest = empty.scatter_reduce(0, group, apart, "amax")  # (Q,)
+    size = empty.scatter_reduce(0, group, rewards.abs().amax(-1), "amax")  # (Q,)
+    differs = ((widest > SAME * size) & (count > 1))[group]  # (S,)
+    off_group, off_reply = off_group.where(differs, 0), off_reply.where(differs[:, None], 0)
+    share = (1 - 1 / count.clamp(min=1))[group]  # (S,) (G - 1) / G
+    by_digit = off_group[:, None] + off_reply * share[:, None]  # (S, 9)
+    if by_std:
+        spread = off_group.square() + share * (p * off_reply.square()).sum(-1)  # (S,)
+        variance = empty.index_add(0, group, spread) / (count - 1).clamp(min=1)  # (Q,) s²
+        scale = (variance.sqrt() + STD_EPS)[group]  # (S,)
+        off_group, by_digit = off_group / scale, by_digit / scale[:, None]
+    return off_group.float(), by_digit.float()
+
+
+# The loss of a micro-batch
+
+
+@dataclass(frozen=True)
+class LossStatistics:
+    """Of one micro-batch: sums over its tokens, on its device, without gradient."""
+
+    tokens: int
+    low: Tensor  # () tokens with A < 0 whose ratio is below the clip
+    high: Tensor  # () with A > 0 above it; in cispo any whose weight was bounded, here and in low
+    ratio: Tensor  # ()
+    entropy: Tensor | None  # ()
+    gap: Tensor | None  # (N,) log p of the trainer less that of the sampler, before any clipping
 
 
 def token_weights(lengths: Tensor, longest: int, config: GrpoConfig) -> Tensor:
     """lengths (S,) of all replies of the step -> (S,): the weight of each token of a reply.
 
-    This is the step's normaliser. Groups that are left out of the pass since they have no variance
-    belong in `lengths`; groups that were replaced do not.
+    longest: tokens that a reply of this step could have had.
     """
     assert lengths.ndim == 1, f"expected lengths (S,), got {tuple(lengths.shape)}"
     assert longest > 0, f"expected the most tokens of a reply, got {longest}"
@@ -194,108 +250,114 @@ def policy_loss(
     weights: Tensor,
     config: GrpoConfig,
     old: Tensor | None = None,
-    reference: Tensor | None = None,
     sampler: Tensor | None = None,
     entropy: Tensor | None = None,
-) -> tuple[Tensor, Measured]:
-    """One micro-batch of whole replies -> its share of the step's loss (), and what it saw.
+) -> tuple[Tensor, LossStatistics]:
+    """One micro-batch of whole replies -> its share of the step's loss (), and its statistics.
 
     log_probs (N,) with gradient, owner (N,) int64 index of each token's reply, advantages (S,),
-    weights (S,) of `token_weights`; of the same tokens: old (N,) before the first update of this
-    step (None: there was none), reference (N,), sampler (N,), entropy (N,). An option whose tensor
-    is missing is an error; reference, sampler and entropy may be given only to be measured.
+    weights (S,) of `token_weights`; of the same tokens: old (N,) log-probabilities before the first
+    update on these replies (None: this is the first), sampler (N,) and entropy (N,) to be measured.
     """
     N, S = len(log_probs), len(advantages)
     assert log_probs.ndim == 1, f"expected log_probs (N,), got {tuple(log_probs.shape)}"
     assert advantages.ndim == 1, f"expected advantages (S,), got {tuple(advantages.shape)}"
     assert owner.dtype == torch.int64, f"expected owners in int64, got {owner.dtype}"
     assert weights.shape == (S,), f"expected {S} weights, got {tuple(weights.shape)}"
-    given = {"owner": owner, "old": old, "reference": reference, "sampler": sampler}
-    for name, tensor in (given | {"entropy": entropy}).items():
+    by_token = {"owner": owner, "old": old, "sampler": sampler, "entropy": entropy}
+    for name, tensor in by_token.items():
         shape = (N,) if tensor is None else tuple(tensor.shape)
         assert shape == (N,), f"expected {name} ({N},), got {shape}"
-    assert config.beta == 0 or reference is not None, f"beta {config.beta} without a reference"
-    assert config.importance_cap is None or sampler is not None, "importance_cap without sampler"
 
-    log_p = _full(log_probs)  # (N,)
-    before = log_p.detach() if old is None else _full(old).detach()
-    A, w = _full(advantages).detach()[owner], _full(weights).detach()[owner]  # (N,) each
-    moved = log_p - before
+    log_p = _at_least_fp32(log_probs)  # (N,)
+    before = log_p.detach() if old is None else _at_least_fp32(old).detach()
+    A = _at_least_fp32(advantages).detach()[owner]  # (N,)
+    w = _at_least_fp32(weights).detach()[owner]  # (N,)
+    log_ratio = log_p - before
     if config.variant == "gspo":
-        moved = _mean_of_reply(moved, owner, S)
-    ratio = moved.clamp(-LIMIT, LIMIT).exp()  # (N,)
-    low, high = config.clips
+        log_ratio = _mean_of_reply(log_ratio, owner, S)
+    ratio = log_ratio.clamp(-LIMIT, LIMIT).exp()  # (N,)
+    low, high = 1 - CLIPS[config.variant][0], 1 + CLIPS[config.variant][1]
     clipped = ratio.clamp(low, high)
     if config.variant == "cispo":
         gain = clipped.detach() * A * log_p
     else:
         gain = torch.minimum(ratio * A, clipped * A)
 
-    gap = None if sampler is None else before - _full(sampler).detach()
-    if config.importance_cap is not None and gap is not None:
-        gain = gain * gap.exp().clamp(max=config.importance_cap)
-    loss = -gain
-    if config.beta > 0 and reference is not None:
-        loss = loss + config.beta * kl_estimate(log_p, reference, config.kl or "k3")
-
     with torch.no_grad():
         below, above = ratio < low, ratio > high
         if config.variant != "cispo":
             below, above = below & (A < 0), above & (A > 0)
-        kl = None
-        if reference is not None:
-            kl = torch.stack([kl_estimate(log_p, reference, k).sum() for k in ("k1", "k2", "k3")])
-        spread = None if entropy is None else _full(entropy).sum()
-        measured = Measured(N, below.sum(), above.sum(), ratio.sum(), kl, spread, gap)
-    return (w * loss).sum(), measured
+        total_entropy = None if entropy is None else _at_least_fp32(entropy).sum()
+        gap = None if sampler is None else before - _at_least_fp32(sampler)
+        measured = LossStatistics(N, below.sum(), above.sum(), ratio.sum(), total_entropy, gap)
+    return (w * -gain).sum(), measured
 
 
-def kl_estimate(log_probs: Tensor, reference: Tensor, kind: str) -> Tensor:
-    """log_probs (N,) with gradient, reference (N,) -> (N,); kind is k1, k2 or k3."""
-    d = (_full(reference).detach() - _full(log_probs)).clamp(-LIMIT, LIMIT)
-    if kind == "k3":
-        return d.exp() - 1 - d
-    k2 = d.square() / 2
-    return k2 if kind == "k2" else k2 + (-d - k2).detach()
+def digits_in(owners: Tensor, digits: ScoreDigits) -> tuple[Tensor, Tensor]:
+    """owners (N,) int64, the reply of each token of a micro-batch, whole replies one after another
+    -> which of the tokens are digits to learn (n,), and the replies that they are of (n,)."""
+    replies, lengths = torch.unique_consecutive(owners.cpu(), return_counts=True)
+    at = digits.at[replies]
+    assert bool((at < lengths).all()), "a digit after the end of its reply"
+    known = at >= 0
+    tokens = (lengths.cumsum(0) - lengths + at)[known]
+    return tokens.to(owners.device), replies[known]
 
 
-def statistics(measured: Sequence[Measured]) -> dict[str, float]:
+def digit_loss(
+    log_probs: Tensor,
+    replies: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    digits: ScoreDigits,
+    config: GrpoConfig,
+) -> Tensor:
+    """log_probs (n, 9) with gradient, of the digits of replies (n,) -> their share of the loss ().
+
+    advantages (S, 9) of `expected_advantages`, weights (S,) of `token_weights`.
+    """
+    device = log_probs.device
+    p = digits.probs[replies].to(device, log_probs.dtype)  # (n, 9)
+    weight = (weights.to(device)[replies.to(device), None] * p).flatten()  # (9 n,)
+    owner = torch.arange(len(weight), device=device)
+    A = advantages[replies].to(device).flatten()  # (9 n,)
+    return policy_loss(log_probs.flatten(), owner, A, weight, config)[0]
+
+
+def statistics(measured: Sequence[LossStatistics]) -> dict[str, float]:
     """Means over the tokens of all micro-batches of a step. This waits for the GPU, once.
 
-    clip_low, clip_high, ratio; kl_k1, kl_k2, kl_k3 and entropy where they were given; of the gap
-    between sampler and trainer the size in nats, gap_mean, gap_p99 and gap_max, and gap_outside:
-    the share of tokens whose exp(gap) is outside [0.9, 1.1] (a gap outside [-0.105, 0.095]).
+    clip_low, clip_high, ratio, and entropy where it was given; of the gap between sampler and
+    trainer the size in nats, gap_mean, gap_p99 and gap_max, and gap_outside: the share of tokens
+    whose exp(gap) is outside [0.9, 1.1].
     """
-    seen = [one for one in measured if one.tokens > 0]
-    if not seen:
+    some = [one for one in measured if one.tokens > 0]
+    if not some:
         return {}
-    N = sum(one.tokens for one in seen)
-    found = {
-        "clip_low": torch.stack([one.low for one in seen]).sum() / N,
-        "clip_high": torch.stack([one.high for one in seen]).sum() / N,
-        "ratio": torch.stack([one.ratio for one in seen]).sum() / N,
+    N = sum(one.tokens for one in some)
+    means = {
+        "clip_low": torch.stack([one.low for one in some]).sum() / N,
+        "clip_high": torch.stack([one.high for one in some]).sum() / N,
+        "ratio": torch.stack([one.ratio for one in some]).sum() / N,
     }
-    kls = [one.kl for one in seen if one.kl is not None]
-    entropies = [one.entropy for one in seen if one.entropy is not None]
-    gaps = [one.gap for one in seen if one.gap is not None]
-    for some in (kls, entropies, gaps):
-        assert len(some) in (0, len(seen)), f"measured in {len(some)} of {len(seen)} micro-batches"
-    if kls:
-        found |= zip(("kl_k1", "kl_k2", "kl_k3"), torch.stack(kls).sum(0) / N, strict=True)
+    entropies = [one.entropy for one in some if one.entropy is not None]
+    gaps = [one.gap for one in some if one.gap is not None]
+    for given in (entropies, gaps):
+        assert len(given) in (0, len(some)), f"measured in {len(given)} of {len(some)}"
     if entropies:
-        found["entropy"] = torch.stack(entropies).sum() / N
+        means["entropy"] = torch.stack(entropies).sum() / N
     if gaps:
         gap = torch.cat(gaps)
-        size = gap.abs()
-        found["gap_mean"] = size.mean()
-        found["gap_p99"] = size.kthvalue(math.ceil(0.99 * N)).values
-        found["gap_max"] = size.max()
-        found["gap_outside"] = ((gap < NEAR[0]) | (gap > NEAR[1])).double().mean()
-    values = torch.stack([value.double() for value in found.values()]).tolist()
-    return dict(zip(found, values, strict=True))
+        means["gap_mean"] = gap.abs().mean()
+        means["gap_p99"] = gap.abs().kthvalue(math.ceil(0.99 * N)).values
+        means["gap_max"] = gap.abs().max()
+        means["gap_outside"] = ((gap < GAP_BOUNDS[0]) | (gap > GAP_BOUNDS[1])).double().mean()
+    values = torch.stack([value.double() for value in means.values()]).tolist()
+    return dict(zip(means, values, strict=True))
 
 
-def _full(x: Tensor) -> Tensor:
+def _at_least_fp32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 

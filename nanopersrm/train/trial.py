@@ -28,7 +28,7 @@ from nanopersrm.model.transformer import Model
 from nanopersrm.train.objective import ObjectiveConfig, sums
 from nanopersrm.train.packing import Bundle, batch, pack
 from nanopersrm.train.presets import Preset
-from nanopersrm.train.rollouts import side_by_side, slots_of
+from nanopersrm.train.rollout import side_by_side, slots_of
 
 REPLY_TOKENS = 256  # budget of a free reply
 AT_ONCE = 16  # replies written side by side, fewer where their keys and values find no room

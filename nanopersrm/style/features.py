@@ -1,29 +1,20 @@
-"""Factors: what can be measured about how a person writes.
+"""Features: what can be measured about how a person writes.
 
-A *factor* is one habit of writing that can be counted without understanding the text: how long the
-sentences are, how often a semicolon comes, whether the writer says "I", "we" or "you". A judge that
-reasons over measured facts cannot make them up, so this file only counts; `profile.py` compares the
-counts with those of many other writers and puts them into words.
-
-How it works. `reading.read` cuts one or several texts of one writer into sentences and words. Every
-factor is a small function from the cut text to a number, or to None where the text cannot show the
-habit (a text without a word of two spellings says nothing about British or American). `measure`
-runs the whole table:
+A *feature* (here called a factor) is one habit of writing that can be counted without understanding
+the text: how long the sentences are, how often a semicolon comes, whether the writer says "I" or
+"we". `text.read` cuts the texts of one writer; each factor is a small function from the cut text to
+a number, or to None where the text cannot show the habit:
 
     measure(["I came; I saw. Did you?"])["sentence_length"]   # 6 words in 2 sentences: 3.0
     measure(["I came; I saw. Did you?"])["semicolons"]        # 1 in 6 words: 16.67 per 100 words
 
-What we chose. Several texts are pooled before counting, so a long text weighs more than a short
-one. Most counts are rates per 100 words, which do not grow with the length of the text; where a
-plain ratio would (variety of words, variety of openings) we use a moving window (MATTR, Covington
-and McFall 2010) and the chance that two sentences of the text open with different words.
+Several texts are pooled before counting. Most counts are rates per 100 words, which do not grow
+with the length of the text; variety of words is a moving window (MATTR, Covington and McFall 2010),
+variety of openings the chance that two sentences open with different words.
 
-What we left out. No tagger and no parser: passives, adverbs and subordinate clauses are counted by
-their usual words and endings, which is right often enough to compare two writers and wrong in
-single cases ("before" is not always a conjunction). The lists are English; texts in other languages
-get numbers, never an error, but the numbers mean little.
-
-Read next: `profile.py` (reference, level words, the measured block), `data/reference.py`.
+What we left out: a tagger and a parser. Passives, adverbs and subordinate clauses are counted by
+their usual words and endings. The lists are English; texts in other languages get numbers, never an
+error, but the numbers mean little.
 """
 
 import re
@@ -31,30 +22,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nanopersrm.style.lexicon import (
-    AMERICAN,
-    BARE_CONTRACTIONS,
-    BE_FORMS,
-    BOOSTERS,
-    BRITISH,
-    CONJUNCTIONS,
-    CONTRACTED,
-    DUTIES,
-    HEDGE_PHRASES,
-    HEDGES,
-    I_WORDS,
-    INFORMAL,
-    IS_CONTRACTIONS,
-    LATINATE,
-    NEGATIONS,
-    NOT_ADVERBS,
-    PARTICIPLES,
-    PRONOUNS,
-    SUBORDINATORS,
-    THEY_WORDS,
-    WE_WORDS,
-    YOU_WORDS,
-)
+from nanopersrm.style import lexicon as lex
 from nanopersrm.style.text import COLON, COMMA, DASH, ELLIPSIS, Text, read
 
 WINDOW = 40  # words in the moving window of `variety`; short enough for a text of 60 words
@@ -90,9 +58,9 @@ def _share(hits: int, total: int) -> float | None:
     return 100.0 * hits / total if total else None
 
 
-def _words(lexicon: frozenset[str]) -> Callable[[Text], float | None]:
+def _words(words: frozenset[str]) -> Callable[[Text], float | None]:
     """Rate of the words of a list."""
-    return lambda text: _per_100(sum(text.counts[word] for word in lexicon), text)
+    return lambda text: _per_100(sum(text.counts[word] for word in words), text)
 
 
 def _marks(count: Callable[[str], float]) -> Callable[[Text], float | None]:
@@ -105,9 +73,9 @@ def _matching(test: Callable[[str], object]) -> Callable[[Text], float | None]:
     return lambda text: _per_100(sum(n for word, n in text.counts.items() if test(word)), text)
 
 
-def _opening(lexicon: frozenset[str]) -> Callable[[Text], float | None]:
+def _opening(words: frozenset[str]) -> Callable[[Text], float | None]:
     """Share of sentences whose first word is in a list."""
-    return lambda text: _share(sum(w.lower() in lexicon for w in text.starts), len(text.starts))
+    return lambda text: _share(sum(w.lower() in words for w in text.starts), len(text.starts))
 
 
 def _pattern(pattern: re.Pattern[str]) -> Callable[[str], float]:
@@ -131,7 +99,7 @@ def _sentence_spread(text: Text) -> float | None:
 def _clauses(text: Text) -> float | None:
     if not text.lengths:
         return None
-    return sum(text.counts[word] for word in SUBORDINATORS) / len(text.lengths)
+    return sum(text.counts[word] for word in lex.SUBORDINATORS) / len(text.lengths)
 
 
 def _variety(text: Text) -> float | None:
@@ -168,14 +136,14 @@ def _word_length(text: Text) -> float | None:
 
 
 def _hedges(text: Text) -> float | None:
-    phrases = sum(1 for _ in HEDGE_PHRASES.finditer(text.flat.lower()))
-    return _per_100(phrases + sum(text.counts[word] for word in HEDGES), text)
+    phrases = sum(1 for _ in lex.HEDGE_PHRASES.finditer(text.flat.lower()))
+    return _per_100(phrases + sum(text.counts[word] for word in lex.HEDGES), text)
 
 
 def _british(text: Text) -> float | None:
     """British among the words that have two spellings, in %; None where there is no such word."""
-    british = sum(n for word, n in text.counts.items() if BRITISH.fullmatch(word))
-    american = sum(n for word, n in text.counts.items() if AMERICAN.fullmatch(word))
+    british = sum(n for word, n in text.counts.items() if lex.BRITISH.fullmatch(word))
+    american = sum(n for word, n in text.counts.items() if lex.AMERICAN.fullmatch(word))
     return _share(british, british + american)
 
 
@@ -185,22 +153,26 @@ def _passives(text: Text) -> float | None:
     for run in text.runs:
         waiting = False
         for word in run:
-            if waiting and (word in PARTICIPLES or (len(word) > 4 and word.endswith("ed"))):
+            if waiting and (word in lex.PARTICIPLES or (len(word) > 4 and word.endswith("ed"))):
                 hits += 1
-            waiting = word in BE_FORMS or (waiting and word.endswith("ly"))
+            waiting = word in lex.BE_FORMS or (waiting and word.endswith("ly"))
     return _per_100(hits, text)
 
 
 def _contracted(word: str) -> bool:
-    return word in BARE_CONTRACTIONS or word in IS_CONTRACTIONS or word.endswith(CONTRACTED)
+    return (
+        word in lex.BARE_CONTRACTIONS
+        or word in lex.IS_CONTRACTIONS
+        or word.endswith(lex.CONTRACTED)
+    )
 
 
 def _adverb(word: str) -> bool:
-    return len(word) > 4 and word.endswith("ly") and word not in NOT_ADVERBS
+    return len(word) > 4 and word.endswith("ly") and word not in lex.NOT_ADVERBS
 
 
 def _latinate(word: str) -> bool:
-    return len(word) > 5 and word.endswith(LATINATE)
+    return len(word) > 5 and word.endswith(lex.LATINATE)
 
 
 SHAPE = ("short", "medium", "long")
@@ -234,24 +206,21 @@ FACTORS: tuple[Factor, ...] = (
     Factor("quotes", "quoted phrases", PER_100, _marks(lambda s: s.count('"') / 2)),
     # the writer, the reader, the others
     Factor("contractions", "contractions", PER_100, _matching(_contracted)),
-    Factor("first_person", "first person", PER_100, _words(I_WORDS), noun="I-words"),
-    Factor("we", "we-words", PER_100, _words(WE_WORDS), noun="we-words"),
-    Factor("second_person", "second person", PER_100, _words(YOU_WORDS), noun="you-words"),
-    Factor(
-        "third_person",
-        "third person",
-        PER_100,
-        _words(THEY_WORDS),
-        noun="they-words",
-    ),
+    Factor("first_person", "first person", PER_100, _words(lex.I_WORDS), noun="I-words"),
+    Factor("we", "we-words", PER_100, _words(lex.WE_WORDS), noun="we-words"),
+    Factor("second_person", "second person", PER_100, _words(lex.YOU_WORDS), noun="you-words"),
+    Factor("third_person", "third person", PER_100, _words(lex.THEY_WORDS), noun="they-words"),
     # attitude
     Factor("hedges", "hedges", PER_100, _hedges),
-    Factor("boosters", "boosters", PER_100, _words(BOOSTERS)),
+    Factor("boosters", "boosters", PER_100, _words(lex.BOOSTERS)),
     Factor(
-        "negations", "negations", PER_100, _matching(lambda w: w in NEGATIONS or w.endswith("n't"))
+        "negations",
+        "negations",
+        PER_100,
+        _matching(lambda w: w in lex.NEGATIONS or w.endswith("n't")),
     ),
-    Factor("duties", "words of duty", PER_100, _words(DUTIES)),
-    Factor("informal", "informal words", PER_100, _words(INFORMAL)),
+    Factor("duties", "words of duty", PER_100, _words(lex.DUTIES)),
+    Factor("informal", "informal words", PER_100, _words(lex.INFORMAL)),
     # words
     Factor("word_length", "word length", "letters", _word_length, SHAPE, "words"),
     Factor("long_words", "long words", PER_100, _matching(lambda w: len(w) >= LONG)),
@@ -276,9 +245,12 @@ FACTORS: tuple[Factor, ...] = (
     Factor("digits", "numbers in digits", PER_100, _matching(lambda w: any(map(str.isdigit, w)))),
     # openings of sentences
     Factor(
-        "conjunction_openings", "openings with and, but, so", SENTENCE_SHARE, _opening(CONJUNCTIONS)
+        "conjunction_openings",
+        "openings with and, but, so",
+        SENTENCE_SHARE,
+        _opening(lex.CONJUNCTIONS),
     ),
-    Factor("pronoun_openings", "openings with a pronoun", SENTENCE_SHARE, _opening(PRONOUNS)),
+    Factor("pronoun_openings", "openings with a pronoun", SENTENCE_SHARE, _opening(lex.PRONOUNS)),
     Factor(
         "opening_variety",
         "variety of openings",
@@ -299,7 +271,7 @@ FACTORS: tuple[Factor, ...] = (
     Factor("capitals", "words in capitals", PER_100, lambda t: _per_100(t.capitals, t)),
     Factor("emoji", "emoji and smileys", PER_100, lambda t: _per_100(t.emoji, t)),
     # small words
-    Factor("be", "forms of be", PER_100, _words(BE_FORMS)),
+    Factor("be", "forms of be", PER_100, _words(lex.BE_FORMS)),
     Factor("passives", "passives", PER_100, _passives),
     Factor("the", "uses of 'the'", PER_100, _words(frozenset({"the"}))),
     Factor("of", "uses of 'of'", PER_100, _words(frozenset({"of"}))),

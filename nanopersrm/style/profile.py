@@ -1,32 +1,23 @@
-"""Profile: what is particular about a writer, against many others, in numbers and in words.
+"""What is particular about a writer, against many others, in numbers and in words.
 
-How it works. `reference()` loads a small table that `data/reference.py` measured on pieces of about
-150 words by some 250 authors. With it a number gets a meaning:
+`reference()` loads a small table that `reference.py` measured on pieces of about 150 words by some
+250 authors. With it a number gets a meaning:
 
     z           = (root of the value - root_mean) / root_sd, cut at 4 on both sides
     reliability = variance between authors / total variance, both inside one domain
     salience    = |z| x reliability: how far from the others, times how far that can be trusted
 
-The roots are taken because the spread of a count grows with its mean; after the root, one more
-exclamation mark weighs about the same everywhere. Worked number: 2.25 semicolons per 100 words has
-root 1.5; with root_mean 0.45 and root_sd 0.55 that is z = 1.9.
+The roots are taken because the spread of a count grows with its mean. Worked number: 2.25
+semicolons per 100 words has root 1.5; with root_mean 0.45 and root_sd 0.55 that is z = 1.9.
 
 Two texts are compared twice. `factor_distance` is the mean |difference of z| over the factors that
 both texts can be judged on, weighted by reliability. `ngram_similarity` is the cosine of two
 vectors of 3- and 4-grams inside words, (1 + log count) x idf, so it sees word choice and endings as
 well. Texts are cut into pieces of the lengths that the reference knows (exemplars 150 words,
 candidates 100) and the mean is taken, because the cosine grows with the length of the texts.
-`python -m nanopersrm.style.reference` prints how often an author's other work is closer than a stranger's of
-the same domain: 64.2 % by n-grams without idf, 65.9 % with it, 61.6 % by factors, of 6,000 (the
-table was built on these authors, so new ones may fare worse). The numbers are small; 250 words are
-little.
 
 What we left out. Texts much shorter than the pieces look less similar than they are. The reference
-is books, speeches, court opinions and blogs with one cleaned typography: emoji, lists and casing
-hardly occur in it, so the reliability of such habits is assumed, not measured (UNSEEN in
-data/reference.py).
-
-Read next: `factors.py` for what is counted, `prompts.py` for where the measured block goes.
+hardly knows emoji, lists and casing: the reliability of such habits is assumed, not measured.
 """
 
 import json
@@ -106,7 +97,7 @@ class Trait:
 
 
 class StyleEvidence(NamedTuple):
-    """What instruments that are trained say of a candidate (`similarity.py`)."""
+    """What the trained instruments say of a candidate (`similarity.py`)."""
 
     percentile: (
         float  # of the style similarity: percent of the pairs of strangers that are less similar
@@ -173,7 +164,7 @@ def profile(texts: Sequence[str], top: int | None = None) -> list[Trait]:
     """The traits of a writer, most salient first; `top` keeps only so many."""
     against = reference()
     traits = []
-    for name, value in _measured(tuple(texts)).items():
+    for name, value in measured(tuple(texts)).items():
         if value is None:
             continue
         factor, stats, z = BY_NAME[name], against.factors[name], against.z(name, value)
@@ -221,9 +212,9 @@ def _direction(texts: Iterable[str], words: int, against: Reference) -> dict[str
     return total
 
 
-@lru_cache(maxsize=128)
-def _measured(texts: tuple[str, ...]) -> dict[str, float | None]:
-    """`measure`, remembered: the exemplars of a call are asked for once a candidate."""
+@lru_cache(maxsize=256)
+def measured(texts: tuple[str, ...]) -> dict[str, float | None]:
+    """`measure`, remembered: the exemplars of a call are measured once, not once a candidate."""
     return measure(texts)
 
 
@@ -271,7 +262,7 @@ def measured_distance(
 
 def factor_distance(exemplars: Sequence[str], candidate: str) -> float:
     """Reliability-weighted mean |z difference| over the factors both sides can be judged on."""
-    return measured_distance(_measured(tuple(exemplars)), _measured((candidate,)), reference())
+    return measured_distance(measured(tuple(exemplars)), measured((candidate,)), reference())
 
 
 def _reading(name: str, value: float | None) -> str:
@@ -287,51 +278,51 @@ def _reading(name: str, value: float | None) -> str:
 
 def salient(exemplars: Sequence[str], top: int = SHOWN) -> list[Trait]:
     """The traits that the measured block shows: of habits that move together only the first."""
-    found: list[Trait] = []
+    shown: list[Trait] = []
     taken: set[str] = set()
     for trait in profile(exemplars):
-        if trait.factor not in taken and len(found) < top:
-            found.append(trait)
+        if trait.factor not in taken and len(shown) < top:
+            shown.append(trait)
             taken |= next((set(alike) for alike in ALIKE if trait.factor in alike), set())
-    return found
+    return shown
 
 
 def measured_block(
     exemplars: Sequence[str],
     candidates: Sequence[str],
-    top: int = SHOWN,
-    near: Sequence[StyleEvidence] | None = None,
+    style_evidence: Sequence[StyleEvidence] | None = None,
 ) -> str:
     """What stands between the measured tags of a prompt: one line a factor, one a candidate.
 
     Rates without a unit are per 100 words. The last lines say how many strangers are farther from
-    the exemplars than the candidate is, by n-gram similarity, by factor distance and, where `near`
-    is given for each candidate, by style; then how likely all of it makes the candidate.
+    the exemplars than the candidate is, by n-gram similarity, by factor distance and, with
+    `style_evidence` (one a candidate), by style; then how probable all of it makes the candidate.
     """
     if not exemplars or not 1 <= len(candidates) <= len(ascii_uppercase):
         raise InputError(
             f"expected at least 1 exemplar and 1 to 26 candidates, got {len(exemplars)} and "
             f"{len(candidates)}"
         )
-    assert near is None or len(near) == len(candidates), f"{near} for {len(candidates)} texts"
+    evidence = style_evidence or ()
+    assert len(evidence) in (0, len(candidates)), f"{evidence} for {len(candidates)} texts"
     labels = ["candidate"] if len(candidates) == 1 else ascii_uppercase[: len(candidates)]
-    measured = [_measured((candidate,)) for candidate in candidates]
+    values = [measured((candidate,)) for candidate in candidates]
     lines: list[str] = []
-    for trait in salient(exemplars, top):
+    for trait in salient(exemplars):
         others = [
             f"{k} {_reading(trait.factor, m[trait.factor])}"
-            for k, m in zip(labels, measured, strict=True)
+            for k, m in zip(labels, values, strict=True)
         ]
         writer = f"writer {_reading(trait.factor, trait.value)}"
         lines.append(f"{BY_NAME[trait.factor].label}: {', '.join([writer, *others])}")
     for i, (label, candidate) in enumerate(zip(labels, candidates, strict=True)):
         alike = ngram_percentile(ngram_similarity(exemplars, candidate))
         close = 100.0 - distance_percentile(factor_distance(exemplars, candidate))
-        kin = "" if near is None else f", style {near[i].percentile:.0f}%"
+        style = f", style {evidence[i].percentile:.0f}%" if evidence else ""
         lines.append(
-            f"{label} closer than strangers: n-grams {alike:.0f}%, factors {close:.0f}%{kin}"
+            f"{label} closer than strangers: n-grams {alike:.0f}%, factors {close:.0f}%{style}"
         )
-    for label, one in zip(labels, near or (), strict=False):
-        if one.probability is not None:
-            lines.append(f"{label} by this writer: {one.probability:.0f}% likely")
+    for label, shown in zip(labels, evidence, strict=False):
+        if shown.probability is not None:
+            lines.append(f"{label} by this writer: {shown.probability:.0f}% likely")
     return "\n".join(lines)

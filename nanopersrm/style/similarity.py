@@ -5,9 +5,9 @@
     writer        = the mean of the vectors of the exemplars, made a unit vector             (D,)
     similarity    = vector(candidate) · writer, a cosine between -1 and 1
 
-Mean and deviation are those of many texts. Without them a few numbers that are large in every text
-decide the cosine. And the first quarter of the blocks is enough, indeed better: early blocks know
-how a thing is said, late ones what comes next.
+Mean and deviation are those of many texts: without them a few numbers that are large in every text
+decide the cosine. The first quarter of the blocks is enough, indeed better: early blocks know how a
+thing is said, late ones what comes next.
 
 An adapter on those blocks is trained by contrast: B writers of one domain a step, one text of each
 as exemplar e and one as candidate c, and e must find its own c among all, and c its own e too (van
@@ -21,23 +21,23 @@ columns by 3 and 3 (in units of τ): log(1 + e^-4) = 0.018, log(1 + e^-2) = 0.12
 log(1 + e^-3) = 0.049; the loss is ½ · 0.0726 + ½ · 0.0486 = 0.061. A guess would be log 2 = 0.69.
 
 A cosine of 0.83 tells nobody anything. So the similarities of many pairs of strangers are kept with
-the adapter, as 101 quantiles, and a judgement reads "closer than 91 % of strangers".
+the adapter, as 101 quantiles, and a prompt reads "closer than 91 % of strangers". With the fusion
+of all instruments (`fusion.py`) that is the *style evidence* of a candidate.
 
-What we chose. A text counts with its first 256 tokens, which bounds the cost. Texts of one
-judgement run alone, each in a forward of its own, so that a number never depends on what happened
-to be beside it. What we left out: pooling by weights, negatives from earlier steps.
+A text counts with its first 256 tokens, which bounds the cost. Texts of one judgement run alone,
+each in a forward of its own, so that a number never depends on what happened to be beside it.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, Field, TypeAdapter, model_validator
 from torch import Tensor
 
 from nanopersrm import InputError
@@ -48,7 +48,8 @@ from nanopersrm.model.cache import Layout
 from nanopersrm.model.lora import Lora, LoraConfig, matrices
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
-from nanopersrm.style import fusion
+from nanopersrm.pairs import checked
+from nanopersrm.style.fusion import Cosines, Fusion, Number, from_json
 from nanopersrm.style.profile import StyleEvidence, percentile
 
 QUARTER = 0.26  # share of the blocks that run
@@ -77,6 +78,26 @@ class StyleConfig:
                 "style: expected layers from 0, tokens from 1 and a temperature above 0, got "
                 f"{self.layers}, {self.tokens} and {self.temperature}"
             )
+
+
+class StyleFile(BaseModel):
+    """What style.json holds beside PEFT's files."""
+
+    layers: int = Field(strict=True, ge=0)
+    tokens: int = Field(strict=True, ge=1)
+    temperature: float = Field(strict=True, gt=0, allow_inf_nan=False)
+    quantiles: list[Number] = Field(min_length=QUANTILES, max_length=QUANTILES)
+    mean: list[Number]
+    deviation: list[Annotated[Number, Field(gt=0)]]
+    fusion: Fusion | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "StyleFile":
+        if self.quantiles != sorted(self.quantiles):
+            raise ValueError("quantiles: expected the least first")
+        if len(self.mean) != len(self.deviation):
+            raise ValueError("deviation: expected as many numbers as mean has")
+        return self
 
 
 def pool(hidden: Tensor, starts: Sequence[int]) -> Tensor:
@@ -208,7 +229,7 @@ class Style:
         self.model, self.lora, self.config = model, lora, config
         self.quantiles = tuple(quantiles)  # of the similarities of strangers; may come later
         self.standard = standard
-        self.fusion: fusion.Fusion | None = None  # this and all other instruments as one
+        self.fusion: Fusion | None = None  # this and all other instruments as one
         self._known: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # newest last
         self._version = -1  # of the masters that these vectors were made with
 
@@ -285,17 +306,17 @@ class Style:
             "quantiles": list(self.quantiles),
             "mean": mean.tolist(),
             "deviation": deviation.tolist(),
-            "fusion": None if self.fusion is None else self.fusion.facts(),
+            "fusion": None if self.fusion is None else self.fusion.to_json(),
         }
 
     def measured(self, facts: Mapping[str, Any]) -> "Style":
         """Put back what `facts` gave."""
         self.quantiles = tuple(facts["quantiles"])
-        place = self.model.device
-        mean, deviation = (torch.tensor(facts[k], device=place) for k in ("mean", "deviation"))
+        device = self.model.device
+        mean, deviation = (torch.tensor(facts[k], device=device) for k in ("mean", "deviation"))
         self.standard = Standard(mean, deviation) if len(mean) else None
-        fused = facts.get("fusion")  # adapters of before have none
-        self.fusion = None if fused is None else fusion.of_facts(fused, FILE)
+        record = facts.get("fusion")
+        self.fusion = None if record is None else from_json(record, FILE)
         self._known.clear()
         return self
 
@@ -307,91 +328,56 @@ class Style:
     @staticmethod
     def load(folder: Path, model: Model) -> "Style":
         """The inverse of `save`, for the same base."""
-        config, facts = _read(folder / FILE, model.config.D)
-        if config.layers > model.config.layers:
-            raise InputError(
-                f"{folder / FILE}, field layers: expected at most {model.config.layers}, as the "
-                f"base has, found {config.layers}"
-            )
-        return Style(model, lora_files.load(folder, model).freeze(), config).measured(facts)
+        place, record = str(folder / FILE), read_json(folder / FILE)
+        file = checked(TypeAdapter(StyleFile), record, place)
+        layers, D = model.config.layers, model.config.D
+        if file.layers > layers:
+            raise InputError(f"{place}, field layers: the base has {layers}, found {file.layers}")
+        if len(file.mean) not in (0, D):  # 0: saved without a standard
+            raise InputError(f"{place}, field mean: expected {D} numbers, found {len(file.mean)}")
+        config = StyleConfig(file.layers, file.tokens, file.temperature)
+        return Style(model, lora_files.load(folder, model).freeze(), config).measured(record)
 
 
-def _read(file: Path, D: int) -> tuple[StyleConfig, dict[str, Any]]:
-    """The fields of style.json, checked."""
-    found = read_json(file)
-    kinds: dict[str, Any] = {"layers": int, "tokens": int, "temperature": (int, float)}
-    assert set(kinds) == {field.name for field in fields(StyleConfig)}
-    for field, kind in kinds.items():
-        value = found.get(field)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise InputError(f"{file}, field {field}: expected a number, found {value!r}")
-    width = 0 if found.get("mean") == [] else D  # 0: saved without a standard
-    rows = ("mean", -math.inf, "the base's width"), ("deviation", 0.0, "above 0, as mean has")
-    for field, least, more in rows:
-        row = found.get(field)
-        if (
-            not isinstance(row, list)
-            or len(row) != width
-            or not all(isinstance(x, float) and least < x < math.inf for x in row)
-        ):
-            raise InputError(f"{file}, field {field}: expected {width} numbers, {more}")
-    quantiles = found.get("quantiles")
-    if (
-        not isinstance(quantiles, list)
-        or len(quantiles) != QUANTILES
-        or not all(isinstance(q, float) and math.isfinite(q) for q in quantiles)
-        or quantiles != sorted(quantiles)
-    ):
-        raise InputError(f"{file}, field quantiles: expected {QUANTILES} numbers, least first")
-    if found.get("fusion") is not None:
-        fusion.of_facts(found["fusion"], f"{file}, field fusion")
-    try:
-        return StyleConfig(**{field: found[field] for field in kinds}), found
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-
-
-# (exemplars, texts) -> what is said of each text
+# (exemplars, texts) -> the style evidence of each text
 StyleEvidenceFn = Callable[[Sequence[str], Sequence[str]], list[StyleEvidence]]
 
 
-def cosines(tokenizer: Tokenizer, style: Style) -> fusion.Cosines:
+def cosines(tokenizer: Tokenizer, style: Style) -> Cosines:
     """The style similarity as a function of texts: the cosine of each with the writer."""
 
-    def similar(exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
-        def ids(some: Sequence[str]) -> list[list[int]]:
-            return [tokenizer.encode(text.strip()) for text in some]
+    def ids(texts: Sequence[str]) -> list[list[int]]:
+        return [tokenizer.encode(text.strip()) for text in texts]
 
-        return style.similarities(ids(exemplars), ids(texts))
-
-    return similar
+    return lambda exemplars, texts: style.similarities(ids(exemplars), ids(texts))
 
 
 def style_evidence_fn(
     tokenizer: Tokenizer, style: Style, writers: Mapping[tuple[str, ...], str] | None = None
 ) -> StyleEvidenceFn:
-    """The percentile of the style similarity and, where instruments are fused, the chance.
+    """The percentile of the style similarity and, where instruments are fused, the probability.
 
-    writers: of exemplars that are trained on, whose they are.
+    writers: of exemplars that are trained on, whose they are: training sees what a fusion says that
+    was fitted without their writer, as judging does.
     """
     similar = cosines(tokenizer, style)
-    known = writers or {}
 
-    def near(exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
-        found = similar(exemplars, texts)
-        percents = [style.percentile(cosine) for cosine in found]
-        if (fused := style.fusion) is None:
+    def style_evidence(exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
+        alike = similar(exemplars, texts)
+        percents = [style.percentile(cosine) for cosine in alike]
+        if (fusion := style.fusion) is None:
             return [StyleEvidence(percent) for percent in percents]
-        if (writer := known.get(tuple(text.strip() for text in exemplars))) is not None:
-            fused = fused.unseen_by(writer)
-        chances = fused.chances(exemplars, texts, found)
-        return [StyleEvidence(*both) for both in zip(percents, chances, strict=True)]
+        writer = (writers or {}).get(tuple(text.strip() for text in exemplars))
+        if writer is not None:
+            fusion = fusion.without(writer)
+        probabilities = fusion.probabilities(exemplars, texts, alike)
+        return [StyleEvidence(*both) for both in zip(percents, probabilities, strict=True)]
 
-    return near
+    return style_evidence
 
 
-def probabilities(near: Iterable[StyleEvidence]) -> list[float] | None:
-    """The chance of each text by all instruments together; None where nobody has weighed them."""
-    found = [one.probability for one in near]
-    known = [chance for chance in found if chance is not None]
-    return known if known and len(known) == len(found) else None
+def probabilities(evidence: Iterable[StyleEvidence]) -> list[float] | None:
+    """By all instruments together, of each text; None where they were not fused."""
+    values = [shown.probability for shown in evidence]
+    known = [value for value in values if value is not None]
+    return known if known and len(known) == len(values) else None

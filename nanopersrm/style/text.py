@@ -1,18 +1,12 @@
-"""Reading: cut the texts of one writer into paragraphs, sentences and words, once for all factors.
+"""Cut the texts of one writer into paragraphs, sentences and words, once for all features.
 
-`read` returns a `Text`, the only thing that the functions in `factors.py` look at.
-
-What we chose. A single line break is a hard wrap and counts as a blank; a blank line ends a
-paragraph; curly quotes become straight quotes; trailing blanks vanish. So what a mail program does
-to the layout changes no number. Sentences are cut token by token and no pattern below has two ways
-to match the same run of characters, so a text of a million characters takes time in proportion,
-whatever is in it.
+A single line break is a hard wrap and counts as a blank; a blank line ends a paragraph; curly
+quotes become straight quotes. So what a mail program does to the layout changes no number. No
+pattern below has two ways to match the same characters, so a text of a million characters takes
+time in proportion to its length.
 
 What we left out. Single quotes are not told from apostrophes, `F. Supp.` ends a sentence that it
-should not, and scripts without blanks between words (Chinese, Japanese, Thai) come out as few, long
-words.
-
-Read next: `factors.py`.
+should not, and scripts without blanks between words come out as few, long words.
 """
 
 import re
@@ -150,15 +144,5 @@ def read(texts: Sequence[str]) -> Text:
         breaks += max(paragraphs - 1, 0)
         runs.append(run)
     counts = Counter(word for run in runs for word in run)
-    return Text(
-        "\n".join(flat),
-        runs,
-        counts,
-        counts.total(),
-        lengths,
-        starts,
-        breaks,
-        items,
-        capitals,
-        emoji,
-    )
+    flat_text, size = "\n".join(flat), counts.total()
+    return Text(flat_text, runs, counts, size, lengths, starts, breaks, items, capitals, emoji)

@@ -141,7 +141,7 @@ def prompt(
     measured = None
     if config.evidence:
         said = [near[text] for text in candidates] if near is not None else None
-        measured = measured_block(pair.exemplars, candidates, near=said)
+        measured = measured_block(pair.exemplars, candidates, style_evidence=said)
     chat = messages(pair.exemplars, candidates, pair.question or None, measured=measured)
     return tokenizer.chat(chat, continuation=verdict.OPEN)
 

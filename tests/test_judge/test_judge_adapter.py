@@ -77,7 +77,7 @@ def test_the_style_percentile_stands_in_the_measured_block(base, folder, judge, 
     percents = Style.load(folder / "style", bare).percentiles(ids[:2], ids[2:])
     assert len({round(percent) for percent in percents}) == 2
     for candidate, percent in zip(CANDIDATES[:2], percents, strict=True):
-        block = measured_block(EXEMPLARS, [candidate], near=[StyleEvidence(percent)])
+        block = measured_block(EXEMPLARS, [candidate], style_evidence=[StyleEvidence(percent)])
         assert block.endswith(f", style {percent:.0f}%")
         assert any(block in text and candidate in text for text in shown)
     shown.clear()

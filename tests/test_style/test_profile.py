@@ -166,17 +166,17 @@ def test_block_numbers_are_measured() -> None:
         expected = f"{who} closer than strangers: n-grams {alike:.0f}%, factors {near:.0f}%"
         assert lines["AB".index(who) + 6] == expected
     styled = measured_block(
-        exemplars, candidates, near=[StyleEvidence(90.6), StyleEvidence(3.0)]
+        exemplars, candidates, style_evidence=[StyleEvidence(90.6), StyleEvidence(3.0)]
     ).splitlines()
     assert styled == [*lines[:6], f"{lines[6]}, style 91%", f"{lines[7]}, style 3%"]
     weighed = [StyleEvidence(90.6, 71.5), StyleEvidence(3.0, 1.0)]
-    assert measured_block(exemplars, candidates, near=weighed).splitlines() == [
+    assert measured_block(exemplars, candidates, style_evidence=weighed).splitlines() == [
         *styled,
         "A by this writer: 72% likely",
         "B by this writer: 1% likely",
     ]
     with pytest.raises(AssertionError, match="for 2 texts"):
-        measured_block(exemplars, candidates, near=[StyleEvidence(90.6)])
+        measured_block(exemplars, candidates, style_evidence=[StyleEvidence(90.6)])
 
 
 def test_block_is_short_and_shows_no_echoes() -> None:

@@ -41,11 +41,11 @@ def kept(run: Path) -> dict[str, object] | None:
 
 
 def test_a_fusion_and_one_apart_for_each_fold(weighed):
-    found = fusion.of_facts(kept(weighed), "here")
+    found = fusion.from_json(kept(weighed), "here")
     assert "style" in found.weights
     assert found.loss is not None
     assert found.loss < fusion.GUESS
-    assert len(found.apart) == fusion.FOLDS
+    assert len(found.folds) == fusion.FOLDS
 
 
 @pytest.mark.usefixtures("brief", "unweighable")
@@ -142,7 +142,7 @@ class Unit:
     def __init__(self) -> None:
         self.asked: list[list[object]] = []
         self.fusion = replace(
-            BY_HAND, apart=tuple(replace(BY_HAND, offset=float(i)) for i in range(fusion.FOLDS))
+            BY_HAND, folds=tuple(replace(BY_HAND, offset=float(i)) for i in range(fusion.FOLDS))
         )
 
     def embed(self, texts):
@@ -167,7 +167,7 @@ def test_lessons_show_what_a_fusion_without_their_writer_says():
     near = similarity.style_evidence_fn(Words(), style, course.writers([pair]))  # type: ignore[arg-type]
     (own,) = near([f" {text}\n" for text in pair.exemplars], [pair.chosen])
     (other,) = near([pair.rejected], [pair.chosen])
-    fold = style.fusion.apart[fusion.fold_of(pair.author)]
-    assert own.probability == pytest.approx(fold.chances(pair.exemplars, [pair.chosen], [0.5])[0])
-    assert other.probability == style.fusion.chances([pair.rejected], [pair.chosen], [0.5])[0]
-    assert own.probability != style.fusion.chances(pair.exemplars, [pair.chosen], [0.5])[0]
+    fold = style.fusion.folds[fusion.fold_of(pair.author)]
+    assert own.probability == pytest.approx(fold.probabilities(pair.exemplars, [pair.chosen], [0.5])[0])
+    assert other.probability == style.fusion.probabilities([pair.rejected], [pair.chosen], [0.5])[0]
+    assert own.probability != style.fusion.probabilities(pair.exemplars, [pair.chosen], [0.5])[0]

@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AllowInfNan, Field, Strict, TypeAdapter
 
-from nanopersrm.pairs import Pair, checked
+from nanopersrm.pairs import Pair, validate
 from nanopersrm.style.features import FACTORS
 from nanopersrm.style.profile import measured, ngram_similarity, reference
 
@@ -119,7 +119,7 @@ SCHEMA = TypeAdapter(Fusion)
 
 def from_json(record: Any, place: str) -> Fusion:
     """The inverse of `Fusion.to_json`, checked; `place` names the file in errors."""
-    return checked(SCHEMA, record, place)
+    return validate(SCHEMA, record, place)
 
 
 def fold_of(writer: str) -> int:

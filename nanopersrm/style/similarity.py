@@ -48,7 +48,7 @@ from nanopersrm.model.cache import Layout
 from nanopersrm.model.lora import Lora, LoraConfig, matrices
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
-from nanopersrm.pairs import checked
+from nanopersrm.pairs import validate
 from nanopersrm.style.fusion import Cosines, Fusion, Number, from_json
 from nanopersrm.style.profile import StyleEvidence, percentile
 
@@ -329,7 +329,7 @@ class Style:
     def load(folder: Path, model: Model) -> "Style":
         """The inverse of `save`, for the same base."""
         place, record = str(folder / FILE), read_json(folder / FILE)
-        file = checked(TypeAdapter(StyleFile), record, place)
+        file = validate(TypeAdapter(StyleFile), record, place)
         layers, D = model.config.layers, model.config.D
         if file.layers > layers:
             raise InputError(f"{place}, field layers: the base has {layers}, found {file.layers}")

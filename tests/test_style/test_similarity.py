@@ -3,7 +3,9 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from torch import Tensor
 
 from nanopersrm import InputError
 from nanopersrm.model.cache import Layout
-from nanopersrm.model.lora import Lora, LoraConfig
+from nanopersrm.model.lora import TARGETS, Lora, LoraConfig
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
-from nanopersrm.style import similarity as style
+from nanopersrm.style import similarity
+from nanopersrm.style.fusion import Fusion
 from nanopersrm.style.similarity import (
+    Standard,
     Style,
     StyleConfig,
     batch_loss,
@@ -29,6 +33,8 @@ from nanopersrm.style.similarity import (
 )
 
 CPU = torch.device("cpu")
+OTHERS = [[1, 2, 3, 4], [90, 80, 70], [5, 15, 25, 35, 45, 55], [120], [64, 32], [8, 88]]
+QUANTILES = [i / 100 for i in range(101)]
 TEXTS = [[3, 7, 7, 30], [101, 5], [9, 8, 7, 6, 5, 4, 3], [42], [77, 11, 77]]
 
 
@@ -50,8 +56,15 @@ def adapter(model: Model, seed: int = 5) -> Lora:
 
 @pytest.fixture
 def trained(model) -> Style:
-    config = StyleConfig(layers=2, tokens=5)
-    return Style(model, adapter(model), config, [i / 100 for i in range(101)])
+    return Style(model, adapter(model), StyleConfig(layers=2, tokens=5), QUANTILES)
+
+
+@pytest.fixture
+def standardised(model) -> Style:
+    """With a standard too."""
+    style = Style(model, adapter(model), StyleConfig(layers=2, tokens=5), QUANTILES)
+    style.standardise(OTHERS)
+    return style
 
 
 def state(model: Model, ids: Sequence[int], layers: int = 2) -> Tensor:
@@ -83,17 +96,6 @@ def test_pool_is_the_mean_of_each_segment():
     assert pooled.dtype == torch.float32
     rounded = hidden.bfloat16().float()
     torch.testing.assert_close(pooled[2], rounded[4:].mean(0))  # summed in 32 bits
-
-
-def test_pool_refuses_what_it_cannot_pool():
-    for starts, part in (((0, 3), "end at 3"), ((0, 2, 2, 4), "1 row or more")):
-        with pytest.raises(AssertionError, match=part):
-            pool(torch.zeros(4, 2), starts)
-
-
-def test_pool_has_the_right_gradient():
-    hidden = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda h: pool(h, (0, 2, 3, 7)), [hidden])
 
 
 # The contrast
@@ -195,19 +197,6 @@ def test_the_gradient_reaches_the_adapter(model, recompute):
     assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(B.grad.norm()), rel=0.02)
 
 
-def test_the_loss_of_a_step(model):
-    """Two writers with 2 and 1 exemplars, and a text by neither."""
-    config = StyleConfig(layers=2, temperature=0.1)
-    a, b, c, d, e = TEXTS
-    loss, right = batch_loss(model, [[a, b], [c]], [d, e], [[5, 5, 1]], config)
-    writers = torch.stack([F.normalize(alone(model, a) + alone(model, b), dim=0), alone(model, c)])
-    others = torch.stack([alone(model, text) for text in (d, e, [5, 5, 1])])
-    expected = in_batch_loss(writers, others, torch.arange(2), torch.eye(2, 3).bool(), 0.1)
-    torch.testing.assert_close((loss, right), expected, rtol=1e-4, atol=1e-5)
-    fewer, _ = batch_loss(model, [[a, b], [c]], [d, e], [], config)
-    assert fewer < loss  # there is less to confuse
-
-
 def test_embed_leaves_the_model_as_it_was(model, trained):
     other = adapter(model, seed=9)
     model.train()
@@ -236,7 +225,7 @@ def test_embed_runs_in_batches_of_bounded_size(model, trained, monkeypatch):
         return forward(self, ids, *rest, **named)
 
     monkeypatch.setattr(type(model), "forward", counting)
-    monkeypatch.setattr(style, "TOKENS_AT_ONCE", 6)
+    monkeypatch.setattr(similarity, "TOKENS_AT_ONCE", 6)
     torch.testing.assert_close(trained.embed(TEXTS), expected)
     assert sizes == [6, 6, 3]  # 4 + 2, 5 + 1, 3 tokens
 
@@ -283,7 +272,7 @@ def test_vectors_are_remembered_while_the_adapter_stays(model, trained, monkeypa
     changed = trained.similarities(TEXTS[:2], TEXTS[2:])
     assert runs == 2 * len(TEXTS)
     assert changed != first
-    monkeypatch.setattr(style, "REMEMBERED", 2)
+    monkeypatch.setattr(similarity, "REMEMBERED", 2)
     fresh = Style(model, trained.lora, trained.config)
     assert fresh.similarities(TEXTS[:2], TEXTS[2:]) == changed
     assert list(fresh._known) == [tuple(text) for text in TEXTS[3:]]  # the newest
@@ -302,44 +291,169 @@ def test_quantiles_of_strangers():
     assert strangers_quantiles([0.0, 1.0])[25] == pytest.approx(0.25)
 
 
+def standard_of(made: Style) -> Standard:
+    assert made.standard is not None
+    return made.standard
+
+
+def fresh(model: Model, rank: int = 3, **fields: Any) -> Lora:
+    """An adapter on the blocks that run, which does something."""
+    lora = similarity.adapter(model, LoraConfig(rank=rank), StyleConfig(**fields), seed=1)
+    with torch.no_grad():
+        for i, (_, B) in enumerate(lora.masters.values()):
+            B.normal_(0, 0.3, generator=torch.Generator().manual_seed(i))
+    lora.refresh()
+    return lora
+
+
+# The standard
+
+
+def test_vectors_by_hand():
+    """(7 - 4) / 1 = 3 and (-1 - 1) / 0.5 = -4, a vector of length 5."""
+    standard = Standard(torch.tensor([4.0, 1.0]), torch.tensor([1.0, 0.5]))
+    found = vectors_of(torch.tensor([[7.0, -1.0], [4.0, 3.0]]), standard)
+    torch.testing.assert_close(found, torch.tensor([[0.6, -0.8], [0.0, 1.0]]))
+    bare = vectors_of(torch.tensor([[7.0, -1.0], [6.0, -8.0]]), None)
+    expected = torch.tensor([[7 / math.sqrt(50), -1 / math.sqrt(50)], [0.6, -0.8]])
+    torch.testing.assert_close(bare, expected)
+
+
+def test_standardise_measures_with_the_adapter_on_and_texts_cut(model, standardised):
+    with standardised.lora.using(model):
+        seen = torch.stack([state(model, text[:5]) for text in OTHERS])
+    mean = seen.sum(0) / 6
+    found = standard_of(standardised)
+    torch.testing.assert_close(found.mean, mean)
+    torch.testing.assert_close(found.deviation, ((seen - mean) ** 2).sum(0).div(5).sqrt())
+    assert not found.mean.requires_grad
+    bare = torch.stack([state(model, text[:5]) for text in OTHERS])
+    assert (bare.mean(0) - found.mean).abs().max() > 0.01
+    standardised.standardise(OTHERS)  # measured on states: the standard it had changes nothing
+    torch.testing.assert_close(standard_of(standardised), found, rtol=0, atol=0)
+
+
+def test_similarities_with_a_standard(model, standardised):
+    with standardised.lora.using(model):
+        rows = torch.stack([state(model, text[:5]) for text in TEXTS])
+    a, b, *rest = F.normalize(
+        (rows - standard_of(standardised).mean) / standard_of(standardised).deviation
+    )
+    expected = [float(writer_of(torch.stack([a, b])) @ vector) for vector in rest]
+    found = standardised.similarities(TEXTS[:2], TEXTS[2:])
+    assert found == pytest.approx(expected, abs=1e-4)
+    torch.testing.assert_close(standardised.embed(TEXTS)[2:], torch.stack(rest), atol=1e-4, rtol=0)
+
+
+def test_a_new_standard_forgets_the_vectors_of_the_old(model, standardised):
+    first = standardised.similarities(TEXTS[:2], TEXTS[2:])
+    facts = standardised.facts()
+    standardised.standardise(TEXTS)
+    second = standardised.similarities(TEXTS[:2], TEXTS[2:])
+    other = Style(model, standardised.lora, standardised.config, standard=standardised.standard)
+    assert second == other.similarities(TEXTS[:2], TEXTS[2:]) != first
+    assert standardised.measured(facts).similarities(TEXTS[:2], TEXTS[2:]) == first
+
+
+def test_the_loss_of_a_step_with_a_standard(model):
+    """Two writers; the gradient runs through the standard, and not into it."""
+    config = StyleConfig(layers=2, temperature=0.1)
+    standard = Standard(torch.linspace(-1, 1, 48), torch.linspace(0.5, 2, 48))
+    lora, (a, b, c, d, _) = fresh(model, layers=2), TEXTS
+    with lora.using(model):
+        loss, right = batch_loss(model, [[a], [b]], [c, d], [], config, standard)
+        loss.backward()
+        rows = torch.stack([state(model, text) for text in (a, b, c, d)])
+        without, _ = batch_loss(model, [[a], [b]], [c, d], [], config)
+    vectors = F.normalize((rows - standard.mean) / standard.deviation)
+    expected = in_batch_loss(
+        vectors[:2], vectors[2:], torch.arange(2), torch.eye(2, dtype=torch.bool), 0.1
+    )
+    torch.testing.assert_close((loss.detach(), right), expected, rtol=1e-4, atol=1e-5)
+    assert all(part.grad is not None and bool(part.grad.any()) for part in lora.parameters())
+    assert abs(float((without - loss).detach())) > 0.01
+
+
+# The blocks that run
+
+
+@pytest.mark.parametrize(("layers", "depth"), [(30, 8), (28, 7), (3, 1), (1, 1), (16, 4)])
+def test_depth(model, layers, depth):
+    other: Any = type("Sized", (), {"config": replace(model.config, layers=layers)})
+    assert StyleConfig().depth(other) == depth
+    assert StyleConfig(layers=2).depth(other) == 2
+
+
+@pytest.mark.parametrize(("layers", "depth"), [(0, 1), (2, 2), (3, 3)])
+def test_the_adapter_sits_on_the_blocks_that_run(model, layers, depth):
+    lora = fresh(model, layers=layers)
+    assert len(lora.masters) == depth * len(TARGETS)
+    assert {int(name.split(".")[1]) for name in lora.masters} == set(range(depth))
+    some = LoraConfig(rank=2, targets=("v_proj",))
+    few = similarity.adapter(model, some, StyleConfig(layers=layers), seed=1)
+    assert list(few.masters) == [f"layers.{i}.self_attn.v_proj" for i in range(depth)]
+    made = Style(model, lora, StyleConfig(layers=layers))
+    with lora.using(model):
+        expected = torch.stack([alone(model, text, depth) for text in TEXTS])
+    torch.testing.assert_close(made.embed(TEXTS), expected)
+
+
 # Files
 
 
-def test_a_saved_style_is_loaded_again(model, trained, tmp_path):
-    trained.save(tmp_path / "style", "some/base")
-    found = Style.load(tmp_path / "style", model)
-    assert found.config == trained.config
-    assert found.quantiles == trained.quantiles
-    assert not any(part.requires_grad for part in found.lora.parameters())
-    assert found.percentiles(TEXTS[:2], TEXTS[2:]) == trained.percentiles(TEXTS[:2], TEXTS[2:])
-    names = sorted(file.name for file in (tmp_path / "style").iterdir())
+@pytest.mark.parametrize("layers", [0, 2])
+def test_a_saved_style_is_loaded_again(model, tmp_path, layers):
+    made = Style(model, fresh(model, layers=layers), StyleConfig(layers, tokens=5), QUANTILES)
+    made.standardise(OTHERS)
+    made.fusion = Fusion({"n-grams": 2.0}, {"n-grams": -0.4}, slope=1.5, offset=0.25)
+    made.save(tmp_path, "some/base")
+    names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["adapter_config.json", "adapter_model.safetensors", "style.json"]
+    found = Style.load(tmp_path, model)
+    assert (found.config, found.quantiles) == (made.config, made.quantiles)
+    assert found.fusion == made.fusion
+    assert all(map(torch.equal, standard_of(found), standard_of(made)))
+    assert standard_of(found).mean.dtype == torch.float32
+    assert found.lora.masters.keys() == made.lora.masters.keys()
+    assert not any(part.requires_grad for part in found.lora.parameters())
+    assert found.percentiles(TEXTS[:2], TEXTS[2:]) == made.percentiles(TEXTS[:2], TEXTS[2:])
+    made.standard = None
+    made.save(tmp_path, "some/base")
+    assert Style.load(tmp_path, model).standard is None
+
+
+def test_facts_go_round(model, standardised):
+    facts = json.loads(json.dumps(standardised.facts()))  # as a checkpoint keeps them
+    again = Style(model, standardised.lora, standardised.config).measured(facts)
+    assert again.quantiles == standardised.quantiles
+    assert all(map(torch.equal, standard_of(again), standard_of(standardised)))
+    assert again.facts() == standardised.facts()
+    del facts["fusion"]  # an adapter of before
+    assert again.measured(facts).fusion is None
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "part"),
+    ("field", "values"),
     [
-        ("layers", None, "field layers"),
-        ("layers", 9, "at most 3"),
-        ("layers", 1.5, "field layers"),
-        ("tokens", 0, "tokens from 1"),
-        ("tokens", True, "field tokens"),
-        ("temperature", -1, "a temperature above 0"),
-        ("quantiles", None, "field quantiles"),
-        ("quantiles", [0.5] * 100, "101 numbers"),
-        ("quantiles", [1.0, *[0.5] * 100], "least first"),
-        ("quantiles", ["a"] * 101, "101 numbers"),
-        ("quantiles", [math.nan] * 101, "101 numbers"),
+        ("layers", [None, 9, 1.5]),
+        ("tokens", [0, True]),
+        ("temperature", [-1, "warm"]),
+        ("quantiles", [None, [0.5] * 100, [1.0, *[0.5] * 100], ["a"] * 101, [math.nan] * 101]),
+        ("mean", [None, [0.5] * 47, ["a"] * 48, [True] * 48, [math.nan] * 48, [[0.5]] * 48, []]),
+        ("deviation", [[1.0] * 49, "wide", [1.0] * 47 + [0.0], [-1.0] * 48, []]),
+        ("fusion", [3, {"weights": {}}]),
     ],
 )
-def test_a_broken_style_is_refused(model, trained, tmp_path, field, value, part):
-    trained.save(tmp_path, "some/base")
+def test_a_broken_style_is_refused(model, standardised, tmp_path, field, values):
+    standardised.save(tmp_path, "some/base")
     file = tmp_path / "style.json"
-    found = json.loads(file.read_text())
-    file.write_text(json.dumps(found | {field: value}))
-    with pytest.raises(InputError, match=part) as caught:
-        Style.load(tmp_path, model)
-    assert str(file) in str(caught.value)
+    sound = json.loads(file.read_text())
+    for value in values:
+        file.write_text(json.dumps(sound | {field: value}))
+        with pytest.raises(InputError, match=field if value != [] else "deviation") as caught:
+            Style.load(tmp_path, model)
+        assert str(caught.value).startswith(str(file))
+        assert "\n" not in str(caught.value)
     file.unlink()
     with pytest.raises(InputError, match=r"style\.json"):
         Style.load(tmp_path, model)

@@ -39,13 +39,12 @@ from nanopersrm import InputError
 from nanopersrm.command import exit_code
 from nanopersrm.model.bases import DEFAULT_BASE, resolve
 from nanopersrm.model.device import device_of
-from nanopersrm.model.lora import Lora
+from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model, ModelConfig
 from nanopersrm.pairs import digest, read
 from nanopersrm.style.similarity import StyleEvidenceFn
-from nanopersrm.train import checkpoint, ending, packing
-from nanopersrm.train import setup as starting
+from nanopersrm.train import packing, setup
 from nanopersrm.train.grpo import (
     GrpoConfig,
     LossStatistics,
@@ -61,7 +60,7 @@ from nanopersrm.train.grpo import (
 )
 from nanopersrm.train.objective import reply_log_probs
 from nanopersrm.train.optim import OptimConfig, learning_rate
-from nanopersrm.train.presets import Preset, for_card, settled
+from nanopersrm.train.presets import Preset
 from nanopersrm.train.rewards import PARTS, RewardConfig, reward
 from nanopersrm.train.rollout import (
     PairOrder,
@@ -76,23 +75,13 @@ from nanopersrm.train.rollout import (
     score_digits,
     trees,
 )
-from nanopersrm.train.runlog import Stop
-from nanopersrm.train.training import (
-    Learner,
-    Training,
-    check_folder,
-    check_numbers,
-    disk_needed,
-    memory_guard,
-)
-from nanopersrm.train.trial import Trial
+from nanopersrm.train.run import Learner, Run, check_numbers, check_out, memory_guard, save_final
+from nanopersrm.train.sft_data import ExamplesConfig, authors_by_exemplars, split_pairs
+from nanopersrm.train.validation import Metrics, ValidationSet
 
 import torch  # isort: skip  (after nanopersrm, which settles threads and memory)
 
 from data.build import demo_pairs
-from nanopersrm.train import course
-from nanopersrm.train.exam import Exam
-from nanopersrm.train.lessons import LessonConfig
 
 SFT = Path("runs/sft/adapter")  # what train_sft.py leaves without arguments
 TEACH_FORM = "no reply is well formed, teach the form first with train_sft.py"
@@ -208,22 +197,22 @@ def train(
     lora: Lora,
     order: PairOrder,
     style_evidence: StyleEvidenceFn | None,
-    training: Training,
-    exam: Exam,
-) -> tuple[Trial, Trial]:
-    """All steps. The validations before and after."""
-    learner, steps = Learner(training, "rft", model, lora, config.optim), preset.rft_steps
-    facts: dict[str, Any] = {"trials": []}
-    if training.saved is not None:
-        facts["trials"] = training.saved.facts["trials"]
-        order.place = training.saved.facts["place"]
+    run: Run,
+    validation: ValidationSet,
+) -> list[Metrics]:
+    """All steps. The metrics of all validations."""
+    learner, steps = Learner(run, "rft", model, lora, config.optim), preset.rft_steps
+    facts: dict[str, Any] = {"validation": []}
+    if run.resumed is not None:
+        facts["validation"] = run.resumed["validation"]
+        order.place = run.resumed["place"]
     else:
-        trial, text = exam.hold(model, preset)
-        training.log.write_replies(0, text)
-        training.log.note(f"before: {trial.said()}")
-        facts["trials"].append(asdict(trial))
-    training.begin()
-    for step in range(learner.start, steps):
+        validated, text = validation.evaluate(model, preset)
+        run.write_replies(0, text)
+        run.note(f"before: {validated.summary()}")
+        facts["validation"].append(asdict(validated))
+    run.start_clock()
+    for step in range(learner.first_step, steps):
         started = time.perf_counter()
         # draw
         drawn = collect(model, tokenizer, order, rollout, style_evidence, step)
@@ -245,7 +234,7 @@ def train(
             measured.append(seen)
         # step
         rate = learning_rate(step, steps, config.optim)
-        norm = learner.update(rate, still=not kept)
+        norm = learner.update(rate)
 
         numbers = metrics(groups) | {
             "groups_drawn": len(groups),
@@ -257,46 +246,45 @@ def train(
             "seconds_drawing": drawing_done - started,
             "seconds_training": time.perf_counter() - drawing_done,
         }
-        training.lap()
+        run.stop_clock()
         if not kept:
             advice = "raise --group or --temperature" if numbers["formed"] else TEACH_FORM
-            training.log.note(f"step {step + 1} taught nothing, all groups are flat: {advice}")
+            run.note(f"step {step + 1} taught nothing, all groups are flat: {advice}")
         text = page(groups)
         if step + 1 == steps or (config.eval_every and (step + 1) % config.eval_every == 0):
-            trial, replies = exam.hold(model, preset)
-            training.log.note(f"after {step + 1} steps: {trial.said()}")
-            facts["trials"].append(asdict(trial))
-            numbers |= trial.numbers()
-            facts["score"] = trial.accuracy if trial.pairs else None
+            validated, replies = validation.evaluate(model, preset)
+            run.note(f"after {step + 1} steps: {validated.summary()}")
+            facts["validation"].append(asdict(validated))
+            numbers |= validated.numbers()
+            facts["score"] = validated.accuracy if validated.pairs else None
             text += f"\n\nThe validation after this step\n\n{replies}"
-        training.log.write_replies(step + 1, text)
+        run.write_replies(step + 1, text)
         facts["place"] = order.place
         tokens = sum(len(one.ids) for one in rollouts) + sum(tree.tokens for tree in kept)
-        training.after(step + 1, learner, numbers, tokens, facts)
+        run.finish_step(step + 1, learner, numbers, tokens, facts)
         facts["score"] = None
-    return Trial(**facts["trials"][0]), Trial(**facts["trials"][-1])
+    return [Metrics(**record) for record in facts["validation"]]
 
 
 def main(config: Config) -> None:
     """Read, draw and learn, save, and say what came of it."""
     check_numbers(config, {"steps": 1, "eval_every": 0, "eval_pairs": 0, "reason_pairs": 0})
-    check_folder(config.out, config.resume, config.overwrite)
-    tiny = starting.is_random(config.preset, config.base)
+    check_out(config.out, config.resume, config.overwrite)
+    tiny = setup.is_random(config.preset, config.base)
     folder, made = None, None
     if config.adapter is not None or not tiny:
-        folder, made = starting.said_by(config.adapter, SFT, config.base)
-        config = replace(config, **starting.unsaid(made, config.base, config.nf4, config.dtype))
+        folder, made = setup.require_adapter(config.adapter, SFT, config.base)
+        config = replace(config, **setup.defaults_from(made, config.base, config.nf4, config.dtype))
     if made is not None and made.form == "pairwise":
         raise InputError(f"{folder}: expected a pointwise judge, its form is pairwise")
     check_expected(config)
     device = device_of(config.device)
-    card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    said = asdict(config) | {"rft_steps": config.steps, "steps": None}
-    preset = settled(config.preset or for_card(card), said)
+    flags = asdict(config) | {"rft_steps": config.steps, "steps": None}
+    preset = setup.preset_of(config.preset, device, flags)
     eight_bit = config.optim.eight_bit or preset.eight_bit
     config = replace(config, optim=replace(config.optim, eight_bit=eight_bit))
 
-    train_pairs, validation = course.divided(
+    train_pairs, held_out = split_pairs(
         demo_pairs(config.seed) if config.pairs is None else read(config.pairs),
         config.validation,
         config.seed,
@@ -304,7 +292,7 @@ def main(config: Config) -> None:
     order = PairOrder(train_pairs, config.seed)
     base = resolve(config.base, lambda line: print(line, file=sys.stderr))
     tokenizer = Tokenizer.load(base)
-    if note := starting.same_base(made, folder, base, tiny):
+    if note := setup.check_base(made, folder, base, tiny):
         print(note, file=sys.stderr)
     sizes = ModelConfig.of(base.config)
     config = replace(config, longest=min(config.longest, sizes.context))
@@ -320,43 +308,32 @@ def main(config: Config) -> None:
         evidence=made is None or made.evidence,
         seed=config.seed,
     )
-    model = starting.load(base, preset, device, config.seed, tiny)
-    lora, _ = starting.adapters(folder, model, config.seed, False)
-    checkpoint.check_room(config.out, disk_needed(sizes, lora.config.rank, config.keep_last))
-    styled, style_evidence = starting.instruments(
-        folder, made, model, tokenizer, course.writers(train_pairs)
+    model = setup.load_model(base, preset, device, config.seed, tiny)
+    if folder is None:
+        lora = Lora(model, LoraConfig(), config.seed)
+    else:
+        lora = setup.load_adapter(folder, model, LoraConfig())
+    style, style_evidence = setup.load_style(
+        folder, made, model, tokenizer, authors_by_exemplars(train_pairs)
     )
     next_groups(order, tokenizer, rollout, style_evidence)  # raises where all are too long
     order.place = 0
-    lesson = LessonConfig(evidence=rollout.evidence, longest=config.longest)
-    exam = Exam(
-        validation[: config.eval_pairs],
+    examples = ExamplesConfig(evidence=rollout.evidence, longest=config.longest)
+    validation = ValidationSet(
+        held_out[: config.eval_pairs],
         tokenizer,
-        lesson,
+        examples,
         config.seed,
         style_evidence,
         reasoned=config.reason_pairs,
     )
     torch.manual_seed(config.seed)
-    with Stop() as stop:
-        settings = asdict(config) | asdict(preset)
-        settings |= {"texts": digest([*train_pairs, *validation])}
-        settings["adapter_sha256"] = starting.adapter_sha256(folder)
-        training = Training(
-            config.out,
-            settings,
-            preset.rft_steps,
-            config.save_every,
-            config.keep_last,
-            stop,
-            config.resume,
-            config.overwrite,
-            device,
-        )
-        training.log.note(
+    settings = asdict(config) | asdict(preset) | {"texts": digest([*train_pairs, *held_out])}
+    with Run(config, settings, preset.rft_steps, device) as run:
+        run.note(
             f"{config.base} with {folder or 'a new adapter'} on {device}, "
             f"{'NF4 and ' * preset.nf4}{model.norm.weight.dtype}; {len(train_pairs):,} pairs to "
-            f"train on, {len(validation):,} to validate on; {preset.rft_steps} steps of "
+            f"train on, {len(held_out):,} to validate on; {preset.rft_steps} steps of "
             f"{rollout.plans} x 2 pairs x 2 prompts x {rollout.group} replies, {rollout.at_once} "
             f"of {rollout.plans} at once"
         )
@@ -365,7 +342,7 @@ def main(config: Config) -> None:
             f"(now {preset.budget}), or --recompute True"
         )
         with memory_guard(advice):
-            before, after = train(
+            history = train(
                 config,
                 preset,
                 rollout,
@@ -374,15 +351,14 @@ def main(config: Config) -> None:
                 lora,
                 order,
                 style_evidence,
-                training,
-                exam,
+                run,
+                validation,
             )
-    made_for = starting.made_for(
-        config.base, base, model, tiny, rollout.evidence, "pointwise", style_evidence is not None
-    )
-    best = ending.save(config.out, "rft", preset.rft_steps, made_for, lora, styled)
-    print(f"before: {before.said()}\nafter:  {after.said()}\n{best}")
-    print(starting.to_judge_with(config.out / "adapter", config.base, tiny))
+    shows_style = style_evidence is not None
+    made = setup.adapter_settings(config.base, base, model, tiny, rollout.evidence, shows_style)
+    best = save_final(run, "rft", made, lora, style)
+    print(f"before: {history[0].summary()}\nafter:  {history[-1].summary()}\n{best}")
+    print(setup.judge_command(config.out / "adapter", config.base, tiny))
 
 
 def check_expected(config: Config) -> None:

@@ -1,76 +1,61 @@
 """Teach a base to judge, by imitation and by contrast.
 
     python train_sft.py                                  the demo writers, a first try
-    python train_sft.py --pairs train.jsonl --out mine   your own pairs, see data/README.md
+    python train_sft.py --pairs train.jsonl --out mine   your own pairs, see docs/data.md
     python train_sft.py --adapter default --pairs ...    from the judge that comes with the base on
     python train_sft.py --out mine --resume ...          go on after an interruption
 
 Two small adapters learn three things, beside a base that stays as it is:
 
     style      first, texts of one writer are pulled together, those of others pushed apart
-               (nanopersrm/style.py). Then this adapter is frozen: from now on it measures how alike
-               two texts are, which stands in the prompts among the other evidence.
-    imitation  replies whose claims are true (data/replies.py): the form, and the habit of giving
-               reasons
+               (nanopersrm/style/similarity.py). Then this adapter is frozen: from now on it
+               measures how alike two texts are, which stands in the prompts as evidence.
+    imitation  replies whose claims are true (nanopersrm/train/replies.py): the form, and the habit
+               of giving reasons
     contrast   among candidates by several writers the score line must favour the right one
-               (nanopersrm/contrast.py): the judgement
+               (nanopersrm/train/objective.py): the judgement
 
-RUN/adapter is the result, in PEFT's format, RUN/best what judged better in an earlier trial.
-RUN/metrics.jsonl has every number (`python -m nanopersrm.train.report RUN` draws them), RUN/replies what
-the model wrote on the way, RUN/checkpoints what --resume needs.
+RUN/adapter is the result, in PEFT's format, RUN/best what judged better after an earlier step.
+RUN/metrics.jsonl has every number, RUN/replies what the model wrote on the way, RUN/checkpoints
+what --resume needs.
 
-How it works. Pairs become trees of tokens (data/lessons.py), trees are packed without padding
-(nanopersrm/packing.py), and one forward gives all losses of a tree (nanopersrm/objective.py). What
-a step sees follows from the seed and the number of the step alone, so a run that goes on from a
-checkpoint sees what it would have seen. How a step is computed is a matter of --preset
-(nanopersrm/presets.py); without one, the machine decides. The learning rate is for SmolLM2-135M; a
-base of 7 billion weights wants about a tenth of it (--optim.lr 2e-4), and so does an --adapter.
+How it works. Pairs become trees of tokens (nanopersrm/train/sft_data.py), trees are packed without
+padding (packing.py), and one forward gives all losses of a tree (objective.py). What a step sees
+follows from the seed and the number of the step alone, so a run that goes on from a checkpoint sees
+what it would have seen. How a step is computed is a matter of --preset (presets.py); without one,
+the machine decides. The learning rate is for SmolLM2-135M; a base of 7 billion weights wants about
+a tenth of it (--optim.lr 2e-4), and so does an --adapter.
 
 What we left out: several GPUs, and training the base itself.
 """
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from nanopersrm import InputError
+from data.build import demo_pairs
 from nanopersrm.command import exit_code
 from nanopersrm.model.bases import DEFAULT_BASE, resolve
 from nanopersrm.model.device import device_of
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model, ModelConfig
-from nanopersrm.pairs import Pair, digest, read
-from nanopersrm.style import similarity as style
-from nanopersrm.style.fusion import GUESS
-from nanopersrm.style.similarity import Style, StyleConfig, StyleEvidenceFn, style_evidence_fn
-from nanopersrm.train import checkpoint, ending, packing
-from nanopersrm.train import setup as starting
-from nanopersrm.train.objective import ObjectiveConfig, sums
+from nanopersrm.pairs import digest, read
+from nanopersrm.style import similarity
+from nanopersrm.style.similarity import Style, StyleConfig
+from nanopersrm.train import packing, setup
+from nanopersrm.train.objective import SftWeights, loss_sums
 from nanopersrm.train.optim import OptimConfig, learning_rate
-from nanopersrm.train.presets import Preset, for_card, settled
-from nanopersrm.train.runlog import Stop
-from nanopersrm.train.training import (
-    Learner,
-    Training,
-    check_folder,
-    disk_needed,
-    memory_guard,
-    named,
-)
-from nanopersrm.train.trial import Trial
-
-import torch  # isort: skip  (after nanopersrm, which settles threads and memory)
-
-from data.build import demo_pairs
-from nanopersrm.train import course
-from nanopersrm.train.course import Course
-from nanopersrm.train.exam import Exam
-from nanopersrm.train.lessons import LessonConfig, StyleBatch
+from nanopersrm.train.packing import PrefixTree
+from nanopersrm.train.presets import Preset, memory_note
+from nanopersrm.train.run import Learner, Run, check_numbers, check_out, memory_guard, save_final
+from nanopersrm.train.sft_data import ExamplesConfig, SftData, split_pairs
+from nanopersrm.train.validation import Metrics, ValidationSet
 
 
 @dataclass(frozen=True)
@@ -78,7 +63,7 @@ class Config:
     """Teach a base to judge: style, imitation, contrast."""
 
     pairs: Path | None = None  # .jsonl of data.build; default: pairs of the demo writers
-    validation: Path | None = None  # pairs for the trials; default: a tenth of the writers
+    validation: Path | None = None  # pairs to validate on; default: a tenth of the writers
     # go on from this one, "default" is that of the base: its base, 4 bits, rank and style stay
     adapter: str | None = None
     out: Path = Path("runs/sft")  # folder of the run
@@ -91,239 +76,185 @@ class Config:
     # The preset has a value for each of these:
     steps: int | None = None  # of imitation and contrast
     warmup_steps: int | None = None  # of style before
-    bundles: int | None = None  # pairs a step
+    batch_pairs: int | None = None  # pairs a step
     budget: int | None = None  # packed tokens in a micro-batch: lower it when memory runs out
     dtype: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # fp16 with loss scaling
     nf4: bool | None = None  # the matrices of the base in 4 bits
     recompute: bool | None = None  # compute each block again in its backward: less memory
-    offload: bool | None = None  # keep what is kept of each block in host memory
     style_from: Path | None = None  # a style adapter to use as it is; default: that in --adapter
     fused: int = 1000  # pairs on which all instruments are weighed into a chance to show; 0: no
     writers: int = 16  # a step of style, of one domain where it has so many
-    eval_every: int = 50  # steps between trials on validation pairs; 0: before and after only
-    eval_pairs: int = 40  # validation pairs in a trial
+    eval_every: int = 50  # steps between validations; 0: before and after only
+    eval_pairs: int = 40  # validation pairs
     save_every: int = 10  # steps between checkpoints
     keep_last: int = 2  # checkpoints to keep, beside the best
     lora: LoraConfig = field(default_factory=LoraConfig)  # of a new adapter
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3))  # 7B: 2e-4
     style: StyleConfig = field(default_factory=StyleConfig)
-    lesson: LessonConfig = field(default_factory=LessonConfig)
-    weight: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    examples: ExamplesConfig = field(default_factory=ExamplesConfig)
+    weight: SftWeights = field(default_factory=SftWeights)
 
 
-@dataclass
-class Kit:
-    """What both loops work with."""
-
-    config: Config
-    how: Preset
-    model: Model
-    tokenizer: Tokenizer
-    course: Course  # the training pairs
-    validation: list[Pair]
-    training: Training
-    begun: Lora | None  # the adapter to go on from
-    style_from: Path | None  # the style adapter to use as it is
-
-
-def learn_style(kit: Kit) -> Style:
+def learn_style(
+    config: Config, preset: Preset, model: Model, data: SftData, run: Run, style_from: Path | None
+) -> Style:
     """The first loop: contrast of pooled states among the writers of a step."""
-    config, how, model, training = kit.config, kit.how, kit.model, kit.training
-    if kit.style_from is not None:
-        learned = Style.load(kit.style_from, model)
+    if style_from is not None:
+        style = Style.load(style_from, model)
     else:
-        learned = Style(
-            model, style.adapter(model, config.lora, config.style, config.seed), config.style
-        )
-    lora = learned.lora
-    if training.saved is not None and not training.in_phase("style"):  # it has been learned
-        lora.load_tensors(named(training.saved.tensors, "style"))
-        lora.freeze()
-        return learned.measured(training.saved.facts["style"])
-    if kit.style_from is not None:
-        return fuse(kit, learned)
-    texts = course.usual(kit.course.roster, kit.tokenizer, config.seed)
-    learned.standardise(texts)
-    learner = Learner(training, "style", model, lora, config.optim)
-
-    def contrast(batch: StyleBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        negatives = [ids for _, ids in batch.negatives]
-        texts = batch.exemplars, batch.candidates, negatives
-        return style.batch_loss(
-            model, *texts, config.style, learned.standard, how.recompute, how.offload
-        )
-
-    if not learner.start:  # the largest step first: memory runs out now or never
-        with memory_guard("lower --writers or --style.tokens, or give --recompute True"):
-            contrast(kit.course.longest_style(config.writers, config.style.tokens))[0].backward()
-        learner.forget()
-    training.begin()
-    for step in range(learner.start, how.warmup_steps):
-        batch = kit.course.style_step(step, config.writers, config.style.tokens)
-        loss, found = contrast(batch)
-        learner.backward(loss, batch.authors)
-        rate = learning_rate(step, how.warmup_steps, config.optim)
-        norm = learner.update(rate)
-        numbers = {"loss_style": float(loss.detach()), "found": float(found)}
-        numbers |= {"lr": rate, "gradient_norm": norm}
-        training.after(step + 1, learner, numbers, batch.tokens, {})
-    lora.off(model)
-    lora.freeze()
-    training.log.note("style: measuring how alike strangers are")
-    learned.standardise(texts)
-    alike = course.strangers(kit.course.roster, kit.tokenizer, learned, config.seed)
-    learned.quantiles = style.strangers_quantiles(alike)
-    return fuse(kit, learned)
+        lora = similarity.adapter(model, config.lora, config.style, config.seed)
+        style = Style(model, lora, config.style)
+    if run.resumed is not None and not run.resumed_in("style"):  # it has been learned
+        style.lora.load_tensors(run.resumed["adapters"]["style"])
+        style.lora.freeze()
+        return style.measured(run.resumed["style"])
+    if style_from is None:
+        texts = data.usual_texts()
+        style.standardise(texts)
+        learner = Learner(run, "style", model, style.lora, config.optim)
+        run.start_clock()
+        for step in range(learner.first_step, preset.warmup_steps):
+            batch = data.style_batch(step, config.writers, config.style.tokens)
+            with memory_guard("lower --writers or --style.tokens, or give --recompute True"):
+                loss, found = similarity.batch_loss(
+                    model,
+                    batch.exemplars,
+                    batch.candidates,
+                    batch.negatives,
+                    config.style,
+                    style.standard,
+                    preset.recompute,
+                )
+                learner.backward(loss, batch.authors)
+            lr = learning_rate(step, preset.warmup_steps, config.optim)
+            numbers = {"loss_style": float(loss.detach()), "found": float(found), "lr": lr}
+            numbers["gradient_norm"] = learner.update(lr)
+            run.finish_step(step + 1, learner, numbers, batch.tokens)
+        style.lora.off(model)
+        style.lora.freeze()
+        run.note("style: measuring how alike strangers are")
+        style.standardise(texts)
+        style.quantiles = similarity.strangers_quantiles(data.stranger_similarities(style))
+    data.fit_fusion(style, config.fused, run)
+    return style
 
 
-def fuse(kit: Kit, styled: Style) -> Style:
-    """All instruments as one, where it has not been done: what each is worth beside the others."""
-    pairs, count, note = kit.course.pairs, kit.config.fused, kit.training.log.note
-    if not count or not kit.config.lesson.evidence:
-        styled.fusion = None
-    elif styled.fusion is not None:
-        seen = "" if styled.fusion.folds else ", also for writers whom it was fitted on"
-        note(f"instruments: weighed before, as {kit.style_from} has them{seen}")
+def learn_to_judge(
+    config: Config,
+    preset: Preset,
+    learner: Learner,
+    data: SftData,
+    style: Style,
+    validation: ValidationSet,
+) -> list[Metrics]:
+    """The second loop: imitation and contrast. The metrics of all validations."""
+    run, history = learner.run, list[dict[str, Any]]()
+    facts = {"style": style.facts(), "validation": history, "score": None}
+
+    def validate(step: int) -> Metrics:
+        metrics, page = validation.evaluate(learner.model, preset)
+        run.write_replies(preset.warmup_steps + step, page)
+        run.note(f"after {step} steps: {metrics.summary()}")
+        history.append(asdict(metrics))
+        return metrics
+
+    if run.resumed is not None and run.resumed_in("judge"):
+        history += run.resumed["validation"]
     else:
-        note(f"instruments: weighing them on {min(count, len(pairs)):,} pairs")
-        tell = kit.tokenizer, styled, kit.config.seed, kit.training.obey
-        found = course.fused(pairs, count, *tell)
-        assert found.loss is not None, "a fit measures it"
-        told = f"{found.loss:.2f} nats a pair by other writers, where a guess has {GUESS:.2f}"
-        styled.fusion = found if found.loss < GUESS else None
-        note(f"instruments: {told}{'' if styled.fusion else '; they are not shown as a chance'}")
-    return styled
+        validate(0)
+    run.start_clock()
+    for step in range(learner.first_step, preset.steps):
+        trees = data.trees(step, preset.batch_pairs)
+        with memory_guard(f"lower --budget (now {preset.budget}) or give --recompute True"):
+            numbers = gradient(config, preset, learner, data, trees)
+        lr = learning_rate(step, preset.steps, config.optim)
+        numbers |= {"gradient_norm": learner.update(lr), "lr": lr}
+        run.stop_clock()
+        done, facts["score"] = step + 1, None
+        if done == preset.steps or (config.eval_every and done % config.eval_every == 0):
+            metrics = validate(done)
+            numbers |= metrics.numbers()
+            facts["score"] = metrics.accuracy if metrics.pairs else None
+        tokens = sum(tree.tokens for tree in trees)
+        number = preset.warmup_steps + done
+        run.finish_step(number, learner, numbers, tokens, facts, {"style": style.lora})
+    return [Metrics(**record) for record in history]
 
 
-def learn_to_judge(kit: Kit, styled: Style) -> tuple[Lora, Trial, Trial]:
-    """The second loop: imitation and contrast. The adapter, and the trials before and after."""
-    config, how, model, training = kit.config, kit.how, kit.model, kit.training
-    near = style_evidence_fn(kit.tokenizer, styled, course.writers(kit.course.pairs))
-    lora = kit.begun or Lora(model, config.lora, config.seed + 1)
-    learner = Learner(training, "judge", model, lora, config.optim)
-    exam = Exam(
-        kit.validation[: config.eval_pairs], kit.tokenizer, config.lesson, config.seed, near
-    )
-    facts: dict[str, Any] = {"style": styled.facts(), "trials": []}
-    if training.saved is not None and training.in_phase("judge"):
-        facts["trials"] = training.saved.facts["trials"]
-    else:
-        training.log.note("before training: the largest step, tried out; then a trial")
-        rehearse(kit, learner, near)
-        before, page = exam.hold(model, how)
-        training.log.write_replies(how.warmup_steps, page)
-        training.log.note(f"before: {before.said()}")
-        facts["trials"].append(asdict(before))
-    training.begin()
-    for step in range(learner.start, how.steps):
-        number = how.warmup_steps + step + 1
-        bundles = kit.course.step(step, how.bundles, near, config.weight.imitation > 0)
-        reply_tokens, lists = packing.weights_of(bundles)
-        numbers = dict.fromkeys(("loss_imitation", "loss_contrast", "right"), 0.0)
-        if not bundles:
-            training.log.note(f"step {number}: every pair is longer than --lesson.longest")
-            numbers = dict.fromkeys(numbers, math.nan)
-        for micro in packing.pack(bundles, how.budget):
-            batch = packing.batch(micro, model.device)
-            found = sums(model, batch, kit.tokenizer.digit_ids, config.weight, how)
-            learner.backward(found.imitation / reply_tokens + found.contrast / lists, batch.names)
-            numbers["loss_imitation"] += float(found.imitation.detach()) / reply_tokens
-            numbers["loss_contrast"] += float(found.contrast.detach()) / lists
-            numbers["right"] += float(found.right.sum()) / len(bundles)
-        rate = learning_rate(step, how.steps, config.optim)
-        numbers |= {"gradient_norm": learner.update(rate), "lr": rate}
-        training.lap()
-        if step + 1 == how.steps or (config.eval_every and (step + 1) % config.eval_every == 0):
-            held, page = exam.hold(model, how)
-            training.log.write_replies(number, page)
-            training.log.note(f"after {step + 1} steps: {held.said()}")
-            facts["trials"].append(asdict(held))
-            numbers |= held.numbers()
-            facts["score"] = held.accuracy if held.pairs else None
-        tokens = sum(bundle.tokens for bundle in bundles)
-        training.after(number, learner, numbers, tokens, facts, {"style": styled.lora})
-        facts["score"] = None
-    return lora, Trial(**facts["trials"][0]), Trial(**facts["trials"][-1])
-
-
-def rehearse(kit: Kit, learner: Learner, near: StyleEvidenceFn) -> None:
-    """The largest micro-batch that a step can have, first: memory runs out now or never."""
-    trees = kit.course.longest(kit.how.bundles, near, kit.config.weight.imitation > 0)
-    batch = packing.batch(packing.fullest(trees, kit.how.budget), kit.model.device)
-    advice = (
-        f"the largest micro-batch has {len(batch.ids)} tokens; lower --budget (now "
-        f"{kit.how.budget}) or --lesson.longest, or give --recompute True"
-    )
-    with memory_guard(advice):
-        found = sums(kit.model, batch, kit.tokenizer.digit_ids, kit.config.weight, kit.how)
-        (found.imitation + found.contrast).backward()
-    learner.forget()
+def gradient(
+    config: Config, preset: Preset, learner: Learner, data: SftData, trees: Sequence[PrefixTree]
+) -> dict[str, float]:
+    """The gradient of a step, micro-batch by micro-batch; its losses."""
+    names = ("loss_imitation", "loss_contrast", "right")
+    numbers = dict.fromkeys(names, 0.0 if trees else math.nan)
+    reply_weight, list_weight = packing.total_weights(trees)
+    for micro in packing.pack(trees, preset.budget):
+        batch = packing.batch(micro, learner.model.device)
+        sums = loss_sums(learner.model, batch, data.tokenizer.digit_ids, config.weight, preset)
+        learner.backward(sums.imitation / reply_weight + sums.contrast / list_weight, batch.names)
+        numbers["loss_imitation"] += float(sums.imitation.detach()) / reply_weight
+        numbers["loss_contrast"] += float(sums.contrast.detach()) / list_weight
+        numbers["right"] += float(sums.right.sum()) / len(trees)
+    return numbers
 
 
 def main(config: Config) -> None:
-    """Read, learn, save, and say what came of it."""
-    folder, made = starting.named(config.adapter, config.base)
-    config = replace(config, **starting.unsaid(made, config.base, config.nf4, config.dtype))
-    inside = folder / "style" if folder is not None and (folder / "style").is_dir() else None
-    style_from = config.style_from or inside
-    if made is not None and made.style and style_from is None:
-        raise InputError(f"{folder}: expected the folder style, as judge.json says")
+    """Set up, learn style, learn to judge, save."""
+    check_numbers(config, {"eval_every": 0, "eval_pairs": 0, "writers": 2, "fused": 0})
+    check_out(config.out, config.resume, config.overwrite)
+    folder, settings = setup.find_adapter(config.adapter, config.base)
+    config = replace(config, **setup.defaults_from(settings, config.base, config.nf4, config.dtype))
+    style_from = setup.style_folder(config.style_from, folder, settings)
     device = device_of(config.device)
-    card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    how = settled(config.preset or for_card(card), asdict(config))
-    if style_from is not None:
-        how = replace(how, warmup_steps=0)
-    for name, least in (("eval_every", 0), ("eval_pairs", 0), ("writers", 2), ("fused", 0)):
-        if (number := getattr(config, name)) < least:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag}: expected a number from {least}, got {number}")
-    check_folder(config.out, config.resume, config.overwrite)
-    eight_bit = config.optim.eight_bit or how.eight_bit
-    config = replace(config, optim=replace(config.optim, eight_bit=eight_bit))
-    given = demo_pairs(config.seed) if config.pairs is None else read(config.pairs)
-    train, validation = course.divided(given, config.validation, config.seed)
+    preset = setup.preset_of(config.preset, device, asdict(config))
+    preset = replace(preset, warmup_steps=0 if style_from is not None else preset.warmup_steps)
     base = resolve(config.base, lambda line: print(line, file=sys.stderr))
-    tokenizer = Tokenizer.load(base)
-    tiny = starting.is_random(config.preset, config.base)
-    notes = [starting.same_base(made, folder, base, tiny)]
-    notes += made.asked_otherwise(config.lesson.evidence, config.lesson.form) if made else []
+    tiny = setup.is_random(config.preset, config.base)
+    notes = [setup.check_base(settings, folder, base, tiny)]
+    if settings is not None:
+        notes += settings.asked_otherwise(config.examples.evidence, "pointwise")
     if folder is not None and not config.resume and config.optim.lr >= Config().optim.lr:
         notes.append(f"{folder} has learned already: a tenth of --optim.lr may be enough")
     for note in filter(None, notes):
         print(note, file=sys.stderr)
-    sizes = ModelConfig.of(base.config)
-    longest = min(config.lesson.longest, sizes.context)
-    config = replace(config, lesson=replace(config.lesson, longest=longest))
-    rivals = config.lesson.rivals if config.weight.contrast else 1  # others would teach nothing
-    whole = Course(train, tokenizer, replace(config.lesson, rivals=rivals), config.seed)
-    model = starting.load(base, how, device, config.seed, tiny)
-    begun = None if folder is None else starting.going_on(folder, model, config.lora)
-    config = replace(config, lora=begun.config if begun else config.lora)
-    checkpoint.check_room(config.out, disk_needed(sizes, config.lora.rank, config.keep_last))
-    steps = how.warmup_steps + how.steps
-    torch.manual_seed(config.seed)  # of dropout
-    settings = asdict(config) | asdict(how) | {"texts": digest([*train, *validation])}
-    settings["adapter_sha256"] = starting.adapter_sha256(folder)
-    with Stop() as stop:
-        saving = config.save_every, config.keep_last, stop, config.resume, config.overwrite
-        training = Training(config.out, settings, steps, *saving, device)
-        kit = Kit(config, how, model, tokenizer, whole, validation, training, begun, style_from)
-        training.log.note(
+
+    pairs = demo_pairs(config.seed) if config.pairs is None else read(config.pairs)
+    train, held_out = split_pairs(pairs, config.validation, config.seed)
+    longest = min(config.examples.longest, ModelConfig.of(base.config).context)
+    examples = replace(config.examples, longest=longest)
+    tokenizer = Tokenizer.load(base)
+    data = SftData(train, tokenizer, examples, config.weight, config.seed)
+    model = setup.load_model(base, preset, device, config.seed, tiny)
+    lora = None if folder is None else setup.load_adapter(folder, model, config.lora)
+    optim = replace(config.optim, eight_bit=config.optim.eight_bit or preset.eight_bit)
+    config = replace(
+        config, lora=lora.config if lora else config.lora, optim=optim, examples=examples
+    )
+    resolved = asdict(config) | asdict(preset) | {"texts": digest([*train, *held_out])}
+    with Run(config, resolved, preset.warmup_steps + preset.steps, device) as run:
+        run.note(
             f"{config.base} with {folder or 'a new adapter'} on {device}, "
-            f"{'NF4 and ' * how.nf4}{model.norm.weight.dtype}; {len(train):,} pairs to train on, "
-            f"{len(validation):,} for trials; steps: {how.warmup_steps} of style, {how.steps} of "
-            f"{how.bundles} pairs"
+            f"{'NF4 and ' * preset.nf4}{model.norm.weight.dtype}; {len(train):,} pairs to train "
+            f"on, {len(held_out):,} to validate on; steps: {preset.warmup_steps} of style, "
+            f"{preset.steps} of {preset.batch_pairs} pairs"
         )
-        styled = learn_style(kit)
-        lora, before, after = learn_to_judge(kit, styled)
-    folder = config.out / "adapter"
-    shown = config.lesson.evidence
-    made_for = starting.made_for(config.base, base, model, tiny, shown, config.lesson.form, shown)
-    best = ending.save(config.out, "judge", steps, made_for, lora, styled)
-    if whole.left_out:
-        print(f"left out: {whole.left_out} pairs longer than --lesson.longest {longest}")
-    print(f"\nbefore: {before.said()}\nafter:  {after.said()}\n{best}")
-    print(starting.to_judge_with(folder, config.base, tiny))
+        run.note(memory_note(model.config, config.lora.rank, preset, model.norm.weight.itemsize))
+        style = learn_style(config, preset, model, data, run, style_from)
+        data.show(style)
+        lora = lora or Lora(model, config.lora, config.seed + 1)
+        learner = Learner(run, "judge", model, lora, config.optim)
+        validation = ValidationSet(
+            held_out[: config.eval_pairs], tokenizer, examples, config.seed, data.style_evidence
+        )
+        history = learn_to_judge(config, preset, learner, data, style, validation)
+
+    evidence = examples.evidence
+    made = setup.adapter_settings(config.base, base, model, tiny, evidence, evidence)
+    best = save_final(run, "judge", made, lora, style)
+    if data.left_out:
+        print(f"left out: {data.left_out} pairs longer than --examples.longest {longest}")
+    print(f"\nbefore: {history[0].summary()}\nafter:  {history[-1].summary()}\n{best}")
+    print(setup.judge_command(config.out / "adapter", config.base, tiny))
 
 
 def run(config: Config) -> int:

@@ -119,7 +119,7 @@ def scorer(
             if len(ids) > model.config.context:
                 return None
             texts.append(Text(tuple(ids), len(ids), digit_at=len(ids) - 1, number=i))
-        tree = packing.grow("asked", texts)
+        tree = packing.build_tree("asked", texts)
         batch = packing.batch([tree], model.device)
         with scalar.lora.using(model):
             found = scalar.scores(model(batch.ids, batch.layout), batch).tolist()

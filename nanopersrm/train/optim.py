@@ -1,4 +1,4 @@
-"""From gradients to the next weights: AdamW, its learning rate, clipping, and its state on disk.
+"""From gradients to the next weights: AdamW, its learning rate, and clipping.
 
     m = β₁ m + (1 - β₁) g             v = β₂ v + (1 - β₂) g²                   β = (0.9, 0.999)
     w = w - lr · m̂ / (√v̂ + ε) - lr · decay · w                                 m̂, v̂: without bias
@@ -19,9 +19,7 @@ m and v take 8 bytes a weight in fp32: 320 MB for the 40 million weights of rank
 `eight_bit` holds them as codes of 8 bits with a scale for every 256 (Dettmers et al., arXiv
 2110.02861), 80 MB, in memory that the driver moves to the host when the card is full.
 
-What we chose: the loop sets the learning rate itself, no scheduler object remembers it. State is
-saved as flat tensors, so that no pickle is needed, and copied back bit for bit. What we left out:
-groups of parameters, fused clipping.
+The loop sets the learning rate itself: no scheduler object remembers it.
 """
 
 import math
@@ -30,12 +28,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nanopersrm import InputError
 
 BETAS, EPS = (0.9, 0.999), 1e-8
-REMADE = ("qmap1", "qmap2")  # the 8-bit codes' table of values, the same in every run
 
 
 @dataclass(frozen=True)
@@ -72,12 +69,6 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     return config.lr * (config.floor + (1 - config.floor) * (1 + math.cos(math.pi * t)) / 2)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Of the next step, for all parameters."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
 def make(parameters: Sequence[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW over fp32 parameters of any shape, all on one device."""
     assert len(parameters) > 0, "expected parameters to train, got none"
@@ -85,21 +76,21 @@ def make(parameters: Sequence[nn.Parameter], config: OptimConfig) -> torch.optim
     assert len(devices) == 1, f"expected parameters on one device, got {devices}"
     assert all(p.dtype == torch.float32 for p in parameters), "expected parameters in fp32"
     cuda = devices == {"cuda"}
-    kept: dict[str, Any] = {
+    options: dict[str, Any] = {
         "lr": config.lr,
         "betas": BETAS,
         "eps": EPS,
         "weight_decay": config.weight_decay,
     }
     if not config.eight_bit:
-        return torch.optim.AdamW(parameters, **kept, fused=cuda, foreach=not cuda)
+        return torch.optim.AdamW(parameters, **options, fused=cuda, foreach=not cuda)
     if not cuda:
         raise InputError("--optim.eight-bit needs a GPU: expected a CUDA device, got the CPU")
     try:
         from bitsandbytes.optim import PagedAdamW8bit
     except ImportError as error:
         raise InputError(f"--optim.eight-bit needs bitsandbytes, which fails: {error}") from error
-    return PagedAdamW8bit(parameters, **kept)
+    return PagedAdamW8bit(parameters, **options)
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
@@ -109,10 +100,10 @@ def clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
     (0.6, 0) and (0, 0.8). NaN or infinite where any gradient is: do not step then. This waits for
     the GPU.
     """
-    having = [p for p in parameters if p.grad is not None]
-    length = nn.utils.get_total_norm([p.grad for p in having if p.grad is not None])
+    graded = [p for p in parameters if p.grad is not None]
+    length = nn.utils.get_total_norm([p.grad for p in graded if p.grad is not None])
     if limit > 0:
-        nn.utils.clip_grads_with_norm_(having, limit, length)
+        nn.utils.clip_grads_with_norm_(graded, limit, length)
     return float(length)
 
 
@@ -124,7 +115,8 @@ def update(
     Gives their length before. With loss scaling (fp16) a step whose gradients are not finite is
     left out and the scale lowered; without it they are a FloatingPointError, and nothing moves.
     """
-    set_learning_rate(optimizer, lr)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
     scaler.unscale_(optimizer)
     length = clip(_parameters(optimizer), limit)
     if not math.isfinite(length) and not scaler.is_enabled():
@@ -135,76 +127,5 @@ def update(
     return length
 
 
-def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies on the CPU of all that the optimizer remembers, as "3.exp_avg" for parameter 3.
-
-    torch's AdamW: exp_avg and exp_avg_sq in the parameter's shape, step (). The 8-bit one: state1
-    and state2 in the parameter's shape, absmax1 and absmax2 (blocks of 256), step ().
-    """
-    found = {}
-    for i, parameter in enumerate(_parameters(optimizer)):
-        for name, value in optimizer.state.get(parameter, {}).items():
-            if name not in REMADE:
-                whole = torch.as_tensor(value).detach()  # a count becomes int64 ()
-                found[f"{i}.{name}"] = whole.to("cpu", copy=True).contiguous()
-    return found
-
-
-def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `state_tensors` gave, into an optimizer of the same kind."""
-    parameters = _parameters(optimizer)
-    by_parameter: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        number, name = key.split(".", 1)
-        by_parameter.setdefault(int(number), {})[name] = tensor
-    for i, saved in by_parameter.items():
-        if i >= len(parameters):
-            raise InputError(f"state of parameter {i}: expected less than {len(parameters)}")
-        fresh = _fresh_state(optimizer, i)
-        if saved.keys() != fresh.keys() - set(REMADE):
-            raise InputError(
-                f"state of parameter {i}: expected {', '.join(sorted(fresh.keys() - set(REMADE)))}"
-                f", got {', '.join(sorted(saved))}: it was saved by another optimizer"
-            )
-        for name, tensor in saved.items():
-            place = fresh[name]
-            if not isinstance(place, Tensor):
-                fresh[name] = int(tensor)
-            elif place.shape != tensor.shape or place.dtype != tensor.dtype:
-                raise InputError(
-                    f"state {i}.{name}: expected {place.dtype} {tuple(place.shape)}, "
-                    f"got {tensor.dtype} {tuple(tensor.shape)}"
-                )
-            else:
-                place.copy_(tensor)  # in place: the 8-bit optimizer's memory is the driver's
-
-
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _fresh_state(optimizer: torch.optim.Optimizer, i: int) -> dict[str, Any]:
-    """The state of parameter i, as it is before the first step, also left with the optimizer."""
-    parameter = _parameters(optimizer)[i]
-    state = optimizer.state[parameter]
-    if isinstance(optimizer, torch.optim.AdamW):
-        fused = bool(optimizer.param_groups[0]["fused"])
-        state["step"] = torch.zeros((), device=parameter.device if fused else "cpu")
-        for name in ("exp_avg", "exp_avg_sq"):
-            state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-    else:
-        optimizer.init_state(optimizer.param_groups[0], parameter, 0, i)  # type: ignore[attr-defined]
-    return state
-
-
-def scaler_numbers(scaler: torch.amp.GradScaler) -> dict[str, float]:
-    """What the loss scaling of fp16 remembers, as plain numbers; nothing when it is off."""
-    return dict(scaler.state_dict())
-
-
-def load_scaler(scaler: torch.amp.GradScaler, numbers: dict[str, float]) -> None:
-    """Put back what `scaler_numbers` gave. A run that goes on must scale as it did, or not."""
-    if bool(numbers) != scaler.is_enabled():
-        before, now = ("on", "off") if numbers else ("off", "on")
-        raise InputError(f"loss scaling was {before} before and is {now}: expected the same dtype")
-    scaler.load_state_dict(dict(numbers))

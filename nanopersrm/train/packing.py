@@ -1,31 +1,26 @@
-"""Packing: trees of token ids, laid end to end in micro-batches without padding.
+"""Pacsiblingsg: trees of token ids, laid end to end in micro-batches without padding.
 
-A `Bundle` is one tree. Its prefix (instructions and exemplars) is computed once, and its branches
-(a candidate and the reply about it) continue it, or each other:
+A `PrefixTree` is one tree. Its prefix (instructions and exemplars) is computed once, and its
+branches (a candidate and the reply about it) continue it, or each other:
 
     position   0 1 2 3 | 4 5 6 7 | 4 5 6    a prefix and two branches; reply_from 2 and 1
     row        0 1 2 3 | 4 5 6 7 | 8 9 10   11 rows, not 8 + 7 = 15
     segment    0       | 1       | 2        parents (-1, 0, 0)
     predicts           |   5 6   | 8 9      the row before a token of the reply predicts it
 
-`grow` makes the tree of a pair from whole texts, by looking for what they begin with in common:
-exemplars, under them each candidate, under the candidate a reply and a score line without one. With
+`build_tree` makes the tree of a pair from whole texts, by loosiblingsg for what they begin with in
+common: exemplars, parent them each candidate, parent the candidate a reply and a score line. With
 SmolLM2's tokenizer a prompt has 844 tokens, 496 of them exemplars, and a reply 124: two replies and
-the score lines of four candidates take 496 + 4 · 348 + 2 · 124 + 4 · 8 = 2,168 rows, not 5,344.
+the score lines of four candidates take 496 + 4 * 348 + 2 * 124 + 4 * 8 = 2,168 rows, not 5,344.
 
-`pack` fills micro-batches with whole bundles: they are taken by size, the largest first, and each
-goes into the first micro-batch that has room (first-fit decreasing, never more than 11/9 of the
-fewest possible, plus one). With a budget of 10, bundles of 3, 7, 5, 4 and 1 tokens come to (7, 3)
-and (5, 4, 1). The heaviest micro-batch is the first, so that a budget which does not fit into
-memory fails at once. A bundle beyond the budget goes alone.
+`pack` fills micro-batches with whole trees: the largest first, each into the first micro-batch that
+has room (first-fit decreasing, at most 11/9 of the fewest possible, plus one). With a budget of 10,
+trees of 3, 7, 5, 4 and 1 tokens come to (7, 3) and (5, 4, 1). The heaviest micro-batch is the
+first, so that a budget beyond memory fails at once. A tree beyond the budget goes alone.
 
-`batch` lays one micro-batch out for the model: flat ids, the `Layout`, which rows predict what,
-and for contrast which rows predict the digits of which list of candidates. Where the first token of
-a branch belongs to the reply, the last row of what it continues predicts it.
-
-What we chose. Rows and targets say where there is a loss; nothing is computed for other rows. A
-bundle is never cut here, which would compute its prefix twice; `grow_within` does it to groups of
-replies that no budget holds. How bundles come about: `data/lessons.py`.
+`batch` lays one micro-batch out for the model: flat ids, the `Layout`, which rows predict what, and
+for contrast which rows predict the digits of which list of candidates. Where the first token of a
+branch belongs to the reply, the last row of what it continues predicts it.
 """
 
 from collections.abc import Sequence
@@ -41,23 +36,23 @@ SHARED_LEAST = 16  # a shorter common beginning is not worth a segment of its ow
 
 @dataclass(frozen=True)
 class Branch:
-    """One continuation of a bundle's prefix, or of an earlier branch."""
+    """One continuation of a tree's prefix, or of an earlier branch."""
 
     ids: tuple[int, ...]
     reply_from: int  # index of the first token of the reply; len(ids): there is none
     weight: float = 1.0  # of each token of the reply, or of the list that it is the chosen one of
     digit_at: int = -1  # index of the token before the digit, whose row predicts it; -1: none
-    under: int = -1  # the earlier branch that it continues; -1: the prefix
+    parent: int = -1  # the earlier branch that it continues; -1: the prefix
     number: int = -1  # of the text that ends with it, as its `Text` had it
     tail: int = 0  # so many tokens at the end of the reply ...
-    stress: float = 1.0  # ... weigh so many times as much
+    tail_weight: float = 1.0  # ... weigh so many times as much
 
     @property
     def weights(self) -> list[float]:
         """Of each token of the reply."""
         n = len(self.ids) - self.reply_from
         heavy = min(self.tail, n)
-        return [self.weight] * (n - heavy) + [self.weight * self.stress] * heavy
+        return [self.weight] * (n - heavy) + [self.weight * self.tail_weight] * heavy
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -67,7 +62,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Bundle:
+class PrefixTree:
     """A prefix and the branches that continue it."""
 
     name: str  # of the pair
@@ -77,13 +72,13 @@ class Bundle:
 
     def __post_init__(self) -> None:
         n = sum(branch.digit_at >= 0 for branch in self.branches)
-        assert self.branches, f"{self.name}: a bundle has at least one branch"
+        assert self.branches, f"{self.name}: a tree has at least one branch"
         sound = self.chosen == -1 or 0 <= self.chosen < n
         assert sound, f"{self.name}: chosen {self.chosen} of {n} branches with a digit"
         for i, branch in enumerate(self.branches):
-            assert -1 <= branch.under < i, f"{self.name}: branch {i} continues {branch.under}"
-            told = self.prefix or branch.under >= 0 or branch.reply_from
-            assert told, f"{self.name}: nothing predicts the first id"
+            assert -1 <= branch.parent < i, f"{self.name}: branch {i} continues {branch.parent}"
+            predicted = self.prefix or branch.parent >= 0 or branch.reply_from
+            assert predicted, f"{self.name}: nothing predicts the first id"
 
     @property
     def tokens(self) -> int:
@@ -107,7 +102,7 @@ class Text:
     digit_at: int = -1
     number: int = -1  # by which its tokens are found again in a batch
     tail: int = 0
-    stress: float = 1.0
+    tail_weight: float = 1.0
 
 
 @dataclass
@@ -120,115 +115,113 @@ class Batch:
     targets: Tensor  # (M,) int64 ... these ids
     weights: Tensor  # (M,) fp32
     owners: Tensor  # (M,) int64 number of the text that each target is of, -1 where it has none
-    names: tuple[str, ...]  # of its bundles
+    names: tuple[str, ...]  # of its trees
     digit_rows: Tensor  # (n,) int64
     lists: list[tuple[int, int, int]]  # (first, count, chosen) of each list, in digit_rows
     list_weights: Tensor  # (number of lists,) fp32, the weight of the chosen branch
 
 
-def grow(name: str, texts: Sequence[Text], chosen: int = -1) -> Bundle:
+def build_tree(name: str, texts: Sequence[Text], chosen: int = -1) -> PrefixTree:
     """The tree of these texts; `chosen` is one of `texts`, those with a digit being a list.
 
     What is shared ends where a reply begins, and every text keeps a branch of its own.
     """
-    assert texts, f"{name}: a bundle has at least one text"
+    assert texts, f"{name}: a tree has at least one text"
     branches: list[Branch] = []
     owners: list[int] = []  # the text of each branch; -1: of several
-    own_from = [  # the first id that is never shared
+    private_from = [  # the first id that is never shared
         min([text.reply_from, len(text.ids) - 1] + [text.digit_at] * (text.digit_at >= 0))
         for text in texts
     ]
 
-    def add(group: list[int], depth: int, under: int) -> None:
-        """The texts of a group share their first `depth` ids, which end with branch `under`."""
+    def add(group: list[int], depth: int, parent: int) -> None:
+        """The texts of a group share their first `depth` ids, which end with branch `parent`."""
         while group:
             key = texts[group[0]].ids[depth : depth + SHARED_LEAST]
-            kin = [
+            siblings = [
                 t
                 for t in group
-                if own_from[t] - depth >= SHARED_LEAST
+                if private_from[t] - depth >= SHARED_LEAST
                 and texts[t].ids[depth : depth + SHARED_LEAST] == key
             ]
-            if len(kin) > 1:
+            if len(siblings) > 1:
                 end = depth + SHARED_LEAST
-                most = min(own_from[t] for t in kin)
-                while end < most and len({texts[t].ids[end] for t in kin}) == 1:
+                most = min(private_from[t] for t in siblings)
+                while end < most and len({texts[t].ids[end] for t in siblings}) == 1:
                     end += 1
-                ids = texts[kin[0]].ids[depth:end]
-                branches.append(Branch(ids, len(ids), under=under))
+                ids = texts[siblings[0]].ids[depth:end]
+                branches.append(Branch(ids, len(ids), parent=parent))
                 owners.append(-1)
-                add(kin, end, len(branches) - 1)
+                add(siblings, end, len(branches) - 1)
             else:
-                kin = group[:1]
-                text = texts[kin[0]]
+                siblings = group[:1]
+                text = texts[siblings[0]]
                 digit = text.digit_at - depth if text.digit_at >= 0 else -1
-                own, start = text.ids[depth:], text.reply_from - depth
-                numbers = text.number, text.tail, text.stress
-                branches.append(Branch(own, start, text.weight, digit, under, *numbers))
-                owners.append(kin[0])
-            group = [t for t in group if t not in kin]
+                branches.append(
+                    Branch(
+                        text.ids[depth:],
+                        text.reply_from - depth,
+                        text.weight,
+                        digit,
+                        parent,
+                        text.number,
+                        text.tail,
+                        text.tail_weight,
+                    )
+                )
+                owners.append(siblings[0])
+            group = [t for t in group if t not in siblings]
 
     add(list(range(len(texts))), 0, -1)
     listed = [t for t in owners if t >= 0 and texts[t].digit_at >= 0]  # in the branches' order
     place = listed.index(chosen) if chosen >= 0 else -1
     first = branches[0]
-    if sum(branch.under < 0 for branch in branches) > 1 or owners[0] >= 0:
-        return Bundle(name, (), tuple(branches), place)
-    rest = tuple(replace(branch, under=branch.under - 1) for branch in branches[1:])
-    return Bundle(name, first.ids, rest, place)
+    if sum(branch.parent < 0 for branch in branches) > 1 or owners[0] >= 0:
+        return PrefixTree(name, (), tuple(branches), place)
+    rest = tuple(replace(branch, parent=branch.parent - 1) for branch in branches[1:])
+    return PrefixTree(name, first.ids, rest, place)
 
 
-def grow_within(name: str, texts: Sequence[Text], budget: int) -> list[Bundle]:
+def build_trees(name: str, texts: Sequence[Text], budget: int) -> list[PrefixTree]:
     """Trees of these texts with at most `budget` tokens each: halved until they have, or are one
     text. Each half computes what both begin with anew."""
-    tree = grow(name, texts)
+    tree = build_tree(name, texts)
     if tree.tokens <= budget or len(texts) == 1:
         return [tree]
     half = len(texts) // 2
     return [
-        *grow_within(name, texts[:half], budget),
-        *grow_within(name, texts[half:], budget),
+        *build_trees(name, texts[:half], budget),
+        *build_trees(name, texts[half:], budget),
     ]
 
 
-def weights_of(bundles: Sequence[Bundle]) -> tuple[float, float]:
+def total_weights(trees: Sequence[PrefixTree]) -> tuple[float, float]:
     """What a whole step divides by: the weight of its reply tokens, and that of its lists."""
-    tokens = sum(sum(branch.weights) for bundle in bundles for branch in bundle.branches)
-    return tokens or 1.0, sum(bundle.list_weight for bundle in bundles) or 1.0
+    tokens = sum(sum(branch.weights) for tree in trees for branch in tree.branches)
+    return tokens or 1.0, sum(tree.list_weight for tree in trees) or 1.0
 
 
-def pack(bundles: Sequence[Bundle], budget: int) -> list[list[Bundle]]:
-    """Micro-batches of whole bundles with at most `budget` tokens; a longer bundle stands alone.
+def pack(trees: Sequence[PrefixTree], budget: int) -> list[list[PrefixTree]]:
+    """Micro-batches of whole trees with at most `budget` tokens; a longer tree stands alone.
 
-    The same bundles in the same order give the same micro-batches.
+    The same trees in the same order give the same micro-batches.
     """
     assert budget > 0, f"a budget of {budget} tokens"
-    packs: list[list[Bundle]] = []
+    packs: list[list[PrefixTree]] = []
     room: list[int] = []
-    for bundle in sorted(bundles, key=lambda bundle: -bundle.tokens):  # equal ones keep their order
-        place = next((i for i, free in enumerate(room) if bundle.tokens <= free), len(packs))
+    for tree in sorted(trees, key=lambda tree: -tree.tokens):  # equal ones keep their order
+        place = next((i for i, free in enumerate(room) if tree.tokens <= free), len(packs))
         if place == len(packs):
             packs.append([])
             room.append(budget)
-        packs[place].append(bundle)
-        room[place] -= bundle.tokens
+        packs[place].append(tree)
+        room[place] -= tree.tokens
     heaviest = sorted(range(len(packs)), key=lambda i: room[i])
     return [packs[i] for i in heaviest]
 
 
-def fullest(bundles: Sequence[Bundle], budget: int) -> list[Bundle]:
-    """The fullest micro-batch that such bundles can make: as `pack` has it, filled with copies."""
-    found = pack(bundles, budget)[0]
-    while True:
-        room = budget - sum(bundle.tokens for bundle in found)
-        fitting = [bundle for bundle in bundles if bundle.tokens <= room]
-        if not fitting:
-            return found
-        found.append(max(fitting, key=lambda bundle: bundle.tokens))
-
-
-def batch(bundles: Sequence[Bundle], device: torch.device) -> Batch:
-    """Lay the bundles of a micro-batch end to end."""
+def batch(trees: Sequence[PrefixTree], device: torch.device) -> Batch:
+    """Lay the trees of a micro-batch end to end."""
     ids: list[int] = []
     lengths: list[int] = []
     parents: list[int] = []
@@ -239,25 +232,25 @@ def batch(bundles: Sequence[Bundle], device: torch.device) -> Batch:
     digit_rows: list[int] = []
     lists: list[tuple[int, int, int]] = []
     list_weights: list[float] = []
-    for bundle in bundles:
-        if bundle.chosen >= 0:
-            count = sum(branch.digit_at >= 0 for branch in bundle.branches)
-            lists.append((len(digit_rows), count, bundle.chosen))
-            list_weights.append(bundle.list_weight)
+    for tree in trees:
+        if tree.chosen >= 0:
+            count = sum(branch.digit_at >= 0 for branch in tree.branches)
+            lists.append((len(digit_rows), count, tree.chosen))
+            list_weights.append(tree.list_weight)
         root = -1
-        if bundle.prefix:
+        if tree.prefix:
             root = len(lengths)
-            ids += bundle.prefix
-            lengths.append(len(bundle.prefix))
+            ids += tree.prefix
+            lengths.append(len(tree.prefix))
             parents.append(-1)
         ends = [len(ids)]  # of the prefix, and of each branch
-        own = len(lengths)  # segment of the first branch
-        for branch in bundle.branches:
+        first_segment = len(lengths)  # of the branches
+        for branch in tree.branches:
             start, first = len(ids), branch.reply_from
             ids += branch.ids
             lengths.append(len(branch.ids))
-            parents.append(own + branch.under if branch.under >= 0 else root)
-            before = ends[branch.under + 1] - 1  # the last row of what it continues
+            parents.append(first_segment + branch.parent if branch.parent >= 0 else root)
+            before = ends[branch.parent + 1] - 1  # the last row of what it continues
             # Row by row the token before.
             rows += [start + i - 1 if i else before for i in range(first, len(branch.ids))]
             ends.append(len(ids))
@@ -268,18 +261,18 @@ def batch(bundles: Sequence[Bundle], device: torch.device) -> Batch:
                 digit_rows.append(start + branch.digit_at)
     layout = Layout.of(lengths, parents)
 
-    def whole(numbers: list[int]) -> Tensor:
+    def int64(numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=device)
 
     return Batch(
-        ids=whole(ids),
+        ids=int64(ids),
         layout=Layout(layout.starts, layout.parents, layout.positions.to(device)),
-        rows=whole(rows),
-        targets=whole(targets),
+        rows=int64(rows),
+        targets=int64(targets),
         weights=torch.tensor(weights, dtype=torch.float32, device=device),
-        owners=whole(owners),
-        names=tuple(bundle.name for bundle in bundles),
-        digit_rows=whole(digit_rows),
+        owners=int64(owners),
+        names=tuple(tree.name for tree in trees),
+        digit_rows=int64(digit_rows),
         lists=lists,
         list_weights=torch.tensor(list_weights, dtype=torch.float32, device=device),
     )

@@ -1,14 +1,22 @@
 """Presets: what fits on which card.
 
 A preset sets how a step is computed, never what it computes: the same pairs and seeds give the same
-losses up to rounding. `python -m nanopersrm.train.memory` prints what each needs.
+losses up to rounding.
 
-    tiny   two random blocks that write replies and cannot read, to see that all runs: seconds
+    tiny   two random blocks that learn nothing worth keeping, to see that all runs: seconds
     cpu    SmolLM2-135M in 16 bits, everything kept: 2 cores, 8 GB of memory
     24gb   7 billion weights in 4 bits, blocks computed again in the backward
-    12gb   the same, with a smaller budget, 8-bit Adam, and in host memory the kept states and the
-           embedding
+    12gb   the same, with a smaller budget, 8-bit Adam, and the embedding in host memory
     8gb    the same, with the smallest budget and the fewest replies at a time
+
+`memory_estimate` adds up the large terms of a training step. For N packed tokens, s bytes a number,
+L blocks and an adapter of W numbers:
+
+    weights   V D s (twice where the head is not tied) and, in the blocks, s or 0.516 (NF4) bytes
+    adapter   masters 4 W, gradients 4 W, copies s W, Adam's moments 8 W or 2 W
+    kept      a block keeps N s (4 D + 2 Q + 2 KV + 3 F + 7 R) for its backward; all L blocks do, or
+              with recompute one does and the others keep their input, N D s
+    head      3 N D s, and a chunk of logits
 """
 
 from collections.abc import Mapping
@@ -16,9 +24,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nanopersrm import InputError
+from nanopersrm.model.transformer import ModelConfig
 
 # Settings that are numbers from 1.
-SIZES = ("steps", "warmup_steps", "bundles", "plans", "rows", "cache_mb", "reply")
+SIZES = ("steps", "warmup_steps", "batch_pairs", "budget", "plans", "rows", "cache_mb", "reply")
+NF4_BYTES = 0.516  # a weight
 
 
 @dataclass(frozen=True)
@@ -29,76 +39,97 @@ class Preset:
     dtype: str  # of everything else and of all products: auto, bf16, fp16, fp32
     budget: int  # packed tokens in a micro-batch
     recompute: bool  # compute each block again in its backward, instead of keeping all of it
-    offload: bool  # keep what is kept of each block in host memory
     eight_bit: bool  # Adam's moments in 8 bits (bitsandbytes, paged)
     host_embedding: bool  # the embedding stays in host memory (where it is not the head as well)
     chunk_mb: int  # logits that exist at a time
     card_gb: float | None  # memory of the card; None: not a card
     steps: int  # of imitation and contrast
-    warmup_steps: int  # of the pooled contrast before
-    bundles: int  # pairs a step
+    warmup_steps: int  # of style before
+    batch_pairs: int  # pairs a step
     # of reinforcement:
     rft_steps: int
     plans: int  # couples of twins a step
     at_once: int  # of them judged without reasoning
     group: int  # G: replies to a prompt
     rows: int  # replies drawn side by side, at most
-    cache_mb: int  # keys and values while drawing, and in trials
+    cache_mb: int  # keys and values while drawing, and in validation
     reply: int  # tokens of a reply, at most
 
 
 PRESETS = {
     "tiny": Preset(
-        False, "fp32", 2048, False, False, False, False, 16, None, steps=6, warmup_steps=3,
-        bundles=2,
+        False, "fp32", 2048, False, False, False, 16, None, steps=6, warmup_steps=3, batch_pairs=2,
         rft_steps=4, plans=1, at_once=0, group=3, rows=6, cache_mb=1024, reply=48,
     ),
     "cpu": Preset(
-        False, "auto", 4096, False, False, False, False, 64, None, steps=40, warmup_steps=10,
-        bundles=2,
+        False, "auto", 4096, False, False, False, 64, None, steps=40, warmup_steps=10,
+        batch_pairs=2,
         rft_steps=10, plans=1, at_once=0, group=8, rows=32, cache_mb=1024, reply=160,
     ),
     "24gb": Preset(
-        True, "auto", 8192, True, False, False, False, 512, 24.0,
-        steps=600, warmup_steps=150, bundles=32,
+        True, "auto", 8192, True, False, False, 512, 24.0, steps=600, warmup_steps=150,
+        batch_pairs=32,
         rft_steps=300, plans=8, at_once=0, group=8, rows=128, cache_mb=3584, reply=256,
     ),
     "12gb": Preset(
-        True, "auto", 6144, True, True, True, True, 256, 12.0,
-        steps=600, warmup_steps=150, bundles=32,
+        True, "auto", 6144, True, True, True, 256, 12.0, steps=600, warmup_steps=150,
+        batch_pairs=32,
         rft_steps=300, plans=8, at_once=0, group=8, rows=64, cache_mb=896, reply=256,
     ),
     "8gb": Preset(
-        True, "auto", 4096, True, True, True, True, 128, 8.0,
-        steps=600, warmup_steps=150, bundles=32,
+        True, "auto", 4096, True, True, True, 128, 8.0, steps=600, warmup_steps=150,
+        batch_pairs=32,
         rft_steps=300, plans=8, at_once=0, group=8, rows=32, cache_mb=640, reply=256,
     ),
 }  # fmt: skip
 
 
-def for_card(memory: int | None) -> str:
-    """The preset of a machine whose card has so many bytes; None: no card."""
-    if memory is None:
+def preset_for(card_bytes: int | None) -> str:
+    """The preset of a machine whose card has so much memory; None: no card."""
+    if card_bytes is None:
         return "cpu"
     fitting = [
         name
         for name, preset in PRESETS.items()
-        if preset.card_gb is not None and preset.card_gb * 0.9e9 <= memory
+        if preset.card_gb is not None and preset.card_gb * 0.9e9 <= card_bytes
     ]
     return fitting[0] if fitting else "8gb"
 
 
-def settled(name: str, said: Mapping[str, Any]) -> Preset:
-    """The preset of this name, with what a command line says otherwise (None: nothing)."""
-    own = {field.name for field in fields(Preset)}
-    changes = {key: value for key, value in said.items() if key in own and value is not None}
-    for key in (*SIZES, "budget"):
+def resolve_preset(name: str, flags: Mapping[str, Any]) -> Preset:
+    """The preset of this name, changed by the flags of a command line (None: as the preset)."""
+    names = {field.name for field in fields(Preset)}
+    changes = {key: value for key, value in flags.items() if key in names and value is not None}
+    for key in SIZES:
         if changes.get(key, 1) < 1:
             flag = key.replace("_", "-")
             raise InputError(f"--{flag}: expected a number from 1, got {changes[key]}")
-    found = replace(PRESETS[name], **changes)
-    if not 0 <= found.at_once <= found.plans:
-        raise InputError(f"--at-once: expected 0 to --plans ({found.plans}), got {found.at_once}")
-    if found.offload and not found.recompute:
-        raise InputError("--offload True: only with --recompute True is there something to move")
-    return found
+    preset = replace(PRESETS[name], **changes)
+    if not 0 <= preset.at_once <= preset.plans:
+        raise InputError(f"--at-once: expected 0 to --plans ({preset.plans}), got {preset.at_once}")
+    return preset
+
+
+def memory_estimate(sizes: ModelConfig, rank: int, preset: Preset, itemsize: int) -> dict[str, int]:
+    """Bytes of the large terms of a training step; itemsize: bytes a number of activations."""
+    c, s, N = sizes, itemsize, preset.budget
+    Q, KV = c.H * c.E, c.K * c.E
+    matrices = [(Q, c.D), (KV, c.D), (KV, c.D), (c.D, Q), (c.F, c.D), (c.F, c.D), (c.D, c.F)]
+    weights = c.layers * sum(a * b for a, b in matrices)  # of the blocks
+    adapter = c.layers * rank * sum(a + b for a, b in matrices)
+    tables = 1 if c.tied or (preset.host_embedding and preset.card_gb) else 2
+    block = N * s * (4 * c.D + 2 * Q + 2 * KV + 3 * c.F + 7 * rank)
+    kept = block + c.layers * N * c.D * s if preset.recompute else c.layers * block
+    return {
+        "weights": int(weights * (NF4_BYTES if preset.nf4 else s) + tables * c.V * c.D * s),
+        "adapter": adapter * (8 + (s if s < 4 else 0) + (2 if preset.eight_bit else 8)),
+        "kept for the backward": kept,
+        "head": 3 * N * c.D * s + (preset.chunk_mb << 20),
+    }
+
+
+def memory_note(sizes: ModelConfig, rank: int, preset: Preset, itemsize: int) -> str:
+    """The estimate in a line."""
+    parts = memory_estimate(sizes, rank, preset, itemsize)
+    listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
+    return f"memory: about {sum(parts.values()) / 1e9:.2f} GB ({listed})"

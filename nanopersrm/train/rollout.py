@@ -45,10 +45,9 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.pairs import Pair, couples
 from nanopersrm.style.similarity import StyleEvidenceFn
-from nanopersrm.train import lessons
 from nanopersrm.train.grpo import ScoreDigits
-from nanopersrm.train.lessons import LessonConfig
-from nanopersrm.train.packing import Bundle, Text, grow_within
+from nanopersrm.train.packing import PrefixTree, Text, build_trees
+from nanopersrm.train.sft_data import ExamplesConfig, prompts_of, stripped
 
 Role = Literal["chosen", "rejected"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -158,15 +157,6 @@ class PairOrder:
         return self.pairs[self._order[index]]
 
 
-def prompts_of(
-    pair: Pair, tokenizer: Tokenizer, config: LessonConfig, style_evidence: StyleEvidenceFn | None
-) -> list[list[int]]:
-    """About the chosen text, and about the rejected one. The pair is stripped already."""
-    texts = [pair.chosen, pair.rejected]
-    measured = lessons.similar(pair, texts, config, style_evidence)
-    return [lessons.prompt(pair, [text], tokenizer, config, measured) for text in texts]
-
-
 def empty_groups(
     pairs: Sequence[Pair],
     tokenizer: Tokenizer,
@@ -176,12 +166,12 @@ def empty_groups(
 ) -> list[RolloutGroup] | None:
     """Two groups for each pair, of a pair or of a pair and its twin; None where a prompt and its
     reply are too long."""
-    lesson = LessonConfig(evidence=config.evidence)
+    examples = ExamplesConfig(evidence=config.evidence)
     _, forced = verdict.closing("") if at_once else ("", "")
     score_line = tokenizer.encode(forced)
     groups = []
-    for pair in map(lessons.stripped, pairs):
-        prompts = prompts_of(pair, tokenizer, lesson, style_evidence)
+    for pair in map(stripped, pairs):
+        prompts = prompts_of(pair, tokenizer, examples, style_evidence)
         if max(map(len, prompts)) + config.room > config.longest:
             return None
         groups += [
@@ -348,10 +338,10 @@ def _digit_probs(
 # For training
 
 
-def trees(groups: Sequence[RolloutGroup], kept: Sequence[bool], budget: int) -> list[Bundle]:
+def trees(groups: Sequence[RolloutGroup], kept: Sequence[bool], budget: int) -> list[PrefixTree]:
     """Trees of the replies of the groups that are kept, one for each pair, none above the budget if
     possible. Replies are numbered through all groups, kept or not."""
-    grown: list[Bundle] = []
+    grown: list[PrefixTree] = []
     texts: list[Text] = []
     number = 0
     for place, (group, keep) in enumerate(zip(groups, kept, strict=True)):
@@ -361,7 +351,7 @@ def trees(groups: Sequence[RolloutGroup], kept: Sequence[bool], budget: int) -> 
                 texts.append(Text(ids, len(group.prompt), number=number))
             number += 1
         if place % 2 and texts:  # both groups of the pair have been seen
-            grown += grow_within(group.pair.id, texts, budget)
+            grown += build_trees(group.pair.id, texts, budget)
             texts = []
     return grown
 

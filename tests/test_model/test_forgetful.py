@@ -5,13 +5,10 @@ from typing import Any
 import pytest
 import torch
 from test_lora import FLAT, SHARED, gradients, loss_of, model_of, random_lora
-from test_memory import CPU, PLAN, Step, peak, sizes_of
 
-from kernels._dispatch import INTERPRETED
 from nanopersrm.model import recompute as forgetful
 from nanopersrm.model.lora import LoraConfig
-from nanopersrm.model.transformer import MLP, ModelConfig
-from nanopersrm.train.ledger import Plan, predict
+from nanopersrm.model.transformer import MLP
 
 
 def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
@@ -90,19 +87,3 @@ def test_every_row_is_computed_twice(tiny_base, monkeypatch):
         counts.append(sum(rows))
         assert max(rows) <= tile
     assert counts[0] == counts[1] == 2 * model.config.layers * FLAT.starts[-1]
-
-
-@pytest.mark.skipif(INTERPRETED, reason="measures the CPU's own kernels")
-@pytest.mark.parametrize("tile", [50, 100, 250, 599, 600])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_a_step_in_tiles_takes_what_was_predicted(family, tile, monkeypatch):
-    """In fp32; in 16 bits the CPU's attention is fuller, which a GPU's is not."""
-    monkeypatch.setattr(forgetful, "TILE", tile)
-    sizes = sizes_of(family) | {"vocab_size": 50, "intermediate_size": 2048}
-    plan = Plan(**(vars(PLAN) | {"recompute": True}))
-    step = Step(sizes, plan, CPU)
-    predicted = predict(ModelConfig.of(sizes), plan)
-    rest = sum(size for part, size in predicted.items() if part not in step.stays())
-    measured = peak(step.backward)
-    assert abs(rest / measured - 1) < 0.02, f"predicted {rest:,}, measured {measured:,}"
-    assert predicted["block at work"] > 0  # the fuller moment

@@ -12,7 +12,6 @@ from nanopersrm.model.linear import Linear
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.quant import bytes_of, matrices, nf4_bytes, quantize_linear
 from nanopersrm.model.weights import SHAPES, load, random
-from nanopersrm.train.ledger import base_bytes
 
 bnb = pytest.importorskip("bitsandbytes.functional")
 
@@ -103,7 +102,6 @@ def test_adapters_learn_beside_it(tiny_base):
 def test_bytes(tiny_pair, nf4, dtype):
     model = load(tiny_pair[1], dtype, CPU, nf4=nf4)
     held = bytes_of(model)
-    assert held == base_bytes(model.config, nf4, dtype.itemsize)
     if not nf4:
         assert sum(held.values()) == sum(p.nbytes for p in model.parameters())
 

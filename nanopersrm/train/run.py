@@ -1,0 +1,469 @@
+"""One training run: its folder, a log line a step, checkpoints, and a stop between two steps.
+
+    RUN/config.json      every setting, the command, the git commit, versions, the device
+        metrics.jsonl    {"step": 12, "phase": "judge", "loss_imitation": 1.2, …}, an object a line
+        events.out.*     the same for TensorBoard, where it is installed
+        replies/         step-000120.txt: replies as readable text
+        checkpoints/     what --resume needs (checkpoint.py)
+        adapter/  best/  what comes out, for judge.py --adapter
+
+    with Run(config, settings, steps, …) as run:       Ctrl-C and SIGTERM end it between steps
+        learner = Learner(run, "judge", model, lora, config)
+        for step in range(learner.first_step, steps):  0, or where the checkpoint was taken
+            learner.backward(loss, names)              stops at a loss that is no number
+            norm = learner.update(lr)                  one step of AdamW, new copies for the model
+            run.finish_step(step + 1, learner, …)      a line, a checkpoint when one is due
+
+A run may die at any moment. A checkpoint holds masters, moments, random states and what cannot be
+computed again; what a step sees follows from its number. So a run that goes on makes, on a CPU bit
+for bit, the numbers of one that never stopped. It must have the settings that it began with: those
+that differ are named.
+"""
+
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from kernels.process import trim
+from nanopersrm import InputError, __version__
+from nanopersrm.command import Ending
+from nanopersrm.files import reason, write_json, write_text
+from nanopersrm.judge.adapter_settings import AdapterSettings
+from nanopersrm.model import lora_files
+from nanopersrm.model.lora import Lora
+from nanopersrm.model.transformer import Model
+from nanopersrm.style.similarity import Style
+from nanopersrm.train import checkpoint, optim
+from nanopersrm.train.optim import OptimConfig
+
+MAY_CHANGE = frozenset(  # settings that a run may go on with changed: none moves a weight
+    {"pairs", "validation", "out", "resume", "overwrite", "eval_every", "save_every", "keep_last"}
+    | {"budget", "rows", "cache_mb", "chunk_mb", "recompute"}  # but for rounding
+)
+FILE_ONLY = ("validation_", "reward_", "gap_", "kl_", "clip_", "seconds_", "groups_")
+TAIL = ("lr", "gradient_norm", "tokens_per_second", "memory_peak")  # at the end of the line
+STEPS_OF_MEAN = 20  # for the time left
+FAILED = "failed_batch.json"
+BEST_FILES = {"adapter_config.json", "adapter_model.safetensors", "judge.json", "style"}
+
+
+class Stopped(Ending):
+    """A signal asked to end, and everything is saved."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number, "stopped and saved; --resume goes on")
+
+
+class Adapter(Protocol):
+    """What learns: a `Lora`, or one with a head beside it."""
+
+    def parameters(self) -> list[nn.Parameter]: ...
+    def tensors(self) -> dict[str, Tensor]: ...
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None: ...
+    def refresh(self) -> None: ...
+    def on(self, model: Model) -> None: ...
+
+
+class Run:
+    """The folder of one run. Steps are counted from 1, over all phases.
+
+    config: of a script, with out, resume, overwrite, save_every and keep_last. settings: all that
+    decides the numbers; a resumed run must have the same, but MAY_CHANGE. resumed: the checkpoint
+    that it goes on from, or None.
+    """
+
+    def __init__(self, config: Any, settings: Mapping[str, Any], steps: int, device: torch.device):
+        check_numbers(config, {"save_every": 1, "keep_last": 1})
+        out, resume = config.out, config.resume
+        check_out(out, resume, config.overwrite)
+        self.out, self.steps, self.device = out, steps, device
+        self.save_every, self.keep_last = config.save_every, config.keep_last
+        self.checkpoints, self.metrics = out / "checkpoints", out / "metrics.jsonl"
+        if config.overwrite and not resume:
+            _clear(out)
+        self.settings = json.loads(json.dumps(settings, default=str))
+        self.resumed = checkpoint.load_latest(self.checkpoints) if resume else None
+        if resume:
+            _check_same(_settings_before(out, self.resumed), self.settings, out)
+            _keep_lines_before(self.metrics, (self.resumed["step"] if self.resumed else 0) + 1)
+        write_json(out / "config.json", {"config": self.settings, **_environment(device)})
+        self.board = _tensorboard(out)
+        self.seconds: deque[float] = deque(maxlen=STEPS_OF_MEAN)  # of the last steps
+        self.signal: int | None = None  # that asked to stop
+        self.handlers: dict[int, Any] = {}  # of signals, as they were before
+        self.start_clock()
+        if self.resumed is not None:
+            self.note(f"going on after step {self.resumed['step']} of {steps}")
+
+    def resumed_in(self, phase: str) -> bool:
+        """True where the checkpoint was taken in this phase."""
+        return self.resumed is not None and self.resumed["phase"] == phase
+
+    def start_clock(self) -> None:
+        """The next step begins now; what came before is no part of its speed."""
+        self.begun, self.computed = time.perf_counter(), None
+
+    def stop_clock(self) -> None:
+        """The step has computed; what follows, validation, is no part of its speed."""
+        self.computed: float | None = time.perf_counter() - self.begun
+
+    def finish_step(
+        self,
+        step: int,
+        learner: "Learner",
+        numbers: Mapping[str, float],
+        tokens: int,
+        facts: Mapping[str, Any] | None = None,
+        others: Mapping[str, Adapter] | None = None,
+    ) -> None:
+        """Log `step`, save a checkpoint when one is due. Raises Stopped after a signal.
+
+        tokens: that the step computed. facts: what its phase cannot compute again; a "score" makes
+        it a candidate for the best. others: adapters of earlier phases.
+        """
+        seconds = self.computed or time.perf_counter() - self.begun
+        self.seconds.append(time.perf_counter() - self.begun)
+        speed = {"tokens_per_second": tokens / max(seconds, 1e-9)}
+        line = {**numbers, **speed, "memory_peak": peak_memory(self.device)}
+        self._log(step, learner.phase, line)
+        facts = facts or {}
+        due = step % self.save_every == 0 or step == self.steps or facts.get("score") is not None
+        if due or self.signal is not None:
+            self._save(step, learner, facts, others or {})
+        self.check_signal()
+        if self.device.type == "cpu":
+            trim()
+        self.start_clock()
+
+    def check_signal(self) -> None:
+        """Raises Stopped after a signal."""
+        if self.signal is not None:
+            raise Stopped(self.signal)
+
+    def note(self, text: str) -> None:
+        """Print a line that is no step."""
+        print(text, flush=True)
+
+    def write_replies(self, step: int, text: str) -> None:
+        """Keep replies of this step as readable text."""
+        write_text(self.out / "replies" / f"step-{step:06d}.txt", text)
+
+    def failure(self, phase: str, step: int, problem: str, names: Sequence[str]) -> InputError:
+        """The end of a run that went wrong, with the examples of its batch written out."""
+        record = {"phase": phase, "step": step, "problem": problem, "examples": list(names)}
+        write_json(self.out / FAILED, record)
+        return InputError(
+            f"step {step} of {phase}: {problem}; the examples of its batch are in "
+            f"{self.out / FAILED}"
+        )
+
+    def _log(self, step: int, phase: str, numbers: Mapping[str, float]) -> None:
+        """To metrics.jsonl (null: not finite), to TensorBoard, and as an aligned line."""
+        finite = {k: float(v) if math.isfinite(v) else None for k, v in numbers.items()}
+        try:
+            with open(self.metrics, "a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps({"step": step, "phase": phase, **finite}) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.metrics}: cannot be written ({reason(error)})") from error
+        if self.board is not None:
+            for name, number in finite.items():
+                if number is not None:
+                    self.board.add_scalar(f"{phase}/{name}", number, step)
+        shown = [name for name in numbers if name not in TAIL and not name.startswith(FILE_ONLY)]
+        cells = [f"{phase:<6} {step:>{len(str(self.steps))}}/{self.steps}"]
+        cells += [f"{name.removeprefix('loss_')} {numbers[name]:8.4f}" for name in shown]
+        if "lr" in numbers:
+            cells.append(f"lr {numbers['lr']:8.2e}  |g| {numbers.get('gradient_norm', 0):7.2f}")
+        left = (self.steps - step) * sum(self.seconds) / len(self.seconds)
+        cells.append(f"{numbers['tokens_per_second']:>9,.0f} tok/s")
+        cells.append(f"{numbers['memory_peak'] / 1e9:6.2f} GB  {duration(left):>6} left")
+        self.note("  ".join(cells))
+
+    def _save(
+        self, step: int, learner: "Learner", facts: Mapping[str, Any], others: Mapping[str, Adapter]
+    ) -> None:
+        adapters = {**others, learner.phase: learner.adapter}
+        state = {
+            **facts,
+            "step": step,
+            "phase": learner.phase,
+            "phase_step": learner.done,
+            "settings": self.settings,
+            "adapters": {phase: adapter.tensors() for phase, adapter in adapters.items()},
+            "optimizer": learner.optimizer.state_dict(),
+            "scaler": dict(learner.scaler.state_dict()),
+            "random": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint.save(self.checkpoints, state, self.keep_last)
+
+    def __enter__(self) -> "Run":
+        if threading.current_thread() is threading.main_thread():  # elsewhere no handler is allowed
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[number] = signal.signal(number, self._asked_to_stop)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self.handlers = {}
+        if self.board is not None:
+            self.board.close()
+
+    def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal == number:
+            raise KeyboardInterrupt
+        self.signal = number
+        # Not print: the handler may have interrupted one.
+        os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
+
+
+class Learner:
+    """One adapter being trained: its optimizer, loss scaling, and how far it has come."""
+
+    def __init__(self, run: Run, phase: str, model: Model, adapter: Adapter, config: OptimConfig):
+        self.run, self.phase, self.model, self.adapter = run, phase, model, adapter
+        self.config, self.first_step = config, 0
+        half = model.norm.weight.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=half)
+        self.optimizer = optim.make(adapter.parameters(), config)
+        self.names: list[str] = []  # of the examples of this step
+        if run.resumed is not None and run.resumed_in(phase):
+            self._restore(run.resumed)
+        self.done = self.first_step
+        adapter.on(model)
+
+    def _restore(self, state: checkpoint.State) -> None:
+        self.adapter.load_tensors(state["adapters"][self.phase])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"])
+        if "random_cuda" in state and self.model.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], self.model.device)
+        self.first_step = state["phase_step"]
+
+    def backward(self, loss: Tensor, names: Sequence[str]) -> None:
+        """Add the gradient of a micro-batch's loss (); `names` are its examples."""
+        self.names += names
+        if not math.isfinite(value := float(loss.detach())):  # waits for the GPU
+            raise self.run.failure(self.phase, self.done + 1, f"the loss is {value}", names)
+        self.scaler.scale(loss).backward()
+
+    def update(self, lr: float) -> float:
+        """One step of AdamW. Gives the gradient's length before it was cut; 0 without examples."""
+        self.done += 1
+        if not self.names:  # every pair of the step was too long
+            return 0.0
+        try:
+            norm = optim.update(self.optimizer, self.scaler, lr, self.config.clip)
+        except FloatingPointError as error:
+            raise self.run.failure(self.phase, self.done, f"{error}", self.names) from error
+        self.names = []
+        self.adapter.refresh()
+        self.adapter.on(self.model)
+        return norm
+
+
+def save_adapter(folder: Path, settings: AdapterSettings, lora: Lora, style: Style | None) -> None:
+    """The folder that judge.py loads, written beside it and renamed when whole."""
+    part = checkpoint.empty_folder(folder.with_name(f".{folder.name}.part"))
+    lora_files.save(part, lora, settings.base)
+    if style is not None:
+        style.save(checkpoint.empty_folder(part / "style"), settings.base)
+    settings.save(part)
+    checkpoint.replace_folder(part, folder)
+
+
+def save_final(
+    run: Run, phase: str, settings: AdapterSettings, lora: Lora, style: Style | None
+) -> str:
+    """Write RUN/adapter, and RUN/best where validation was better after an earlier step.
+
+    Gives a line about the best, or "". The adapter is then as it was at its best. The best of few
+    validation pairs is partly the luckiest: measure both on other pairs before one is believed.
+    """
+    best = run.out / "best"
+    if best.is_dir() and {path.name for path in best.iterdir()} <= BEST_FILES:
+        shutil.rmtree(best)  # of a run that was thrown away
+    save_adapter(run.out / "adapter", settings, lora, style)
+    state = checkpoint.load_best(run.checkpoints)
+    if state is None or state["step"] == run.steps or state["phase"] != phase:
+        return ""
+    before = state["validation"][0]
+    if before["pairs"] and before["accuracy"] >= state["score"]:
+        return f"no step was better than the start; the best was {state['score']:.1%}\n"
+    line = f"the adapter of step {state['step']}, the best on validation ({state['score']:.1%})"
+    if best.exists():
+        return f"{best} holds other files, so it is left alone and not made {line}\n"
+    lora.load_tensors(state["adapters"][phase])
+    save_adapter(best, settings, lora, style)
+    return f"{best} is {line}\n"
+
+
+@contextmanager
+def memory_guard(advice: str):  # type: ignore[no-untyped-def]
+    """Memory that runs out inside becomes one line with the advice."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise InputError(f"out of memory: {advice}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):
+            raise InputError(f"out of memory: {advice}") from error
+        raise
+
+
+def check_out(out: Path, resume: bool, overwrite: bool) -> None:
+    """Before anything slow: is there a run to go on with, or none that would be lost?"""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        exists = (out / "config.json").exists()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({reason(error)})") from error
+    if resume and not exists:
+        raise InputError(f"--resume: expected a run in {out}, found none")
+    if exists and not resume and not overwrite:
+        raise InputError(
+            f"{out} holds another run: --resume goes on with it, --overwrite replaces it, "
+            "another --out keeps it"
+        )
+
+
+def check_numbers(config: object, least: Mapping[str, int]) -> None:
+    """Numbers of a script's flags, or None where the preset decides, from these on."""
+    for name, lowest in least.items():
+        number = getattr(config, name)
+        if number is not None and number < lowest:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag}: expected a number from {lowest}, got {number}")
+
+
+def duration(seconds: float) -> str:
+    """45s, 4m10s, 2h05m, 3d04h."""
+    whole = round(seconds)
+    for limit, large, small, names in ((3600, 60, 1, "ms"), (86400, 3600, 60, "hm")):
+        if 60 <= whole < limit:
+            return f"{whole // large}{names[0]}{whole % large // small:02d}{names[1]}"
+    return f"{whole}s" if whole < 60 else f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the highest so far: of tensors on a GPU, else of this process (0 on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest * (1 if sys.platform == "darwin" else 1024)
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier run left that this one would mix with, and nothing else."""
+    checkpoint.clear(out / "checkpoints")
+    try:
+        for path in (*out.glob("events.out.*"), out / "metrics.jsonl", out / FAILED):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(out / "replies", ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be cleared ({reason(error)})") from error
+
+
+def _settings_before(out: Path, state: checkpoint.State | None) -> dict[str, Any]:
+    """Of a run, from its checkpoint or, before there is one, from config.json."""
+    if state is not None:
+        return dict(state["settings"])
+    try:
+        return dict(json.loads((out / "config.json").read_bytes())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{out / 'config.json'}: expected settings ({reason(error)})") from error
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+    """A run goes on with the settings it began with; all that differ are named."""
+    flat_before, flat_now = _flat(before), _flat(now)
+    changed = [
+        f"{key} {flat_before.get(key)!r} (now {flat_now.get(key)!r})"
+        for key in sorted({*flat_before, *flat_now})
+        if key not in MAY_CHANGE and flat_before.get(key) != flat_now.get(key)
+    ]
+    if changed:
+        raise InputError(
+            f"--resume: {out} was begun with {', '.join(changed)}; give the same settings, or "
+            "another --out"
+        )
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1}} -> {"optim.lr": 1}, as flags are written."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{above}{key}.") if nested else {above + key: value}
+    return flat
+
+
+def _keep_lines_before(metrics: Path, step: int) -> None:
+    """Drop the lines of steps that will be logged again, and half a line of a killed run."""
+    try:
+        data = metrics.read_bytes() if metrics.exists() else b""
+        lines = data[: data.rfind(b"\n") + 1].decode().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] < step]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{metrics}: expected JSON objects with a step ({error})") from error
+    write_text(metrics, "".join(kept))
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    """The command, the commit, versions and the device of a run."""
+    cuda = device.type == "cuda"
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": _commit(Path(__file__).resolve().parents[2]),
+        "versions": {
+            "nanopersrm": __version__,
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+        },
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu, {os.cpu_count()} cores",
+    }
+
+
+def _commit(root: Path) -> str | None:
+    """The git commit of the folder, with "-dirty" where files differ from it; None outside git."""
+    if not (root / ".git").exists():  # else it would be the commit of somebody else's repository
+        return None
+    try:
+        words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _tensorboard(out: Path) -> Any:
+    """TensorBoard's writer; None where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(out))

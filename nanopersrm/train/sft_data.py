@@ -1,0 +1,523 @@
+"""SFT data: which examples a step has, and what a pair becomes, as token ids.
+
+Step s takes the pairs s * b up to (s + 1) * b of an endless row of epochs, each in an order of its
+own, twins side by side. Everything follows from the seed and the number of the step, so a run that
+is interrupted goes on with what it would have seen.
+
+From a pair (exemplars of a writer, `chosen` by them, `rejected` not) three things are learned:
+
+    imitation   the prompt that the judge would see, and a reply of `replies.py` to write after it
+    contrast    the prompts of the chosen text, the rejected one and texts of other writers, each up
+                to "<scores>A=", where the chosen text must get the highest digit
+    style       one exemplar and one more text by each of 16 writers, for `style/similarity.py`
+
+The first two share one tree (`packing.build_tree`): the exemplars once, under them each candidate,
+under the candidate its reply and its score line. Of 600 real pairs, prompts had 872 tokens of
+SmolLM2 on average, 540 of them shared by the candidates, and replies 121.
+
+A reply is spelt as the judge would meet it, piece by piece, never as one text:
+
+    the thought | \\n</think>\\n<scores>A= | 7 | </scores> | end of turn
+
+The judge forces the second piece and draws the third from nine ids; a tokenizer that joins "." with
+the line break after it would otherwise make training see other ids. What stands after the thought
+is a tenth of the reply, and one slip in it makes the whole of no use: its tokens count TAIL_WEIGHT
+times.
+"""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from nanopersrm import InputError
+from nanopersrm.judge import verdict
+from nanopersrm.judge.prompts import messages
+from nanopersrm.model.tokenizer import Tokenizer
+from nanopersrm.pairs import Pair, couples, read
+from nanopersrm.style import fusion
+from nanopersrm.style.fusion import GUESS, Fusion
+from nanopersrm.style.profile import StyleEvidence, measured_block
+from nanopersrm.style.similarity import Style, StyleEvidenceFn, style_evidence_fn, writer_of
+from nanopersrm.train.objective import SftWeights
+from nanopersrm.train.packing import PrefixTree, Text, build_tree
+from nanopersrm.train.replies import ROLES, reply
+from nanopersrm.train.run import Run
+
+PairsByAuthor = dict[str, dict[str, list[Pair]]]  # domain -> author of the exemplars -> their pairs
+HUMAN = "cross_author"  # in pairs of any other kind a rewrite or a model's text is rejected
+TAIL_WEIGHT = 4.0  # of a token from </think> on, in imitation
+STRANGERS = 64  # candidates, and as many writers, whose similarities are measured
+USUAL = 256  # texts on which mean and deviation of the states are measured
+EMBEDDED = 64  # texts embedded between two looks at whether to stop
+HELD_OUT = 0.1  # share of the writers whose pairs are for validation
+FEWEST = 20  # with fewer pairs of strangers in a domain, strangers of other domains count too
+
+
+@dataclass(frozen=True)
+class ExamplesConfig:
+    """What pairs are turned into."""
+
+    evidence: bool = True  # prompts carry what was measured of the texts
+    rivals: int = 2  # other candidates in a list for contrast
+    longest: int = 2048  # tokens of prompt and reply; longer pairs are left out
+
+    def __post_init__(self) -> None:
+        for name in ("rivals", "longest"):
+            if not 1 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+class SftData:
+    """The training pairs, and what each step has of them."""
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        tokenizer: Tokenizer,
+        config: ExamplesConfig,
+        weights: SftWeights,
+        seed: int,
+    ):
+        if not weights.contrast:
+            config = replace(config, rivals=1)  # others would teach nothing
+        self.tokenizer, self.config, self.seed = tokenizer, config, seed
+        self.replies = weights.imitation > 0
+        self.pairs = [pair for pair in pairs if pair.weight > 0]  # the others count for nothing
+        if not self.pairs:
+            raise InputError(
+                f"pairs: expected some with a weight above 0, found {len(pairs)} with 0"
+            )
+        self.by_author = pairs_by_author(self.pairs)
+        self.style_evidence: StyleEvidenceFn | None = None  # for the prompts, see `show`
+        self.epoch, self.order = -1, list[int]()  # the latest
+        self.left_out = 0  # trees that were too long
+
+    def trees(self, step: int, count: int) -> list[PrefixTree]:
+        """The trees of the `count` pairs of a step; those too long are left out."""
+        trees = []
+        for place in range(step * count, (step + 1) * count):
+            epoch, index = divmod(place, len(self.pairs))
+            if epoch != self.epoch:
+                self.epoch, self.order = epoch, epoch_order(self.pairs, self.seed, epoch)
+            trees.append(self._tree(self.pairs[self.order[index]], f"{self.seed}/{epoch}"))
+        self.left_out += trees.count(None)
+        return [tree for tree in trees if tree is not None]
+
+    def _tree(self, pair: Pair, seed: str) -> PrefixTree | None:
+        return pair_tree(
+            pair,
+            self.by_author,
+            self.tokenizer,
+            self.config,
+            seed,
+            self.style_evidence,
+            self.replies,
+        )
+
+    def show(self, style: Style) -> None:
+        """Have prompts show what the style adapter measures, by a fusion that has not seen their
+        writer. An error where then even the pair with the least text is too long."""
+        authors = authors_by_exemplars(self.pairs)
+        self.style_evidence = style_evidence_fn(self.tokenizer, style, authors)
+        shortest = min(
+            self.pairs, key=lambda p: sum(map(len, (*p.exemplars, p.chosen, p.rejected)))
+        )
+        if self._tree(shortest, "0/0") is None:
+            raise InputError(
+                f"pairs: expected some whose prompt and reply have at most {self.config.longest} "
+                f"tokens, found none among {len(self.pairs)}; raise --examples.longest"
+            )
+
+    # What the style adapter learns from, and what is measured with it
+
+    def style_batch(self, step: int, writers: int, tokens: int) -> "StyleBatch":
+        """The texts of a step of style: of each writer one exemplar and one candidate."""
+        rng = random.Random(f"{self.seed}/style/{step}")
+        return style_batch(self.by_author, self.tokenizer, writers, rng, tokens)
+
+    def usual_texts(self) -> list[list[int]]:
+        """The ids of texts by many writers, for the mean and deviation of the style states."""
+        rng = random.Random(f"{self.seed}/usual")
+        pairs = [p for authors in self.by_author.values() for ps in authors.values() for p in ps]
+        sample = rng.sample(pairs, min(USUAL, len(pairs)))
+        texts = [rng.choice([pair.chosen, *pair.exemplars]) for pair in sample]
+        return [self.tokenizer.encode(text.strip()) for text in texts]
+
+    def stranger_similarities(self, style: Style) -> list[float]:
+        """The similarities of writers and texts by others, of the same domain."""
+        rng, encode = random.Random(f"{self.seed}/strangers"), self.tokenizer.encode
+        sample = [rng.choice(ps) for authors in self.by_author.values() for ps in authors.values()]
+        sample = rng.sample(sample, min(STRANGERS, len(sample)))
+        exemplars = [[encode(text.strip()) for text in pair.exemplars] for pair in sample]
+        vectors = style.embed([ids for texts in exemplars for ids in texts])
+        parts = vectors.split([*map(len, exemplars)])
+        writers = torch.stack([writer_of(part) for part in parts])  # (n, D)
+        candidates = style.embed([encode(pair.chosen.strip()) for pair in sample])  # (n, D)
+        cosines = (writers @ candidates.T).tolist()  # (n, n)
+        strangers = [
+            (cosines[i][j], a.domain == b.domain)
+            for i, a in enumerate(sample)
+            for j, b in enumerate(sample)
+            if a.author != b.author
+        ]
+        near = [cosine for cosine, same_domain in strangers if same_domain]
+        return near if len(near) >= FEWEST else [cosine for cosine, _ in strangers]
+
+    def fit_fusion(self, style: Style, count: int, run: Run) -> None:
+        """Weigh all instruments as one on some `count` pairs, where it has not been done: what each
+        is worth beside the others. Not used where it is no better than a guess."""
+        if not count or not self.config.evidence:
+            style.fusion = None
+        elif style.fusion is not None:
+            unseen = "" if style.fusion.folds else ", also for writers whom it was fitted on"
+            run.note(f"instruments: weighed before, with the style adapter{unseen}")
+        else:
+            run.note(f"instruments: weighing them on {min(count, len(self.pairs)):,} pairs")
+            fused = fit_fusion(
+                self.pairs, count, self.tokenizer, style, self.seed, run.check_signal
+            )
+            assert fused.loss is not None, "a fit measures it"
+            style.fusion = fused if fused.loss < GUESS else None
+            unused = "" if style.fusion else "; they are not shown as a chance"
+            run.note(
+                f"instruments: {fused.loss:.2f} nats a pair by other writers, where a guess has "
+                f"{GUESS:.2f}{unused}"
+            )
+
+
+def pair_tree(
+    pair: Pair,
+    by_author: PairsByAuthor,
+    tokenizer: Tokenizer,
+    config: ExamplesConfig,
+    seed: str,
+    style_evidence: StyleEvidenceFn | None,
+    replies: bool = True,
+    tail_weight: float = TAIL_WEIGHT,
+) -> PrefixTree | None:
+    """Imitation and contrast of one pair in one tree; None where it is too long.
+
+    replies: False leaves imitation out. tail_weight: of a token after the thought.
+    """
+    rng = random.Random(f"{seed}/{pair.id}/rivals")
+    pair = stripped(pair)
+    contrasted = contrast_texts(pair, by_author, tokenizer, config, rng, style_evidence)
+    imitated: list[Text] | None = []
+    if replies:
+        imitated = imitation_texts(pair, tokenizer, config, seed, style_evidence, tail_weight)
+    if contrasted is None or imitated is None:
+        return None
+    candidates, chosen = contrasted
+    return build_tree(pair.id, [*imitated, *candidates], len(imitated) + chosen)
+
+
+# Prompts
+
+
+def stripped(pair: Pair) -> Pair:
+    """The pair with its texts as the judge takes them, without white space around."""
+    return replace(
+        pair,
+        exemplars=tuple(text.strip() for text in pair.exemplars),
+        chosen=pair.chosen.strip(),
+        rejected=pair.rejected.strip(),
+    )
+
+
+def prompt_of(
+    pair: Pair,
+    candidate: str,
+    tokenizer: Tokenizer,
+    config: ExamplesConfig,
+    evidence: Mapping[str, StyleEvidence] | None = None,
+) -> list[int]:
+    """What the judge would be asked about this text, up to the start of the reply.
+
+    evidence: what trained instruments say of each text, for the measured block.
+    """
+    measured = None
+    if config.evidence:
+        shown = None if evidence is None else [evidence[candidate]]
+        measured = measured_block(pair.exemplars, [candidate], style_evidence=shown)
+    chat = messages(pair.exemplars, [candidate], pair.question or None, measured=measured)
+    return tokenizer.chat(chat, continuation=verdict.OPEN)
+
+
+def prompts_of(
+    pair: Pair,
+    tokenizer: Tokenizer,
+    config: ExamplesConfig,
+    style_evidence: StyleEvidenceFn | None,
+) -> list[list[int]]:
+    """About the chosen text, and about the rejected one. The pair is stripped already."""
+    texts = [pair.chosen, pair.rejected]
+    evidence = shown_evidence(pair, texts, config, style_evidence)
+    return [prompt_of(pair, text, tokenizer, config, evidence) for text in texts]
+
+
+def shown_evidence(
+    pair: Pair, texts: Sequence[str], config: ExamplesConfig, style_evidence: StyleEvidenceFn | None
+) -> dict[str, StyleEvidence] | None:
+    """What trained instruments say of each text, where the prompts show it."""
+    if style_evidence is None or not config.evidence:
+        return None
+    return dict(zip(texts, style_evidence(pair.exemplars, texts), strict=True))
+
+
+# Imitation
+
+
+def imitation_texts(
+    pair: Pair,
+    tokenizer: Tokenizer,
+    config: ExamplesConfig,
+    seed: int | str,
+    style_evidence: StyleEvidenceFn | None = None,
+    tail_weight: float = TAIL_WEIGHT,
+) -> list[Text] | None:
+    """A prompt and a reply about the chosen text, and about the rejected one; None: too long."""
+    prompts = prompts_of(pair, tokenizer, config, style_evidence)
+    end = turn_end(tokenizer)
+    texts = []
+    for role, prompt in zip(ROLES, prompts, strict=True):
+        rng = random.Random(f"{seed}/{pair.id}/pointwise/{role}")
+        written = verdict.parse(reply(pair, role, rng, config.evidence), verdict.LABELS[:1])
+        assert written.scores is not None, f"pair {pair.id!r}: {written.problem}"
+        ids = [*spell(written.reasoning, written.scores, tokenizer), end]
+        tail = len(ids) - len(tokenizer.encode(written.reasoning))
+        texts.append(
+            Text((*prompt, *ids), len(prompt), pair.weight, tail=tail, tail_weight=tail_weight)
+        )
+    return texts if max(len(text.ids) for text in texts) <= config.longest else None
+
+
+def spell(thought: str, scores: Mapping[str, int], tokenizer: Tokenizer) -> list[int]:
+    """The ids of a reply after "<think>\\n", in the pieces in which the judge would meet them."""
+    _, forced = verdict.closing(thought)
+    ids = tokenizer.encode(thought) + tokenizer.encode(forced)
+    for label, digit in scores.items():
+        if label != verdict.LABELS[0]:
+            ids += tokenizer.encode(f" {label}=")
+        ids.append(tokenizer.digit_ids[digit - 1])
+    return ids + tokenizer.encode(verdict.SCORES_END)
+
+
+def turn_end(tokenizer: Tokenizer) -> int:
+    """The token with which the chat template ends what the assistant says."""
+    chat = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    ends = [i for i in tokenizer.chat(chat, generation=False) if i in tokenizer.eos_ids]
+    if not ends:
+        raise InputError(
+            f"{tokenizer.name}: expected a chat template that ends a reply with one of the tokens "
+            f"{sorted(tokenizer.eos_ids)}, found none of them"
+        )
+    return ends[-1]
+
+
+# Contrast
+
+
+def pairs_by_author(pairs: Sequence[Pair]) -> PairsByAuthor:
+    """Who wrote what in which domain: made once, so that drawing from 12,000 pairs is quick."""
+    by_author: PairsByAuthor = {}
+    for pair in pairs:
+        by_author.setdefault(pair.domain, {}).setdefault(pair.author, []).append(pair)
+    return by_author
+
+
+def contrast_texts(
+    pair: Pair,
+    by_author: PairsByAuthor,
+    tokenizer: Tokenizer,
+    config: ExamplesConfig,
+    rng: random.Random,
+    style_evidence: StyleEvidenceFn | None = None,
+) -> tuple[list[Text], int] | None:
+    """Chosen, rejected and texts of other writers of the domain, one prompt each, in drawn order;
+    and which of them is the chosen one.
+
+    Each ends where the judge that does not think draws the digit. Rivals too long are left out;
+    None when the pair itself is.
+    """
+    candidates = [pair.chosen, pair.rejected, *_rivals(pair, by_author, config.rivals - 1, rng)]
+    evidence = shown_evidence(pair, candidates, config, style_evidence)
+    _, forced = verdict.closing("")
+    score_line = tokenizer.encode(forced)
+    prompts = {
+        text: prompt_of(pair, text, tokenizer, config, evidence) + score_line for text in candidates
+    }
+    fitting = [text for text in candidates if len(prompts[text]) <= config.longest]
+    if fitting[:2] != candidates[:2]:
+        return None
+    rng.shuffle(fitting)
+    texts = []
+    for text in fitting:
+        n = len(prompts[text])
+        texts.append(Text(tuple(prompts[text]), n, pair.weight, digit_at=n - 1))
+    return texts, fitting.index(pair.chosen)
+
+
+def _rivals(pair: Pair, by_author: PairsByAuthor, count: int, rng: random.Random) -> list[str]:
+    """Texts by `count` other authors of the domain, or by as many as there are."""
+    known = [pair.chosen, pair.rejected, *pair.exemplars]  # none of these again
+    rivals: list[str] = []
+    authors = [name for name in by_author.get(pair.domain, ()) if name != pair.author]
+    for author in rng.sample(authors, len(authors)):
+        if len(rivals) == count:
+            break
+        text = rng.choice(by_author[pair.domain][author]).chosen.strip()
+        if text not in known and text not in rivals:
+            rivals.append(text)
+    return rivals
+
+
+# Style
+
+
+@dataclass(frozen=True)
+class StyleBatch:
+    """Writers of one step of the style adapter; candidate i is by the writer of exemplars i."""
+
+    authors: list[str]
+    exemplars: list[list[list[int]]]  # of each writer some texts, of each text its ids
+    candidates: list[list[int]]
+    negatives: list[list[int]]  # rewrites, or a model's texts
+
+    @property
+    def tokens(self) -> int:
+        """Of all texts."""
+        texts = [text for texts in self.exemplars for text in texts]
+        return sum(map(len, [*texts, *self.candidates, *self.negatives]))
+
+
+def style_batch(
+    by_author: PairsByAuthor, tokenizer: Tokenizer, writers: int, rng: random.Random, tokens: int
+) -> StyleBatch:
+    """One pair of each of `writers` authors of a drawn domain, its texts cut to `tokens`.
+
+    A domain is drawn in proportion to its authors; where it has too few, others help out.
+    """
+    domains = list(by_author)
+    if len({author for domain in domains for author in by_author[domain]}) < 2:
+        raise InputError("pairs: expected at least 2 authors to learn style from, found fewer")
+    first = rng.choices(domains, [len(by_author[domain]) for domain in domains])[0]
+    rest = [(d, author) for d in domains if d != first for author in by_author[d]]
+    drawn: dict[str, Pair] = {}
+    for group in ([(first, author) for author in by_author[first]], rest):
+        for domain, author in rng.sample(group, len(group)):
+            if len(drawn) < writers and author not in drawn:
+                drawn[author] = rng.choice(by_author[domain][author])
+
+    def cut(text: str) -> list[int]:
+        return tokenizer.encode(text.strip())[:tokens]
+
+    pairs = list(drawn.values())
+    return StyleBatch(
+        authors=list(drawn),
+        exemplars=[[cut(rng.choice(pair.exemplars))] for pair in pairs],
+        candidates=[cut(pair.chosen) for pair in pairs],
+        negatives=[cut(pair.rejected) for pair in pairs if pair.kind != HUMAN],
+    )
+
+
+def fit_fusion(
+    pairs: Sequence[Pair],
+    count: int,
+    tokenizer: Tokenizer,
+    style: Style,
+    seed: int,
+    pause: Callable[[], None] = lambda: None,
+) -> Fusion:
+    """All instruments weighed on some `count` of the pairs: whole couples, drawn until there are
+    as many. `pause` is called now and then, and may raise."""
+    drawn = couples(pairs)
+    random.Random(f"{seed}/fused").shuffle(drawn)
+    sample: list[Pair] = []
+    for couple in drawn:
+        sample += map(stripped, couple) if len(sample) < count else []
+    texts = [text for pair in sample for text in (*pair.exemplars, pair.chosen, pair.rejected)]
+    texts = list(dict.fromkeys(texts))
+    vectors: dict[str, torch.Tensor] = {}  # of each text (D,)
+    for begin in range(0, len(texts), EMBEDDED):
+        pause()
+        part = texts[begin : begin + EMBEDDED]
+        embedded = style.embed([tokenizer.encode(text) for text in part])  # packed: quicker
+        vectors |= zip(part, embedded, strict=True)
+
+    def similarities(exemplars: Sequence[str], candidates: Sequence[str]) -> list[float]:
+        writer = writer_of(torch.stack([vectors[text] for text in exemplars]))
+        return [float(vectors[text] @ writer) for text in candidates]
+
+    return fusion.fit(sample, similarities)
+
+
+def authors_by_exemplars(pairs: Sequence[Pair]) -> dict[tuple[str, ...], str]:
+    """Whose the exemplars are: the fusion that prompts show must not have seen them."""
+    return {stripped(pair).exemplars: pair.author for pair in pairs}
+
+
+# Order and split
+
+
+def epoch_order(pairs: Sequence[Pair], seed: int, epoch: int) -> list[int]:
+    """The order of an epoch, as indices: couples of twins are shuffled, a couple stays together.
+
+    A step then sees both verdicts about the same two texts, and what a text says on its own,
+    without the exemplars, cancels out of the gradient. Give a step an even number of pairs.
+    """
+    place = {pair.id: i for i, pair in enumerate(pairs)}
+    order = couples(pairs)
+    random.Random(f"{seed}/order/{epoch}").shuffle(order)
+    return [place[pair.id] for couple in order for pair in couple]
+
+
+def split_pairs(
+    pairs: Sequence[Pair], validation: Path | None, seed: int
+) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to train on and to validate on, by other writers: those of a file, or held out."""
+    if validation is None:
+        return hold_out(pairs, seed, HELD_OUT)
+    train, held = [pair for pair in pairs if pair.split == "train"], read(validation, empty=True)
+    if both := {pair.author for pair in train} & {pair.author for pair in held}:
+        raise InputError(
+            f"{validation}: expected writers who are not trained on, found {min(both)!r}, who is"
+        )
+    return train, held
+
+
+def hold_out(pairs: Sequence[Pair], seed: int, share: float) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to train on, and pairs by other authors to validate on.
+
+    As the pairs say, where some are of the split "validation". Otherwise a `share` of the authors
+    of the training pairs is held out, at least one, and one of their twins' authors if else no pair
+    would be left with its twin. A pair whose twin is on the other side goes out. Where fewer than
+    two authors would be left to train on, there is nothing to validate on.
+    """
+    train = [pair for pair in pairs if pair.split == "train"]
+    validation = [pair for pair in pairs if pair.split == "validation"]
+    if not train:
+        raise InputError("pairs: expected some of the split 'train', found none")
+    if validation:
+        return train, validation
+    author_of = {pair.id: pair.author for pair in train}
+    twin_author = {pair.author: author_of.get(pair.twin, pair.author) for pair in train}
+    authors = sorted(twin_author)
+    random.Random(f"{seed}/held out").shuffle(authors)
+    held = set(authors[: max(1, round(share * len(authors)))])
+
+    def sides() -> tuple[list[Pair], list[Pair]]:
+        both: tuple[list[Pair], list[Pair]] = ([], [])
+        for pair in train:
+            inside = pair.author in held
+            if inside == (author_of.get(pair.twin, pair.author) in held):
+                both[inside].append(pair)
+        return both
+
+    if not sides()[1]:
+        held.add(twin_author[authors[0]])
+    left, out = sides()
+    return (left, out) if out and len({pair.author for pair in left}) > 1 else (train, [])

@@ -1,7 +1,6 @@
-"""Making what is trained on: pairs with twins, replies to imitate, lessons, plans.
+"""From writings to pairs with twins.
 
-Importing any file of this folder settles threads and memory first (`kernels/process.py` has the
-figures): a command such as `python -m data.build` may come to torch before it comes to nanopersrm.
+Importing any file of this folder settles threads and memory first, before anything imports torch.
 """
 
 import kernels.process  # noqa: F401

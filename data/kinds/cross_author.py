@@ -2,37 +2,34 @@
 
 The hard kind and the honest one: both candidates are human, of one domain, of about one length and,
 where years are known, of one period (`year` within 40 years; where a split has nobody that near,
-the writer nearest in time). The twin asks for the other person.
-
-The texts answer a question only when both answer the same one; else the question would say which
-text is meant.
+the writer nearest in time). The texts have a question only when both answer the same one.
 
 What we left out. Subjects are not matched, and a text by a speech writer counts as the speaker's.
 """
 
 import random
 
-from data.drafts import Draft, Rejection
-from data.shelf import Shelf, Source, Writer, cut, draw_exemplars, draw_writer
+from data.corpus import Corpus, Source, Writer, cut, draw_exemplars, draw_writer
+from data.proposals import Proposal, Rejection
 
 KIND = "cross_author"
 PERIOD = 40  # years
 
 
-def draft(shelf: Shelf, rng: random.Random, exemplars: int) -> Draft | Rejection:
-    """One proposal: any writer, any source, then somebody else of the domain and the period."""
-    writer = draw_writer(shelf, rng)
-    source_1 = rng.choice(shelf.sources[writer])
-    source_2 = _stranger(shelf, rng, writer, source_1)
+def propose(corpus: Corpus, rng: random.Random, exemplars: int) -> Proposal | Rejection:
+    """Any writer, any source, then somebody else of the domain and the period."""
+    writer = draw_writer(corpus, rng)
+    source_1 = rng.choice(corpus.sources[writer])
+    source_2 = _draw_stranger(corpus, rng, writer, source_1)
     if source_2 is None:
-        return Rejection(KIND, "no other writer in the domain")
-    text_1 = cut(source_1.text, rng.randint(*shelf.lengths.candidate), rng)
+        return Rejection("no other writer in the domain")
+    text_1 = cut(source_1.text, rng.randint(*corpus.lengths.candidate), rng)
     text_2 = cut(source_2.text, len(text_1.split()), rng)
-    exemplars_1 = draw_exemplars(shelf, rng, source_1, exemplars)
-    exemplars_2 = draw_exemplars(shelf, rng, source_2, exemplars)
+    exemplars_1 = draw_exemplars(corpus, rng, source_1, exemplars)
+    exemplars_2 = draw_exemplars(corpus, rng, source_2, exemplars)
     if exemplars_1 is None or exemplars_2 is None:
-        return Rejection(KIND, "too few other texts")
-    return Draft(
+        return Rejection("too few other texts")
+    return Proposal(
         kind=KIND,
         domain=source_1.domain,
         author=source_1.author,
@@ -47,25 +44,26 @@ def draft(shelf: Shelf, rng: random.Random, exemplars: int) -> Draft | Rejection
     )
 
 
-def _stranger(shelf: Shelf, rng: random.Random, writer: Writer, source: Source) -> Source | None:
+def _draw_stranger(
+    corpus: Corpus, rng: random.Random, writer: Writer, source: Source
+) -> Source | None:
     """A source by another writer of the domain, all who wrote in the period equally likely."""
-    fits = []
-    apart = []
-    for other in shelf.of_domain(writer[0]):
+    in_period = []
+    gaps = []
+    for other in corpus.of_domain(writer[0]):
         if other == writer:
             continue
-        theirs = shelf.sources[other]
-        years = [_years(source, their) for their in theirs]
-        near = [their for their, gap in zip(theirs, years, strict=True) if gap <= PERIOD]
+        years = [_years_apart(source, theirs) for theirs in corpus.sources[other]]
+        near = [s for s, gap in zip(corpus.sources[other], years, strict=True) if gap <= PERIOD]
         if near:
-            fits.append(near)
-        apart.append((min(years), other))
-    if fits:
-        return rng.choice(rng.choice(fits))
-    return rng.choice(shelf.sources[min(apart)[1]]) if apart else None
+            in_period.append(near)
+        gaps.append((min(years), other))
+    if in_period:
+        return rng.choice(rng.choice(in_period))
+    return rng.choice(corpus.sources[min(gaps)[1]]) if gaps else None
 
 
-def _years(source: Source, other: Source) -> int:
+def _years_apart(source: Source, other: Source) -> int:
     """Years between two sources; 0 when one is not known."""
     if source.year is None or other.year is None:
         return 0

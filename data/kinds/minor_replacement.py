@@ -1,66 +1,355 @@
 """Minor replacement: 3 or 4 words of a passage swapped for near-synonyms, nothing else touched.
 
-Writer 1 is a person of the shelf. Writer 2 is the same person with other favourite words: where the
-first writes "perhaps" and "often", the second writes "maybe" and "frequently", always. The passage
-is the same but for 3 or 4 words, so the exemplars are the only way to tell which is whose:
+Writer 1 is a person. Writer 2 is the same person with other favourite words: where the first writes
+"perhaps" and "often", the second writes "maybe" and "frequently", always.
 
     text_1   ... it was perhaps the best, for he often came ...      exemplars_1  ... perhaps ...
     text_2   ... it was maybe the best, for he frequently came ...   exemplars_2  ... maybe ...
 
-How it works. Some passages and sets of exemplars of one writer are drawn until a combination fits:
-- A swapped word is *told* where the exemplars of writer 1 use the same word and never its
-  replacement, so that those of writer 2, the same texts put through the same swaps, have the
-  replacement in every such place. At least TOLD of the swapped words must be told.
-- All places of a swapped word in the passage change, so that writer 2 is consistent; 3 or 4 places
-  in all, and `check` reads the two texts again and counts.
+Passages and sets of exemplars of one writer are drawn until a combination fits.
+- A swapped word is *shown* where the exemplars of writer 1 use the same word and never its
+  replacement. Those of writer 2 are the same texts put through the same swaps. At least SHOWN of
+  the swapped words must be shown.
+- All places of a swapped word in the passage change; 3 or 4 places in all. `check` counts again.
 - In the exemplars of writer 2 the words of other groups get favourites of their own as well.
 
-What we chose. The exemplars of both writers come from the same sources: between the two sides only
-the words differ. What we left out. A person's own preference over all of their writings; the
-exemplars at hand are the evidence.
+`synonyms.json` holds groups of near-synonyms, written for this project. A group may say what must
+or must not stand before and after it ("before": "to" makes want/wish/desire a group only where "to"
+follows). `places` finds the words of a text that can be swapped, and what for:
+
+    place, = places("They began the work.")
+    place.lemma, place.options        # "begin", {"start": "started", "commence": "commenced"}
+
+There is no tagger: the words next to a word decide. A base form counts as a verb only after "to", a
+modal or a pronoun; "-ing" only after a form of be, a preposition or before an object. Past and
+participle are told apart by the auxiliary; where they cannot be, only options whose two forms are
+the same are left. Names, words with a hyphen or an apostrophe, words in capitals, and options that
+would need "a" for "an" are left alone. All this loses places; that is the cheaper mistake.
 """
 
+import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
-from data.drafts import Draft, Rejection
-from data.kinds.synonyms import Place, lexicon, places, swap
-from data.shelf import Shelf, cut, draw_exemplars, draw_writer
+from data.corpus import Corpus, cut, draw_exemplars, draw_writer
+from data.proposals import Proposal, Rejection
 from nanopersrm.style.text import WORD
 
 KIND = "minor_replacement"
 CHANGES = (3, 4)  # words of the passage that change
-TOLD = 2  # of the swapped words, how many the exemplars must tell
+SHOWN = 2  # of the swapped words, how many the exemplars must show
 PASSAGES = 6  # passages tried before a proposal is given up
 SETS = 8  # sets of exemplars tried for each
+VOWELS = "aeiou"
+BASE, THIRD, PAST, PARTICIPLE, ING = range(5)
+FORM_COUNT = 5
 
 
-def draft(shelf: Shelf, rng: random.Random, exemplars: int) -> Draft | Rejection:
-    """One proposal: a passage with 3 or 4 words swapped, and exemplars that tell the two apart."""
-    writer = draw_writer(shelf, rng)
-    sources = shelf.sources[writer]
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+MODALS = _set(
+    "to will would can could shall should may might must do does did don't doesn't didn't won't "
+    "wouldn't can't couldn't cannot shouldn't mustn't let's i'll you'll he'll she'll we'll they'll "
+    "it'll needn't"
+)
+HAVE = _set("have has had having haven't hasn't hadn't i've you've we've they've")
+BE = _set("am is are was were be been being isn't aren't wasn't weren't i'm you're we're they're")
+PLURALS = _set("i you we they")
+SINGULARS = _set("he she it")
+RELATIVES = _set("who which that")
+BETWEEN = _set("not never ever always also still only just even soon once often then now all")
+BEFORE_ING = _set("by for without while when after before from not of kept keep stood sat")
+POSSESSIVES = _set("my your his her its our their")
+DETERMINERS = POSSESSIVES | _set("the a an this that these those no every each some any such")
+OBJECTS = DETERMINERS | _set("him them me us it you himself herself themselves myself")
+AFTER_NOUNS = _set(
+    "of and or is was are were be had has have in on at to for with by from that which who whom as "
+    "but will would could may might should than into upon when where if so did does do"
+)
+COMPARING = _set("more most less least")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Near-synonyms of one kind, and where they can stand for each other."""
+
+    number: int
+    kind: str  # adjectives, adverbs or verbs
+    words: tuple[str, ...]
+    before: frozenset[str]  # one of these must follow; empty: anything may
+    after: frozenset[str]
+    not_before: frozenset[str]
+    not_after: frozenset[str]
+    then: frozenset[str]  # the second word that must follow
+    stop: bool  # a comma, stop, semicolon or colon must follow
+
+
+@dataclass(frozen=True)
+class Place:
+    """A word of a text that can be swapped: text[start:end], and lemma -> what it would read."""
+
+    start: int
+    end: int
+    group: int
+    lemma: str
+    options: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """All groups, the forms of every verb, and which word forms belong to which group."""
+
+    groups: tuple[Group, ...]
+    forms: dict[str, tuple[str, ...]]  # verb -> base, third person, past, participle, -ing
+    by_form: dict[str, list[tuple[int, str]]]  # word as written -> (group, lemma)
+    nouns: frozenset[str]  # verbs that are as often nouns
+
+
+def inflect(verb: str, doubling: Iterable[str] = ()) -> tuple[str, ...]:
+    """The five forms of a regular verb.
+
+    >>> inflect("stop")
+    ('stop', 'stops', 'stopped', 'stopped', 'stopping')
+    """
+    if verb.endswith(("s", "x", "z", "ch", "sh", "o")):
+        third = verb + "es"
+    elif verb.endswith("y") and verb[-2] not in VOWELS:
+        third = verb[:-1] + "ies"
+    else:
+        third = verb + "s"
+    if verb.endswith("e"):
+        past = verb + "d"
+        ing = verb if verb.endswith(("ee", "oe", "ye")) else verb[:-1]
+        ing = verb[:-2] + "y" if verb.endswith("ie") else ing
+    elif verb.endswith("y") and verb[-2] not in VOWELS:
+        past, ing = verb[:-1] + "ied", verb
+    else:
+        ing = verb + verb[-1] if verb in doubling or _short(verb) else verb
+        past = ing + "ed"
+    return verb, third, past, past, ing + "ing"
+
+
+def _short(verb: str) -> bool:
+    """One vowel between consonants, as in stop, grab, quit: the last letter doubles."""
+    bare = verb.replace("qu", "q")
+    return (
+        len(bare) > 2
+        and bare[-1] not in VOWELS + "wxy"
+        and bare[-2] in VOWELS
+        and not any(c in VOWELS + "y" for c in bare[:-2])
+    )
+
+
+@lru_cache(maxsize=1)
+def lexicon() -> Lexicon:
+    """The table beside this file, with all forms worked out."""
+    raw = json.loads(Path(__file__).with_name("synonyms.json").read_text("utf-8"))
+    groups: list[Group] = []
+    for kind in ("adjectives", "adverbs", "verbs"):
+        for row in raw[kind]:
+            keys = ("before", "after", "not_before", "not_after", "then")
+            sets = {key: _set(row.get(key, "").lower()) for key in keys}
+            words = tuple(row["words"].split())
+            groups.append(Group(len(groups), kind, words, **sets, stop=bool(row.get("stop"))))
+    irregular = {line.split()[0]: tuple(line.split()) for line in raw["irregular"]}
+    doubling = _set(raw["doubling"])
+    forms: dict[str, tuple[str, ...]] = {}
+    by_form: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for group in groups:
+        for word in group.words:
+            written: tuple[str, ...] = (word,)
+            if group.kind == "verbs":
+                written = forms[word] = irregular.get(word) or inflect(word, doubling)
+            for form in dict.fromkeys(written):
+                by_form[form].append((group.number, word))
+    return Lexicon(tuple(groups), forms, dict(by_form), _set(raw["nouns"]))
+
+
+@dataclass(frozen=True)
+class _Around:
+    """The words beside a word; "" where a mark or an end comes first."""
+
+    before: tuple[str, str, str]  # nearest first, in lower case
+    next: str
+    second: str  # after it, in lower case
+    stop: bool
+    opens: bool  # the word opens a sentence
+
+
+def opens_sentence(text: str, at: int) -> bool:
+    """Whether a sentence opens at `at`: the text begins there, or an end mark or a line precedes.
+
+    >>> opens_sentence('He left. "Why?"', 10)
+    True
+    """
+    before = text[:at].rstrip(" \"'([*_")
+    return not before or before[-1] in ".!?…\n" or (before[-1] in "\"')" and '."' in before[-3:])
+
+
+def _neighbours(text: str, spans: list[tuple[int, int]], i: int) -> _Around:
+    before = []
+    for j in (i - 1, i - 2, i - 3):
+        if j < 0 or text[spans[j][1] : spans[j + 1][0]].strip():
+            break
+        before.append(text[slice(*spans[j])].lower())
+    after = []
+    for j in (i + 1, i + 2):
+        if j == len(spans) or text[spans[j - 1][1] : spans[j][0]].strip():
+            break
+        after.append(text[slice(*spans[j])])
+    first, second, third = (*before, "", "", "")[:3]
+    following = (*after, "", "")[:2]
+    end = spans[i][1]
+    opens = opens_sentence(text[max(0, spans[i][0] - 8) : spans[i][0]], 8) if not before else False
+    opens = opens or spans[i][0] == 0
+    return _Around(
+        (first, second, third),
+        following[0],
+        following[1].lower(),
+        text[end : end + 1] in ".,;:" and end < len(text),
+        opens,
+    )
+
+
+def _verb_kinds(around: _Around, noun: bool) -> set[int]:
+    """Which forms of a verb can stand here."""
+    before = [w for w in around.before if w not in BETWEEN and not w.endswith("ly")] or [""]
+    last = before[0]
+    if last in PLURALS | SINGULARS and len(before) > 1 and before[1] in MODALS | HAVE | BE:
+        last = before[1]  # "had they begun"
+    if last in MODALS:
+        return {BASE}
+    if last in HAVE:
+        return {PARTICIPLE}
+    if last in BE:
+        return {PARTICIPLE, ING}
+    if last in PLURALS:
+        return {BASE, PAST}
+    if last in SINGULARS:
+        return {THIRD, PAST}
+    if last in RELATIVES:
+        return {PAST} if noun else {THIRD, PAST}
+    kinds = {PAST, PARTICIPLE}
+    if not noun and last not in DETERMINERS:
+        kinds.add(THIRD)
+    object_follows = around.next.lower() in OBJECTS
+    if last not in DETERMINERS and (last in BEFORE_ING or object_follows):
+        kinds.add(ING)
+    return kinds
+
+
+def _fits(group: Group, around: _Around) -> bool:
+    last, following = around.before[0], around.next.lower()
+    if group.before and following not in group.before:
+        return False
+    if group.after and last not in group.after:
+        return False
+    if following in group.not_before or last in group.not_after:
+        return False
+    if group.then and around.second not in group.then:
+        return False
+    if group.stop and not around.stop:
+        return False
+    if group.kind == "adjectives":
+        like_noun = not following or following in AFTER_NOUNS
+        return last not in COMPARING and not (last in DETERMINERS and like_noun)
+    return True
+
+
+def _vowel_sound(word: str) -> bool:
+    silent = word.startswith(("hour", "honest", "honou", "heir"))
+    return silent or (word[0] in VOWELS and not word.startswith(("us", "uti", "uni", "eu", "one")))
+
+
+def _options(
+    group: Group, lemma: str, word: str, around: _Around, lexicon: Lexicon
+) -> dict[str, str]:
+    others = [other for other in group.words if other != lemma]
+    if group.kind != "verbs":
+        options = {other: other for other in others}
+    else:
+        kinds = _verb_kinds(around, lemma in lexicon.nouns)
+        kinds = {kind for kind in kinds if lexicon.forms[lemma][kind] == word}
+        options = {}
+        for other in others:
+            forms = {lexicon.forms[other][kind] for kind in kinds}
+            if len(forms) == 1:
+                options[other] = forms.pop()
+    if (article := around.before[0]) in ("a", "an"):
+        sound = article == "an"
+        options = {k: v for k, v in options.items() if _vowel_sound(v) == sound}
+    return options
+
+
+@lru_cache(maxsize=4096)
+def places(text: str) -> tuple[Place, ...]:
+    """The words of a text that can be swapped, in order."""
+    known = lexicon()
+    spans = [match.span() for match in WORD.finditer(text)]
+    result = []
+    for i, (start, end) in enumerate(spans):
+        written = text[start:end]
+        word = written.lower()
+        beside = (text[start - 1 : start] if start else "", text[end : end + 1])
+        if word not in known.by_form or "-" in beside or "'" in beside:
+            continue
+        around = _neighbours(text, spans, i)
+        case: Callable[[str], str] = str
+        if not written.islower():
+            goes_on = around.next.islower() or around.stop
+            if not (around.opens and written[1:].islower() and goes_on):
+                continue  # a name, or a word in capitals
+            case = str.capitalize
+        for number, lemma in known.by_form[word]:
+            group = known.groups[number]
+            options = _options(group, lemma, word, around, known) if _fits(group, around) else {}
+            if options:
+                cased = {other: case(form) for other, form in options.items()}
+                result.append(Place(start, end, number, lemma, cased))
+                break
+    return tuple(result)
+
+
+def swap(text: str, favourites: dict[int, str]) -> str:
+    """Every place of a group in `favourites`, found before any swap, gets the favourite word."""
+    parts, end = [], 0
+    for place in places(text):
+        wanted = favourites.get(place.group)
+        if wanted in place.options:
+            parts += [text[end : place.start], place.options[wanted]]
+            end = place.end
+    return "".join([*parts, text[end:]])
+
+
+def propose(corpus: Corpus, rng: random.Random, exemplars: int) -> Proposal | Rejection:
+    """A passage with 3 or 4 words swapped, and exemplars that tell the two apart."""
+    sources = corpus.sources[draw_writer(corpus, rng)]
     if len(sources) <= exemplars:
-        return Rejection(KIND, "too few sources by the writer")
+        return Rejection("too few sources by the writer")
     reason = "too few words to swap"
     for _ in range(PASSAGES):
         source = rng.choice(sources)
-        text = cut(source.text, rng.randint(*shelf.lengths.candidate), rng)
+        text = cut(source.text, rng.randint(*corpus.lengths.candidate), rng)
         if len(places(text)) < CHANGES[0]:
             continue
         reason = "the exemplars do not tell"
         for _ in range(SETS):
-            others = draw_exemplars(shelf, rng, source, exemplars)
+            others = draw_exemplars(corpus, rng, source, exemplars)
             if others is None:
-                return Rejection(KIND, "too few sources by the writer")
-            favourites, told = choose(text, others, rng)
+                return Rejection("too few sources by the writer")
+            favourites, shown = choose(text, others, rng)
             if not favourites:
                 continue
             changed = swap(text, favourites)
             check(text, changed)
-            apart = favourites | habits(text, rng)
-            swapped = tuple(swap(other, apart) for other in others)
+            favourites_everywhere = favourites | other_favourites(text, rng)
+            swapped = tuple(swap(other, favourites_everywhere) for other in others)
             if set(swapped) & set(others):
                 continue  # an exemplar that stays as it was is of no writer
             swaps = [
@@ -68,7 +357,7 @@ def draft(shelf: Shelf, rng: random.Random, exemplars: int) -> Draft | Rejection
                 for p in places(text)
                 if p.group in favourites
             ]
-            return Draft(
+            return Proposal(
                 kind=KIND,
                 domain=source.domain,
                 author=source.author,
@@ -79,89 +368,90 @@ def draft(shelf: Shelf, rng: random.Random, exemplars: int) -> Draft | Rejection
                 from_1=source.label,
                 from_2=f"{KIND}:{source.author}",
                 question=source.question,
-                meta={"swaps": swaps, "told": told},
+                meta={"swaps": swaps, "told": shown},
             )
-    return Rejection(KIND, reason)
+    return Rejection(reason)
 
 
 def _by_group(texts: Sequence[str]) -> dict[int, list[Place]]:
-    found: dict[int, list[Place]] = defaultdict(list)
+    by_group: dict[int, list[Place]] = defaultdict(list)
     for text in texts:
         for place in places(text):
-            found[place.group].append(place)
-    return found
+            by_group[place.group].append(place)
+    return by_group
 
 
-@lru_cache(maxsize=4096)
-def _spoken(text: str) -> frozenset[str]:
-    return frozenset(word.lower() for word in WORD.findall(text))
+@dataclass(frozen=True)
+class _Swap:
+    """A word of the passage that can change."""
+
+    group: int
+    lemma: str
+    replacement: str
+    count: int  # places in the passage
 
 
 def choose(
     text: str, exemplars: Sequence[str], rng: random.Random
 ) -> tuple[dict[int, str], list[str]]:
-    """group -> the word of writer 2, and the words that the exemplars tell; empty: nothing fits."""
-    spoken = _spoken(text).union(*map(_spoken, exemplars))
-    known = _by_group(exemplars)
-    told, others = [], []
-    for group, here in sorted(_by_group([text]).items()):
-        lemma = here[0].lemma
-        if any(place.lemma != lemma for place in here):
+    """group -> the word of writer 2, and the words that the exemplars show; empty: nothing fits."""
+    used = {word.lower() for part in (text, *exemplars) for word in WORD.findall(part)}
+    in_exemplars = _by_group(exemplars)
+    forms = lexicon().forms
+    shown, unshown = [], []
+    for group, in_text in sorted(_by_group([text]).items()):
+        lemma = in_text[0].lemma
+        if any(place.lemma != lemma for place in in_text):
             continue  # the writer uses two words of the group
-        shared = [place for place in known[group] if place.lemma == lemma]
+        same = [place for place in in_exemplars[group] if place.lemma == lemma]
         fitting = [
             word
-            for word in here[0].options
-            if all(word in place.options for place in here) and spoken.isdisjoint(_forms(word))
+            for word in in_text[0].options
+            if all(word in place.options for place in in_text)
+            and used.isdisjoint(forms.get(word, (word,)))
         ]
-        telling = [word for word in fitting if shared and all(word in p.options for p in shared)]
-        if telling:
-            told.append((group, lemma, rng.choice(telling), len(here)))
+        showing = [word for word in fitting if same and all(word in p.options for p in same)]
+        if showing:
+            shown.append(_Swap(group, lemma, rng.choice(showing), len(in_text)))
         elif fitting:
-            others.append((group, lemma, rng.choice(fitting), len(here)))
-    rng.shuffle(told)
-    rng.shuffle(others)
-    for picked in _picks(told, others):
-        lemmas = [lemma for _, lemma, _, _ in picked if any(lemma == t[1] for t in told)]
-        return {group: word for group, _, word, _ in picked}, lemmas
-    return {}, []
+            unshown.append(_Swap(group, lemma, rng.choice(fitting), len(in_text)))
+    rng.shuffle(shown)
+    rng.shuffle(unshown)
+    swaps = _pick(shown, unshown)
+    lemmas = {swap.lemma for swap in shown}
+    return (
+        {swap.group: swap.replacement for swap in swaps},
+        [swap.lemma for swap in swaps if swap.lemma in lemmas],
+    )
 
 
-_Pick = tuple[int, str, str, int]  # group, lemma, replacement, how often
-
-
-def _picks(told: list[_Pick], others: list[_Pick]) -> Iterator[list[_Pick]]:
-    """Ways to change 3 or 4 words with at least TOLD groups told, the most told first."""
-    for size in range(min(len(told), CHANGES[1]), TOLD - 1, -1):
-        picked: list[_Pick] = []
+def _pick(shown: list[_Swap], unshown: list[_Swap]) -> list[_Swap]:
+    """3 or 4 changes with at least SHOWN words shown, as many of these as go; empty: none."""
+    for size in range(min(len(shown), CHANGES[1]), SHOWN - 1, -1):
+        picked: list[_Swap] = []
         count = 0
-        for pick in told:
-            if len(picked) < size and count + pick[3] <= CHANGES[1]:
-                picked.append(pick)
-                count += pick[3]
-        if len(picked) < TOLD:
+        for swap in shown:
+            if len(picked) < size and count + swap.count <= CHANGES[1]:
+                picked.append(swap)
+                count += swap.count
+        if len(picked) < SHOWN:
             continue
-        for pick in others:
-            if count >= CHANGES[0]:
-                break
-            if count + pick[3] <= CHANGES[1]:
-                picked.append(pick)
-                count += pick[3]
+        for swap in unshown:
+            if count < CHANGES[0] and count + swap.count <= CHANGES[1]:
+                picked.append(swap)
+                count += swap.count
         if count >= CHANGES[0]:
-            yield picked
+            return picked
+    return []
 
 
-def _forms(word: str) -> tuple[str, ...]:
-    return lexicon().forms.get(word, (word,))
-
-
-def habits(text: str, rng: random.Random) -> dict[int, str]:
+def other_favourites(text: str, rng: random.Random) -> dict[int, str]:
     """A favourite word for every group that does not occur in the passage."""
-    here = {place.group for place in places(text)}
+    groups = {place.group for place in places(text)}
     return {
         group.number: rng.choice(group.words)
         for group in lexicon().groups
-        if group.number not in here
+        if group.number not in groups
     }
 
 
@@ -169,11 +459,10 @@ def check(before: str, after: str) -> None:
     """3 or 4 words differ and nothing else: number of words, marks, blanks and casing hold."""
     old, new = WORD.findall(before), WORD.findall(after)
     changed = [(a, b) for a, b in zip(old, new, strict=False) if a != b]
-    casing = all(a[0].isupper() == b[0].isupper() for a, b in changed)
     if (
         len(old) != len(new)
         or not CHANGES[0] <= len(changed) <= CHANGES[1]
-        or not casing
+        or any(a[0].isupper() != b[0].isupper() for a, b in changed)
         or WORD.split(before) != WORD.split(after)
     ):
         raise AssertionError(f"a swap changed more than it should: {changed}")

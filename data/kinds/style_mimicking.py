@@ -8,10 +8,10 @@ The hard one of the model's kinds: manner and subject are the person's, as far a
 The imitated passage is never the text to be judged nor an exemplar, nor from the source of one:
 else the imitation could be told by the words that it took over.
 
-Proposals are made in cells of CELL, each with one person and one imitated passage, which becomes
-one turn of the chat: its first sentence, and the rest. The imitations of a cell are exemplars for each
-other, as in `style_randomization.py`. Two cells are written together, to fill a batch. In a cell no
-source has two openings, so who has few sources gives few proposals, and the rest is refused.
+Proposals are made in cells of CELL, each with one person and one imitated passage. The passage
+becomes one turn of the chat: its first sentence, and the rest. The imitations of a cell are
+exemplars for each other, as in `style_randomization.py`. Two cells are written together, to fill a
+batch. In a cell no source has two openings, so who has few sources gives few proposals.
 """
 
 import random

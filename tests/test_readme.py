@@ -146,11 +146,10 @@ def test_from_verl_and_openrlhf(names):
 def served(names) -> Iterator[str]:
     """Where a server with the tiny judge is, without reasoning."""
     uvicorn = pytest.importorskip("uvicorn")
-    from nanopersrm.serve.routes import app_of
-    from nanopersrm.serve.serve import bound
+    from nanopersrm.server import bind, build_app
 
-    app, _ = app_of(Judge.load(), JudgeConfig(think=False))
-    place, _ = bound("127.0.0.1", 0, None)
+    app, _ = build_app(Judge.load(), JudgeConfig(think=False))
+    place, _ = bind("127.0.0.1", 0, None)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[place])))
     thread.start()
@@ -202,10 +201,10 @@ def test_from_openrlhf_over_http(served):
 
 def test_the_server(base, tmp_path):
     """The second command of the line, but for base and port, until it is told to end."""
-    install, serve = script("nanopersrm.serve.serve").split(" && ")
+    install, serve = script("nanopersrm.serve").split(" && ")
     assert install == "pip install -e '.[serve]'"
     words = shlex.split(serve)
-    assert words[:3] == ["python", "-m", "nanopersrm.serve.serve"]
+    assert words[:3] == ["python", "-m", "nanopersrm.serve"]
     make_adapter(tmp_path / "runs" / "mine" / "adapter", base)
     words = [sys.executable, *words[1:], "--base", str(base.path), "--port", "0"]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

@@ -1,21 +1,20 @@
-"""A judge whose scores are known by hand, for the tests of the server.
-
-It scores by a checksum of the candidate, remembers its calls, and fails where a text says so.
-"""
+"""Judges whose scores are known by hand, for the tests of this room."""
 
 import math
 import threading
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from nanopersrm import InputError
 from nanopersrm.judge import judgement
-from nanopersrm.judge.judgement import JudgeConfig, JudgedReply, Judgement
+from nanopersrm.judge.judgement import JudgeConfig, JudgedReply, Judgement, OnText
 from nanopersrm.judge.verdict import write
 
-ADA, BEA = ("I came; I saw.",), ("lol no way!!",)
+WRITER = ("I came home late; no supper.", "So be it!")
+OTHER = ("lol no food",)
+CONTEXT = 60  # characters that a RuleJudge can read
+LONG = "long " * 20  # more than that
 
 
 def digits_of(text: str) -> list[float]:
@@ -26,10 +25,13 @@ def digits_of(text: str) -> list[float]:
     return [x / sum(raw) for x in raw]
 
 
-@dataclass
 class Drawn:
-    digits: list[float]
-    joint: None = None
+    """What is read of an answer."""
+
+    joint = None
+
+    def __init__(self, digits: list[float]):
+        self.digits = digits
 
 
 class FakeJudge:
@@ -37,7 +39,6 @@ class FakeJudge:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Sequence[str], Sequence[str]]] = []
-        self.threads: set[int] = set()
         self.busy = False
         self.gate = threading.Event()  # closed: a call waits
         self.gate.set()
@@ -50,14 +51,12 @@ class FakeJudge:
         question: str | None = None,
         principles: Sequence[str] = (),
         config: JudgeConfig | None = None,
-        on_text: Callable[[tuple[int, ...], str, bool], None] | None = None,
+        on_text: OnText | None = None,
     ) -> Judgement:
-        config = config or JudgeConfig()
-        judgement.check(exemplars, candidates, config, question, principles)
+        judgement.check(exemplars, candidates, config or JudgeConfig(), question, principles)
         assert not self.busy, "two calls at once"
         self.busy = True
-        self.remember(exemplars, candidates)
-        self.threads.add(threading.get_ident())
+        self.calls.append((exemplars, candidates))
         self.begun.set()
         try:
             assert self.gate.wait(20), "nobody opened the gate"
@@ -65,51 +64,68 @@ class FakeJudge:
         finally:
             self.busy = False
 
-    def remember(self, exemplars: Sequence[str], candidates: Sequence[str]) -> None:
-        self.calls.append((exemplars, candidates))
-
     def _judged(self, candidates: Sequence[str], on_text: Any) -> Judgement:
         for text in candidates:
             if "too long" in text:
                 raise InputError("candidate: expected a text that fits")
             if "boom" in text:
                 raise RuntimeError("out of memory")
-            if "stop" in text:
-                raise StopIteration
-        unique = sorted({text.strip() for text in candidates})
-        place = [unique.index(text.strip()) for text in candidates]
-        thoughts = [f'It says "{text[:20]}" and no more.' for text in unique]
-        if on_text is not None:
-            for end in (4, 12, 999):
-                for i, thought in enumerate(thoughts):
-                    on_text((place.index(i),), thought[:end], end == 999)
-        digits = [[Drawn(digits_of(text))] for text in unique]
-        worth, square = judgement.pointwise(len(unique), [], digits)
-        scores = [worth[i] for i in place]
-        table = [[square[i][j] for j in place] for i in place]
+        thoughts = [f'It says "{text.strip()[:20]}" and no more.' for text in candidates]
+        for end in (4, 12, 999) if on_text is not None else ():
+            for i, thought in enumerate(thoughts):
+                on_text((i,), thought[:end], end == 999)
+        n = len(candidates)
+        scores, table = judgement.pointwise(n, [], [[Drawn(digits_of(t))] for t in candidates])
         order = judgement.ranked(table, scores)
-        replies = [
-            JudgedReply((place.index(i),), write(t, {"A": 5}), t, None, False)
-            for i, t in enumerate(thoughts)
-        ]
-        notes = ["not trained"]
-        for i, spot in enumerate(place):
-            if spot in place[:i]:
-                first = place.index(spot) + 1
-                notes.append(f"candidates {first} and {i + 1} are identical: a tie")
-        if any("crowded" in text for text in candidates):
-            notes.append("exemplar 1 was cut from 9 to 5 tokens")
         return Judgement(
             scores=scores,
             preference=table,
             ranking=order,
             verdict=judgement.verdict_of(scores, table, order),
-            reasoning=[thoughts[i] for i in place],
+            reasoning=thoughts,
             well_formed=True,
-            tokens=10 * len(unique),
+            tokens=10 * n,
             prompt_tokens=100,
             seconds=0.0,
-            replies=sorted(replies, key=lambda reply: reply.candidates),
-            notes=notes,
+            replies=[
+                JudgedReply((i,), write(t, {"A": 5}), t, None, False)
+                for i, t in enumerate(thoughts)
+            ],
+            notes=["not trained"],
             measured=[float(len(text.strip())) for text in candidates],
         )
+
+
+class RuleJudge:
+    """Gives the digit a text ends with, and 5 to any other; "?" is not a number."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.calls: list[tuple[tuple[str, ...], list[str], str | None, tuple[str, ...]]] = []
+
+    def judge(
+        self,
+        exemplars: Sequence[str],
+        candidates: Sequence[str],
+        question: str | None = None,
+        principles: Sequence[str] = (),
+        config: JudgeConfig | None = None,
+        on_text: OnText | None = None,
+    ) -> Judgement:
+        assert self.lock.locked()
+        judgement.check(exemplars, candidates, config or JudgeConfig(), question, principles)
+        for text in candidates:
+            if len(text) > CONTEXT:
+                raise InputError("candidate 1: expected a text that fits")
+        self.calls.append((tuple(exemplars), list(candidates), question, tuple(principles)))
+        digits = [digit_after(text) for text in candidates]
+        scores = [score if math.isfinite(score) else None for score in digits]
+        table = [[0.5 + (a - b) / 16 for b in digits] for a in digits]
+        order = judgement.ranked(table, scores)
+        verdict = judgement.verdict_of(scores, table, order)
+        return Judgement(scores, table, order, verdict, [""] * len(scores), True, 0, 0, 0.0, [])
+
+
+def digit_after(text: str) -> float:
+    end = text.strip()[-1]
+    return math.nan if end == "?" else float(end) if end.isdigit() else 5.0

@@ -1,0 +1,780 @@
+"""The judge as a server, for tools and for people.
+
+    NANOPERSRM_TOKEN=… python -m nanopersrm.serve --adapter runs/sft/adapter
+    curl -H "Authorization: Bearer …" -H "Content-Type: application/json" \\
+         -d '{"exemplars": ["…"], "candidates": ["…", "…"]}' http://127.0.0.1:8000/judge
+
+    POST /judge /rank              our own; `stream` follows the reasoning (server-sent events)
+    POST /profile                  the writer's habits against many others', no model needed
+    GET  /writers                  PUT, GET, DELETE /writers/NAME: exemplars under a name
+    POST /v1/chat/completions      OpenAI's, see `openai_chat.py`; GET /v1/models
+    POST /get_reward               OpenRLHF's remote reward, ?writer=NAME or a label for each query
+    GET  /health /metrics          metrics in Prometheus' format
+    GET  / /docs                   the page for people; the OpenAPI page
+
+Errors are JSON in OpenAI's form, one line that says what was expected:
+
+    400 no JSON   401 no token   403 another host   404 no such name   405 no such method
+    408 the body did not come   409 no room for a writer   413 too long   422 cannot be judged
+    500 the judge failed, or a number was needed and it gave none   503 no room in line, or stopping
+    504 too late
+
+One thread runs the judge, a call at a time; the line before it has an end. A running call is
+finished, also when its client has left and when the server stops.
+
+Without a token it serves this machine alone, and requests must name this machine: a page from
+anywhere can let its own name point to 127.0.0.1 (DNS rebinding), and its name gives it away. The
+token comes as Bearer, or as the password in http://any:TOKEN@host/get_reward, because OpenRLHF
+knows no headers. Writers are kept in memory only, texts are not logged. What we left out: TLS and
+several machines; a proxy in front has them.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from typing import Any, cast
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.routing import Match
+
+from kernels.process import trim
+from nanopersrm import InputError, __version__
+from nanopersrm.command import exit_code
+from nanopersrm.judge.judgement import JudgeConfig, Judgement, Judges, OnText
+from nanopersrm.judge.trained import DEFAULT
+from nanopersrm.judge.verdict import CLOSE
+from nanopersrm.model.embedded import DEFAULT_BASE
+from nanopersrm.serve import openai_chat, schemas
+from nanopersrm.serve.openai_chat import ChatRequest, Reasoning, chunk
+from nanopersrm.serve.schemas import (
+    ErrorReply,
+    JudgeCall,
+    JudgeReply,
+    JudgeRequest,
+    NotFound,
+    ProfileRequest,
+    RankReply,
+    RewardRequest,
+    Writer,
+    judge_call,
+    writer_named,
+)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+TOKEN, LEAST_TOKEN = "NANOPERSRM_TOKEN", 16  # characters
+CONNECTIONS = 512  # at once; one more gets 503
+BODY_SECONDS = 30.0  # for a body to come
+DRAIN_BYTES = 16 << 20  # of a refused body, read and thrown away
+BEAT_SECONDS = 10.0  # between two comments of a stream in which nothing happens
+LONGEST_LINE = 400  # characters of an error
+NO_SCORE = "the judge gave no valid score"
+OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")  # without a token
+PATHS = (
+    *(*OPEN_PATHS, "/judge", "/rank", "/profile", "/writers", "/get_reward", "/metrics"),
+    *("/writers/NAME", "/v1/models", "/v1/chat/completions"),
+)
+THIS_MACHINE = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE)
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 503: "overloaded_error"}
+INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+NOTHING_ALLOWED = "default-src 'none'; frame-ancestors 'none'"
+# FastAPI's OpenAPI page fetches Swagger UI from this network.
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src "
+    "https://cdn.jsdelivr.net 'unsafe-inline'; img-src data: https://fastapi.tiangolo.com; "
+    "connect-src 'self'; frame-ancestors 'none'"
+)
+log = logging.getLogger("nanopersrm")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What clients may take."""
+
+    waiting: int = 64  # requests in line; one more gets 503
+    seconds: float = 120.0  # that a request may take, waiting included; then 504
+    body_kb: int = 1024  # of a request
+    writers: int = 256  # that can be put
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 < value < float("inf"):
+                raise InputError(f"limits.{name}: expected a number above 0, got {value}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Serve the judge to this machine, or with a token to others."""
+
+    base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
+    adapter: str = DEFAULT  # a folder with a trained adapter; default: that of the base; or none
+    device: str = "auto"  # auto, cpu, cuda, cuda:N
+    dtype: str = "auto"  # auto (16 bits where they are fast), bf16, fp16, fp32
+    host: str = "127.0.0.1"  # for other machines 0.0.0.0, with NANOPERSRM_TOKEN set
+    port: int = 8000  # 0: any that is free
+    judging: JudgeConfig = field(default_factory=JudgeConfig)  # where a request says nothing
+    limits: Limits = field(default_factory=Limits)  # what clients may take
+
+
+# The line before the judge
+
+
+class Busy(Exception):
+    """No room in line, or the server is stopping."""
+
+
+class JudgeQueue:
+    """A bounded line, and the one thread in which the judge works."""
+
+    def __init__(self, judge: Judges, room: int):
+        self.judge, self.room, self.closed = judge, room, False
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        self.calls: set[Future[Judgement]] = set()  # that wait, and the running one
+
+    @property
+    def waiting(self) -> int:
+        return sum(not call.running() for call in list(self.calls))
+
+    def submit(self, call: JudgeCall, on_text: OnText | None = None) -> "asyncio.Future[Judgement]":
+        """Wait in line. Who cancels the future leaves it. Raises Busy."""
+        if self.closed:
+            raise Busy("the server is stopping")
+        if self.waiting >= self.room:
+            raise Busy(f"{self.room} requests are waiting, no room for more")
+        future = self.thread.submit(self.judge.judge, *vars(call).values(), on_text)
+        self.calls.add(future)
+        future.add_done_callback(self.calls.discard)
+        return asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Nothing new is taken, who waits is sent away, and the running call goes on."""
+        self.closed = True
+        self.thread.shutdown(wait=False, cancel_futures=True)
+
+
+# Waiting for a judgement
+
+
+def failure(error: BaseException) -> HTTPException:
+    """What the judge or the queue raised, as an answer."""
+    if isinstance(error, InputError):
+        return HTTPException(404 if isinstance(error, NotFound) else 422, str(error))
+    if isinstance(error, Busy):
+        return HTTPException(503, str(error), {"retry-after": "2"})
+    log.error("the judge failed", exc_info=error)
+    line = f"the judge failed with {type(error).__name__}; the server's log has the rest"
+    return HTTPException(500, line)
+
+
+async def result_of(
+    future: "asyncio.Future[Judgement]", seconds: float, request: Request | None = None
+) -> Judgement:
+    """The judgement. HTTPException where it fails, comes too late, or the client leaves."""
+
+    async def left() -> None:
+        while request is None or (await request.receive())["type"] != "http.disconnect":
+            await asyncio.sleep(seconds if request is None else 0)
+
+    gone = asyncio.ensure_future(left())
+    either: set[asyncio.Future[Any]] = {future, gone}
+    try:
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if future.cancelled():
+            raise failure(Busy("the server is stopping"))
+        if future.done() and (error := future.exception()):
+            raise failure(error)
+        if future.done():
+            return future.result()
+        if gone.done():
+            raise HTTPException(499, "the client has left")
+        raise HTTPException(504, f"no answer within {seconds:g} s, waiting included")
+    finally:
+        gone.cancel()
+        future.cancel()  # nothing is left in line behind
+
+
+class Progress:
+    """The reasoning so far, from the judge's thread to the event loop. A slow reader gets larger
+    pieces, and nothing piles up."""
+
+    def __init__(self) -> None:
+        self.reasoning: Reasoning = {}
+        self.changed = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+
+    def on_text(self, which: tuple[int, ...], text: str, ended: bool) -> None:
+        """As the judge calls it, in its thread."""
+        self.loop.call_soon_threadsafe(self._put, which, text if ended else settled(text), ended)
+
+    def _put(self, which: tuple[int, ...], text: str, ended: bool) -> None:
+        self.reasoning[which] = text, ended
+        self.changed.set()
+
+    async def follow(
+        self, future: "asyncio.Future[Judgement]", seconds: float
+    ) -> AsyncIterator[Reasoning]:
+        """The reasoning whenever it changes, and now and then, until the call or the time ends."""
+        end = time.monotonic() + seconds
+        while not future.done() and (left := end - time.monotonic()) > 0:
+            wake = asyncio.ensure_future(self.changed.wait())
+            either: set[asyncio.Future[Any]] = {future, wake}
+            wait = min(BEAT_SECONDS, left)
+            await asyncio.wait(either, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+            wake.cancel()
+            self.changed.clear()
+            yield dict(self.reasoning)
+        yield dict(self.reasoning)  # what came with the judgement
+
+
+def settled(text: str) -> str:
+    """What will stay: an ending that may become "</think>", half a character and blanks may not.
+
+    >>> settled("Terse. </th")
+    'Terse.'
+    """
+    text = text.rstrip("\ufffd")
+    held = max(n for n in range(len(CLOSE)) if text.endswith(CLOSE[:n]))
+    return text[: len(text) - held].rstrip()
+
+
+def event(data: dict[str, Any], name: str | None = None) -> str:
+    """A server-sent event, in ASCII: some readers end a line at U+2028 or U+0085, too."""
+    first = f"event: {name}\n" if name else ""
+    return f"{first}data: {json.dumps(data, allow_nan=False)}\n\n"
+
+
+def error_event(error: HTTPException, name: str | None = None) -> str:
+    """An error in a stream that has begun, with the status that a plain request would have got."""
+    line = one_line(str(error.detail))
+    content = {"message": line, "type": "server_error", "status": error.status_code}
+    return event({"error": content}, name)
+
+
+async def judge_events(
+    future: "asyncio.Future[Judgement]", progress: Progress, seconds: float
+) -> AsyncIterator[str]:
+    """POST /judge with `stream`.
+
+    event: reasoning                                    event: judgement
+    data: {"candidates": [0], "text": " more", …}       data: {"scores": [7.1, 3.4], …}
+
+    `text` is what was added about these candidates since the last event. The last event is the
+    judgement, or `error`.
+    """
+    sent: Reasoning = {}
+    try:
+        async for reasoning in progress.follow(future, seconds):
+            if not reasoning:
+                yield ": waiting\n\n"
+            for which, (text, ended) in reasoning.items():
+                before, closed = sent.get(which, ("", False))
+                if len(text) > len(before) or ended != closed:
+                    piece = {"candidates": [*which], "text": text[len(before) :], "ended": ended}
+                    yield event(piece, "reasoning")
+                    sent[which] = text, ended
+        yield event(schemas.judge_reply(await result_of(future, 0)), "judgement")
+    except HTTPException as error:
+        yield error_event(error, "error")
+    finally:
+        future.cancel()  # where the reader has left
+
+
+async def chat_events(
+    future: "asyncio.Future[Judgement]",
+    progress: Progress,
+    seconds: float,
+    call: JudgeCall,
+    model: str,
+) -> AsyncIterator[str]:
+    """OpenAI's stream of chunks. Together they are the reply that a plain request gets."""
+    head = openai_chat.head("chat.completion.chunk", model)
+    many, sent = len(call.candidates) > 1, ""
+    try:
+        yield event(chunk(head, {"role": "assistant", "content": ""}))
+        async for reasoning in progress.follow(future, seconds):
+            pointwise = call.config.mode == "pointwise"
+            text = openai_chat.reply_so_far(reasoning, many) if pointwise else ""
+            if len(text) > len(sent):
+                yield event(chunk(head, {"content": text[len(sent) :]}))
+                sent = text
+            else:
+                yield ": waiting\n\n"
+        judgement = await result_of(future, 0)
+        reply = openai_chat.reply_text(judgement)
+        if reply is None or not reply.startswith(sent):
+            raise HTTPException(500, NO_SCORE)
+        yield event(chunk(head, {"content": reply[len(sent) :]}))
+        last = chunk(head, {}, ended=True)
+        yield event(last | {"nanopersrm": schemas.judge_reply(judgement)})
+        yield "data: [DONE]\n\n"
+    except HTTPException as error:
+        yield error_event(error)
+    finally:
+        future.cancel()
+
+
+# Errors
+
+
+def one_line(text: str) -> str:
+    """Fit for an error: no line ends, no half characters, not for ever."""
+    line = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} …"
+
+
+def error_response(error: AnyHTTPException) -> JSONResponse:
+    """An error in the one form."""
+    other = "invalid_request_error" if error.status_code < 500 else "server_error"
+    kind = ERROR_TYPES.get(error.status_code, other)
+    body = {"message": one_line(str(error.detail)), "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": body}, error.status_code, error.headers)
+
+
+async def answer_error(request: Request, error: Exception) -> JSONResponse:
+    """What a route raised, or the router, or the reader of bodies."""
+    path, detail = request.scope["path"], str(getattr(error, "detail", error))
+    if isinstance(error, RequestValidationError | ValidationError):
+        return error_response(misfit(error, request.headers.get("content-type")))
+    if not isinstance(error, AnyHTTPException):
+        return error_response(failure(error))
+    if (error.status_code, detail) == (404, "Not Found"):
+        return error_response(HTTPException(404, f"path: expected one of /docs, got {path!r}"))
+    if error.status_code == 405:
+        match = [r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE]
+        allowed = ", ".join(sorted({method for route in match for method in route.methods}))
+        line = f"method: expected {allowed} for {path!r}, got {request.method}"
+        return error_response(HTTPException(405, line, {"Allow": allowed}))
+    if error.status_code == 400:
+        line = f"body: expected JSON in UTF-8, got another ({error.__cause__ or detail})"
+        return error_response(HTTPException(400, line))
+    return error_response(error)
+
+
+def misfit(error: RequestValidationError | ValidationError, kind: str | None) -> HTTPException:
+    """The first thing that does not fit the schema, and where. kind: the Content-Type."""
+    first = error.errors()[0]
+    place = [key for key in first["loc"] if key != "body"]
+    if first["type"] == "json_invalid":
+        return HTTPException(400, f"body: expected JSON: {first['ctx']['error']}, at {place[0]}")
+    if not place and isinstance(first["input"], bytes):  # not read at all
+        return HTTPException(422, f"Content-Type: expected application/json, got {kind or 'none'}")
+    where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
+    message = first["msg"].removeprefix("Value error, ")
+    came = "nothing" if first["input"] is None else type(first["input"]).__name__
+    return HTTPException(422, f"{where.lstrip('.') or 'body'}: {message}, got {came}")
+
+
+# What every request passes, and every reply carries
+
+
+class Meters:
+    """What /metrics shows."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        kept: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("nanopersrm_requests", "answered", ["path", "status"], **kept)
+        buckets = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+        self.seconds = Histogram(
+            "nanopersrm_seconds", "per request", ["path"], buckets=buckets, **kept
+        )
+        self.judgements = Counter("nanopersrm_judgements", "by verdict", ["verdict"], **kept)
+        self.tokens = Counter("nanopersrm_tokens", "drawn", **kept)
+        self.waiting = Gauge("nanopersrm_waiting", "in line", **kept)
+
+    def count(self, future: "asyncio.Future[Judgement]") -> None:
+        """A judgement that was asked for."""
+        if not future.cancelled() and not future.exception():
+            verdict = future.result().verdict
+            self.judgements.labels("best" if isinstance(verdict, int) else verdict).inc()
+            self.tokens.inc(future.result().tokens)
+
+
+async def read_body(receive: Receive, most: int) -> tuple[bytes, HTTPException | None]:
+    """The body, or why it is refused.
+
+    A longer one is read and thrown away first, within DRAIN_BYTES: a socket that is closed on
+    unread bytes resets the connection, and the client would lose the reply (RFC 9112, 9.6).
+    """
+    body, length, end = b"", 0, time.monotonic() + BODY_SECONDS
+    while length <= DRAIN_BYTES:
+        try:
+            left = max(0.0, end - time.monotonic())
+            message = await asyncio.wait_for(receive(), left)
+        except asyncio.TimeoutError:
+            return b"", HTTPException(408, f"the body did not come in {BODY_SECONDS:.0f} s")
+        length += len(message.get("body", b""))
+        body = body + message.get("body", b"") if length <= most else b""
+        if not message.get("more_body", False):
+            break
+    if length > most:
+        return b"", HTTPException(413, f"expected a body of at most {most} bytes, got more")
+    return body, None
+
+
+def page_policy(page: str) -> str:
+    """The Content-Security-Policy of a page whose script and style stand in it: their hashes."""
+    hashes: dict[str, list[str]] = {"script": [], "style": []}
+    for kind, text in INLINE.findall(page):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        hashes[kind].append(f"'sha256-{digest}'")
+    return (
+        f"default-src 'none'; script-src {' '.join(hashes['script'])}; style-src "
+        f"{' '.join(hashes['style'])}; connect-src 'self'; img-src data:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def guarded(
+    app: App, meters: Meters, token: str | None, body_bytes: int, local: bool, page: str
+) -> App:
+    """The app behind token, host and length; replies are not to be kept, sniffed or framed.
+
+    local: requests must name this machine.
+    """
+    policies = {"/": page_policy(page), "/docs": DOCS_POLICY}
+
+    async def guard(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        begin, path, status = time.perf_counter(), scope["path"], 500
+        policy = policies.get(path, NOTHING_ALLOWED)
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                more = [
+                    (b"content-security-policy", policy.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"referrer-policy", b"no-referrer"),
+                    (b"cache-control", b"no-store"),
+                ]
+                message = {**message, "headers": [*message["headers"], *more]}
+            await send(message)
+
+        body, too_long = await read_body(receive, body_bytes)
+        bodies = [body]
+
+        async def receive_read() -> Message:
+            if bodies:
+                return {"type": "http.request", "body": bodies.pop()}
+            return await receive()  # that the client has left
+
+        try:
+            if refusal := _refusal(dict(scope["headers"]), path, token, local) or too_long:
+                await error_response(refusal)(scope, receive, cast(Any, send_guarded))
+            else:
+                await app(scope, receive_read, send_guarded)
+        finally:
+            name = "/writers/NAME" if path.startswith("/writers/") else path
+            name = name if name in PATHS else "other"
+            meters.requests.labels(name, str(status)).inc()
+            meters.seconds.labels(name).observe(time.perf_counter() - begin)
+
+    return guard
+
+
+def _refusal(
+    headers: dict[bytes, bytes], path: str, token: str | None, local: bool
+) -> HTTPException | None:
+    """Why a request is refused, or None."""
+    host = headers.get(b"host", b"").decode("latin-1")
+    if local and not THIS_MACHINE.fullmatch(host):
+        return HTTPException(403, f"Host: expected this machine, got {host!r}")
+    if token is not None and path not in OPEN_PATHS:
+        brought = _token_in(headers.get(b"authorization", b""))
+        if not hmac.compare_digest(brought, token.encode()):
+            came = "a wrong one" if brought else "none"
+            line = f"Authorization: expected Bearer and the token of this server, got {came}"
+            return HTTPException(401, line, {"www-authenticate": "Bearer"})
+    return None
+
+
+def _token_in(header: bytes) -> bytes:
+    """The token of `Bearer TOKEN`, or the password of Basic."""
+    scheme, _, rest = header.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return rest.strip()
+    if scheme.lower() == b"basic":
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(rest.strip(), validate=True).partition(b":")[2]
+    return b""
+
+
+# Routes
+
+
+def build_app(
+    judge: Judges,
+    judging: JudgeConfig | None = None,
+    limits: Limits | None = None,
+    token: str | None = None,
+    local: bool = True,
+) -> tuple[App, JudgeQueue]:
+    """The whole server as an ASGI app, and its queue. local: requests must name this machine."""
+    judging, limits, meters = judging or JudgeConfig(), limits or Limits(), Meters()
+    page = files("nanopersrm.serve").joinpath("page.html").read_text("utf-8")
+    queue = JudgeQueue(judge, limits.waiting)
+    writers: dict[str, Writer] = {}
+    seconds = limits.seconds
+    meters.waiting.set_function(lambda: queue.waiting)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        queue.close()
+
+    app = FastAPI(
+        title="nanopersrm",
+        version=__version__,
+        description="How well does a text fit a writer?",
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses={status: {"model": ErrorReply} for status in ("4XX", "5XX")},
+    )
+    kinds = (AnyHTTPException, RequestValidationError, ValidationError, Busy, NotFound, InputError)
+    for kind in kinds:
+        app.add_exception_handler(kind, answer_error)
+
+    def submit(call: JudgeCall, on_text: OnText | None = None) -> "asyncio.Future[Judgement]":
+        future = queue.submit(call, on_text)
+        future.add_done_callback(meters.count)
+        return future
+
+    def call_of(body: JudgeRequest) -> JudgeCall:
+        return judge_call(body, writers, judging)
+
+    async def judged(call: JudgeCall, request: Request) -> Judgement:
+        return await result_of(submit(call), seconds, request)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page)
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """Whether it serves; 503 while it is stopping."""
+        status = "stopping" if queue.closed else "ok"
+        reply = {"status": status, "version": __version__}
+        return JSONResponse(reply, 503 if queue.closed else 200)
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        """Counters in Prometheus' text format."""
+        return PlainTextResponse(generate_latest(meters.registry).decode())
+
+    @app.post("/judge", response_model=JudgeReply)
+    async def judge_candidates(body: JudgeRequest, request: Request) -> Any:
+        """Score the candidates, with reasons. `stream`: server-sent events."""
+        call = call_of(body)
+        if not body.stream:
+            return schemas.judge_reply(await judged(call, request))
+        progress = Progress()
+        events = judge_events(submit(call, progress.on_text), progress, seconds)
+        return StreamingResponse(events, media_type="text/event-stream")
+
+    @app.post("/rank", response_model=RankReply)
+    async def rank(body: JudgeRequest, request: Request) -> Any:
+        """The candidates, best first, with the probability of each step."""
+        if body.stream:
+            raise InputError("stream: expected false; /judge can be followed")
+        return schemas.rank_reply(await judged(call_of(body), request))
+
+    @app.post("/profile")
+    def profile(body: ProfileRequest) -> list[dict[str, Any]]:
+        """The writer's habits, most salient first, with the reference to draw them against."""
+        return schemas.profile_reply(body.exemplars, body.top)  # in a thread of starlette's
+
+    @app.get("/writers")
+    async def list_writers() -> list[str]:
+        """Who was put."""
+        return sorted(writers)
+
+    # A path, so that a name with a slash is refused as a name.
+    @app.put("/writers/{name:path}", status_code=204)
+    async def put_writer(name: str, body: Writer) -> Response:
+        """Keep exemplars under a name, until the server ends."""
+        with contextlib.suppress(NotFound):
+            writer_named(name, writers)
+        if name not in writers and len(writers) >= limits.writers:
+            raise HTTPException(409, f"expected at most {limits.writers} writers; delete one")
+        writers[name] = body
+        return Response(status_code=204)
+
+    @app.get("/writers/{name:path}")
+    async def get_writer(name: str) -> Writer:
+        """What was put."""
+        return writer_named(name, writers)
+
+    @app.delete("/writers/{name:path}", status_code=204)
+    async def delete_writer(name: str) -> Response:
+        """Forget a writer."""
+        writer_named(name, writers)
+        del writers[name]
+        return Response(status_code=204)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """OpenAI's list of models: the judge, and the judge for each writer."""
+        model = openai_chat.MODEL
+        names = [model, *(f"{model}:{name}" for name in sorted(writers))]
+        listed = [{"id": i, "object": "model", "created": 0, "owned_by": model} for i in names]
+        return {"object": "list", "data": listed}
+
+    @app.post("/v1/chat/completions")
+    async def complete(body: ChatRequest, request: Request) -> Any:
+        """OpenAI's chat completions."""
+        call = call_of(openai_chat.judge_request(body))
+        if body.stream:
+            progress = Progress()
+            events = chat_events(
+                submit(call, progress.on_text), progress, seconds, call, body.model
+            )
+            return StreamingResponse(events, media_type="text/event-stream")
+        completion = openai_chat.completion(await judged(call, request), body.model)
+        if completion is None:
+            raise HTTPException(500, NO_SCORE)
+        return completion
+
+    @app.post("/get_reward")
+    async def get_reward(body: RewardRequest, request: Request, writer: str | None = None) -> Any:
+        """OpenRLHF's remote reward, from 0 to 1: {"rewards": […], "scores": […], "extra_logs": …}.
+
+        What has no valid score fails the whole call: a number in its place would be learned from.
+        """
+        end, results = time.monotonic() + seconds, []
+        for members, call in schemas.reward_calls(body, writer, writers, judging):
+            left = end - time.monotonic()
+            results.append((members, await result_of(submit(call), left, request)))
+        reply = schemas.reward_reply(len(body.query), results)
+        if reply is None:
+            raise HTTPException(500, NO_SCORE)
+        return reply
+
+    return guarded(cast(App, app), meters, token, limits.body_kb * 1024, local, page), queue
+
+
+# The process
+
+
+def checked_token(token: str | None) -> str | None:
+    """The token that requests must bring, from the environment; None: not set."""
+    if token is not None and (
+        len(token) < LEAST_TOKEN or not token.isascii() or any(c.isspace() for c in token)
+    ):
+        raise InputError(
+            f"{TOKEN}: expected at least {LEAST_TOKEN} ASCII characters without blanks, "
+            f"got {len(token)} characters"
+        )
+    return token
+
+
+def bind(host: str, port: int, token: str | None) -> tuple[socket.socket, bool]:
+    """A socket that is bound and does not listen yet, and whether only this machine reaches it."""
+    if not 0 <= port <= 65535:
+        raise InputError(f"--port: expected 0 to 65535, got {port}")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"--host: expected the name of this machine, got {host!r}") from error
+    loopback = ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
+    if not loopback and token is None:
+        raise InputError(
+            f"--host {host}: other machines could reach this; set {TOKEN} in the environment to a "
+            "secret that requests must bring"
+        )
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise InputError(f"--host {host} --port {port}: {error.strerror}") from error
+    return bound, loopback
+
+
+async def serve(app: App, queue: JudgeQueue, bound: socket.socket, seconds: float) -> None:
+    """Until a signal comes; then who waits is sent away, and the running call finishes."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            cast(Any, app),
+            log_level="warning",  # no line for each request
+            lifespan="on",
+            http="h11",
+            ws="none",
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=int(seconds) + 5,
+        )
+    )
+
+    async def close_at_exit() -> None:
+        while not server.should_exit:
+            await asyncio.sleep(0.1)
+        queue.close()
+
+    watching = asyncio.create_task(close_at_exit())
+    await server.serve(sockets=[bound])
+    watching.cancel()
+
+
+def main(config: Config) -> None:
+    """Load, then serve."""
+    token = checked_token(os.environ.get(TOKEN))
+    bound, loopback = bind(config.host, config.port, token)
+
+    from nanopersrm.judge.judge import Judge  # torch takes seconds
+
+    with bound:
+        judge = Judge.load(config.base, config.adapter, config.device, config.dtype, say=_say)
+        trim()  # loading leaves free memory of this thread's own, which the judge's never gets
+        local = loopback and token is None
+        app, queue = build_app(judge, config.judging, config.limits, token, local)
+        bound.listen()
+        host, port = bound.getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
+        _say(f"serving on http://{host}:{port} ({'with' if token else 'without'} a token)")
+        asyncio.run(serve(app, queue, bound, config.limits.seconds))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def run(config: Config) -> int:
+    """`main` with an exit code."""
+    return exit_code("nanopersrm.serve", lambda: main(config), interrupted="stopped")

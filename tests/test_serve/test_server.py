@@ -1,0 +1,716 @@
+"""The server as its clients see it: answers, errors, limits, streams, and real clients."""
+
+import asyncio
+import base64
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import uvicorn
+from fake_judge import FakeJudge, digits_of
+from fixtures import make_base
+from starlette.testclient import TestClient
+
+from nanopersrm import InputError
+from nanopersrm.judge.judgement import JudgeConfig
+from nanopersrm.judge.verdict import beats, parse, soft_score
+from nanopersrm.serve import server
+from nanopersrm.serve.openai_chat import from_tags
+from nanopersrm.serve.server import JudgeQueue, Limits, bind, build_app, settled
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN = "a-secret-of-the-tests"
+BODY = {"exemplars": ["I came; I saw."], "candidates": ["One.", "Two."]}
+SMALL = Limits(waiting=2, seconds=5, body_kb=8, writers=2)
+SCORES = [soft_score(digits_of(text)) for text in ("One.", "Two.")]
+
+
+def client_of(judge: FakeJudge, limits: Limits = SMALL, **more: Any) -> TestClient:
+    app, _ = build_app(judge, JudgeConfig(seed=4), limits, **more)
+    return TestClient(app, base_url="http://127.0.0.1:8000")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def judge() -> FakeJudge:
+    return FakeJudge()
+
+
+@pytest.fixture
+def client(judge) -> Iterator[TestClient]:
+    with client_of(judge) as client:
+        yield client
+
+
+@dataclass
+class Live:
+    """A server in a thread."""
+
+    judge: FakeJudge
+    queue: JudgeQueue
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+def live(limits: Limits, token: str | None = None) -> Iterator[Live]:
+    judge = FakeJudge()
+    app, queue = build_app(judge, limits=limits, token=token)
+    bound, _ = bind("127.0.0.1", 0, token)
+    served = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", http="h11"))  # type: ignore[arg-type]
+    thread = threading.Thread(target=lambda: asyncio.run(served.serve(sockets=[bound])))
+    thread.start()
+    try:
+        until(lambda: served.started)
+        yield Live(judge, queue, bound.getsockname()[1])
+    finally:
+        judge.gate.set()
+        served.should_exit = True
+        thread.join(10)
+        bound.close()
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def running() -> Iterator[Live]:
+    yield from live(Limits(seconds=20), TOKEN)
+
+
+def until(true: Any) -> None:
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def refused(response: Any, status: int) -> str:
+    """The one line of an error that has the one form."""
+    assert response.status_code == status, response.text
+    (error,) = response.json().values()
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"]
+    return error["message"]
+
+
+def events_of(text: str) -> list[tuple[str, Any]]:
+    """Server-sent events, without comments."""
+    events = []
+    for block in text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if line[:1] not in ":")
+        if lines:
+            data = lines["data"]
+            events.append((lines.get("event", ""), data if data == "[DONE]" else json.loads(data)))
+    return events
+
+
+# Our own routes
+
+
+def test_judge_and_rank(client):
+    one, two = digits_of("One."), digits_of("Two.")
+    best = int(SCORES[1] > SCORES[0])
+    judged = client.post("/judge", json=BODY).json()
+    assert judged["scores"] == pytest.approx(SCORES)
+    assert judged["preference"][0][1] == pytest.approx(beats(one, two))
+    assert (judged["verdict"], judged["ranking"]) == (best, [best, 1 - best])
+    assert judged["notes"] == ["not trained"]
+    assert judged["replies"][0]["reasoning"] == judged["reasoning"][0]
+    ranked = client.post("/rank", json=BODY).json()
+    assert ranked["verdict"] == best
+    assert [place["candidate"] for place in ranked["ranking"]] == [best, 1 - best]
+    steps = [place["beats_next"] for place in ranked["ranking"]]
+    assert steps == [pytest.approx(max(beats(one, two), beats(two, one))), None]
+
+
+def test_an_invalid_verdict_is_no_number(client):
+    body = BODY | {"candidates": ["One.", "invalid"]}
+    answer = client.post("/judge", json=body)
+    assert "NaN" not in answer.text
+    judged = answer.json()
+    assert (judged["verdict"], judged["scores"][1], judged["ranking"]) == ("invalid", None, None)
+    assert judged["preference"][0][1] is None
+    assert client.post("/rank", json=body).json()["ranking"] is None
+    chat = {"model": "nanopersrm", "messages": [], "nanopersrm": body}
+    assert "no valid score" in refused(client.post("/v1/chat/completions", json=chat), 500)
+    reward = {"query": ["Hi.One.", "Hi.invalid"], "prompts": ["Hi."] * 2, "labels": [["x"]] * 2}
+    assert "no valid score" in refused(client.post("/get_reward", json=reward), 500)
+
+
+def test_writers_are_put_once(client, judge):
+    ada = {"exemplars": ["I came; I saw.", "So be it!"], "principles": ["Be brief."]}
+    assert client.put("/writers/ada", json=ada).status_code == 204
+    assert client.get("/writers").json() == ["ada"]
+    assert client.get("/writers/ada").json() == ada
+    by_name = {"writer": "ada", "candidates": ["One."]}
+    assert client.post("/judge", json=by_name).json()["verdict"] == 0
+    assert judge.calls[-1][0] == tuple(ada["exemplars"])
+    assert "got both" in refused(client.post("/judge", json=BODY | {"writer": "ada"}), 422)
+    principles = by_name | {"principles": ["Be long."]}
+    assert "principles" in refused(client.post("/judge", json=principles), 422)
+    assert client.put("/writers/bea", json=ada).status_code == 204
+    assert "at most 2 writers" in refused(client.put("/writers/cleo", json=ada), 409)
+    assert client.put("/writers/ada", json=ada).status_code == 204  # in its own place
+    assert client.delete("/writers/ada").status_code == 204
+    for gone in (
+        client.delete("/writers/ada"),
+        client.get("/writers/ada"),
+        client.post("/judge", json=by_name),
+    ):
+        assert "'ada'" in refused(gone, 404)
+    for name in ("a%20b", "a/b", "%C3%A9", "", "-a"):
+        assert "name of letters" in refused(client.put(f"/writers/{name}", json=ada), 422)
+        assert "name of letters" in refused(client.get(f"/writers/{name}"), 422)
+
+
+def test_profile_draws_against_the_reference(client):
+    text = "I came; I saw; I went. " * 12
+    traits = client.post("/profile", json={"exemplars": [text], "top": 5}).json()
+    assert len(traits) == 5
+    (trait,) = [trait for trait in traits if trait["factor"] == "semicolons"]
+    assert trait["percentile"] > 95
+    assert trait["quantiles"] == sorted(trait["quantiles"])
+    assert "exemplars" in refused(client.post("/profile", json={"exemplars": []}), 422)
+
+
+# Streams
+
+
+def test_a_followed_judgement(client):
+    events = events_of(client.post("/judge", json=BODY | {"stream": True}).text)
+    texts = {0: "", 1: ""}
+    for name, data in events[:-1]:
+        assert name == "reasoning"
+        texts[data["candidates"][0]] += data["text"]
+    name, last = events[-1]
+    assert name == "judgement"
+    assert last == client.post("/judge", json=BODY).json()
+    assert [texts[0], texts[1]] == last["reasoning"]
+    boom = BODY | {"stream": True, "candidates": ["boom"]}
+    (name, data) = events_of(client.post("/judge", json=boom).text)[-1]
+    assert (name, data["error"]["status"]) == ("error", 500)
+    assert "RuntimeError" in data["error"]["message"]
+    assert "false" in refused(client.post("/rank", json=BODY | {"stream": True}), 422)
+
+
+def test_an_event_is_one_line_for_every_reader(client):
+    body = BODY | {"candidates": ["a\u2028b\u0085c é"], "stream": True}
+    text = client.post("/judge", json=body).text
+    assert text.isascii()
+    assert len(text.splitlines()) == text.count("\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "stays"),
+    [
+        ("Terse. </th", "Terse."),
+        ("Terse.\n\n<", "Terse."),
+        ("Terse. x", "Terse. x"),
+        ("Terse \ufffd", "Terse"),
+        (" </", ""),
+    ],
+)
+def test_what_may_go_is_held_back(text: str, stays: str):
+    assert settled(text) == stays
+
+
+# Errors and limits
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "word"),
+    [
+        (b"{", 400, "JSON"),
+        (b"", 422, "nothing"),
+        (b"[]", 422, "list"),
+        (b'{"a": "\xff"}', 400, "JSON"),
+        (b"[" * 8000, 400, "JSON"),
+        (b'{"candidates": ["a"], "exemplars": ["b"], "seed": ' + b"9" * 5000 + b"}", 400, "JSON"),
+        (b'{"candidates": "a", "exemplars": ["b"]}', 422, "candidates"),
+        (b'{"candidates": [1], "exemplars": ["b"]}', 422, "candidates[0]"),
+        (b'{"candidates": [], "exemplars": ["b"]}', 422, "1 to 26"),
+        (b'{"candidates": ["  "], "exemplars": ["b"]}', 422, "candidates[0]"),
+        (b'{"candidates": ["a"], "exemplars": []}', 422, "exemplars"),
+        (b'{"candidates": ["a"]}', 422, "neither"),
+        (b'{"candidates": ["a"], "exemplars": ["b"], "candidate": 1}', 422, "candidate: "),
+        (b'{"candidates": ["\\ud800"], "exemplars": ["b"]}', 422, "candidates[0]"),
+        (b'{"candidates": ["a"], "exemplars": ["\\u0000"]}', 422, "zero byte"),
+        (b'{"candidates": ["a"], "exemplars": ["b"], "temperature": NaN}', 422, "temperature"),
+        (b'{"candidates": ["a"], "exemplars": ["b"], "samples": true}', 422, "samples"),
+        (b'{"candidates": ["a"], "exemplars": ["b"], "samples": 17}', 422, "16"),
+        (b'{"candidates": ["a"], "exemplars": ["b"], "think_tokens": 9999}', 422, "1024"),
+        (b'{"candidates": ["a"], "exemplars": ["b"], "mode": "pairwise"}', 422, "2 to 26"),
+        (b'{"candidates": ["a"], "exemplars": ["b"], "mode": "best"}', 422, "mode"),
+        (b'{"candidates": ["a"], "exemplars": ["b"], "seed": 18446744073709551616}', 422, "seed"),
+        (b'{"candidates": ["a"], "writer": "../etc"}', 422, "name of letters"),
+        (b'{"candidates": ["a"], "writer": "nobody"}', 404, "nobody"),
+        (b'{"candidates": ["too long"], "exemplars": ["b"]}', 422, "fits"),
+        (b'{"candidates": ["boom"], "exemplars": ["b"]}', 500, "RuntimeError"),
+        (b'{"candidates": ["' + b"a" * 9000 + b'"], "exemplars": ["b"]}', 413, "8192 bytes"),
+    ],
+)
+def test_bad_requests_get_one_clear_line(raw: bytes, status: int, word: str, client):
+    headers = {"content-type": "application/json"}
+    assert word in refused(client.post("/judge", content=raw, headers=headers), status)
+    assert client.post("/judge", json=BODY).status_code == 200
+
+
+def test_the_work_of_a_judgement_is_bounded(client):
+    many = {"exemplars": ["So."], "candidates": [*map(str, range(26))]}
+    more = many | {"samples": 16, "think_tokens": 1024}
+    assert "26 prompts x 16 samples" in refused(client.post("/judge", json=more), 422)
+    pairs = many | {"mode": "pairwise", "samples": 2}
+    assert "208 prompts x 2 samples" in refused(client.post("/judge", json=pairs), 422)
+    assert client.post("/judge", json=more | {"think": False}).status_code == 200
+
+
+def test_only_json_is_read(client):
+    """A page of another origin can send text/plain without asking, and nothing else."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        for path in ("/judge", "/get_reward"):
+            headers = {"content-type": kind}
+            answer = client.post(path, content=json.dumps(BODY), headers=headers)
+            assert kind in refused(answer, 422)
+
+
+def test_unknown_paths_and_methods(client):
+    for answer in (client.get("/nothing"), client.post("/judge/", json=BODY)):
+        assert "path" in refused(answer, 404)
+    assert "POST" in refused(client.get("/judge"), 405)
+    answer = client.post("/writers/ada", json={})
+    refused(answer, 405)
+    assert answer.headers["allow"] == "DELETE, GET, PUT"
+    text = client.get("/metrics").text
+    assert 'path="other",status="404"' in text
+    assert "/nothing" not in text
+
+
+def test_no_room_gets_503_and_retry_after(client, judge):
+    judge.gate.clear()
+    answers: list[Any] = []
+
+    def send() -> None:
+        answers.append(client.post("/judge", json=BODY))
+
+    threads = [threading.Thread(target=send) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(answers) == 3)  # 1 is judged, 2 wait
+    judge.gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert [answer.status_code for answer in answers] == [503] * 3 + [200] * 3
+    assert "2 requests are waiting" in refused(answers[0], 503)
+    assert int(answers[0].headers["retry-after"]) >= 1
+
+
+def test_too_late_gets_504_and_what_had_not_begun_is_dropped(judge):
+    with client_of(judge, Limits(seconds=0.2)) as client:
+        judge.gate.clear()
+        assert "0.2 s" in refused(client.post("/judge", json=BODY), 504)  # was being judged
+        waiting = BODY | {"candidates": ["Dropped."]}
+        assert "0.2 s" in refused(client.post("/judge", json=waiting), 504)
+        events = events_of(client.post("/judge", json=waiting | {"stream": True}).text)
+        assert events[-1][1]["error"]["status"] == 504
+        judge.gate.set()
+        assert client.post("/judge", json=BODY).status_code == 200
+    assert all("Dropped." not in candidates for _, candidates in judge.calls)
+
+
+def test_metrics_count_what_was_done(client):
+    client.post("/judge", json=BODY)
+    client.post("/judge", json={})
+    client.post("/judge", json=BODY | {"stream": True})
+    text = client.get("/metrics").text
+    for line in (
+        'nanopersrm_requests_total{path="/judge",status="200"} 2.0',
+        'nanopersrm_requests_total{path="/judge",status="422"} 1.0',
+        'nanopersrm_judgements_total{verdict="best"} 2.0',
+        "nanopersrm_tokens_total 40.0",
+        "nanopersrm_waiting 0.0",
+        "process_resident_memory_bytes",
+    ):
+        assert line in text
+
+
+def test_the_schemas_are_there(client):
+    schema = client.get("/openapi.json").json()
+    request = schema["components"]["schemas"]["JudgeRequest"]
+    assert request["additionalProperties"] is False
+    assert request["required"] == ["candidates"]
+    assert set(schema["paths"]["/judge"]["post"]["responses"]) == {"200", "4XX", "5XX"}
+
+
+# Who may come in
+
+
+def test_the_token(judge):
+    with client_of(judge, token=TOKEN, local=False) as client:
+        for path in ("/", "/health", "/docs", "/openapi.json"):
+            assert client.get(path).status_code == 200
+        basic = base64.b64encode(f"any:{TOKEN}".encode()).decode()
+        for right in (f"bearer {TOKEN}", f"Basic {basic}"):
+            headers = {"authorization": right}
+            assert client.post("/judge", json=BODY, headers=headers).status_code == 200
+        for wrong in ("", "Bearer", "Bearer x", f"Basic {TOKEN}", f"Basic {basic}x", TOKEN):
+            headers = {"authorization": wrong} if wrong else {}
+            for method, path in (("POST", "/judge"), ("GET", "/writers"), ("GET", "/metrics")):
+                response = client.request(method, path, headers=headers)
+                assert "token" in refused(response, 401)
+                assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_foreign_host_is_sent_away(client):
+    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "localhost@x"):
+        assert "this machine" in refused(client.get("/writers", headers={"host": host}), 403)
+    for host in ("localhost", "LocalHost:9", "127.0.0.2:80", "[::1]:8000"):
+        assert client.get("/writers", headers={"host": host}).status_code == 200
+
+
+def test_every_reply_is_guarded(client):
+    for path in ("/", "/health", "/nothing", "/docs"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    page = client.get("/")
+    policy = page.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert policy == server.page_policy(page.text)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(judge, monkeypatch):
+    monkeypatch.setattr(server, "BODY_SECONDS", 0.05)
+    app, _ = build_app(judge, limits=SMALL)
+    sent: list[Any] = []
+
+    async def never() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/judge",
+        "headers": [(b"host", b"localhost")],
+    }
+    asyncio.run(asyncio.wait_for(app(scope, never, send), 10))
+    assert sent[0]["status"] == 408
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_who_sends_too_much_hears_why(running, chunked):
+    """A socket closed on bytes that nobody read would reset the connection under the reply."""
+    head = (
+        "POST /judge HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        f"Authorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+    )
+    piece, pieces = b"x" * 65_536, 60  # 3.9 MB, where 1 MiB is allowed
+    head += "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(piece) * pieces}"
+    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as client:
+        client.sendall(f"{head}\r\n\r\n".encode())
+        for _ in range(pieces):
+            client.sendall(b"10000\r\n" + piece + b"\r\n" if chunked else piece)
+        client.sendall(b"0\r\n\r\n" if chunked else b"")
+        heard = b""
+        while part := client.recv(65_536):
+            heard += part
+    assert heard.startswith(b"HTTP/1.1 413")
+
+
+def test_a_client_that_leaves_is_not_judged(running):
+    running.judge.gate.clear()
+    sockets = []
+    for text in ("First.", "Gone."):
+        body = json.dumps({"exemplars": [text], "candidates": [text]}).encode()
+        client = socket.create_connection(("127.0.0.1", running.port))
+        head = f"POST /judge HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body)
+        sockets.append(client)
+        until(running.judge.begun.is_set)
+    until(lambda: running.queue.waiting == 1)
+    sockets[1].close()
+    until(lambda: running.queue.waiting == 0)
+    running.judge.gate.set()
+    assert sockets[0].recv(15) == b"HTTP/1.1 200 OK"
+    sockets[0].close()
+    assert [candidates for _, candidates in running.judge.calls] == [("First.",)]
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "token", "word"),
+    [
+        ("0.0.0.0", 0, None, "NANOPERSRM_TOKEN"),
+        ("::", 0, None, "NANOPERSRM_TOKEN"),
+        ("no such host", 0, None, "--host"),
+        ("", 0, None, "--host"),
+        ("127.0.0.1", 70000, None, "--port"),
+        ("127.0.0.1", 0, "short", "at least 16"),
+        ("127.0.0.1", 0, "ÄÖÜäöüßÄÖÜäöüßÄÖÜ", "ASCII"),
+    ],
+)
+def test_errors_of_use_end_with_2(host, port, token, word, monkeypatch, capsys):
+    monkeypatch.delenv("NANOPERSRM_TOKEN", raising=False)
+    if token is not None:
+        monkeypatch.setenv("NANOPERSRM_TOKEN", token)
+    assert server.run(server.Config(host=host, port=port)) == 2
+    error = capsys.readouterr().err
+    assert word in error
+    assert error.count("\n") == 1
+
+
+def test_where_it_can_be_reached():
+    for host, token, expected in (("localhost", None, True), ("0.0.0.0", TOKEN, False)):
+        bound, loopback = bind(host, 0, token)
+        bound.close()
+        assert loopback is expected
+    taken = socket.create_server(("127.0.0.1", 0))
+    with taken, pytest.raises(InputError, match="in use"):
+        bind("127.0.0.1", taken.getsockname()[1], None)
+    with pytest.raises(InputError, match="above 0"):
+        Limits(seconds=float("nan"))
+
+
+# OpenAI
+
+
+def test_the_openai_client(running):
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=TOKEN, max_retries=0, timeout=20)
+    body: Any = {"nanopersrm": BODY}
+    turn: Any = [{"role": "user", "content": "judge"}]
+    ask: Any = {"model": "nanopersrm", "messages": turn, "extra_body": body}
+    done = client.chat.completions.create(**ask)
+    text = done.choices[0].message.content
+    assert text is not None
+    reply = parse(text, "AB")
+    assert reply.scores == {"A": round(SCORES[0]), "B": round(SCORES[1])}
+    assert reply.reasoning == 'A: It says "One." and no more.\n\nB: It says "Two." and no more.'
+    assert done.choices[0].finish_reason == "stop"
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (100, 20)
+    assert done.model_extra["nanopersrm"]["scores"] == pytest.approx(SCORES)
+    chunks = list(client.chat.completions.create(**ask, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert len({chunk.id for chunk in chunks}) == 1
+
+    ada = urllib.request.Request(
+        f"{running.url}/writers/ada",
+        json.dumps({"exemplars": BODY["exemplars"]}).encode(),
+        {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"},
+        method="PUT",
+    )
+    assert urllib.request.urlopen(ada, timeout=10).status == 204
+    assert [model.id for model in client.models.list()] == ["nanopersrm", "nanopersrm:ada"]
+    tagged: Any = [
+        {"role": "system", "content": "You are a judge. <candidate A>not read</candidate A>"},
+        {"role": "user", "content": "<candidate A>\nOne.\n</candidate A>\n<candidate B>Two."},
+        {"role": "user", "content": [{"type": "text", "text": "</candidate B>"}]},
+    ]
+    named = client.chat.completions.create(model="nanopersrm:ada", messages=tagged)
+    assert named.choices[0].message.content == text
+
+    with pytest.raises(openai.NotFoundError, match="expected nanopersrm"):
+        client.chat.completions.create(model="gpt", messages=turn)
+    with pytest.raises(openai.UnprocessableEntityError, match="nanopersrm object"):
+        client.chat.completions.create(model="nanopersrm", messages=turn)
+    invalid: Any = {"nanopersrm": BODY | {"candidates": ["invalid"]}}
+    with pytest.raises(openai.InternalServerError, match="no valid score"):
+        client.chat.completions.create(model="nanopersrm", messages=turn, extra_body=invalid)
+    with pytest.raises(openai.AuthenticationError, match="token"):
+        client.with_options(api_key="wrong").models.list()
+
+
+def test_settings_of_a_chat_are_heard_where_the_object_says_nothing(judge, monkeypatch):
+    configs: list[Any] = []
+    judged = judge.judge
+    monkeypatch.setattr(judge, "judge", lambda *a: (configs.append(a[4]), judged(*a))[1])
+    with client_of(judge) as client:
+        for chat, more, expected in (
+            ({"temperature": 0.5, "seed": 3, "max_tokens": 40}, {}, (0.5, 3, 40)),
+            ({"max_tokens": 40, "max_completion_tokens": 50}, {}, (None, 4, 50)),
+            ({"max_tokens": 9999}, {}, (None, 4, 1024)),
+            ({"temperature": 1, "max_tokens": 40}, {"temperature": 0.0}, (0.0, 4, 40)),
+        ):
+            body = {"messages": [], "nanopersrm": BODY | more} | chat
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+            config = configs[-1]
+            assert (config.temperature, config.seed, config.think_tokens) == expected
+        for bad, word in (
+            ({"n": 2}, "n:"),
+            ({"max_tokens": 0}, "think_tokens"),
+            ({"model": "nanopersrm:ada"}, "another"),
+            ({"messages": [{"role": "user", "content": [{}]}], "nanopersrm": None}, "parts"),
+        ):
+            body = {"messages": [], "nanopersrm": BODY} | bad
+            assert word in refused(client.post("/v1/chat/completions", json=body), 422)
+
+
+def test_texts_in_tags():
+    text = "<question>a<exemplar>b<exemplar>c</exemplar><candidate A>d</candidate A><exemplar>"
+    request = from_tags(text)
+    assert (request.exemplars, request.candidates) == (["b<exemplar>c"], ["d"])
+    assert request.question is None
+    for bad in (
+        "Which is better?",
+        "<candidate A>One.",
+        "<candidate B>One.</candidate B>",
+        "<candidate A>One.</candidate A><candidate A>Two.</candidate A>",
+        "<candidate A>a</candidate A><question>a</question><question>b</question>",
+    ):
+        with pytest.raises(InputError):
+            from_tags(bad)
+
+
+@pytest.mark.parametrize("piece", ["<exemplar>", "<candidate A>", "<exemplar></question>"])
+def test_a_long_message_is_read_in_one_pass(piece: str):
+    """60 KB took 2 s with the square of the length."""
+    begin = time.process_time()
+    with pytest.raises(InputError):
+        from_tags(piece * (1_000_000 // len(piece)))
+    assert time.process_time() - begin < 2
+
+
+# OpenRLHF
+
+PROMPT = "<|im_start|>user\nWrite to me.<|im_end|>\n<|im_start|>assistant\n"
+
+
+def reward_body(*replies: str, labels: Any = None) -> dict[str, Any]:
+    queries = [f"{PROMPT}{reply}<|im_end|>\n" for reply in replies]
+    return {"query": queries, "prompts": [PROMPT] * len(queries), "labels": labels}
+
+
+def test_rewards_stand_in_the_order_of_the_queries(client, judge):
+    client.put("/writers/ada", json={"exemplars": ["I came; I saw."]})
+    ada = {"writer": "ada", "exemplars": None}
+    labels = [ada, ["So."], '{"writer": "ada"}', ada]
+    body = reward_body("One.", "Two.", "", "Three.", labels=labels)
+    reply = client.post("/get_reward", json=body).json()
+    units = [(soft_score(digits_of(text)) - 1) / 8 for text in ("One.", "Two.", "Three.")]
+    assert reply["rewards"] == pytest.approx([units[0], units[1], 0, units[2]])
+    assert reply["scores"] == reply["rewards"]
+    assert reply["extra_logs"] == {"fits_writer": reply["rewards"]}
+    assert [candidates for _, candidates in judge.calls] == [("One.", "Three."), ("Two.",)]
+    labels = [{"question": f"Question {i}?", "answer": 4} for i in range(7)]
+    body = reward_body(*map(str, range(7)), labels=labels)  # more groups than the line has room
+    rewards = client.post("/get_reward?writer=ada", json=body).json()["rewards"]
+    assert rewards == pytest.approx([(soft_score(digits_of(str(i))) - 1) / 8 for i in range(7)])
+    many = client.post("/get_reward?writer=ada", json=reward_body(*map(str, range(28))))
+    assert len(many.json()["rewards"]) == 28
+    assert [len(candidates) for _, candidates in judge.calls[-2:]] == [26, 2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "word"),
+    [
+        ({"query": [], "prompts": []}, 422, "query"),
+        ({"prompts": ["a", "b"]}, 422, "prompts"),
+        ({"query": ["Ho."], "prompts": ["Hi?"]}, 422, "queries[0]"),
+        ({"labels": []}, 422, "labels"),
+        ({"labels": None}, 422, "labels[0]"),
+        ({"labels": [{"writer": ["ada"]}]}, 422, "labels[0]"),
+        ({"labels": [{"writer": "bea"}]}, 404, "'bea'"),
+        ({"query": ["a"] * 129, "prompts": [""] * 129}, 422, "128"),
+    ],
+)
+def test_rewards_that_cannot_be_given(changed, status, word, client):
+    body = reward_body("", labels=["So."]) | changed
+    assert word in refused(client.post("/get_reward", json=body), status)
+
+
+# A process
+
+
+@pytest.mark.slow
+def test_a_real_server_judges_and_ends_in_good_order(tmp_path):
+    """A tiny random model, a process of its own, SIGTERM while it judges."""
+    make_base(tmp_path / "base", "smollm")
+    env = os.environ | {"NANOPERSRM_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "nanopersrm.serve", "--base", str(tmp_path / "base")]
+    command += ["--port", "0", "--device", "cpu", "--dtype", "fp32"]
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        line = process.stderr.readline()
+        url = re.fullmatch(r"serving on (http://127\.0\.0\.1:\d+) \(with a token\)\n", line)
+        assert url, line
+        answers: list[Any] = []
+
+        def post(**more: Any) -> str:
+            headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+            body = json.dumps(BODY | more).encode()
+            request = urllib.request.Request(f"{url[1]}/judge", body, headers)
+            return urllib.request.urlopen(request, timeout=60).read().decode()
+
+        def judge(tokens: int) -> None:
+            answers.append(json.loads(post(think_tokens=tokens, samples=2, temperature=1.0)))
+
+        judge(4)
+        assert all(1 <= score <= 9 for score in answers[0]["scores"])
+        *pieces, (name, last) = events_of(
+            post(stream=True, think_tokens=80, temperature=1.5, seed=5)
+        )
+        texts = ["", ""]
+        for _, piece in pieces:
+            texts[piece["candidates"][0]] += piece["text"]
+        assert name == "judgement"
+        assert len(pieces) > 4
+        assert [text.strip() for text in texts] == last["reasoning"]  # odd bytes and all
+        slow = threading.Thread(target=judge, args=(600,))
+        slow.start()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        slow.join(60)
+        assert len(answers) == 2  # what was being judged was finished
+        assert answers[1]["tokens"] > answers[0]["tokens"]
+        assert process.wait(30) in (0, -signal.SIGTERM)
+        rest = process.stderr.read()
+        assert "Traceback" not in rest, rest
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.mark.slow
+def test_a_load_of_good_and_bad_requests_gets_the_right_answers(running):
+    """Eight clients, 400 requests: each has the scores of its own texts, or its own status."""
+    wrong: list[Any] = []
+
+    def client(k: int) -> None:
+        for i in range(50):
+            text = f"Text {k} {i}."
+            body: Any = BODY | {"candidates": [text]} | ({"nothing": 1} if i % 5 == 4 else {})
+            headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+            url = f"{running.url}/judge"
+            request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+            try:
+                scores = json.load(urllib.request.urlopen(request, timeout=30))["scores"]
+                right = scores == pytest.approx([soft_score(digits_of(text))])
+            except urllib.error.HTTPError as error:
+                right = error.code == 422 and i % 5 == 4
+            wrong.extend([] if right else [text])
+
+    threads = [threading.Thread(target=client, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+    assert len(running.judge.calls) == 8 * 40

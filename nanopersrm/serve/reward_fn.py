@@ -38,8 +38,8 @@ from typing import Any, Literal, Protocol, cast, get_args
 
 from nanopersrm import InputError
 from nanopersrm.judge import judgement
-from nanopersrm.judge.judgement import JudgeConfig, check
 from nanopersrm.judge.adapter_settings import DEFAULT
+from nanopersrm.judge.judgement import JudgeConfig, check
 from nanopersrm.judge.verdict import DIGITS, LABELS
 from nanopersrm.model.embedded import DEFAULT_BASE
 

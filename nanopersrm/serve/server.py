@@ -67,8 +67,8 @@ from starlette.routing import Match
 from kernels.process import trim
 from nanopersrm import InputError, __version__
 from nanopersrm.command import exit_code
+from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig, Judgement, Judges, OnText
-from nanopersrm.judge.trained import DEFAULT
 from nanopersrm.judge.verdict import CLOSE
 from nanopersrm.model.embedded import DEFAULT_BASE
 from nanopersrm.serve import openai_chat, schemas

@@ -672,7 +672,7 @@ def test_a_real_server_judges_and_ends_in_good_order(tmp_path):
         assert name == "judgement"
         assert len(pieces) > 4
         assert [text.strip() for text in texts] == last["reasoning"]  # odd bytes and all
-        slow = threading.Thread(target=judge, args=(600,))
+        slow = threading.Thread(target=judge, args=(200,))
         slow.start()
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)

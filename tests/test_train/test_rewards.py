@@ -1,74 +1,65 @@
 """Rewards: every part by hand, and what cannot be played."""
 
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from copy import deepcopy
+from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nanopersrm import InputError
 from nanopersrm.judge.faithful import LONGEST_QUOTE
 from nanopersrm.judge.verdict import write
-from nanopersrm.train.rewards import (
-    FORMS,
-    PARTS,
-    Plan,
-    RewardConfig,
-    Role,
-    Rollout,
-    Shown,
-    by_margin,
-    calibration,
-    faithful,
-    length,
-    rewards,
-    table,
-)
+from nanopersrm.pairs import Pair
+from nanopersrm.train import rewards
+from nanopersrm.train.rewards import PARTS, RewardConfig, calibration, faithful, length, reward
+from nanopersrm.train.rollout import ROLES, Rollout, RolloutGroup
 
 WRITER = "I came; I saw; I left. The road was long; the night was short; nobody asked why."
 X = "It rained; we stayed. The lamp was lit; the dog slept; no one spoke of it."
 Y = "Don't wait! We're going now! It's late, and I can't stay! You'd love it! Isn't it fun?"
 OTHER_WRITER = "You won't believe it! I'm so glad you've come! Let's go! Isn't it great?"
 CONFIG = RewardConfig()
-MANNERS = RewardConfig(order=0, both_orders=0, twin=0, format=0)
+MANNERS = RewardConfig(order=0, twin=0, format=0)
+THINKING, AT_ONCE = "<think>\n", "<think>\n</think>\n<scores>A="
+PAIR = Pair(
+    *("a", "b", "writer", "essays", "train", "cross_author", (WRITER,), "", X, Y),
+    *("writer/book", "other/book"),
+)
+TWIN = replace(PAIR, id="b", twin="a", exemplars=(OTHER_WRITER,), chosen=Y, rejected=X)
 
 
 def one(digit: int | str, tokens: int = 100, reasoning: str = "x", digits=None) -> Rollout:
     """A reply with one score; a text stands for itself."""
-    reply = digit if isinstance(digit, str) else write(reasoning, {"A": digit})
-    return Rollout(reply, tokens, digits)
+    text = digit if isinstance(digit, str) else write(reasoning, {"A": digit})
+    return Rollout((7,) * tokens, (-1.0,) * tokens, text, digit_probs=digits, drawn_probs=digits)
 
 
-def two(a: int, b: int, reasoning: str = "x") -> Rollout:
-    return Rollout(write(reasoning, {"A": a, "B": b}), 100)
-
-
-def plan(form: str, *groups: tuple[list[Rollout], list[Rollout]]) -> Plan:
-    """(replies with chosen as A, with rejected as A) of the pair and of its twin."""
-    texts = [((WRITER,), X, Y), ((OTHER_WRITER,), Y, X)]
-    return Plan(
-        form,
-        tuple(
-            Shown(*text, {"chosen": chosen, "rejected": rejected})
-            for text, (chosen, rejected) in zip(texts, groups, strict=False)
-        ),
-    )
-
-
-def column(found, name: str) -> list[list[float]]:
-    """A part of all replies, group by group."""
+def groups_of(*drawn: list[Rollout], opening: str = THINKING) -> list[RolloutGroup]:
+    """Replies about chosen, rejected, and the twin's."""
+    places = [(pair, role) for pair in (PAIR, TWIN) for role in ROLES]
     return [
-        [reward.parts[name] for reward in own[role]]
-        for own in found
-        for role in ("chosen", "rejected")
+        RolloutGroup(pair, role, [], opening, replies)
+        for (pair, role), replies in zip(places, drawn, strict=False)
     ]
 
 
-def pointwise(*groups: Sequence[int | str]) -> Plan:
+def rewarded(*drawn: list[Rollout], config: RewardConfig = CONFIG) -> list[RolloutGroup]:
+    groups = groups_of(*drawn)
+    reward(groups, config)
+    return groups
+
+
+def column(groups: list[RolloutGroup], name: str) -> list[list[float]]:
+    """A part of all replies, group by group."""
+    return [[rollout.parts[name] for rollout in group.rollouts] for group in groups]
+
+
+def scored(*digits: Sequence[int | str], config: RewardConfig = CONFIG) -> list[RolloutGroup]:
     """Scores about chosen, rejected, and the twin's."""
-    drawn = [[one(digit) for digit in group] for group in groups]
-    return plan("pointwise", *zip(drawn[::2], drawn[1::2], strict=True))
+    return rewarded(*[[one(digit) for digit in group] for group in digits], config=config)
 
 
 def test_the_worked_example():
@@ -77,27 +68,24 @@ def test_the_worked_example():
         '"It rained". A has no contractions. A has many exclamation marks.'
     )
     soft = (0.0, 0.0, 0.0, 0.0, 0.0, 0.4, 0.6, 0.0, 0.0)  # 6.6
-    asked = plan(
-        "pointwise",
-        ([one(7, 180, said, (soft,)), one(4)], [one(4), one(2)]),
-        ([one(6), one(5)], [one(5), one(3)]),
+    groups = rewarded(
+        [one(7, 180, said, soft), one(4)], [one(4), one(2)], [one(6), one(5)], [one(5), one(3)]
     )
-    found = rewards(asked, CONFIG)
-    best = found[0]["chosen"][0]
+    best = groups[0].rollouts[0]
     assert best.parts == pytest.approx(
         {
             "format": 1.0,
+            "length": 0.5,
             "order": 1.0,
             "twin": 0.75,
             "faithful": 5 / 6 * 5 / 8,
             "calibration": 0.91,
-            "length": 0.5,
         }
     )
-    assert best.total == pytest.approx(0.5 + 1 + 0.375 + 0.15625 + 0.273 + 0.05)
+    assert best.reward == pytest.approx(0.5 + 1 + 0.375 + 0.15625 + 0.273 + 0.05)
     assert best.problem is None
-    assert column(found, "order") == [[1, 0.75], [0.75, 1], [1, 0.75], [0.75, 1]]
-    assert column(found, "twin") == [[0.75, 0.375], [0.375, 0.75], [0.75, 0.375], [0.375, 0.75]]
+    assert column(groups, "order") == [[1, 0.75], [0.75, 1], [1, 0.75], [0.75, 1]]
+    assert column(groups, "twin") == [[0.75, 0.375], [0.375, 0.75], [0.75, 0.375], [0.375, 0.75]]
 
 
 @pytest.mark.parametrize(
@@ -111,65 +99,29 @@ def test_the_worked_example():
     ],
 )
 def test_order_of_one_candidate(chosen, rejected, order):
-    assert column(rewards(pointwise(chosen, rejected), CONFIG), "order") == order
-
-
-@pytest.mark.parametrize(
-    ("margin", "order"),
-    [(-8, 0), (-4, 0), (-2, 0.125), (-1, 0.1875), (0, 0.5), (1, 0.8125), (2, 0.875), (8, 1)],
-)
-def test_order_of_two_candidates_by_margin(margin, order):
-    assert by_margin(margin, CONFIG) == order
-    assert by_margin(margin, CONFIG) + by_margin(-margin, CONFIG) == 1
-    first, second = (5 + margin // 2 + margin % 2, 5 - margin // 2)
-    found = rewards(plan("pairwise", ([two(first, second)], [two(first, second)])), CONFIG)
-    assert column(found, "order") == [[order], [1 - order]]
+    assert column(scored(chosen, rejected), "order") == order
 
 
 def test_what_does_not_parse_is_wrong_for_the_twin_too():
-    found = rewards(pointwise([8], [2, "no"], [7], [3, 3, 3, "no"]), CONFIG)
-    assert column(found, "twin") == [[0.5 * 0.75], [0.75, 0], [0.75 * 0.5], [0.5] * 3 + [0]]
-
-
-def test_both_orders_pay_only_together():
-    asked = plan("pairwise", ([two(7, 3), two(2, 6), two(5, 5)], [two(3, 7), two(1, 9), two(9, 1)]))
-    assert column(rewards(asked, CONFIG), "both_orders") == [
-        [pytest.approx(2 / 3), 0, 0],
-        [pytest.approx(1 / 3), pytest.approx(1 / 3), 0],
-    ]
-    always_a = plan("pairwise", ([two(9, 1)] * 3, [two(9, 1)] * 3))
-    assert column(rewards(always_a, CONFIG), "both_orders") == [[0] * 3, [0] * 3]
-
-
-def test_the_twin_of_two_candidates_shows_them_in_the_same_places():
-    asked = plan(
-        "pairwise",
-        ([two(9, 1)], [two(1, 9)]),  # X as A; Y as A: right
-        ([two(9, 1)], [two(9, 1), two(1, 9)]),  # Y as A: right; X as A: one of two right
-    )
-    assert column(rewards(asked, CONFIG), "twin") == [[0.5], [1], [1], [0, 1]]
-    always_a = plan("pairwise", *[([two(9, 1)], [two(9, 1)])] * 2)
-    assert column(rewards(always_a, CONFIG), "twin") == [[0], [0], [0], [0]]
+    groups = scored([8], [2, "no"], [7], [3, 3, 3, "no"])
+    assert column(groups, "twin") == [[0.5 * 0.75], [0.75, 0], [0.75 * 0.5], [0.5] * 3 + [0]]
 
 
 @pytest.mark.parametrize("scores", [(8, 2), (5, 5), (3, 4)])
 def test_a_score_of_the_text_alone_earns_nothing_by_the_twin(scores):
     x, y = ([score] * 4 for score in scores)
-    assert column(rewards(pointwise(x, y, y, x), CONFIG), "twin") == [[0] * 4] * 4
-    a, b = scores
-    first, second = [two(a, b)], [two(b, a)]  # X as A, Y as A
-    found = rewards(plan("pairwise", (first, second), (second, first)), CONFIG)
-    assert column(found, "twin") == [[0]] * 4
+    assert column(scored(x, y, y, x), "twin") == [[0] * 4] * 4
 
 
 def test_reading_the_exemplars_pays_under_the_same_noise():
     high, low = [4, 5, 6, 7, 8, 9, 9], [1, 1, 2, 3, 4, 5, 6]  # of 49 couples 43 right, 3 wrong
 
-    def mean(asked: Plan) -> float:
-        return math.fsum(map(math.fsum, column(rewards(asked, MANNERS), "twin"))) / 28
+    def mean(*digits: list[int]) -> float:
+        groups = scored(*digits, config=MANNERS)
+        return math.fsum(map(math.fsum, column(groups, "twin"))) / 28
 
-    assert mean(pointwise(high, low, low, high)) == pytest.approx(43 * 3 / 49**2)  # the text alone
-    assert mean(pointwise(high, low, high, low)) == pytest.approx((43 / 49) ** 2)  # its fit
+    assert mean(high, low, low, high) == pytest.approx(43 * 3 / 49**2)  # the text alone
+    assert mean(high, low, high, low) == pytest.approx((43 / 49) ** 2)  # its fit
 
 
 GOOD = 'The writer has many semicolons: "I came; I saw". A has many semicolons. A has no digits.'
@@ -199,33 +151,25 @@ GOOD = 'The writer has many semicolons: "I came; I saw". A has many semicolons. 
 def test_faithful_by_hand(reasoning, true, untrue):
     assert len(X.split()) > LONGEST_QUOTE
     wanted = true / (true + untrue) * true / 8 if true else 0.0
-    got = faithful(write(reasoning, {"A": 5}), [WRITER], {"A": X}, CONFIG)
+    got = faithful(write(reasoning, {"A": 5}), [WRITER], {"A": X})
     assert got == pytest.approx(wanted)
 
 
-def test_padding_does_not_outweigh_an_untruth():
+def test_padding_does_not_outweigh_an_untruth(monkeypatch):
     marks = ["contractions", "brackets", "colons", "dashes", "question marks", "list lines"]
     lie = "A has many exclamation marks."
 
     def worth(count: int) -> float:
         true = " ".join(f"A has no {mark}." for mark in marks[:count])
-        return faithful(write(f"{true} {lie}", {"A": 5}), [WRITER], {"A": X}, few)
+        return faithful(write(f"{true} {lie}", {"A": 5}), [WRITER], {"A": X})
 
-    few = RewardConfig(claims=3, quotes=1)
+    monkeypatch.setattr(rewards, "CLAIMS", 3)
+    monkeypatch.setattr(rewards, "QUOTES", 1)
     assert worth(1) < worth(2) < worth(3) == worth(6) == 3 / 4 * 3 / 4
 
 
 @pytest.mark.parametrize(
-    ("soft", "chosen", "rejected"),
-    [
-        ((9.0,), 1.0, 0.0),
-        ((1.0,), 0.0, 1.0),
-        ((5.0,), 0.75, 0.75),
-        ((6.6,), 0.91, 0.51),
-        ((9.0, 1.0), 1.0, 0.0),
-        ((5.0, 5.0), 0.75, 0.75),
-        ((7.0, 3.0), 0.9375, 0.4375),
-    ],
+    ("soft", "chosen", "rejected"), [(9, 1, 0), (1, 0, 1), (5, 0.75, 0.75), (6.6, 0.91, 0.51)]
 )
 def test_calibration_by_hand(soft, chosen, rejected):
     assert calibration(soft, True) == pytest.approx(chosen)
@@ -236,13 +180,10 @@ def test_digits_beat_the_drawn_digit_and_broken_ones_are_invalid():
     sure, flat = (0.0,) * 8 + (1.0,), (1 / 9,) * 9
     half = (0.25,) + (0.0,) * 7 + (0.25,)  # of a whole vocabulary: the nine are what counts
     nan, zero = (float("nan"),) * 9, (0.0,) * 9
-    group = [one(9), *(one(9, digits=(row,)) for row in (sure, flat, half, nan, zero))]
-    found = rewards(plan("pointwise", (group, [one(1)])), CONFIG)[0]["chosen"]
-    assert [r.parts["calibration"] for r in found] == pytest.approx([1, 1, 0.75, 0.75, 0, 0])
-    assert [r.total == 0 for r in found] == [False] * 4 + [True] * 2
-    assert found[-1].problem == "the digits have no probabilities"
-    with pytest.raises(AssertionError, match="nine digits a label"):
-        rewards(plan("pointwise", ([one(9, digits=(sure, sure))], [one(1)])), CONFIG)
+    drawn = [one(9), *(one(9, digits=row) for row in (sure, flat, half, nan, zero))]
+    group = rewarded(drawn, [one(1)])[0].rollouts
+    assert [r.parts["calibration"] for r in group] == pytest.approx([1, 1, 0.75, 0.75, 0, 0])
+    assert [r.reward == 0 for r in group] == [False] * 4 + [True] * 2
 
 
 @pytest.mark.parametrize(
@@ -250,84 +191,103 @@ def test_digits_beat_the_drawn_digit_and_broken_ones_are_invalid():
     [(0, 0), (20, 0.5), (39, 0.975), (40, 1), (160, 1), (170, 0.75), (200, 0), (9999, 0)],
 )
 def test_length_by_hand(tokens, worth):
-    assert length(tokens, CONFIG) == pytest.approx(worth)
+    assert length(tokens) == pytest.approx(worth)
 
 
 def test_manners_do_not_outweigh_judgement():
-    polite = one(1, 100, GOOD, ((0.0,) * 8 + (1.0,),))  # drawn 1 though it thinks 9
-    rude = one(9, 0, "", ((1.0,) + (0.0,) * 8,))
-    group = rewards(plan("pointwise", ([polite, rude], [one(5)])), CONFIG)[0]["chosen"]
-    assert group[0].total < group[1].total
+    polite = one(1, 100, GOOD, (0.0,) * 8 + (1.0,))  # drawn 1 though it thinks 9
+    rude = one(9, 0, "", (1.0,) + (0.0,) * 8)
+    best, worst = rewarded([rude, polite], [one(5)])[0].rollouts
+    assert worst.reward < best.reward
 
 
-def test_the_table_has_a_column_for_every_part():
-    found = rewards(pointwise([7, "rude"], [3, 4]), CONFIG)[0]["chosen"]
-    rows = table(found)
-    assert set(PARTS) - set(found[0].parts) == {"both_orders", "twin"}
-    assert rows[0][2:4] == [0.0, 0.0]
-    assert rows[1] == [0.0] * len(PARTS)
-    for row, reward in zip(rows, found, strict=True):
-        weighted = [w * part for w, part in zip(CONFIG.weights, row, strict=True)]
-        assert reward.total == pytest.approx(sum(weighted))
-    whole = plan("pairwise", *[([two(1, 2)], [two(1, 2)])] * 2)
-    assert tuple(rewards(whole, CONFIG)[0]["chosen"][0].parts) == PARTS
+def test_parts_are_those_that_can_be_earned():
+    alone, both = scored([7, "rude"], [3, 4]), scored([7], [3], [6], [4])
+    assert list(alone[0].rollouts[0].parts) == [name for name in PARTS if name != "twin"]
+    assert list(both[0].rollouts[0].parts) == list(PARTS)
+    assert set(alone[0].rollouts[1].parts.values()) == {0.0}
+    for group in (*alone, *both):
+        for rollout in group.rollouts:
+            weighted = [getattr(CONFIG, name) * part for name, part in rollout.parts.items()]
+            assert rollout.reward == pytest.approx(sum(weighted))
+    at_once = groups_of([one(7)], [one(3)], [one(6)], [one(4)], opening=AT_ONCE)
+    reward(at_once, CONFIG)
+    for reasoned, bare in zip(both, at_once, strict=True):
+        whole, parts = reasoned.rollouts[0].parts, bare.rollouts[0].parts
+        assert set(whole) - set(parts) == {"faithful", "length"}
+        assert parts == {name: whole[name] for name in parts}
 
 
-def test_nothing_but_texts_and_label_can_be_seen():
-    assert {f.name for f in fields(Shown)} == {"exemplars", "chosen", "rejected", "groups"}
-    assert {f.name for f in fields(Rollout)} == {"reply", "tokens", "digits", "chances"}
-    assert {f.name for f in fields(Plan)} == {"form", "shown", "at_once"}
+def test_nothing_but_texts_and_role_can_be_seen():
+    """Kind, authors, sources and weight of a pair may be anything."""
+    drawn = [[one(7, reasoning=GOOD)], [one(3)], [one(6)], [one(4)]]
+    groups, others = groups_of(*drawn), groups_of(*deepcopy(drawn))
+    names = ("id", "author", "domain", "split", "kind", "question", "chosen_from", "rejected_from")
+    for group in others:
+        hidden = dict.fromkeys(names, "anything") | {"weight": 0.0, "meta": {"x": 1}}
+        group.pair = replace(group.pair, **hidden)
+    for some in (groups, others):
+        reward(some, CONFIG)
+    assert [group.rollouts for group in groups] == [group.rollouts for group in others]
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_at_once_there_are_no_reasons_to_reward(form):
-    scores = one if form == "pointwise" else lambda score: two(score, 10 - score)
-    groups = [([scores(7)], [scores(3)])] * 2
-    thinking, at_once = plan(form, *groups), replace(plan(form, *groups), at_once=True)
-    assert set(thinking.parts) - set(at_once.parts) == {"faithful", "length"}
-    for reasoned, bare in zip(rewards(thinking, CONFIG), rewards(at_once, CONFIG), strict=True):
-        for role in ("chosen", "rejected"):
-            whole, part = reasoned[role][0].parts, bare[role][0].parts
-            assert part == {name: whole[name] for name in at_once.parts}
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"twin": -0.1}, "twin: expected a weight from 0 to 1000, got -0.1"),
-        ({"order": float("nan")}, "order: expected a weight from 0 to 1000, got nan"),
-        ({"fall": 0}, "fall: expected at least 1, got 0"),
-        ({"margin": 9}, "margin: expected at most 8, got 9"),
-        ({"longest": 39}, r"longest: expected at least shortest \(40\), got 39"),
-    ],
-)
-def test_a_wrong_config_is_refused(wrong, message):
-    with pytest.raises(InputError, match=message):
+@pytest.mark.parametrize("wrong", [{"twin": -0.1}, {"order": float("nan")}, {"entropy": 1e9}])
+def test_a_wrong_config_is_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
         RewardConfig(**wrong)
 
 
-def test_a_wrong_plan_is_refused():
-    group: dict[Role, list[Rollout]] = {"chosen": [one(5)], "rejected": [one(5)]}
-    pair = Shown((WRITER,), X, Y, group)
-    for form, shown in [
-        ("listwise", (pair,)),
-        ("pointwise", ()),
-        ("pointwise", (pair, pair)),  # not mirrored
-        ("pointwise", (Shown((WRITER,), X, Y, {"chosen": [one(5)]}),)),
-        ("pointwise", (Shown((WRITER,), X, Y, {**group, "rejected": []}),)),
-    ]:
-        with pytest.raises(AssertionError):
-            Plan(form, shown)
+# Any replies
+
+INVALID = ["", "A", "<think>", "<think>x</think><scores>A=0</scores>", write("x", {"B": 5})]
+DIGIT = st.integers(1, 9)
+RUDE = st.sampled_from(INVALID) | st.text(max_size=30)
+ONES = st.builds(
+    one,
+    DIGIT | RUDE,
+    st.integers(0, 400),
+    st.sampled_from(["", GOOD, 'B has no dashes, "x".', "Both candidates: many commas."]),
+    st.none() | st.tuples(*[st.floats(0, 1)] * 9),
+)
+DRAWN = st.lists(st.lists(ONES, min_size=1, max_size=3), min_size=4, max_size=4)
+CONFIGS = st.builds(RewardConfig, **dict.fromkeys(PARTS, st.floats(0, 5)), expected=st.booleans())
 
 
-def test_a_group_takes_milliseconds():
-    def asked() -> Plan:
-        return plan("pointwise", *[([one(7, 100, GOOD)] * 8, [one(3, 100, GOOD)] * 8)] * 2)
+@given(DRAWN, CONFIGS)
+@settings(max_examples=100, deadline=None)
+def test_bounded_and_invalid_is_the_lowest(drawn, config):
+    every = [r for group in rewarded(*drawn, config=config) for r in group.rollouts]
+    for rollout in every:
+        assert all(0 <= part <= 1 + 1e-9 for part in rollout.parts.values())
+        assert 0 <= rollout.reward <= sum(config.weights) + 1e-9
+        if rollout.problem is not None:
+            assert rollout.reward == 0 == max(rollout.parts.values())
+        else:
+            assert rollout.reward >= config.format
 
-    rewards(asked(), CONFIG)
-    took = []
-    for _ in range(5):
-        start = time.perf_counter()
-        rewards(asked(), CONFIG)
-        took.append(time.perf_counter() - start)
-    assert min(took) < 4 * 0.05  # four groups of 8; some 2 ms each
+
+@given(DRAWN, st.randoms(use_true_random=False))
+@settings(max_examples=50, deadline=None)
+def test_the_order_of_the_replies_changes_nothing(drawn, rng):
+    places = [rng.sample(range(len(group)), len(group)) for group in drawn]
+    shuffled = [[deepcopy(group[i]) for i in own] for group, own in zip(drawn, places, strict=True)]
+    before, after = rewarded(*drawn), rewarded(*shuffled)
+    for was, now, own in zip(before, after, places, strict=True):
+        assert now.rollouts == [was.rollouts[i] for i in own]
+
+
+@given(*[st.lists(DIGIT, min_size=1, max_size=4)] * 2)
+@settings(max_examples=50, deadline=None)
+def test_the_rejected_text_is_the_mirror_of_the_chosen(chosen, rejected):
+    mirrored = [[10 - digit for digit in group] for group in (rejected, chosen)]
+    before, after = scored(chosen, rejected), scored(*mirrored)
+    for name in ("order", "calibration"):
+        assert column(after, name) == column(before, name)[::-1]
+
+
+@given(*[st.lists(DIGIT, min_size=1, max_size=6)] * 2)
+@settings(max_examples=60, deadline=None)
+def test_with_noise_a_judge_of_the_text_alone_is_at_chance(x, y):
+    means = [math.fsum(group) / len(group) for group in column(scored(x, y, y, x), "twin")]
+    assert all(mean <= 0.25 + 1e-12 for mean in means)
+    assert means == pytest.approx([means[0]] * 4)

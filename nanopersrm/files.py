@@ -1,8 +1,7 @@
 """Files that are whole or not there: written under another name, forced to the disk, then renamed.
 
 A process that dies, or a machine that loses power, leaves the old file or the new one, and at worst
-a leftover `.name.part`. What is fetched gets its name only with the right SHA-256 (`put`). `hold`
-keeps a second process out of a folder.
+a leftover `.name.part`. What is fetched gets its name only with the right SHA-256 (`put`).
 """
 
 import hashlib
@@ -15,13 +14,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from nanopersrm import InputError
-
-try:
-    import fcntl
-except ImportError:  # not POSIX: nobody is kept out
-    fcntl = None  # type: ignore[assignment]
-
-_held: dict[tuple[int, int], int] = {}  # folders that this process holds, and how
 
 
 def write_text(path: Path, text: str) -> None:
@@ -93,34 +85,7 @@ def last_words(text: object) -> str:
     return " ".join(str(text).split())[-300:]
 
 
-def hold(folder: Path) -> None:
-    """Keep other processes out of the folder until this one ends.
-
-    The lock is the system's, on the folder itself: no file tells of it, and it goes with its
-    process, however that ends. A process does not keep itself out.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        place = os.open(folder, os.O_RDONLY) if fcntl is not None else None
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({reason(error)})") from error
-    if place is None:
-        return
-    about = os.fstat(place)
-    if (about.st_dev, about.st_ino) in _held:
-        os.close(place)
-        return
-    try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(place)
-        raise InputError(
-            f"{folder}: another process is still writing there; wait for it or take another --out"
-        ) from error
-    _held[about.st_dev, about.st_ino] = place  # open, so locked, until the process ends
-
-
 def reason(error: Exception) -> str:
     """Why, on one line."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(said.split())
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return " ".join((strerror or str(error)).split())

@@ -34,7 +34,7 @@ from nanopersrm.model.transformer import Model
 from nanopersrm.style.profile import measured_block
 from nanopersrm.style.similarity import StyleEvidenceFn
 from nanopersrm.train import packing
-from nanopersrm.train.packing import Batch, Text
+from nanopersrm.train.packing import Batch, Branch
 
 FILE = "head.safetensors"
 HEAD = "head"  # its tensor, there and in a checkpoint
@@ -118,7 +118,7 @@ def scorer(
             ids = tokenizer.chat(chat, continuation=verdict.OPEN) + tokenizer.encode(forced)
             if len(ids) > model.config.context:
                 return None
-            texts.append(Text(tuple(ids), len(ids), digit_at=len(ids) - 1, number=i))
+            texts.append(Branch(tuple(ids), len(ids), digit_at=len(ids) - 1, number=i))
         tree = packing.build_tree("asked", texts)
         batch = packing.batch([tree], model.device)
         with scalar.lora.using(model):

@@ -36,14 +36,14 @@ SHARED_LEAST = 16  # a shorter common beginning is not worth a segment of its ow
 
 @dataclass(frozen=True)
 class Branch:
-    """One continuation of a tree's prefix, or of an earlier branch."""
+    """One continuation of a tree's prefix, or of an earlier branch; or a text without a tree."""
 
     ids: tuple[int, ...]
     reply_from: int  # index of the first token of the reply; len(ids): there is none
     weight: float = 1.0  # of each token of the reply, or of the list that it is the chosen one of
     digit_at: int = -1  # index of the token before the digit, whose row predicts it; -1: none
     parent: int = -1  # the earlier branch that it continues; -1: the prefix
-    number: int = -1  # of the text that ends with it, as its `Text` had it
+    number: int = -1  # by which the tokens of its reply are found again in a batch
     tail: int = 0  # so many tokens at the end of the reply ...
     tail_weight: float = 1.0  # ... weigh so many times as much
 
@@ -92,19 +92,6 @@ class PrefixTree:
         return listed[self.chosen].weight if self.chosen >= 0 else 0.0
 
 
-@dataclass(frozen=True)
-class Text:
-    """A whole text, prompt and all; the marks are those of a `Branch`."""
-
-    ids: tuple[int, ...]
-    reply_from: int
-    weight: float = 1.0
-    digit_at: int = -1
-    number: int = -1  # by which its tokens are found again in a batch
-    tail: int = 0
-    tail_weight: float = 1.0
-
-
 @dataclass
 class Batch:
     """One micro-batch: N rows, M of which predict a token of a reply, and n a digit."""
@@ -114,14 +101,14 @@ class Batch:
     rows: Tensor  # (M,) int64 rows that predict ...
     targets: Tensor  # (M,) int64 ... these ids
     weights: Tensor  # (M,) fp32
-    owners: Tensor  # (M,) int64 number of the text that each target is of, -1 where it has none
+    owners: Tensor  # (M,) int64 number of the branch that each target is of
     names: tuple[str, ...]  # of its trees
     digit_rows: Tensor  # (n,) int64
     lists: list[tuple[int, int, int]]  # (first, count, chosen) of each list, in digit_rows
     list_weights: Tensor  # (number of lists,) fp32, the weight of the chosen branch
 
 
-def build_tree(name: str, texts: Sequence[Text], chosen: int = -1) -> PrefixTree:
+def build_tree(name: str, texts: Sequence[Branch], chosen: int = -1) -> PrefixTree:
     """The tree of these texts; `chosen` is one of `texts`, those with a digit being a list.
 
     What is shared ends where a reply begins, and every text keeps a branch of its own.
@@ -156,18 +143,10 @@ def build_tree(name: str, texts: Sequence[Text], chosen: int = -1) -> PrefixTree
             else:
                 siblings = group[:1]
                 text = texts[siblings[0]]
-                digit = text.digit_at - depth if text.digit_at >= 0 else -1
+                digit_at = text.digit_at - depth if text.digit_at >= 0 else -1
+                ids, reply_from = text.ids[depth:], text.reply_from - depth
                 branches.append(
-                    Branch(
-                        text.ids[depth:],
-                        text.reply_from - depth,
-                        text.weight,
-                        digit,
-                        parent,
-                        text.number,
-                        text.tail,
-                        text.tail_weight,
-                    )
+                    replace(text, ids=ids, reply_from=reply_from, digit_at=digit_at, parent=parent)
                 )
                 owners.append(siblings[0])
             group = [t for t in group if t not in siblings]
@@ -182,7 +161,7 @@ def build_tree(name: str, texts: Sequence[Text], chosen: int = -1) -> PrefixTree
     return PrefixTree(name, first.ids, rest, place)
 
 
-def build_trees(name: str, texts: Sequence[Text], budget: int) -> list[PrefixTree]:
+def build_trees(name: str, texts: Sequence[Branch], budget: int) -> list[PrefixTree]:
     """Trees of these texts with at most `budget` tokens each: halved until they have, or are one
     text. Each half computes what both begin with anew."""
     tree = build_tree(name, texts)

@@ -46,7 +46,7 @@ from nanopersrm.model.transformer import Model
 from nanopersrm.pairs import Pair, couples
 from nanopersrm.style.similarity import StyleEvidenceFn
 from nanopersrm.train.grpo import ScoreDigits
-from nanopersrm.train.packing import PrefixTree, Text, build_trees
+from nanopersrm.train.packing import Branch, PrefixTree, build_trees
 from nanopersrm.train.sft_data import ExamplesConfig, prompts_of, stripped
 
 Role = Literal["chosen", "rejected"]
@@ -342,13 +342,13 @@ def trees(groups: Sequence[RolloutGroup], kept: Sequence[bool], budget: int) -> 
     """Trees of the replies of the groups that are kept, one for each pair, none above the budget if
     possible. Replies are numbered through all groups, kept or not."""
     grown: list[PrefixTree] = []
-    texts: list[Text] = []
+    texts: list[Branch] = []
     number = 0
     for place, (group, keep) in enumerate(zip(groups, kept, strict=True)):
         for rollout in group.rollouts:
             if keep and rollout.ids:
                 ids = (*group.prompt, *rollout.ids)
-                texts.append(Text(ids, len(group.prompt), number=number))
+                texts.append(Branch(ids, len(group.prompt), number=number))
             number += 1
         if place % 2 and texts:  # both groups of the pair have been seen
             grown += build_trees(group.pair.id, texts, budget)

@@ -33,13 +33,14 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels.process import trim
 from nanopersrm import InputError, __version__
@@ -60,8 +61,6 @@ MAY_CHANGE = frozenset(  # settings that a run may go on with changed: none move
 FILE_ONLY = ("validation_", "reward_", "gap_", "kl_", "clip_", "seconds_", "groups_")
 TAIL = ("lr", "gradient_norm", "tokens_per_second", "memory_peak")  # at the end of the line
 STEPS_OF_MEAN = 20  # for the time left
-FAILED = "failed_batch.json"
-BEST_FILES = {"adapter_config.json", "adapter_model.safetensors", "judge.json", "style"}
 
 
 class Stopped(Ending):
@@ -69,16 +68,6 @@ class Stopped(Ending):
 
     def __init__(self, number: int):
         super().__init__(128 + number, "stopped and saved; --resume goes on")
-
-
-class Adapter(Protocol):
-    """What learns: a `Lora`, or one with a head beside it."""
-
-    def parameters(self) -> list[nn.Parameter]: ...
-    def tensors(self) -> dict[str, Tensor]: ...
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None: ...
-    def refresh(self) -> None: ...
-    def on(self, model: Model) -> None: ...
 
 
 class Run:
@@ -131,7 +120,7 @@ class Run:
         numbers: Mapping[str, float],
         tokens: int,
         facts: Mapping[str, Any] | None = None,
-        others: Mapping[str, Adapter] | None = None,
+        others: Mapping[str, Lora] | None = None,
     ) -> None:
         """Log `step`, save a checkpoint when one is due. Raises Stopped after a signal.
 
@@ -165,15 +154,6 @@ class Run:
         """Keep replies of this step as readable text."""
         write_text(self.out / "replies" / f"step-{step:06d}.txt", text)
 
-    def failure(self, phase: str, step: int, problem: str, names: Sequence[str]) -> InputError:
-        """The end of a run that went wrong, with the examples of its batch written out."""
-        record = {"phase": phase, "step": step, "problem": problem, "examples": list(names)}
-        write_json(self.out / FAILED, record)
-        return InputError(
-            f"step {step} of {phase}: {problem}; the examples of its batch are in "
-            f"{self.out / FAILED}"
-        )
-
     def _log(self, step: int, phase: str, numbers: Mapping[str, float]) -> None:
         """To metrics.jsonl (null: not finite), to TensorBoard, and as an aligned line."""
         finite = {k: float(v) if math.isfinite(v) else None for k, v in numbers.items()}
@@ -193,20 +173,22 @@ class Run:
             cells.append(f"lr {numbers['lr']:8.2e}  |g| {numbers.get('gradient_norm', 0):7.2f}")
         left = (self.steps - step) * sum(self.seconds) / len(self.seconds)
         cells.append(f"{numbers['tokens_per_second']:>9,.0f} tok/s")
-        cells.append(f"{numbers['memory_peak'] / 1e9:6.2f} GB  {duration(left):>6} left")
+        cells.append(
+            f"{numbers['memory_peak'] / 1e9:6.2f} GB  {timedelta(seconds=round(left))!s:>7} left"
+        )
         self.note("  ".join(cells))
 
     def _save(
-        self, step: int, learner: "Learner", facts: Mapping[str, Any], others: Mapping[str, Adapter]
+        self, step: int, learner: "Learner", facts: Mapping[str, Any], others: Mapping[str, Lora]
     ) -> None:
-        adapters = {**others, learner.phase: learner.adapter}
+        adapters = {**others, learner.phase: learner.lora}
         state = {
             **facts,
             "step": step,
             "phase": learner.phase,
             "phase_step": learner.done,
             "settings": self.settings,
-            "adapters": {phase: adapter.tensors() for phase, adapter in adapters.items()},
+            "adapters": {phase: lora.tensors() for phase, lora in adapters.items()},
             "optimizer": learner.optimizer.state_dict(),
             "scaler": dict(learner.scaler.state_dict()),
             "random": torch.get_rng_state(),
@@ -239,20 +221,20 @@ class Run:
 class Learner:
     """One adapter being trained: its optimizer, loss scaling, and how far it has come."""
 
-    def __init__(self, run: Run, phase: str, model: Model, adapter: Adapter, config: OptimConfig):
-        self.run, self.phase, self.model, self.adapter = run, phase, model, adapter
+    def __init__(self, run: Run, phase: str, model: Model, lora: Lora, config: OptimConfig):
+        self.run, self.phase, self.model, self.lora = run, phase, model, lora
         self.config, self.first_step = config, 0
         half = model.norm.weight.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=half)
-        self.optimizer = optim.make(adapter.parameters(), config)
+        self.optimizer = optim.make(lora.parameters(), config)
         self.names: list[str] = []  # of the examples of this step
         if run.resumed is not None and run.resumed_in(phase):
             self._restore(run.resumed)
         self.done = self.first_step
-        adapter.on(model)
+        lora.on(model)
 
     def _restore(self, state: checkpoint.State) -> None:
-        self.adapter.load_tensors(state["adapters"][self.phase])
+        self.lora.load_tensors(state["adapters"][self.phase])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
@@ -264,7 +246,7 @@ class Learner:
         """Add the gradient of a micro-batch's loss (); `names` are its examples."""
         self.names += names
         if not math.isfinite(value := float(loss.detach())):  # waits for the GPU
-            raise self.run.failure(self.phase, self.done + 1, f"the loss is {value}", names)
+            raise self._failure(self.done + 1, f"the loss is {value}", names)
         self.scaler.scale(loss).backward()
 
     def update(self, lr: float) -> float:
@@ -275,11 +257,16 @@ class Learner:
         try:
             norm = optim.update(self.optimizer, self.scaler, lr, self.config.clip)
         except FloatingPointError as error:
-            raise self.run.failure(self.phase, self.done, f"{error}", self.names) from error
+            raise self._failure(self.done, str(error), self.names) from error
         self.names = []
-        self.adapter.refresh()
-        self.adapter.on(self.model)
+        self.lora.refresh()
+        self.lora.on(self.model)
         return norm
+
+    def _failure(self, step: int, problem: str, names: Sequence[str]) -> InputError:
+        return InputError(
+            f"step {step} of {self.phase}: {problem}; its examples: {', '.join(names)}"
+        )
 
 
 def save_adapter(folder: Path, settings: AdapterSettings, lora: Lora, style: Style | None) -> None:
@@ -300,9 +287,6 @@ def save_final(
     Gives a line about the best, or "". The adapter is then as it was at its best. The best of few
     validation pairs is partly the luckiest: measure both on other pairs before one is believed.
     """
-    best = run.out / "best"
-    if best.is_dir() and {path.name for path in best.iterdir()} <= BEST_FILES:
-        shutil.rmtree(best)  # of a run that was thrown away
     save_adapter(run.out / "adapter", settings, lora, style)
     state = checkpoint.load_best(run.checkpoints)
     if state is None or state["step"] == run.steps or state["phase"] != phase:
@@ -311,11 +295,9 @@ def save_final(
     if before["pairs"] and before["accuracy"] >= state["score"]:
         return f"no step was better than the start; the best was {state['score']:.1%}\n"
     line = f"the adapter of step {state['step']}, the best on validation ({state['score']:.1%})"
-    if best.exists():
-        return f"{best} holds other files, so it is left alone and not made {line}\n"
     lora.load_tensors(state["adapters"][phase])
-    save_adapter(best, settings, lora, style)
-    return f"{best} is {line}\n"
+    save_adapter(run.out / "best", settings, lora, style)
+    return f"{run.out / 'best'} is {line}\n"
 
 
 @contextmanager
@@ -356,15 +338,6 @@ def check_numbers(config: object, least: Mapping[str, int]) -> None:
             raise InputError(f"--{flag}: expected a number from {lowest}, got {number}")
 
 
-def duration(seconds: float) -> str:
-    """45s, 4m10s, 2h05m, 3d04h."""
-    whole = round(seconds)
-    for limit, large, small, names in ((3600, 60, 1, "ms"), (86400, 3600, 60, "hm")):
-        if 60 <= whole < limit:
-            return f"{whole // large}{names[0]}{whole % large // small:02d}{names[1]}"
-    return f"{whole}s" if whole < 60 else f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
-
-
 def peak_memory(device: torch.device) -> int:
     """Bytes at the highest so far: of tensors on a GPU, else of this process (0 on Windows)."""
     if device.type == "cuda":
@@ -381,9 +354,10 @@ def _clear(out: Path) -> None:
     """Remove what an earlier run left that this one would mix with, and nothing else."""
     checkpoint.clear(out / "checkpoints")
     try:
-        for path in (*out.glob("events.out.*"), out / "metrics.jsonl", out / FAILED):
+        for path in (*out.glob("events.out.*"), out / "metrics.jsonl"):
             path.unlink(missing_ok=True)
-        shutil.rmtree(out / "replies", ignore_errors=True)
+        for name in ("replies", "best"):
+            shutil.rmtree(out / name, ignore_errors=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be cleared ({reason(error)})") from error
 

@@ -27,7 +27,7 @@ times.
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,11 +39,11 @@ from nanopersrm.judge.prompts import messages
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.pairs import Pair, couples, read
 from nanopersrm.style import fusion
-from nanopersrm.style.fusion import GUESS, Fusion
+from nanopersrm.style.fusion import GUESS, Cosines
 from nanopersrm.style.profile import StyleEvidence, measured_block
 from nanopersrm.style.similarity import Style, StyleEvidenceFn, style_evidence_fn, writer_of
 from nanopersrm.train.objective import SftWeights
-from nanopersrm.train.packing import PrefixTree, Text, build_tree
+from nanopersrm.train.packing import Branch, PrefixTree, build_tree
 from nanopersrm.train.replies import ROLES, reply
 from nanopersrm.train.run import Run
 
@@ -135,9 +135,34 @@ class SftData:
     # What the style adapter learns from, and what is measured with it
 
     def style_batch(self, step: int, writers: int, tokens: int) -> "StyleBatch":
-        """The texts of a step of style: of each writer one exemplar and one candidate."""
+        """One exemplar and one candidate of each of `writers` authors of a drawn domain, cut to
+        `tokens`; where the domain has too few authors, others help out.
+
+        A domain is drawn in proportion to its authors.
+        """
         rng = random.Random(f"{self.seed}/style/{step}")
-        return style_batch(self.by_author, self.tokenizer, writers, rng, tokens)
+        domains = list(self.by_author)
+        if len({author for domain in domains for author in self.by_author[domain]}) < 2:
+            raise InputError("pairs: expected at least 2 authors to learn style from, found fewer")
+        first = rng.choices(domains, [len(self.by_author[domain]) for domain in domains])[0]
+        own = [(first, author) for author in self.by_author[first]]
+        rest = [(d, author) for d in domains if d != first for author in self.by_author[d]]
+        drawn: dict[str, Pair] = {}
+        for group in (own, rest):
+            for domain, author in rng.sample(group, len(group)):
+                if len(drawn) < writers and author not in drawn:
+                    drawn[author] = rng.choice(self.by_author[domain][author])
+
+        def cut(text: str) -> list[int]:
+            return self.tokenizer.encode(text.strip())[:tokens]
+
+        pairs = list(drawn.values())
+        return StyleBatch(
+            authors=list(drawn),
+            exemplars=[[cut(rng.choice(pair.exemplars))] for pair in pairs],
+            candidates=[cut(pair.chosen) for pair in pairs],
+            negatives=[cut(pair.rejected) for pair in pairs if pair.kind != HUMAN],
+        )
 
     def usual_texts(self) -> list[list[int]]:
         """The ids of texts by many writers, for the mean and deviation of the style states."""
@@ -177,16 +202,57 @@ class SftData:
             run.note(f"instruments: weighed before, with the style adapter{unseen}")
         else:
             run.note(f"instruments: weighing them on {min(count, len(self.pairs)):,} pairs")
-            fused = fit_fusion(
-                self.pairs, count, self.tokenizer, style, self.seed, run.check_signal
-            )
+            sample = self._whole_couples(count)
+            fused = fusion.fit(sample, self._cosines(sample, style, run))
             assert fused.loss is not None, "a fit measures it"
             style.fusion = fused if fused.loss < GUESS else None
-            unused = "" if style.fusion else "; they are not shown as a chance"
+            unused = "" if style.fusion else "; they are not shown as a probability"
             run.note(
                 f"instruments: {fused.loss:.2f} nats a pair by other writers, where a guess has "
                 f"{GUESS:.2f}{unused}"
             )
+
+    def _whole_couples(self, count: int) -> list[Pair]:
+        """Couples of twins, drawn until there are as many pairs."""
+        drawn = couples(self.pairs)
+        random.Random(f"{self.seed}/fused").shuffle(drawn)
+        sample: list[Pair] = []
+        for couple in drawn:
+            sample += map(stripped, couple) if len(sample) < count else []
+        return sample
+
+    def _cosines(self, pairs: Sequence[Pair], style: Style, run: Run) -> Cosines:
+        """The style similarities of texts of these pairs, whose vectors are computed packed."""
+        texts = [text for pair in pairs for text in (*pair.exemplars, pair.chosen, pair.rejected)]
+        texts = list(dict.fromkeys(texts))
+        vectors: dict[str, torch.Tensor] = {}  # of each text (D,)
+        for begin in range(0, len(texts), EMBEDDED):
+            run.check_signal()
+            part = texts[begin : begin + EMBEDDED]
+            embedded = style.embed([self.tokenizer.encode(text) for text in part])
+            vectors |= zip(part, embedded, strict=True)
+
+        def cosines(exemplars: Sequence[str], candidates: Sequence[str]) -> list[float]:
+            writer = writer_of(torch.stack([vectors[text] for text in exemplars]))
+            return [float(vectors[text] @ writer) for text in candidates]
+
+        return cosines
+
+
+@dataclass(frozen=True)
+class StyleBatch:
+    """Writers of one step of the style adapter; candidate i is by the writer of exemplars i."""
+
+    authors: list[str]
+    exemplars: list[list[list[int]]]  # of each writer some texts, of each text its ids
+    candidates: list[list[int]]
+    negatives: list[list[int]]  # rewrites, or a model's texts
+
+    @property
+    def tokens(self) -> int:
+        """Of all texts."""
+        texts = [text for texts in self.exemplars for text in texts]
+        return sum(map(len, [*texts, *self.candidates, *self.negatives]))
 
 
 def pair_tree(
@@ -206,7 +272,7 @@ def pair_tree(
     rng = random.Random(f"{seed}/{pair.id}/rivals")
     pair = stripped(pair)
     contrasted = contrast_texts(pair, by_author, tokenizer, config, rng, style_evidence)
-    imitated: list[Text] | None = []
+    imitated: list[Branch] | None = []
     if replies:
         imitated = imitation_texts(pair, tokenizer, config, seed, style_evidence, tail_weight)
     if contrasted is None or imitated is None:
@@ -278,7 +344,7 @@ def imitation_texts(
     seed: int | str,
     style_evidence: StyleEvidenceFn | None = None,
     tail_weight: float = TAIL_WEIGHT,
-) -> list[Text] | None:
+) -> list[Branch] | None:
     """A prompt and a reply about the chosen text, and about the rejected one; None: too long."""
     prompts = prompts_of(pair, tokenizer, config, style_evidence)
     end = turn_end(tokenizer)
@@ -290,7 +356,7 @@ def imitation_texts(
         ids = [*spell(written.reasoning, written.scores, tokenizer), end]
         tail = len(ids) - len(tokenizer.encode(written.reasoning))
         texts.append(
-            Text((*prompt, *ids), len(prompt), pair.weight, tail=tail, tail_weight=tail_weight)
+            Branch((*prompt, *ids), len(prompt), pair.weight, tail=tail, tail_weight=tail_weight)
         )
     return texts if max(len(text.ids) for text in texts) <= config.longest else None
 
@@ -336,7 +402,7 @@ def contrast_texts(
     config: ExamplesConfig,
     rng: random.Random,
     style_evidence: StyleEvidenceFn | None = None,
-) -> tuple[list[Text], int] | None:
+) -> tuple[list[Branch], int] | None:
     """Chosen, rejected and texts of other writers of the domain, one prompt each, in drawn order;
     and which of them is the chosen one.
 
@@ -357,7 +423,7 @@ def contrast_texts(
     texts = []
     for text in fitting:
         n = len(prompts[text])
-        texts.append(Text(tuple(prompts[text]), n, pair.weight, digit_at=n - 1))
+        texts.append(Branch(tuple(prompts[text]), n, pair.weight, digit_at=n - 1))
     return texts, fitting.index(pair.chosen)
 
 
@@ -373,86 +439,6 @@ def _rivals(pair: Pair, by_author: PairsByAuthor, count: int, rng: random.Random
         if text not in known and text not in rivals:
             rivals.append(text)
     return rivals
-
-
-# Style
-
-
-@dataclass(frozen=True)
-class StyleBatch:
-    """Writers of one step of the style adapter; candidate i is by the writer of exemplars i."""
-
-    authors: list[str]
-    exemplars: list[list[list[int]]]  # of each writer some texts, of each text its ids
-    candidates: list[list[int]]
-    negatives: list[list[int]]  # rewrites, or a model's texts
-
-    @property
-    def tokens(self) -> int:
-        """Of all texts."""
-        texts = [text for texts in self.exemplars for text in texts]
-        return sum(map(len, [*texts, *self.candidates, *self.negatives]))
-
-
-def style_batch(
-    by_author: PairsByAuthor, tokenizer: Tokenizer, writers: int, rng: random.Random, tokens: int
-) -> StyleBatch:
-    """One pair of each of `writers` authors of a drawn domain, its texts cut to `tokens`.
-
-    A domain is drawn in proportion to its authors; where it has too few, others help out.
-    """
-    domains = list(by_author)
-    if len({author for domain in domains for author in by_author[domain]}) < 2:
-        raise InputError("pairs: expected at least 2 authors to learn style from, found fewer")
-    first = rng.choices(domains, [len(by_author[domain]) for domain in domains])[0]
-    rest = [(d, author) for d in domains if d != first for author in by_author[d]]
-    drawn: dict[str, Pair] = {}
-    for group in ([(first, author) for author in by_author[first]], rest):
-        for domain, author in rng.sample(group, len(group)):
-            if len(drawn) < writers and author not in drawn:
-                drawn[author] = rng.choice(by_author[domain][author])
-
-    def cut(text: str) -> list[int]:
-        return tokenizer.encode(text.strip())[:tokens]
-
-    pairs = list(drawn.values())
-    return StyleBatch(
-        authors=list(drawn),
-        exemplars=[[cut(rng.choice(pair.exemplars))] for pair in pairs],
-        candidates=[cut(pair.chosen) for pair in pairs],
-        negatives=[cut(pair.rejected) for pair in pairs if pair.kind != HUMAN],
-    )
-
-
-def fit_fusion(
-    pairs: Sequence[Pair],
-    count: int,
-    tokenizer: Tokenizer,
-    style: Style,
-    seed: int,
-    pause: Callable[[], None] = lambda: None,
-) -> Fusion:
-    """All instruments weighed on some `count` of the pairs: whole couples, drawn until there are
-    as many. `pause` is called now and then, and may raise."""
-    drawn = couples(pairs)
-    random.Random(f"{seed}/fused").shuffle(drawn)
-    sample: list[Pair] = []
-    for couple in drawn:
-        sample += map(stripped, couple) if len(sample) < count else []
-    texts = [text for pair in sample for text in (*pair.exemplars, pair.chosen, pair.rejected)]
-    texts = list(dict.fromkeys(texts))
-    vectors: dict[str, torch.Tensor] = {}  # of each text (D,)
-    for begin in range(0, len(texts), EMBEDDED):
-        pause()
-        part = texts[begin : begin + EMBEDDED]
-        embedded = style.embed([tokenizer.encode(text) for text in part])  # packed: quicker
-        vectors |= zip(part, embedded, strict=True)
-
-    def similarities(exemplars: Sequence[str], candidates: Sequence[str]) -> list[float]:
-        writer = writer_of(torch.stack([vectors[text] for text in exemplars]))
-        return [float(vectors[text] @ writer) for text in candidates]
-
-    return fusion.fit(sample, similarities)
 
 
 def authors_by_exemplars(pairs: Sequence[Pair]) -> dict[tuple[str, ...], str]:

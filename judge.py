@@ -44,7 +44,7 @@ from nanopersrm.judge.texts import (
     read_texts,
 )
 from nanopersrm.judge.verdict import CLOSE
-from nanopersrm.model.embedded import DEFAULT_BASE
+from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.serve import batch
 from nanopersrm.serve.reward_fn import LazyJudge
 from nanopersrm.style.profile import profile

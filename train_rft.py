@@ -37,11 +37,11 @@ import tyro
 
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
-from nanopersrm.model.bases import DEFAULT_BASE, resolve
-from nanopersrm.model.device import device_of
+from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model, ModelConfig
+from nanopersrm.model.weights import device_of
 from nanopersrm.pairs import digest, read
 from nanopersrm.style.similarity import StyleEvidenceFn
 from nanopersrm.train import packing, setup

@@ -44,7 +44,7 @@ from data.proposals import Proposal, Rejection, Taken, check_set, fault, pair_an
 from nanopersrm import InputError, __version__
 from nanopersrm.command import exit_code
 from nanopersrm.files import write_json, write_text
-from nanopersrm.model.embedded import DEFAULT_BASE
+from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.pairs import KINDS, SPLITS, Pair, write
 
 MODEL_KINDS = ("style_randomization", "style_mimicking")  # seconds a text, so there is a limit

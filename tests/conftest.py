@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from nanopersrm.model.bases import DEFAULT_BASE, Base, resolve
+from nanopersrm.model.base import DEFAULT_BASE, Base, resolve
 
 if TYPE_CHECKING:
     import transformers

@@ -14,8 +14,8 @@ from nanopersrm.judge import verdict
 from nanopersrm.judge.adapter_settings import AdapterSettings
 from nanopersrm.judge.judgement import JudgeConfig, Judgement
 from nanopersrm.judge.prompts import messages
-from nanopersrm.model import lora_files
-from nanopersrm.model.bases import Base, resolve
+from nanopersrm.model.lora import save_lora
+from nanopersrm.model.base import Base, resolve
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
@@ -112,7 +112,7 @@ def moved(model: Model, seed: int) -> Lora:
 def make_adapter(folder: Path, base: Base, **changed: object) -> Path:
     """What train_sft.py leaves behind: two random adapters for `base`, and judge.json."""
     model = load(base, torch.float32, CPU)
-    lora_files.save(folder, moved(model, 1), base.name)
+    save_lora(folder, moved(model, 1), base.name)
     Style(model, moved(model, 2), StyleConfig(tokens=20), QUANTILES).save(
         folder / "style", base.name
     )

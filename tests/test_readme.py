@@ -29,7 +29,7 @@ from test_spread import start, with_ray
 
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.model.bases import Base
+from nanopersrm.model.base import Base
 from nanopersrm.pairs import write
 
 ROOT = Path(__file__).parents[1]

@@ -38,7 +38,7 @@ from torch import Tensor
 from kernels.logprob import logprob
 from nanopersrm.bench import peers
 from nanopersrm.command import exit_code
-from nanopersrm.model.bases import DEFAULT_BASE, resolve
+from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.sampler import Decoder, SamplingConfig, sample
 from nanopersrm.model.transformer import Model

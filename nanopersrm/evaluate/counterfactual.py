@@ -50,7 +50,7 @@ from nanopersrm.judge.answer import FORCED_ROOM, AnswerConfig, answer
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.question import Question
 from nanopersrm.judge.verdict import soft_score
-from nanopersrm.model.embedded import DEFAULT_BASE
+from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.pairs import Pair, read
 from nanopersrm.style.profile import StyleEvidence
 

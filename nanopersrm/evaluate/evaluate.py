@@ -64,7 +64,7 @@ from nanopersrm.evaluate.scoreboard import page
 from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.model.embedded import DEFAULT_BASE
+from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.pairs import Pair, couples, read
 
 NEUTRAL = (  # in place of the exemplars: it says nothing of any writer, and is the same for all

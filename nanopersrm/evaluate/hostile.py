@@ -51,7 +51,7 @@ from nanopersrm.judge import prompts
 from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig, Judges
 from nanopersrm.judge.verdict import LABELS
-from nanopersrm.model.embedded import DEFAULT_BASE
+from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.pairs import Pair, couples, read
 
 PLACES = ("exemplar", "question", "first", "second")

@@ -186,8 +186,8 @@ def _beside(name: str, kit: Kit) -> Named | str:
     """A further adapter of the same base, on while it is asked: a judge, or a scalar reward."""
     from nanopersrm.judge import adapter_settings
     from nanopersrm.judge.judge import Judge
-    from nanopersrm.model import lora_files
-    from nanopersrm.model.bases import resolve
+    from nanopersrm.model.base import resolve
+    from nanopersrm.model.lora import load_lora
     from nanopersrm.rivals import scalar
     from nanopersrm.style.similarity import Style
 
@@ -211,7 +211,7 @@ def _beside(name: str, kit: Kit) -> Named | str:
         return Named(name, opine(score, 1.0), settings, f"{folder}, a scalar reward{said}")
     config = replace(kit.config, evidence=evidence)
     settings |= asdict(config)
-    lora = lora_files.load(folder, model).freeze()
+    lora = load_lora(folder, model).freeze()
 
     def say(exemplars: Sequence[str], question: str, candidates: Sequence[str]) -> Opinion:
         with lora.using(model):
@@ -282,7 +282,7 @@ def loader(
 def _weights_of(kit: Kit, adapter: str | None) -> dict[str, Any]:
     """Which weights are loaded, and how."""
     from nanopersrm.judge.adapter_settings import PARTS, read
-    from nanopersrm.model.bases import resolve
+    from nanopersrm.model.base import resolve
 
     stamps = _stamps(Path(resolve(kit.base).path), WEIGHTS)
     if adapter is not None:

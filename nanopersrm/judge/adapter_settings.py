@@ -28,8 +28,7 @@ from typing import Any
 
 from nanopersrm import InputError, __version__
 from nanopersrm.files import blocks_of, reason
-from nanopersrm.model.bases import Base, read_json
-from nanopersrm.model.embedded import DEFAULT_BASE
+from nanopersrm.model.base import DEFAULT_BASE, Base, read_json
 
 FILE = "judge.json"
 FORMS = ("pointwise", "pairwise", "both")

@@ -34,12 +34,13 @@ from nanopersrm.judge.judgement import Asked, JudgeConfig, Judgement
 from nanopersrm.judge.prefixes import Prefixes
 from nanopersrm.judge.prompts import LONGEST_TOKEN, cut, water_level
 from nanopersrm.judge.question import Question
-from nanopersrm.model import lora_files, weights
-from nanopersrm.model.bases import DEFAULT_BASE, resolve
-from nanopersrm.model.device import device_of, dtype_of
+from nanopersrm.model import weights
+from nanopersrm.model.base import DEFAULT_BASE, resolve
+from nanopersrm.model.lora import load_lora
 from nanopersrm.model.sampler import Prefix, common_prefix
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
+from nanopersrm.model.weights import device_of, dtype_of
 from nanopersrm.style.profile import StyleEvidence
 from nanopersrm.style.similarity import Style, cosines, probabilities, style_evidence_fn
 
@@ -103,7 +104,7 @@ class Judge:
             )
         style = None
         if folder is not None:
-            lora_files.load(folder, model).freeze().on(model)
+            load_lora(folder, model).freeze().on(model)
             if (folder / "style").is_dir():
                 style = Style.load(folder / "style", model)
             elif made_for is not None and made_for.style:

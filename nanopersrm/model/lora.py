@@ -1,12 +1,11 @@
-"""LoRA adapters: what is trained, beside a base that never changes.
+"""LoRA adapters: what is trained, beside a base that never changes; and PEFT's files of them.
 
     y = x Wᵀ + scale · (x Aᵀ) Bᵀ           A (R, in), B (out, R), scale = alpha / R
 
-(Hu et al., arXiv 2106.09685; `kernels/adapter.py` has the formula at work.) With rank 16 on all
+(Hu et al., arXiv 2106.09685; `kernels/linear.py` has the formula at work.) With rank 16 on all
 seven matrices of its blocks, SmolLM2-135M gets 4.9 million numbers to learn beside 134 million that
 stay. B starts at zero, so that the first step starts from the base as it is; A starts uniform
-between ±1 / sqrt(in), as PEFT's does. rsLoRA divides alpha by sqrt(R) instead of R, which keeps
-the size of an update the same as the rank grows (Kalajdzievski, arXiv 2312.03732).
+between ±1 / sqrt(in), as PEFT's does.
 
 Masters and copies. One step moves a weight by about the learning rate, 2e-4; a number near 0.02 in
 bf16 can only move by 6e-5 or 1.2e-4, and much of what should add up over steps would be rounded
@@ -20,23 +19,51 @@ Several adapters can share one model; one is on at a time, and none is merged in
     with style.using(model): ...          another one for a moment
     with adapter_off(model): ...          the base alone: the reference of reinforcement learning
 
-What we left out: adapters on the embedding and the head, DoRA, ranks that differ between layers.
+On disk an adapter has PEFT's format, so what is trained here loads there, and the reverse:
+
+    adapter_config.json          rank, alpha, targets, and more that we leave as PEFT has it
+    adapter_model.safetensors    A and B in fp32, named after transformers' modules:
+        base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight    (R, in)
+        base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight    (out, R)
+
+PEFT finds its matrices by `target_modules`: names of modules, or their endings, or "all-linear".
+`load_lora` demands exactly the tensors that these promise, so a file that lost one is refused
+instead of loaded with a hole. A field that asks for more than plain LoRA (DoRA, rsLoRA, biases,
+ranks by layer, PiSSA) is an error that names it.
+
+What we left out: adapters on the embedding and the head, dropout, pickled files, and targets as a
+regular expression or by layer number.
 """
 
-import math
-from collections.abc import Collection, Iterator
+import json
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from kernels.linear import Adapter
 from nanopersrm import InputError
-from nanopersrm.model.linear import Linear
+from nanopersrm.model.base import read_json
+from nanopersrm.model.linear import TARGETS, Linear, matrices
 from nanopersrm.model.transformer import Model
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model.model."  # PeftModel, LoraModel, LlamaForCausalLM
+# Fields of adapter_config.json that may say anything; every other one must be off.
+KNOWN = {"r", "lora_alpha", "target_modules", "lora_dropout", "base_model_name_or_path"}
+KNOWN |= {"revision", "inference_mode", "task_type", "peft_type", "peft_version", "auto_mapping"}
+KNOWN |= {"megatron_core", "qalora_group_size", "init_lora_weights"}
+OFF = (None, False, [], {}, "none")
+HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # the base stays as it is
 
 
 @dataclass(frozen=True)
@@ -45,42 +72,25 @@ class LoraConfig:
 
     rank: int = 16  # R: numbers between A and B
     alpha: float = 32.0  # scale = alpha / rank
-    dropout: float = 0.0  # share of the input that the adapter does not see in training
-    rslora: bool = False  # scale = alpha / sqrt(rank)
     targets: tuple[str, ...] = TARGETS  # matrices of each block that get an adapter
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError(f"rank: expected a number from 1, got {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout: expected 0 up to, but not, 1, got {self.dropout}")
-        if unknown := [name for name in self.targets if name not in TARGETS]:
+        if unknown := [name for name in self.targets or ("none",) if name not in TARGETS]:
             raise InputError(
                 f"targets: expected names out of {', '.join(TARGETS)}, got {unknown[0]!r}"
             )
-        if not self.targets:
-            raise InputError(f"targets: expected names out of {', '.join(TARGETS)}, got none")
 
     @property
     def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-
-
-def matrices(model: Model, targets: tuple[str, ...]) -> dict[str, Linear]:
-    """Name, as in "layers.0.self_attn.q_proj", -> matrix, for all that carry an adapter."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, Linear) and name.rpartition(".")[2] in targets
-    }
+        return self.alpha / self.rank
 
 
 class Lora:
     """One adapter: masters in fp32, and their copies in the model's type."""
 
-    def __init__(
-        self, model: Model, config: LoraConfig, seed: int, only: Collection[str] | None = None
-    ):
+    def __init__(self, model: Model, config: LoraConfig, seed: int, only: set[str] | None = None):
         """A random, B zero; it does nothing until it is on. `only`: these of the matrices."""
         self.config, self.dtype = config, model.norm.weight.dtype
         self.places: dict[str, Linear] = {}
@@ -88,7 +98,7 @@ class Lora:
         self.copies: dict[str, Adapter] = {}
         random = torch.Generator().manual_seed(seed)
         targets = matrices(model, config.targets)
-        self.whole = only is None or set(only) == set(targets)  # every layer has every target
+        self.whole = only is None or only == set(targets)  # every layer has every target
         for name, matrix in targets.items():
             if only is not None and name not in only:
                 continue
@@ -105,12 +115,6 @@ class Lora:
     def parameters(self) -> list[nn.Parameter]:
         """A and B of each matrix, in the order of the model."""
         return [part for pair in self.masters.values() for part in pair]
-
-    def last_block(self) -> list[nn.Parameter]:
-        """Those of `parameters` that belong to the last block."""
-        block = list(self.masters)[-1].split(".")[:2]  # layers, its number
-        found = [pair for name, pair in self.masters.items() if name.split(".")[:2] == block]
-        return [part for pair in found for part in pair]
 
     def freeze(self) -> "Lora":
         """It learns no more."""
@@ -130,13 +134,12 @@ class Lora:
 
     def on(self, model: Model) -> None:
         """The model computes with this adapter."""
-        for name, matrix in matrices(model, TARGETS).items():
+        for name, matrix in matrices(model).items():
             matrix.adapter = self.copies.get(name)
-            matrix.dropout = self.config.dropout
 
     def off(self, model: Model) -> None:
         """The model is the base again."""
-        for matrix in matrices(model, TARGETS).values():
+        for matrix in matrices(model).values():
             matrix.adapter = None
 
     @contextmanager
@@ -156,28 +159,145 @@ class Lora:
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `tensors`; names and shapes must be the same."""
-        own = self.tensors()
-        if odd := sorted(set(own) ^ set(tensors)):
-            here = "missing" if odd[0] in own else "unexpected"
-            raise InputError(f"adapter: {here} tensor {odd[0]}")
-        for name, tensor in own.items():
-            came = tuple(tensors[name].shape)
-            if came != tuple(tensor.shape):
+        masters = self.tensors()
+        if odd := sorted(masters.keys() ^ tensors.keys()):
+            kind = "missing" if odd[0] in masters else "unexpected"
+            raise InputError(f"adapter: {kind} tensor {_peft_name(odd[0])}")
+        for name, master in masters.items():
+            shape, expected = tuple(tensors[name].shape), tuple(master.shape)
+            if shape != expected:
                 raise InputError(
-                    f"adapter: tensor {name} has shape {came}, expected {tuple(tensor.shape)}"
+                    f"adapter: tensor {_peft_name(name)} has shape {shape}, expected {expected}"
                 )
-            tensor.copy_(tensors[name].detach())
+            master.copy_(tensors[name].detach())
         self.refresh()  # with gradients on, or the copies would lead nowhere
 
 
 @contextmanager
 def adapter_off(model: Model) -> Iterator[None]:
     """The base alone inside; afterwards the model has what it had before."""
-    before = {m: (m.adapter, m.dropout) for m in matrices(model, TARGETS).values()}
+    before = {matrix: matrix.adapter for matrix in matrices(model).values()}
     for matrix in before:
         matrix.adapter = None
     try:
         yield
     finally:
-        for matrix, (adapter, dropout) in before.items():
-            matrix.adapter, matrix.dropout = adapter, dropout
+        for matrix, adapter in before.items():
+            matrix.adapter = adapter
+
+
+class _PeftConfig(BaseModel):
+    """The fields of adapter_config.json that we read."""
+
+    model_config = ConfigDict(strict=True)
+    r: int = Field(8, ge=1)
+    lora_alpha: float = Field(8, allow_inf_nan=False)
+    target_modules: list[str] | Literal["all-linear"]
+
+
+def save_lora(folder: Path, lora: Lora, base_name: str) -> None:
+    """Write both files; the same adapter gives the same bytes."""
+    alpha = lora.config.alpha
+    config = {
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "inference_mode": True,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "peft_type": "LORA",
+        "r": lora.config.rank,
+        "target_modules": list(lora.config.targets) if lora.whole else list(lora.masters),
+        "task_type": "CAUSAL_LM",
+    }
+    tensors = {
+        _peft_name(name): part.float().cpu().contiguous() for name, part in lora.tensors().items()
+    }
+    contents = {
+        TENSORS_FILE: to_bytes(tensors, {"format": "pt"}),
+        CONFIG_FILE: json.dumps(config, indent=2, sort_keys=True).encode(),
+    }
+    for name, content in contents.items():
+        part_name = folder / f"{name}.part"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            part_name.write_bytes(content)
+            os.replace(part_name, folder / name)
+        except OSError as error:
+            raise InputError(f"{folder / name}: cannot be written ({error.strerror})") from error
+        finally:
+            if folder.is_dir():
+                part_name.unlink(missing_ok=True)
+
+
+def load_lora(folder: Path, model: Model) -> Lora:
+    """The adapter in `folder`, for `model`; it is not switched on."""
+    for name in (CONFIG_FILE, TENSORS_FILE):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder}: expected a folder with {CONFIG_FILE} and {TENSORS_FILE}, no {name}"
+            )
+    config = _read_config(folder / CONFIG_FILE)
+    named = config.target_modules
+    chosen = {
+        name
+        for name in matrices(model)
+        if named == "all-linear" or any(f".model.{name}".endswith(f".{n}") for n in named)
+    }
+    targets = tuple(t for t in TARGETS if any(name.endswith(f".{t}") for name in chosen))
+    if not targets:
+        raise InputError(
+            f"{folder / CONFIG_FILE}, field target_modules: expected some of {', '.join(TARGETS)}, "
+            f"found {named!r:.80}"
+        )
+    file = folder / TENSORS_FILE
+    try:
+        stored = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: truncated or not a safetensors file ({error})") from error
+    tensors = {_our_name(name): tensor for name, tensor in stored.items()}
+    for name, tensor in stored.items():
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{file}: tensor {name} holds other than finite floats")
+    R = max((min(tensor.shape, default=1) for tensor in tensors.values()), default=1)
+    if config.r > R:  # before room is made for it
+        raise InputError(f"{file}: expected rank {config.r}, as {CONFIG_FILE} says, found {R}")
+    lora = Lora(model, LoraConfig(config.r, config.lora_alpha, targets), seed=0, only=chosen)
+    try:
+        lora.load_tensors(tensors)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    return lora
+
+
+def _read_config(file: Path) -> _PeftConfig:
+    """adapter_config.json, if it asks for plain LoRA and nothing else."""
+    fields = read_json(file)
+    odd = {name: value for name, value in fields.items() if name not in KNOWN and value not in OFF}
+    if fields.get("peft_type") != "LORA":
+        odd["peft_type"] = fields.get("peft_type")
+    if fields.get("init_lora_weights") not in HARMLESS_STARTS:
+        odd["init_lora_weights"] = fields["init_lora_weights"]
+    if odd:
+        name, value = min(odd.items())
+        raise InputError(f"{file}, field {name}: only plain LoRA is supported, found {value!r:.80}")
+    try:
+        return _PeftConfig.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"{file}, field {first['loc'][0]}: {first['msg']}, found {first['input']!r:.80}"
+        ) from error
+
+
+def _peft_name(name: str) -> str:
+    """ "layers.0.self_attn.q_proj.A" -> the same in PEFT's files"""
+    matrix, _, letter = name.rpartition(".")
+    return f"{PREFIX}{matrix}.lora_{letter}.weight" if letter in ("A", "B") else name
+
+
+def _our_name(name: str) -> str:
+    """The inverse of `_peft_name`; a name that is not LoRA's stays itself."""
+    for letter in "AB":
+        ending = f".lora_{letter}.weight"
+        if name.startswith(PREFIX) and name.endswith(ending):
+            return f"{name[len(PREFIX) : -len(ending)]}.{letter}"
+    return name

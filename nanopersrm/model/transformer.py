@@ -15,21 +15,31 @@ head of q and k; the head is either the embedding again (tied) or a matrix of it
 one forward with gradients, a `KVCache` continues earlier forwards without (see `cache.py`). It
 returns hidden states; `logits` is a step of its own because almost nobody needs all of them.
 
-To train, what a block computes on the way can be forgotten and computed again in its backward:
-`recompute` and `offload`, see `forgetful.py`.
+Recompute (activation checkpointing, Chen et al., arXiv 1604.06174): of all that a block computes on
+the way, only its input h is kept, one (N, D) tensor: about 1/20, for a third more work. What is
+left is the one block whose backward runs, most of it its MLP: F columns of gate, of up and of their
+product, and two gradients as wide. But the rows of an MLP know nothing of each other, so they come
+in tiles of at most 1,024:
+
+    first pass, nothing kept       y = mlp(x) tile by tile                             (N, D)
+    backward, attention again      x, and of the MLP nothing: nobody reads y now
+    its gradient                   tile by tile: forward, backward, drop, dx           (N, D)
+
+No row is computed oftener than before. A tile takes 194 MB in a 7B base, however many rows there
+are. A matrix in 4 bits is unpacked once a tile instead of once.
 
 What we chose: parameters keep their checkpoint names. The matrices are of `linear.py`, which knows
 of adapters, of 4 bits and of oneDNN. What we left out: sliding windows, mixture of experts.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels import attention
 from kernels.linear import can_pack, linear, pack
@@ -38,11 +48,11 @@ from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import rope, rotation
 from kernels.swiglu import swiglu
 from nanopersrm import InputError
+from nanopersrm.model.base import FAMILIES
 from nanopersrm.model.cache import KVCache, Layout, Step
 from nanopersrm.model.linear import Linear
-from nanopersrm.model.recompute import forgetful
 
-FAMILIES = ("llama", "qwen2", "qwen3")
+TILE = 1024  # rows of an MLP that are at work at a time in recomputing, at most
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class ModelConfig:
 
     @staticmethod
     def of(config: dict[str, Any]) -> "ModelConfig":
-        """From the fields of a Hugging Face config.json, as `bases.resolve` normalises them."""
+        """From the fields of a Hugging Face config.json, as `base.resolve` normalises them."""
         family = config["model_type"]
         if family not in FAMILIES:
             raise InputError(
@@ -100,20 +110,18 @@ class ModelConfig:
             rope_theta=config["rope_theta"],
             rope_scaling=config.get("rope_scaling"),
         )
-        if self.H % self.K or self.E % 2:
-            raise InputError(
-                f"expected num_attention_heads ({self.H}) to be a multiple of num_key_value_heads "
-                f"({self.K}) and an even head_dim ({self.E})"
-            )
+        assert self.H % self.K == 0, f"{self.H} query heads of {self.K} key/value heads"
+        assert self.E % 2 == 0, f"head width {self.E} is odd"
         return self
 
 
 def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
-    """(E/2,) fp32 angle per position of each pair, and the factor on cos and sin (1 but for YaRN).
+    """(E/2,) fp32 angle per position of each pair, and the attention factor: what cos and sin are
+    multiplied by (1 but for YaRN).
 
     Plain: theta^(-2i/E). Scaled as the config's `rope_scaling` says: `linear` divides all; `llama3`
     divides the slow ones and blends between (Llama 3.1); `yarn` divides those that turn less than
-    once in the original context and warms the attention (Peng et al., arXiv 2309.00071).
+    once in the original context and sharpens the attention (Peng et al., arXiv 2309.00071).
     """
     E, theta = config.E, config.rope_theta
     pairs = torch.arange(E // 2, dtype=torch.float32, device="cpu")  # also when built on "meta"
@@ -156,16 +164,16 @@ def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
     first, last = max(first, 0), min(last, E - 1)
     slow = ((pairs - first) / max(last - first, 0.001)).clamp(0, 1)
 
-    def warmth(weight: float) -> float:
+    def mscale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
     if scaling.get("attention_factor") is not None:
-        warm = number("attention_factor")
+        attention_factor = number("attention_factor")
     elif scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        warm = warmth(number("mscale")) / warmth(number("mscale_all_dim"))
+        attention_factor = mscale(number("mscale")) / mscale(number("mscale_all_dim"))
     else:
-        warm = warmth(1.0)
-    return plain / factor * slow + plain * (1 - slow), warm
+        attention_factor = mscale(1.0)
+    return plain / factor * slow + plain * (1 - slow), attention_factor
 
 
 class RMSNorm(nn.Module):
@@ -192,14 +200,13 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = RMSNorm(c.E, c.eps), RMSNorm(c.E, c.eps)
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, step: Step | None, layer: int
+        self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, step: Step | None, layer: int
     ) -> Tensor:
         """x (N, D) -> what each row attended to (N, D)."""
         c = self.config
         q = self.q_proj(x).view(-1, c.H, c.E)  # (N, H, E)
         k = self.k_proj(x).view(-1, c.K, c.E)  # (N, K, E)
         v = self.v_proj(x).view(-1, c.K, c.E)
-        cos, sin = turn
         if c.family == "qwen3":
             q, k = rope(q, k, cos, sin, self.q_norm.weight, self.k_norm.weight, c.eps)
         else:
@@ -237,19 +244,72 @@ class Block(nn.Module):
         self,
         y: Tensor,
         h: Tensor | None,
-        turn: tuple[Tensor, Tensor],
+        cos: Tensor,
+        sin: Tensor,
         layout: Layout,
         step: Step | None,
         layer: int,
     ) -> tuple[Tensor, Tensor]:
         """h (N, D) residual stream, y (N, D) to be added to it -> what the MLP reads, next h."""
         x, h = self.input_layernorm(y, h)
-        return self.post_attention_layernorm(self.self_attn(x, turn, layout, step, layer), h)
+        return self.post_attention_layernorm(self.self_attn(x, cos, sin, layout, step, layer), h)
 
-    def forward(self, *given: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         """As `attended` -> the next y and h."""
-        x, h = self.attended(*given)
+        x, h = self.attended(*inputs)
         return self.mlp(x), h
+
+    def recomputed(self, h: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        """h (N, D) -> the residual stream after this block; only h is kept for the backward."""
+
+        def run(h: Tensor) -> Tensor:
+            x, h = self.attended(h, None, cos, sin, layout, None, 0)
+            return _in_tiles(self.mlp, x) + h
+
+        h = h if h.requires_grad else h.detach().requires_grad_()  # of the first: base is frozen
+        return checkpoint(run, h, use_reentrant=True)
+
+
+def tiles(rows: int) -> int:
+    """In how many tiles of about equal size so many rows come."""
+    return -(-rows // TILE)
+
+
+def _in_tiles(mlp: MLP, x: Tensor) -> Tensor:
+    """x (N, D) -> mlp(x) (N, D); where gradients are wanted, zeros with the gradients of mlp(x)."""
+    n = tiles(len(x))
+    if n == 1:
+        return mlp(x)
+    if torch.is_grad_enabled():  # the second pass
+        return _TiledBackward.apply(x, mlp)
+    y = torch.empty_like(x)
+    for part, out in zip(x.chunk(n), y.chunk(n), strict=True):
+        out.copy_(mlp(part))
+    return y
+
+
+class _TiledBackward(torch.autograd.Function):
+    """The MLP in the second pass: all of it happens in the backward. Keeps x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mlp: MLP) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.mlp = mlp
+        return x.new_zeros(1).expand(x.shape)  # whose values nobody reads
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (x,), (g,) = ctx.saved_tensors, gradients
+        dx, n = torch.empty_like(x), tiles(len(x))
+        for part, out, into in zip(x.chunk(n), g.chunk(n), dx.chunk(n), strict=True):
+            part = part.detach().requires_grad_()
+            with torch.enable_grad():
+                y = ctx.mlp(part)
+            torch.autograd.backward(y, out)  # what the adapters get is added to theirs
+            assert part.grad is not None
+            into.copy_(part.grad)
+            del y, part  # before the next tile
+        return dx, None
 
 
 class Model(nn.Module):
@@ -263,8 +323,7 @@ class Model(nn.Module):
         self.norm = RMSNorm(c.D, c.eps)
         self.lm_head = None if c.tied else Linear(c.D, c.V)
         self.packed_head: Tensor | None = None
-        self.before_block: Callable[[], None] | None = None  # what it raises ends the forward
-        self.frequencies, self.warmth = rope_frequencies(c)
+        self.frequencies, self.attention_factor = rope_frequencies(c)
 
     def forward(
         self,
@@ -272,7 +331,6 @@ class Model(nn.Module):
         place: Layout | Step,
         layers: int | None = None,
         recompute: bool = False,
-        offload: bool = False,
     ) -> Tensor:
         """ids (N,) int64 -> hidden states after the last norm (N, D).
 
@@ -286,14 +344,12 @@ class Model(nn.Module):
             self.frequencies = self.frequencies.to(ids.device)
         rows = ids.to(self.embed_tokens.device)  # in host memory this waits for the GPU
         y, h = F.embedding(rows, self.embed_tokens).to(ids.device), None  # (N, D)
-        turn = rotation(layout.positions, self.frequencies, self.warmth, y.dtype)
+        cos, sin = rotation(layout.positions, self.frequencies, self.attention_factor, y.dtype)
         for i, block in enumerate(self.layers[:layers]):
-            if self.before_block is not None:
-                self.before_block()
             if recompute and torch.is_grad_enabled():
-                y = forgetful(block, y, turn, layout, offload)
+                y = block.recomputed(y, cos, sin, layout)
             else:
-                y, h = block(y, h, turn, layout, step, i)
+                y, h = block(y, h, cos, sin, layout, step, i)
         return self.norm(y, h)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -34,11 +34,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from kernels.linear import Q4, can_quantize, dequantize, quantize
+from kernels.linear import Q4, can_pack, can_quantize, dequantize, quantize
 from nanopersrm import InputError
-from nanopersrm.model.bases import Base, read_json
-from nanopersrm.model.linear import Linear
-from nanopersrm.model.quant import matrices, quantize_linear
+from nanopersrm.model.base import Base, read_json
+from nanopersrm.model.linear import Linear, matrices
 from nanopersrm.model.transformer import Model, ModelConfig
 
 Found = tuple[str, str, Tensor, Q4 | None]  # our name, name in the file, tensor, 4-bit form
@@ -141,7 +140,7 @@ def load(
     config = model.config
     one = torch.empty((), dtype=dtype, device=device)  # stands for each parameter: shape and place
     wanted = {name: one.expand(parameter.shape) for name, parameter in model.named_parameters()}
-    quantized = dict(matrices(model)) if nf4 else {}
+    quantized = matrices(model) if nf4 else {}
     missing = set(wanted)
     in_gguf = base.kind == "gguf"
     tensors = _from_gguf(base, config, wanted, not nf4) if in_gguf else _from_safetensors(base)
@@ -158,7 +157,7 @@ def load(
         matrix = quantized.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         if matrix is not None:
             try:
-                quantize_linear(matrix, tensor.to(dtype).to(device))
+                matrix.to_nf4(tensor.to(dtype).to(device))
             except InputError as error:
                 raise InputError(f"{base.path}: tensor {source}: {error}") from error
         else:
@@ -188,7 +187,7 @@ def random(
     deviation 0.02, norms 1. In NF4 they are the same numbers, quantized one by one. A CPU and a GPU
     draw different numbers from one seed."""
     model = _shapes(sizes, dtype)
-    quantized = dict(matrices(model)) if nf4 else {}
+    quantized = matrices(model) if nf4 else {}
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in list(model.named_parameters()):
         matrix = quantized.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
@@ -198,7 +197,7 @@ def random(
         values = torch.empty(parameter.shape, dtype=dtype, device=device)
         values.normal_(0, 0.02, generator=generator)
         if matrix is not None:
-            quantize_linear(matrix, values)
+            matrix.to_nf4(values)
         else:
             on_host = host_embedding and name == "embed_tokens"
             _room(model, name, device, on_host).copy_(values)
@@ -262,7 +261,7 @@ def _from_gguf(
         if DERIVED.search(entry.name):
             continue
         name = _name_of(entry.name)
-        rows = int(entry.shape[-1])
+        rows = entry.rows
         order = _row_order(entry.name, rows, config)
         is_q4 = keep_q4 and entry.tensor_type == gguf.GGMLQuantizationType.Q4_1
         if is_q4 and name in wanted and name != "embed_tokens" and can_quantize(wanted[name]):
@@ -303,3 +302,33 @@ def _name_of(source: str) -> str:
     if block and block[2] in GGUF_NAMES:
         return f"layers.{block[1]}.{GGUF_NAMES[block[2]]}.{block[3]}"
     return GGUF_NAMES.get(source, source)
+
+
+def device_of(name: str) -> torch.device:
+    """--device: auto, cpu, cuda or cuda:N. auto is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton launches on the current one
+    return device
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """--dtype: auto, bf16, fp16 or fp32. auto is 16 bits where the machine multiplies them fast."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise InputError(f"--dtype {name}: expected auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if can_pack(torch.empty(0, dtype=torch.bfloat16)) else torch.float32

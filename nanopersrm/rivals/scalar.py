@@ -27,8 +27,7 @@ from nanopersrm import InputError
 from nanopersrm.evaluate.predictions import Score
 from nanopersrm.judge import verdict
 from nanopersrm.judge.prompts import messages
-from nanopersrm.model import lora_files
-from nanopersrm.model.lora import Lora, LoraConfig
+from nanopersrm.model.lora import Lora, LoraConfig, load_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.style.profile import measured_block
@@ -94,7 +93,7 @@ def load(folder: Path, model: Model) -> Scalar:
     if head is None or tuple(head.shape) != (D,) or not bool(torch.isfinite(head).all()):
         came = "none" if head is None else f"{tuple(head.shape)}"
         raise InputError(f"{file}: expected {HEAD!r} with {D} finite numbers, found {came}")
-    return Scalar(lora_files.load(folder, model).freeze(), head.float().to(model.device))
+    return Scalar(load_lora(folder, model).freeze(), head.float().to(model.device))
 
 
 def scorer(

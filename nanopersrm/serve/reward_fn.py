@@ -41,7 +41,7 @@ from nanopersrm.judge import judgement
 from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig, check
 from nanopersrm.judge.verdict import DIGITS, LABELS
-from nanopersrm.model.embedded import DEFAULT_BASE
+from nanopersrm.model.base import DEFAULT_BASE
 
 Scale = Literal["unit", "soft"]
 Rewards = list[float | None]  # None: no score

@@ -70,7 +70,7 @@ from nanopersrm.command import exit_code
 from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig, Judgement, Judges, OnText
 from nanopersrm.judge.verdict import CLOSE
-from nanopersrm.model.embedded import DEFAULT_BASE
+from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.serve import openai_chat, schemas
 from nanopersrm.serve.openai_chat import ChatRequest, Reasoning, chunk
 from nanopersrm.serve.schemas import (

@@ -42,10 +42,9 @@ from torch import Tensor
 
 from nanopersrm import InputError
 from nanopersrm.files import write_json
-from nanopersrm.model import lora_files
-from nanopersrm.model.bases import read_json
+from nanopersrm.model.base import read_json
 from nanopersrm.model.cache import Layout
-from nanopersrm.model.lora import Lora, LoraConfig, matrices
+from nanopersrm.model.lora import Lora, LoraConfig, load_lora, matrices, save_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.pairs import validate
@@ -153,17 +152,16 @@ def states(
     texts: Sequence[Sequence[int]],
     layers: int | None = None,
     recompute: bool = False,
-    offload: bool = False,
 ) -> Tensor:
     """The ids of n texts -> their states (n, D) in fp32, by one packed forward.
 
-    Differentiable, with whatever adapter is on. `layers`, `recompute`, `offload`: see `model.py`.
+    Differentiable, with whatever adapter is on. `layers`, `recompute`: see `transformer.py`.
     """
     assert all(texts), "expected texts of 1 token or more"
     plan = Layout.of([len(text) for text in texts])
     layout = Layout(plan.starts, plan.parents, plan.positions.to(model.device))
     ids = torch.tensor([token for text in texts for token in text], device=model.device)
-    return pool(model(ids, layout, layers, recompute, offload), layout.starts)  # (n, D)
+    return pool(model(ids, layout, layers, recompute), layout.starts)  # (n, D)
 
 
 def vectors_of(states: Tensor, standard: Standard | None) -> Tensor:
@@ -181,7 +179,6 @@ def batch_loss(
     config: StyleConfig,
     standard: Standard | None = None,
     recompute: bool = False,
-    offload: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`in_batch_loss` of one step, by one packed forward, with whatever adapter is on.
 
@@ -192,7 +189,7 @@ def batch_loss(
     assert len(candidates) == B, f"{B} writers but {len(candidates)} candidates"
     texts = [text for some in exemplars for text in some]
     packed = [*texts, *candidates, *negatives]
-    vectors = vectors_of(states(model, packed, config.depth(model), recompute, offload), standard)
+    vectors = vectors_of(states(model, packed, config.depth(model), recompute), standard)
     starts = list(accumulate(map(len, exemplars), initial=0))
     writers = F.normalize(pool(vectors[: len(texts)], starts), dim=-1)  # (B, D)
     mine = torch.arange(B, device=vectors.device)
@@ -322,7 +319,7 @@ class Style:
 
     def save(self, folder: Path, base_name: str) -> None:
         """PEFT's two files, and style.json with the sizes and what was measured."""
-        lora_files.save(folder, self.lora, base_name)
+        save_lora(folder, self.lora, base_name)
         write_json(folder / FILE, {**asdict(self.config), **self.facts()})
 
     @staticmethod
@@ -336,7 +333,7 @@ class Style:
         if len(file.mean) not in (0, D):  # 0: saved without a standard
             raise InputError(f"{place}, field mean: expected {D} numbers, found {len(file.mean)}")
         config = StyleConfig(file.layers, file.tokens, file.temperature)
-        return Style(model, lora_files.load(folder, model).freeze(), config).measured(record)
+        return Style(model, load_lora(folder, model).freeze(), config).measured(record)
 
 
 # (exemplars, texts) -> the style evidence of each text

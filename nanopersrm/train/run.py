@@ -47,8 +47,7 @@ from nanopersrm import InputError, __version__
 from nanopersrm.command import Ending
 from nanopersrm.files import reason, write_json, write_text
 from nanopersrm.judge.adapter_settings import AdapterSettings
-from nanopersrm.model import lora_files
-from nanopersrm.model.lora import Lora
+from nanopersrm.model.lora import Lora, save_lora
 from nanopersrm.model.transformer import Model
 from nanopersrm.style.similarity import Style
 from nanopersrm.train import checkpoint, optim
@@ -272,7 +271,7 @@ class Learner:
 def save_adapter(folder: Path, settings: AdapterSettings, lora: Lora, style: Style | None) -> None:
     """The folder that judge.py loads, written beside it and renamed when whole."""
     part = checkpoint.empty_folder(folder.with_name(f".{folder.name}.part"))
-    lora_files.save(part, lora, settings.base)
+    save_lora(part, lora, settings.base)
     if style is not None:
         style.save(checkpoint.empty_folder(part / "style"), settings.base)
     settings.save(part)

@@ -14,13 +14,13 @@ import torch
 from nanopersrm import InputError
 from nanopersrm.judge import adapter_settings as settings_file
 from nanopersrm.judge.adapter_settings import AdapterSettings, weights_sha256
-from nanopersrm.model import lora_files, weights
-from nanopersrm.model.bases import DEFAULT_BASE, Base
-from nanopersrm.model.device import dtype_of
+from nanopersrm.model import weights
+from nanopersrm.model.base import DEFAULT_BASE, Base
 from nanopersrm.model.linear import Linear
-from nanopersrm.model.lora import Lora, LoraConfig
+from nanopersrm.model.lora import Lora, LoraConfig, load_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
+from nanopersrm.model.weights import dtype_of
 from nanopersrm.style.similarity import Style, StyleEvidenceFn, style_evidence_fn
 from nanopersrm.train.presets import Preset, preset_for, resolve_preset
 
@@ -141,7 +141,7 @@ def check_base(
 
 def load_adapter(folder: Path, model: Model, config: LoraConfig) -> Lora:
     """The adapter of a folder, to train on. Where `config` is no default, it must be the same."""
-    lora = lora_files.load(folder, model)
+    lora = load_lora(folder, model)
     for name, value in vars(config).items():
         loaded = getattr(lora.config, name)
         if value not in (getattr(LoraConfig(), name), loaded):

@@ -19,7 +19,7 @@ from nanopersrm.evaluate.evaluate import select
 from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.model.bases import Base
+from nanopersrm.model.base import Base
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
 from nanopersrm.pairs import Pair, write

@@ -17,7 +17,7 @@ from nanopersrm.evaluate.metrics import KEYS
 from nanopersrm.evaluate.predictions import Opinion, from_scores
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.model.bases import resolve
+from nanopersrm.model.base import resolve
 from nanopersrm.pairs import write
 
 ROOT = Path(__file__).parents[2]

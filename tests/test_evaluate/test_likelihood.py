@@ -6,7 +6,7 @@ from fixtures import make_base
 
 from nanopersrm import InputError
 from nanopersrm.evaluate.likelihood import likelihood, log_likelihoods
-from nanopersrm.model.bases import Base
+from nanopersrm.model.base import Base
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model

@@ -13,7 +13,7 @@ from test_vocabulary import make_folder
 
 from nanopersrm.judge import verdict
 from nanopersrm.judge.answer import AnswerConfig, answer
-from nanopersrm.model.bases import Base
+from nanopersrm.model.base import Base
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model, ModelConfig
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import Judgement
-from nanopersrm.model.bases import DEFAULT_BASE, resolve
+from nanopersrm.model.base import DEFAULT_BASE, resolve
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "judge.py"

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from test_cli import DRAFTS, EDMUND, ROOT, SCRIPT, Pipe, caller, script, start
 
 from nanopersrm.judge.judge import Judge
-from nanopersrm.model.bases import DEFAULT_BASE, resolve
+from nanopersrm.model.base import DEFAULT_BASE, resolve
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,10 @@ from kernels.linear import can_pack
 from nanopersrm import InputError
 from nanopersrm.judge.judge import UNTRAINED, Judge
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.model import lora_files
-from nanopersrm.model.bases import Base
+from nanopersrm.model.base import Base
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.linear import Linear
+from nanopersrm.model.lora import load_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
 from nanopersrm.style.profile import StyleEvidence, measured_block
@@ -51,7 +51,7 @@ def judge(base, folder) -> Judge:
 def test_the_adapter_is_the_merged_model(base, folder, judge):
     model = load(base, torch.float32, CPU)
     untrained = Judge(model, Tokenizer.load(base)).judge(EXEMPLARS, CANDIDATES[:3], config=PLAIN)
-    lora = lora_files.load(folder, model)
+    lora = load_lora(folder, model)
     with torch.no_grad():
         for name, (A, B) in lora.masters.items():
             model.get_parameter(f"{name}.weight").add_(lora.config.scale * B @ A)
@@ -125,7 +125,7 @@ def test_a_packed_judge_is_close(base, folder):
     plain16 = load(base, torch.bfloat16, CPU)
     assert packed.get_parameter("layers.0.mlp.up_proj.weight").is_mkldnn
     for model in (exact, plain16):
-        lora_files.load(folder, model).freeze().on(model)
+        load_lora(folder, model).freeze().on(model)
     for tokens in (ids[:1], ids):
         with torch.inference_mode():
             found, same, truth = (
@@ -139,7 +139,7 @@ def test_a_packed_judge_is_close(base, folder):
 def test_a_model_in_training_can_judge(base, folder, judge):
     """Unpacked, with adapters that still learn, and judged the same."""
     model = load(base, torch.float32, CPU)
-    policy = lora_files.load(folder, model)
+    policy = load_lora(folder, model)
     style = Style.load(folder / "style", model)
     policy.on(model)
     live = Judge(model, Tokenizer.load(base), trained=True, style=style)

@@ -13,8 +13,9 @@ from nanopersrm import InputError
 from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.judge import UNTRAINED, Judge
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.model import export, lora_files
-from nanopersrm.model.bases import DEFAULT_BASE, Base
+from nanopersrm.judge import export
+from nanopersrm.model.base import DEFAULT_BASE, Base
+from nanopersrm.model.lora import CONFIG_FILE, TENSORS_FILE
 from nanopersrm.train.setup import said_by
 
 AT_ONCE = JudgeConfig(think=False)
@@ -65,7 +66,7 @@ def test_an_adapter_in_half_the_bytes(base, folder, tmp_path, capsys):
     said = capsys.readouterr().out
     names = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
     assert names == {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
-    for name in (lora_files.TENSORS, f"style/{lora_files.TENSORS}"):
+    for name in (TENSORS_FILE, f"style/{TENSORS_FILE}"):
         before, after = load_file(folder / name), load_file(out / name)
         assert before.keys() == after.keys()
         for key, tensor in before.items():
@@ -89,7 +90,7 @@ def test_what_is_not_overwritten(folder, tmp_path, capsys):
         assert write(*given, *flags) == 2
         assert said in capsys.readouterr().err
     assert (out / "letter.txt").read_text() == "mine"
-    (out / lora_files.CONFIG).write_text("{}")
+    (out / CONFIG_FILE).write_text("{}")
     assert write(*given, "--overwrite") == 0
     assert not (out / "letter.txt").exists()
     assert write("--adapter", folder, "--out", folder, "--adapter-only", "--overwrite") == 2
@@ -99,8 +100,8 @@ def test_a_broken_adapter_leaves_nothing(tmp_path, capsys):
     broken = tmp_path / "broken"
     broken.mkdir()
     save_file({}, broken / "head.safetensors")
-    (broken / lora_files.CONFIG).write_text("{}")
-    (broken / lora_files.TENSORS).write_bytes(b"nonsense")
+    (broken / CONFIG_FILE).write_text("{}")
+    (broken / TENSORS_FILE).write_bytes(b"nonsense")
     assert write("--adapter", broken, "--out", tmp_path / "out", "--adapter-only") == 2
     assert "not a safetensors file" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]

@@ -14,7 +14,7 @@ from huggingface_hub import errors
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from nanopersrm import InputError
-from nanopersrm.model.bases import DEFAULT_BASE, Base, resolve
+from nanopersrm.model.base import DEFAULT_BASE, Base, resolve
 
 CONFIG = {
     "model_type": "llama",

@@ -18,10 +18,10 @@ from test_tokenizer import CHATS
 from test_vocabulary import FAMILIES, HOSTILE, gguf_base, make_folder, make_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nanopersrm.model import export, lora_files
-from nanopersrm.model.bases import Base, resolve
+from nanopersrm.judge import export
+from nanopersrm.model.base import Base, resolve
 from nanopersrm.model.cache import Layout
-from nanopersrm.model.export import Config, run
+from nanopersrm.judge.export import Config, run
 from nanopersrm.model.lora import LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.judge.adapter_settings import AdapterSettings

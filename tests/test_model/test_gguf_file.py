@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanopersrm import InputError
-from nanopersrm.model.bases import DEFAULT_BASE, resolve
-from nanopersrm.model.gguf_file import read_gguf
+from nanopersrm.model.base import DEFAULT_BASE, resolve
+from nanopersrm.model.gguf import read_gguf
 
 TYPES = gguf.GGMLQuantizationType
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from conftest import TINY, tiny
 
 from nanopersrm import InputError
-from nanopersrm.model.bases import Base, resolve
+from nanopersrm.model.base import Base, resolve
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.linear import Linear
 from nanopersrm.model.lora import TARGETS, Lora, LoraConfig, adapter_off, matrices

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nanopersrm import InputError
-from nanopersrm.model.bases import Base, resolve
+from nanopersrm.model.base import Base, resolve
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.lora import TARGETS, Lora, LoraConfig
-from nanopersrm.model.lora_files import CONFIG, TENSORS, load, save
+from nanopersrm.model.lora import CONFIG, TENSORS, load, save
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load as load_base
 

@@ -7,10 +7,9 @@ from test_weights import CPU, logits, refused, their_name
 from torch import Tensor
 
 from kernels.nf4 import CODEBOOK, DYNAMIC, NF4, dequantize
-from nanopersrm.model.bases import resolve
-from nanopersrm.model.linear import Linear
+from nanopersrm.model.base import resolve
+from nanopersrm.model.linear import Linear, bytes_of, matrices, nf4_bytes, quantize_linear
 from nanopersrm.model.lora import Lora, LoraConfig
-from nanopersrm.model.quant import bytes_of, matrices, nf4_bytes, quantize_linear
 from nanopersrm.model.weights import SHAPES, load, random
 
 bnb = pytest.importorskip("bitsandbytes.functional")

@@ -17,9 +17,8 @@ from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
-from nanopersrm.model.bases import DEFAULT_BASE, Base, resolve
-from nanopersrm.model.tokenizer import Tokenizer
-from nanopersrm.model.vocabulary import bytes_of
+from nanopersrm.model.base import DEFAULT_BASE, Base, resolve
+from nanopersrm.model.tokenizer import Tokenizer, bytes_of
 
 CHATS = [
     [{"role": "user", "content": "Who wrote this?"}],

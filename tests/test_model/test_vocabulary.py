@@ -22,7 +22,7 @@ from tokenizers import (
 from tokenizers import Tokenizer as Backend
 
 from nanopersrm import InputError
-from nanopersrm.model.bases import Base
+from nanopersrm.model.base import Base
 from nanopersrm.model.tokenizer import Tokenizer
 
 HOSTILE = [

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanopersrm import InputError
-from nanopersrm.model.bases import resolve
+from nanopersrm.model.base import resolve
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
@@ -22,7 +22,7 @@ from nanopersrm.model.weights import load
 CPU = torch.device("cpu")
 PEAK = """
 import sys, threading, time, torch
-from nanopersrm.model.bases import resolve
+from nanopersrm.model.base import resolve
 from nanopersrm.model.weights import load
 
 def status(field):

@@ -15,7 +15,7 @@ import torch
 import transformers
 from test_weights import CPU, logits, parameters, refused, their_name
 
-from nanopersrm.model.bases import DEFAULT_BASE, Base, resolve
+from nanopersrm.model.base import DEFAULT_BASE, Base, resolve
 from nanopersrm.model.sampler import SamplingConfig, sample
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model

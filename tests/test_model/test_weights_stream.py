@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import kernels.nf4
 from kernels.nf4 import quantize
-from nanopersrm.model.bases import Base, resolve
+from nanopersrm.model.base import Base, resolve
 from nanopersrm.model.cache import Layout
-from nanopersrm.model.quant import bytes_of, matrices
+from nanopersrm.model.linear import bytes_of, matrices
 from nanopersrm.model.transformer import Model, ModelConfig
 from nanopersrm.model.weights import SHAPES, load, random
 

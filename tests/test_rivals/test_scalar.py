@@ -15,7 +15,7 @@ from nanopersrm import InputError
 from nanopersrm.evaluate import evaluate
 from nanopersrm.judge import verdict
 from nanopersrm.judge.prompts import messages
-from nanopersrm.model.bases import Base
+from nanopersrm.model.base import Base
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.lora import LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer

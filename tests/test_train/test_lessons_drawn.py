@@ -12,7 +12,7 @@ from test_vocabulary import make_folder
 from data.build import demo_pairs
 from nanopersrm import InputError
 from nanopersrm.judge import verdict
-from nanopersrm.model.bases import Base
+from nanopersrm.model.base import Base
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.pairs import Pair
 from nanopersrm.train.lessons import (

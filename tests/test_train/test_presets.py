@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanopersrm import InputError
-from nanopersrm.model.device import dtype_of
+from nanopersrm.model.weights import dtype_of
 from nanopersrm.train.presets import PRESETS, SIZES, Preset, for_card, settled
 from nanopersrm.train.rollouts import RolloutConfig
 

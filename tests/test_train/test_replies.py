@@ -110,7 +110,7 @@ def test_size_is_about_the_tokens_of_the_base(made, tokenizer):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from nanopersrm.model.bases import DEFAULT_BASE, resolve
+    from nanopersrm.model.base import DEFAULT_BASE, resolve
     from nanopersrm.model.tokenizer import Tokenizer
 
     return Tokenizer.load(resolve(DEFAULT_BASE))

@@ -11,7 +11,7 @@ from fixtures import make_adapter, make_base
 from nanopersrm import InputError
 from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.adapter_settings import weights_sha256
-from nanopersrm.model.bases import DEFAULT_BASE, Base
+from nanopersrm.model.base import DEFAULT_BASE, Base
 from nanopersrm.model.linear import Linear
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load as load_weights

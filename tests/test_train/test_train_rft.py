@@ -333,13 +333,13 @@ def test_the_reference_is_the_adapter_as_it_came(given, tmp_path, monkeypatch):
 
 
 def test_without_a_beta_no_reference_is_loaded(given, tmp_path, monkeypatch):
-    load, loaded = script.starting.lora_files.load, []
+    load, loaded = script.starting.load_lora, []
 
     def watched(folder: Path, model: Any) -> Lora:
         loaded.append(folder)
         return load(folder, model)
 
-    monkeypatch.setattr(script.starting.lora_files, "load", watched)
+    monkeypatch.setattr(script.starting, "load_lora", watched)
     given = [*given, "--steps", "1", "--eval-pairs", "0", "--overwrite"]
     for beta, times in (("0", 1), ("0.1", 2)):
         loaded.clear()

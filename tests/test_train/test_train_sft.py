@@ -24,7 +24,7 @@ from fixtures import make_base
 
 from data.build import demo_pairs
 from nanopersrm.judge import adapter_settings
-from nanopersrm.model import export
+from nanopersrm.judge import export
 from nanopersrm.pairs import Pair, write
 from nanopersrm.train import checkpoint, report, trial
 

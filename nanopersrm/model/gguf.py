@@ -8,24 +8,20 @@ A GGUF file (version 2 or 3, little-endian) is a header and then a block of alig
     tensors:   name | number of dimensions u32 | dimensions u64 each | type u32 | offset u64
     padding to `general.alignment` (32) | the data, each tensor at its offset from here
 
-Dimensions are written innermost first: 576, 49152 is an embedding of 49,152 rows.
+Dimensions are written innermost first: 576, 49152 is an embedding of 49,152 rows. The data is
+memory-mapped; `weights.py` reads it.
 
-What we chose. The `gguf` library knows the quantised types, their block sizes and how to dequantise
-them, and we use it for that. We do not use its `GGUFReader`: it makes a numpy view for every
-string, and a vocabulary is 150,000 of them, so opening SmolLM2 takes about 3 s where this walk
-takes 0.1 s; and it trusts lengths, so a damaged header can send it round a loop of 2^60 steps. Here
-every length is checked against the end of the file before it is used. A `GgufTensor` carries the
-same attributes as the library's `ReaderTensor`, so `gguf.dequantize(t.data, t.tensor_type)` works
-as it does in examples elsewhere.
-
-Left out: big-endian files, arrays of arrays, models split over several files, writing.
-The data is memory-mapped and nothing of it is read here; `weights.py` reads it. Next: `bases.py`.
+What we chose. The `gguf` library knows the quantised types and how to dequantise them. Its reader
+we do not use: it makes a numpy view of every string, which takes seconds for a vocabulary where
+this walk takes 0.1, and it trusts counts, so a damaged header can send it round a loop of 2^60
+steps. Here every length is checked against the end of the file. What we left out: big-endian
+files, arrays of arrays, models split over several files, writing.
 """
 
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import gguf
@@ -33,34 +29,23 @@ import numpy as np
 
 from nanopersrm import InputError
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # version 1 had 32-bit lengths and was replaced within weeks
-MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 STRING, ARRAY, BOOL = 8, 9, 7  # value type codes with a meaning beyond a number
 NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4"}
 NUMBERS |= {7: "<u1", 10: "<u8", 11: "<i8", 12: "<f8"}  # type code -> numpy dtype
-PLAIN = {
-    "F16": "<f2",
-    "F32": "<f4",
-    "F64": "<f8",
-    "I8": "<i1",
-    "I16": "<i2",
-    "I32": "<i4",
-    "I64": "<i8",
-}
-U64 = struct.Struct("<Q").unpack_from
+U32, U64 = 4, 10
+PLAIN = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+PLAIN |= {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
+LENGTH = Struct("<Q").unpack_from
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One stored matrix or vector; quantised data stays as the bytes of its blocks."""
+    """One stored matrix or vector, as `gguf.dequantize(data, tensor_type)` takes it."""
 
     name: str
     tensor_type: gguf.GGMLQuantizationType
-    shape: np.ndarray  # uint64, innermost dimension first, as in the file
-    n_elements: int
-    n_bytes: int
-    data_offset: int  # from the start of the file
+    rows: int  # of a matrix; the numbers of a vector
     data: np.ndarray  # a view of the mapped file: rows outermost; uint8 blocks when quantised
 
 
@@ -82,28 +67,27 @@ def read_gguf(path: Path) -> GgufFile:
     except OSError as error:
         raise InputError(f"{path}: expected a readable GGUF file: {error.strerror}") from error
     cursor = _Cursor(path, data)
-    magic = bytes(cursor.take(4, "the GGUF magic"))
-    if magic != MAGIC:
-        raise InputError(f"{path}: expected a GGUF file (first bytes {MAGIC!r}), found {magic!r}")
-    version = cursor.number(4)
+    magic = bytes(cursor.take(4))
+    if magic != b"GGUF":
+        raise InputError(
+            f"{path}: expected a GGUF file, which begins with b'GGUF', found {magic!r}"
+        )
+    version = cursor.number(U32)
     if version not in VERSIONS:
         raise InputError(f"{path}: expected GGUF version 2 or 3, little-endian, found {version}")
-    tensor_count, pair_count = cursor.number(10), cursor.number(10)
+    tensor_count, pair_count = cursor.number(U64), cursor.number(U64)
     metadata: dict[str, Any] = {}
     for _ in range(pair_count):
-        key = cursor.string()
+        key = cursor.strings(1)[0]
         if key in metadata:
             raise cursor.error(f"each metadata key once, found {key!r} twice")
-        metadata[key] = cursor.value(cursor.number(4))
+        metadata[key] = cursor.value(cursor.number(U32))
     entries = [cursor.tensor() for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise InputError(f"{path}: expected a positive general.alignment, found {alignment!r}")
     start = -(-cursor.at // alignment) * alignment
-    tensors = [_tensor(path, data, start, *entry) for entry in entries]
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise InputError(f"{path}: expected each tensor name once, found one twice")
-    return GgufFile(path, metadata, tensors)
+    return GgufFile(path, metadata, [_tensor(path, data, start, *entry) for entry in entries])
 
 
 def _tensor(
@@ -116,8 +100,7 @@ def _tensor(
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     if not dims or dims[0] % block:
         raise InputError(f"{path}: tensor {name!r}: expected rows of {block}s, found {dims}")
-    count = math.prod(dims)
-    size = count // block * block_bytes
+    size = math.prod(dims) // block * block_bytes
     begin = start + offset
     if begin + size > len(data):
         raise InputError(
@@ -128,7 +111,7 @@ def _tensor(
     if kind.name not in PLAIN:
         shape = gguf.quant_shape_to_byte_shape(shape, kind)
     view = data[begin : begin + size].view(PLAIN.get(kind.name, "u1")).reshape(shape)
-    return GgufTensor(name, kind, np.array(dims, np.uint64), count, size, begin, view)
+    return GgufTensor(name, kind, dims[-1], view)
 
 
 class _Cursor:
@@ -143,57 +126,52 @@ class _Cursor:
             "the file is truncated or damaged; fetch it again"
         )
 
-    def take(self, size: int, what: str) -> memoryview:
+    def take(self, size: int) -> memoryview:
         if size > len(self.view) - self.at:
-            raise self.error(f"{what} ({size} bytes)")
+            raise self.error(f"{size} bytes")
         self.at += size
         return self.view[self.at - size : self.at]
 
-    def number(self, code: int) -> Any:
+    def numbers(self, code: int, count: int) -> list[Any]:
         dtype = np.dtype(NUMBERS[code])
-        return np.frombuffer(self.take(dtype.itemsize, "a number"), dtype)[0].item()
+        return np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
 
-    def string(self) -> str:
-        return self.strings(1)[0]
+    def number(self, code: int) -> Any:
+        return self.numbers(code, 1)[0]
 
     def strings(self, count: int) -> list[str]:
         """`count` strings in one tight loop: a vocabulary is 100,000 of them."""
-        view, at, end, found = self.view, self.at, len(self.view), []
+        view, at, end, texts = self.view, self.at, len(self.view), []
         for _ in range(count):
-            stop = at + 8 + U64(view, at)[0] if at + 8 <= end else end + 1
-            if stop > end:
-                self.at = at
-                raise self.error("a string")
+            stop = at + 8 + LENGTH(view, at)[0] if at + 8 <= end else end + 1
             try:
-                found.append(str(view[at + 8 : stop], "utf-8"))
-            except UnicodeDecodeError as error:
+                if stop > end:
+                    raise ValueError
+                texts.append(str(view[at + 8 : stop], "utf-8"))
+            except ValueError as error:  # also of bytes that are not UTF-8
                 self.at = at
-                raise self.error("a string in UTF-8") from error
+                raise self.error("a string") from error
             at = stop
         self.at = at
-        return found
+        return texts
 
     def value(self, code: int) -> Any:
-        if code == STRING:
-            return self.string()
+        count = None
         if code == ARRAY:
-            code, count = self.number(4), self.number(10)
-            if code == STRING:
-                return self.strings(count)
-            if code in NUMBERS:
-                dtype = np.dtype(NUMBERS[code])
-                raw = self.take(count * dtype.itemsize, f"an array of {count} numbers")
-                return np.frombuffer(raw, dtype).tolist()
+            code, count = self.number(U32), self.number(U64)
+        if code == STRING:
+            values: list[Any] = self.strings(1 if count is None else count)
         elif code in NUMBERS:
-            number = self.number(code)
-            return bool(number) if code == BOOL else number
-        raise self.error(f"a GGUF value type, found {code}")
+            values = self.numbers(code, 1 if count is None else count)
+        else:
+            raise self.error(f"a GGUF value type, found {code}")
+        if count is not None:
+            return values
+        return bool(values[0]) if code == BOOL else values[0]
 
     def tensor(self) -> tuple[str, list[int], int, int]:
         """One entry of the tensor list: name, dimensions, type code, offset."""
-        name, rank = self.string(), self.number(4)
-        if rank > MAX_DIMENSIONS:
-            raise self.error(
-                f"at most {MAX_DIMENSIONS} dimensions for tensor {name!r}, found {rank}"
-            )
-        return name, [self.number(10) for _ in range(rank)], self.number(4), self.number(10)
+        name, rank = self.strings(1)[0], self.number(U32)
+        if rank > 4:  # GGML_MAX_DIMS
+            raise self.error(f"at most 4 dimensions for tensor {name!r}, found {rank}")
+        return name, self.numbers(U64, rank), self.number(U32), self.number(U64)

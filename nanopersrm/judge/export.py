@@ -1,25 +1,21 @@
 """Merge a trained adapter into its base: a plain model folder for transformers and vLLM.
 
-    python -m nanopersrm.model.export --adapter runs/sft --out my-judge
+    python -m nanopersrm.judge.export --adapter runs/sft --out my-judge
 
     W' = W + scale · B A        in fp32, rounded once to --dtype, for every matrix with an adapter
 
 W is the base *as it was trained on*. An adapter that learned beside weights in 4 bits has learned
 to correct their rounding too, so its W is what those 4 bits stand for (as QLoRA's own authors
-merge), and not the original. Which of the two it was stands in the adapter's judge.json, in the
-last line printed and in the model's README.md. Neither is exactly what was trained: an update
-smaller than half a step of the 16-bit format, 2^-9 of a weight in bf16, is rounded away.
+merge), and not the original: judge.json says which. An update smaller than half a step of the
+16-bit format, 2^-9 of a weight in bf16, is rounded away.
 
 What is written: config.json, generation_config.json, tokenizer.json, tokenizer_config.json with the
 chat template, README.md and model.safetensors, in shards where it is above 5 GB. From a Hugging
-Face folder all but the weights are copied. From a GGUF file they are made of what it says. All goes
+Face folder all but the weights are copied; from a GGUF file they are made of what it says. All goes
 to a temporary folder beside --out, renamed when it is complete.
 
-`--adapter-only` merges nothing: the adapter's folder is copied, its numbers rounded to --dtype.
-That is half the size and, for a model that computes in that type, the same adapter.
-
 What we left out: merging back into 4 bits, which rounds again; the style adapter, which is for
-other prompts.
+other prompts; replacing a folder that is there.
 """
 
 import json
@@ -44,13 +40,12 @@ from nanopersrm import InputError, __version__
 from nanopersrm.command import exit_code
 from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.adapter_settings import AdapterSettings
-from nanopersrm.model import lora_files, weights
-from nanopersrm.model.bases import Base, read_json, resolve
+from nanopersrm.model import weights
+from nanopersrm.model.base import Base, read_json, resolve
 from nanopersrm.model.linear import Linear
-from nanopersrm.model.lora import Lora
-from nanopersrm.model.tokenizer import PLAIN_TEMPLATE, Tokenizer
+from nanopersrm.model.lora import CONFIG_FILE, Lora, load_lora
+from nanopersrm.model.tokenizer import PLAIN_TEMPLATE, Tokenizer, read_vocabulary
 from nanopersrm.model.transformer import Model
-from nanopersrm.model.vocabulary import read_vocabulary
 
 SHARD_BYTES = 5_000_000_000  # of one file, as the hub likes it
 TEXT_FILES = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json"]
@@ -67,7 +62,6 @@ pipeline_tag: text-generation
 
 * Merged into {precision}.
 * Adapter: rank {rank}, scale {scale:g}, on {count} matrices. Stored in {dtype}.
-* {prompts}
 
 The licence is that of the base.
 """
@@ -78,11 +72,9 @@ class Config:
     """What to merge and where to write it."""
 
     adapter: Path  # a run of train_sft.py, or a folder with adapter_config.json
-    out: Path  # the folder to write
+    out: Path  # the folder to write: a new one, or an empty one
     base: str | None = None  # the base, if it now lies elsewhere than when it was trained on
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"  # of the weights written
-    adapter_only: bool = False  # the adapter alone, rounded to --dtype
-    overwrite: bool = False  # replace --out if it holds a model
 
 
 def main(config: Config) -> None:
@@ -90,13 +82,9 @@ def main(config: Config) -> None:
     folder = adapter_folder(config.adapter.expanduser())
     made_for = adapter_settings.read(folder)
     out = config.out.expanduser().resolve()
-    if config.adapter_only:
-        _check_out(out, config.overwrite, (folder,), lora_files.CONFIG)
-        size = _slim(folder, out, weights.DTYPES[config.dtype])
-        print(f"{folder} in {config.dtype}: {out}, {size / 1e6:.1f} MB")
-        return
     base = resolve(config.base or _base_name(folder, made_for), print)
-    _check_out(out, config.overwrite, keep=(folder, base.path))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out}: expected a new or empty folder")
     note = made_for.same_base(folder, base) if made_for else None
     if note:
         print(f"note: {note.replace('the scores may', 'the merged model may')}")
@@ -110,43 +98,39 @@ def main(config: Config) -> None:
             print(f"reading {precision} and the adapter {folder}")
             _write_texts(part, base, config.dtype)  # refuses what it does not know, before the rest
             model = weights.load(base, weights.DTYPES[dtype], torch.device("cpu"), nf4)
-            lora = lora_files.load(folder, model)
-            card = _card(base, lora, made_for, precision, config.dtype)
+            lora = load_lora(folder, model)
+            card = CARD.format(
+                base=base.name,
+                version=__version__,
+                precision=precision,
+                rank=lora.config.rank,
+                scale=lora.config.scale,
+                count=len(lora.masters),
+                dtype=config.dtype,
+            )
             (part / "README.md").write_text(card, encoding="utf-8")
             size = write_weights(part, model, lora, weights.DTYPES[config.dtype])
-            _move(part, out, old=Path(work) / "old")
+            os.replace(part, out)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"{out}: cannot be written ({reason})") from error
     print(f"merged into {precision}: {out}, {size / 1e9:.2f} GB in {config.dtype}")
 
 
-def _slim(folder: Path, out: Path, dtype: torch.dtype) -> int:
-    """The adapter in `folder` again, in `out`, with tensors of this type; the bytes of files."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
-            size = lora_files.copy_as(folder, Path(work) / "new", dtype)
-            _move(Path(work) / "new", out, old=Path(work) / "old")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
-    return size
-
-
-def adapter_folder(given: Path) -> Path:
-    """The folder with the adapter itself: `given`, or the one that a run keeps."""
-    inside = given / "adapter"
-    own = (given / lora_files.CONFIG).is_file()
-    return inside if not own and (inside / lora_files.CONFIG).is_file() else given
+def adapter_folder(path: Path) -> Path:
+    """The folder with the adapter itself: `path`, or the one that a run keeps."""
+    inside = path / "adapter"
+    is_run = not (path / CONFIG_FILE).is_file() and (inside / CONFIG_FILE).is_file()
+    return inside if is_run else path
 
 
 def _base_name(folder: Path, made_for: AdapterSettings | None) -> str:
     """The base that the adapter names."""
     if made_for is not None:
         return made_for.base
-    name = read_json(folder / lora_files.CONFIG).get("base_model_name_or_path")
+    name = read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
-        raise InputError(f"{folder / lora_files.CONFIG} names no base: say --base")
+        raise InputError(f"{folder / CONFIG_FILE} names no base: say --base")
     return name
 
 
@@ -162,51 +146,13 @@ def _trained_on(made_for: AdapterSettings | None, folder: Path, dtype: str) -> t
     return made_for.dtype, made_for.nf4
 
 
-def _check_out(
-    out: Path, overwrite: bool, keep: tuple[Path, ...], mark: str = "config.json"
-) -> None:
-    """`out` is free, or may be replaced: a folder with `mark`, and none that we read.
-
-    Of a model it holds files alone.
-    """
-    for path in keep:
-        if path.resolve().is_relative_to(out):
-            raise InputError(f"--out {out}: expected another folder, this one holds {path}")
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise InputError(f"--out {out}: expected a folder, found a file")
-    entries = list(out.iterdir())
-    if entries and not overwrite:
-        raise InputError(f"--out {out}: expected an empty or new folder; --overwrite replaces it")
-    whole = mark != "config.json" or all(entry.is_file() for entry in entries)
-    if entries and not ((out / mark).is_file() and whole):
-        kind = "a model" if mark == "config.json" else "an adapter"
-        raise InputError(f"--out {out}: it holds other things than {kind}; nothing is overwritten")
-
-
-def _move(part: Path, out: Path, old: Path) -> None:
-    """`part` becomes `out`; what was there goes to `old`, and comes back if that fails."""
-    if not out.exists():
-        os.replace(part, out)
-        return
-    os.replace(out, old)
-    try:
-        os.replace(part, out)
-    finally:
-        if not out.exists():
-            os.replace(old, out)
-
-
 def merged(model: Model, lora: Lora, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """(Hugging Face's name, tensor) of each parameter, the adapter in it, in the model's order."""
     for name, parameter in model.named_parameters():
         owner, tensor = name.removesuffix(".weight"), parameter.detach()
         module = model.get_submodule(owner) if owner != name else None
         if isinstance(module, Linear):
-            tensor = module.dense(
-                torch.float32
-            ).detach()  # (out, in); of NF4 the parameter is empty
+            tensor = module.dense(torch.float32).detach()  # (out, in); in NF4 `parameter` is empty
             if owner in lora.masters:
                 A, B = (master.detach() for master in lora.masters[owner])
                 tensor = torch.addmm(tensor, B, A, alpha=lora.config.scale)
@@ -268,8 +214,8 @@ def _write_texts(folder: Path, base: Base, dtype: str) -> None:
     config.setdefault("architectures", [CLASSES[config["model_type"]]])
     config.pop("dtype", None)
     config["torch_dtype"] = str(weights.DTYPES[dtype]).removeprefix("torch.")
-    own = base.config["eos_token_id"]
-    ends = own if isinstance(own, list) else [own] if own is not None else []
+    ends = base.config["eos_token_id"]
+    ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
     generation: dict[str, Any] = {
         "eos_token_id": list(dict.fromkeys([*ends, *sorted(tokenizer.eos_ids)]))
     }
@@ -312,27 +258,6 @@ def _plain_template(adds_bos: bool) -> str:
     return PLAIN_TEMPLATE.replace("if adds_bos ", f"if {str(adds_bos).lower()} ")
 
 
-def _card(
-    base: Base, lora: Lora, made_for: AdapterSettings | None, precision: str, dtype: str
-) -> str:
-    prompts = "What its prompts looked like is not known"
-    if made_for is not None:
-        block = "a measured block" if made_for.evidence else "no measured block"
-        style = f"{'with' if made_for.style else 'without'} what trained instruments say"
-        prompts = f"Trained on prompts of the form {made_for.form}, with {block}"
-        prompts += f" {style}" if made_for.evidence else ""
-    return CARD.format(
-        base=base.name,
-        version=__version__,
-        precision=precision,
-        rank=lora.config.rank,
-        scale=lora.config.scale,
-        count=len(lora.masters),
-        dtype=dtype,
-        prompts=f"{prompts}.",
-    )
-
-
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -340,9 +265,9 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 def run(config: Config) -> int:
     """`main` with an exit code."""
     ended = "interrupted; nothing was written"
-    return exit_code("nanopersrm.model.export", lambda: main(config), ended)
+    return exit_code("nanopersrm.judge.export", lambda: main(config), ended)
 
 
 if __name__ == "__main__":
     about = __doc__.split("    W' =")[0]
-    sys.exit(run(tyro.cli(Config, prog="nanopersrm.model.export", description=about)))
+    sys.exit(run(tyro.cli(Config, prog="nanopersrm.judge.export", description=about)))

@@ -28,7 +28,6 @@ reference, several passes over the same replies, a curriculum."""
 
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,39 +39,21 @@ from nanopersrm.command import exit_code
 from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
-from nanopersrm.model.transformer import Model, ModelConfig
+from nanopersrm.model.transformer import ModelConfig
 from nanopersrm.model.weights import device_of
 from nanopersrm.pairs import digest, read
-from nanopersrm.style.similarity import StyleEvidenceFn
 from nanopersrm.train import packing, setup
-from nanopersrm.train.grpo import (
-    GrpoConfig,
-    LossStatistics,
-    ScoreDigits,
-    advantages,
-    digit_loss,
-    digits_in,
-    expected_advantages,
-    informative,
-    policy_loss,
-    statistics,
-    token_weights,
-)
+from nanopersrm.train.grpo import GrpoConfig, digit_loss, digits_in, policy_loss, statistics
 from nanopersrm.train.objective import reply_log_probs
 from nanopersrm.train.optim import OptimConfig, learning_rate
 from nanopersrm.train.presets import Preset
-from nanopersrm.train.rewards import PARTS, RewardConfig, reward
+from nanopersrm.train.rewards import RewardConfig, check_expected, compare, reward
 from nanopersrm.train.rollout import (
-    PairOrder,
-    Rollout,
+    Collector,
     RolloutConfig,
-    RolloutGroup,
-    collect,
     metrics,
-    next_groups,
     page,
     sampler_log_probs,
-    score_digits,
     trees,
 )
 from nanopersrm.train.run import Learner, Run, check_numbers, check_out, memory_guard, save_final
@@ -126,122 +107,72 @@ class Config:
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The S replies of a step against their groups, Q of them."""
-
-    digits: ScoreDigits  # what each reply would have earned with another digit
-    advantages: torch.Tensor  # (S,)
-    by_digit: torch.Tensor  # (S, 9) of the digits that each might have had
-    weights: torch.Tensor  # (S,) of each token of a reply
-    informative: torch.Tensor  # (Q,) bool: some reply did better than another
-
-
-def compare(groups: Sequence[RolloutGroup], config: Config, rollout: RolloutConfig) -> Comparison:
-    """How far each reply is above its group."""
-    rollouts = [one for group in groups for one in group.rollouts]
-    Q, sizes = len(groups), torch.tensor([len(group.rollouts) for group in groups])
-    group_of = torch.repeat_interleave(torch.arange(Q), sizes)  # (S,)
-    digits = score_digits(rollouts)
-    if config.reward.expected:
-        advantage, by_digit = expected_advantages(
-            digits, group_of, Q, config.grpo.by_std, config.reward.entropy
-        )
-    else:
-        parts = torch.tensor([[one.parts.get(name, 0.0) for name in PARTS] for one in rollouts])
-        weights = torch.tensor(config.reward.weights)
-        advantage = advantages(parts, weights, group_of, Q, config.grpo)
-        by_digit = advantage[:, None].expand(-1, 9)
-    lengths = torch.tensor([len(one.ids) for one in rollouts])
-    weights = token_weights(lengths, rollout.most_tokens, config.grpo)
-    kept = informative(by_digit.abs().amax(-1), group_of, Q)
-    return Comparison(digits, advantage, by_digit, weights, kept)
-
-
-def batch_loss(
-    model: Model,
-    tokenizer: Tokenizer,
-    batch: packing.Batch,
-    rollouts: Sequence[Rollout],
-    comparison: Comparison,
-    config: Config,
-    preset: Preset,
-) -> tuple[torch.Tensor, LossStatistics]:
-    """One micro-batch's share of the step's loss (), and its statistics."""
-    tokens, replies = digits_in(batch.owners, comparison.digits)  # (n,) each
-    log_probs, entropy, nine = reply_log_probs(
-        model, batch, preset, config.temperature, tokenizer.digit_ids, tokens
-    )  # (M,), (M,), (n, 9)
-    weights = comparison.weights.to(model.device)
-    loss, measured = policy_loss(
-        log_probs,
-        batch.owners,
-        comparison.advantages.to(model.device),
-        weights,
-        config.grpo,
-        sampler=sampler_log_probs(rollouts, batch.owners),
-        entropy=entropy,
-    )
-    loss = loss + digit_loss(
-        nine, replies, comparison.by_digit, weights, comparison.digits, config.grpo
-    )
-    return loss, measured
-
-
 def train(
     config: Config,
     preset: Preset,
-    rollout: RolloutConfig,
-    model: Model,
-    tokenizer: Tokenizer,
-    lora: Lora,
-    order: PairOrder,
-    style_evidence: StyleEvidenceFn | None,
-    run: Run,
+    learner: Learner,
+    collector: Collector,
     validation: ValidationSet,
 ) -> list[Metrics]:
     """All steps. The metrics of all validations."""
-    learner, steps = Learner(run, "rft", model, lora, config.optim), preset.rft_steps
-    facts: dict[str, Any] = {"validation": []}
+    run, model, history = learner.run, learner.model, list[dict[str, Any]]()
+
+    def validate(step: int) -> tuple[Metrics, str]:
+        measured, replies = validation.evaluate(model, preset)
+        run.note(f"after {step} steps: {measured.summary()}")
+        history.append(asdict(measured))
+        return measured, replies
+
     if run.resumed is not None:
-        facts["validation"] = run.resumed["validation"]
-        order.place = run.resumed["place"]
+        history += run.resumed["validation"]
+        collector.place = run.resumed["place"]
     else:
-        validated, text = validation.evaluate(model, preset)
-        run.write_replies(0, text)
-        run.note(f"before: {validated.summary()}")
-        facts["validation"].append(asdict(validated))
+        run.write_replies(0, validate(0)[1])
     run.start_clock()
-    for step in range(learner.first_step, steps):
+    for step in range(learner.first_step, preset.rft_steps):
         started = time.perf_counter()
         # draw
-        drawn = collect(model, tokenizer, order, rollout, style_evidence, step)
+        drawn = collector.collect(step)
+        groups = [group for about_pair in drawn for group in about_pair]
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
         drawing_done = time.perf_counter()
         # reward
-        for pair_groups in drawn:
-            reward(pair_groups, config.reward)
+        for about_pair in drawn:
+            reward(about_pair, config.reward)
         # compare
-        groups = [group for pair_groups in drawn for group in pair_groups]
-        rollouts = [one for group in groups for one in group.rollouts]
-        comparison = compare(groups, config, rollout)
+        longest = collector.config.most_tokens
+        comparison = compare(groups, longest, config.reward, config.grpo, model.device)
         # train
         kept = trees(groups, comparison.informative.tolist(), preset.budget)
         measured = []
         for micro in packing.pack(kept, preset.budget):
             batch = packing.batch(micro, model.device)
-            loss, seen = batch_loss(model, tokenizer, batch, rollouts, comparison, config, preset)
+            tokens, replies = digits_in(batch.owners, comparison.digits)
+            log_probs, entropy, digit_log_probs = reply_log_probs(
+                model, batch, preset, config.temperature, collector.tokenizer.digit_ids, tokens
+            )
+            loss, statistics_of_batch = policy_loss(
+                log_probs,
+                batch.owners,
+                comparison.advantages,
+                comparison.weights,
+                config.grpo,
+                sampler=sampler_log_probs(rollouts, batch.owners),
+                entropy=entropy,
+            )
+            loss = loss + digit_loss(digit_log_probs, replies, comparison, config.grpo)
             learner.backward(loss, batch.names)
-            measured.append(seen)
+            measured.append(statistics_of_batch)
         # step
-        rate = learning_rate(step, steps, config.optim)
-        norm = learner.update(rate)
+        lr = learning_rate(step, preset.rft_steps, config.optim)
+        norm = learner.update(lr)
 
         numbers = metrics(groups) | {
             "groups_drawn": len(groups),
             "groups_flat": len(groups) - int(comparison.informative.sum()),
             "gap_mean": 0.0,
             **statistics(measured),
-            "lr": rate,
+            "lr": lr,
             "gradient_norm": norm,
             "seconds_drawing": drawing_done - started,
             "seconds_training": time.perf_counter() - drawing_done,
@@ -250,125 +181,89 @@ def train(
         if not kept:
             advice = "raise --group or --temperature" if numbers["formed"] else TEACH_FORM
             run.note(f"step {step + 1} taught nothing, all groups are flat: {advice}")
-        text = page(groups)
-        if step + 1 == steps or (config.eval_every and (step + 1) % config.eval_every == 0):
-            validated, replies = validation.evaluate(model, preset)
-            run.note(f"after {step + 1} steps: {validated.summary()}")
-            facts["validation"].append(asdict(validated))
+        done, text, score = step + 1, page(groups), None
+        if done == preset.rft_steps or (config.eval_every and done % config.eval_every == 0):
+            validated, written = validate(done)
             numbers |= validated.numbers()
-            facts["score"] = validated.accuracy if validated.pairs else None
-            text += f"\n\nThe validation after this step\n\n{replies}"
-        run.write_replies(step + 1, text)
-        facts["place"] = order.place
-        tokens = sum(len(one.ids) for one in rollouts) + sum(tree.tokens for tree in kept)
-        run.finish_step(step + 1, learner, numbers, tokens, facts)
-        facts["score"] = None
-    return [Metrics(**record) for record in facts["validation"]]
+            score = validated.accuracy if validated.pairs else None
+            text += f"\n\nValidation after this step\n\n{written}"
+        run.write_replies(done, text)
+        facts = {"validation": history, "place": collector.place, "score": score}
+        size = sum(len(rollout.ids) for rollout in rollouts) + sum(tree.tokens for tree in kept)
+        run.finish_step(done, learner, numbers, size, facts)
+    return [Metrics(**record) for record in history]
 
 
 def main(config: Config) -> None:
-    """Read, draw and learn, save, and say what came of it."""
+    """Set up, train, save."""
     check_numbers(config, {"steps": 1, "eval_every": 0, "eval_pairs": 0, "reason_pairs": 0})
     check_out(config.out, config.resume, config.overwrite)
+    check_expected(config.reward, config.grpo)
     tiny = setup.is_random(config.preset, config.base)
-    folder, made = None, None
+    folder, settings = None, None
     if config.adapter is not None or not tiny:
-        folder, made = setup.require_adapter(config.adapter, SFT, config.base)
-        config = replace(config, **setup.defaults_from(made, config.base, config.nf4, config.dtype))
-    if made is not None and made.form == "pairwise":
+        folder, settings = setup.require_adapter(config.adapter, SFT, config.base)
+        config = replace(
+            config, **setup.defaults_from(settings, config.base, config.nf4, config.dtype)
+        )
+    if settings is not None and settings.form == "pairwise":
         raise InputError(f"{folder}: expected a pointwise judge, its form is pairwise")
-    check_expected(config)
     device = device_of(config.device)
     flags = asdict(config) | {"rft_steps": config.steps, "steps": None}
     preset = setup.preset_of(config.preset, device, flags)
-    eight_bit = config.optim.eight_bit or preset.eight_bit
-    config = replace(config, optim=replace(config.optim, eight_bit=eight_bit))
-
-    train_pairs, held_out = split_pairs(
-        demo_pairs(config.seed) if config.pairs is None else read(config.pairs),
-        config.validation,
-        config.seed,
-    )
-    order = PairOrder(train_pairs, config.seed)
+    optim = replace(config.optim, eight_bit=config.optim.eight_bit or preset.eight_bit)
     base = resolve(config.base, lambda line: print(line, file=sys.stderr))
-    tokenizer = Tokenizer.load(base)
-    if note := setup.check_base(made, folder, base, tiny):
+    if note := setup.check_base(settings, folder, base, tiny):
         print(note, file=sys.stderr)
-    sizes = ModelConfig.of(base.config)
-    config = replace(config, longest=min(config.longest, sizes.context))
+    longest = min(config.longest, ModelConfig.of(base.config).context)
+    config = replace(config, optim=optim, longest=longest)
+    evidence = settings is None or settings.evidence
     rollout = RolloutConfig(
-        plans=preset.plans,
-        at_once=preset.at_once,
-        group=preset.group,
-        rows=preset.rows,
-        reply=preset.reply,
-        temperature=config.temperature,
-        cache_mb=preset.cache_mb,
-        longest=config.longest,
-        evidence=made is None or made.evidence,
-        seed=config.seed,
+        **{name: getattr(preset, name) for name in ("plans", "at_once", "group", "rows")},
+        **{name: getattr(preset, name) for name in ("reply", "cache_mb")},
+        **{name: getattr(config, name) for name in ("temperature", "longest", "seed")},
+        evidence=evidence,
     )
+
+    pairs = demo_pairs(config.seed) if config.pairs is None else read(config.pairs)
+    train_pairs, held_out = split_pairs(pairs, config.validation, config.seed)
+    tokenizer = Tokenizer.load(base)
     model = setup.load_model(base, preset, device, config.seed, tiny)
-    if folder is None:
-        lora = Lora(model, LoraConfig(), config.seed)
-    else:
-        lora = setup.load_adapter(folder, model, LoraConfig())
-    style, style_evidence = setup.load_style(
-        folder, made, model, tokenizer, authors_by_exemplars(train_pairs)
-    )
-    next_groups(order, tokenizer, rollout, style_evidence)  # raises where all are too long
-    order.place = 0
-    examples = ExamplesConfig(evidence=rollout.evidence, longest=config.longest)
+    new = LoraConfig()
+    lora = setup.load_adapter(folder, model, new) if folder else Lora(model, new, config.seed)
+    authors = authors_by_exemplars(train_pairs)
+    style, style_evidence = setup.load_style(folder, settings, model, tokenizer, authors)
+    collector = Collector(model, tokenizer, train_pairs, rollout, style_evidence)
     validation = ValidationSet(
         held_out[: config.eval_pairs],
         tokenizer,
-        examples,
+        ExamplesConfig(evidence=evidence, longest=longest),
         config.seed,
         style_evidence,
         reasoned=config.reason_pairs,
     )
     torch.manual_seed(config.seed)
-    settings = asdict(config) | asdict(preset) | {"texts": digest([*train_pairs, *held_out])}
-    with Run(config, settings, preset.rft_steps, device) as run:
+    resolved = asdict(config) | asdict(preset) | {"texts": digest([*train_pairs, *held_out])}
+    memory = (
+        f"lower --rows (now {preset.rows}), --cache-mb (now {preset.cache_mb}) or --budget (now "
+        f"{preset.budget}), or give --recompute True"
+    )
+    with Run(config, resolved, preset.rft_steps, device) as run, memory_guard(memory):
         run.note(
             f"{config.base} with {folder or 'a new adapter'} on {device}, "
             f"{'NF4 and ' * preset.nf4}{model.norm.weight.dtype}; {len(train_pairs):,} pairs to "
             f"train on, {len(held_out):,} to validate on; {preset.rft_steps} steps of "
-            f"{rollout.plans} x 2 pairs x 2 prompts x {rollout.group} replies, {rollout.at_once} "
-            f"of {rollout.plans} at once"
+            f"{preset.plans} x 2 pairs x 2 prompts x {preset.group} replies, {preset.at_once} of "
+            f"{preset.plans} at once"
         )
-        advice = (
-            f"lower --rows (now {rollout.rows}), --cache-mb (now {rollout.cache_mb}) or --budget "
-            f"(now {preset.budget}), or --recompute True"
-        )
-        with memory_guard(advice):
-            history = train(
-                config,
-                preset,
-                rollout,
-                model,
-                tokenizer,
-                lora,
-                order,
-                style_evidence,
-                run,
-                validation,
-            )
+        learner = Learner(run, "rft", model, lora, config.optim)
+        history = train(config, preset, learner, collector, validation)
+
     shows_style = style_evidence is not None
-    made = setup.adapter_settings(config.base, base, model, tiny, rollout.evidence, shows_style)
+    made = setup.adapter_settings(config.base, base, model, tiny, evidence, shows_style)
     best = save_final(run, "rft", made, lora, style)
     print(f"before: {history[0].summary()}\nafter:  {history[-1].summary()}\n{best}")
     print(setup.judge_command(config.out / "adapter", config.base, tiny))
-
-
-def check_expected(config: Config) -> None:
-    """Raise where an expectation over digits is asked for that cannot be had."""
-    if config.reward.entropy and not config.reward.expected:
-        raise InputError("--reward.entropy: only with --reward.expected are there nine digits")
-    without = {"gdpo": "compares part by part", "gspo": "has one ratio for a whole reply"}
-    if config.reward.expected and config.grpo.variant in without:
-        why = f"{config.grpo.variant} {without[config.grpo.variant]}"
-        raise InputError(f"--reward.expected: {why}, choose another --grpo.variant")
 
 
 def run(config: Config) -> int:

@@ -213,6 +213,17 @@ def expected_advantages(
     return off_group.float(), by_digit.float()
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The replies of a step against their groups."""
+
+    advantages: Tensor  # (S,)
+    by_digit: Tensor  # (S, 9) the same, had it drawn another digit
+    weights: Tensor  # (S,) of each token of a reply
+    informative: Tensor  # (Q,) bool: some reply did better than another
+    digits: ScoreDigits
+
+
 # The loss of a micro-batch
 
 
@@ -306,23 +317,18 @@ def digits_in(owners: Tensor, digits: ScoreDigits) -> tuple[Tensor, Tensor]:
 
 
 def digit_loss(
-    log_probs: Tensor,
-    replies: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    digits: ScoreDigits,
-    config: GrpoConfig,
+    log_probs: Tensor, replies: Tensor, comparison: Comparison, config: GrpoConfig
 ) -> Tensor:
     """log_probs (n, 9) with gradient, of the digits of replies (n,) -> their share of the loss ().
 
-    advantages (S, 9) of `expected_advantages`, weights (S,) of `token_weights`.
+    Each of the nine is a token of its own, with the weight w · p(d).
     """
     device = log_probs.device
-    p = digits.probs[replies].to(device, log_probs.dtype)  # (n, 9)
-    weight = (weights.to(device)[replies.to(device), None] * p).flatten()  # (9 n,)
-    owner = torch.arange(len(weight), device=device)
-    A = advantages[replies].to(device).flatten()  # (9 n,)
-    return policy_loss(log_probs.flatten(), owner, A, weight, config)[0]
+    p = comparison.digits.probs[replies].to(device, log_probs.dtype)  # (n, 9)
+    weights = comparison.weights.to(device)[replies.to(device), None] * p  # (n, 9)
+    owner = torch.arange(weights.numel(), device=device)
+    A = comparison.by_digit[replies].to(device)  # (n, 9)
+    return policy_loss(log_probs.flatten(), owner, A.flatten(), weights.flatten(), config)[0]
 
 
 def statistics(measured: Sequence[LossStatistics]) -> dict[str, float]:

@@ -54,10 +54,20 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean
 
+import torch
+
 from nanopersrm import InputError
 from nanopersrm.judge.faithful import check, fold
 from nanopersrm.judge.verdict import DIGITS, LABELS, parse, soft_score
-from nanopersrm.train.rollout import Rollout, RolloutGroup
+from nanopersrm.train.grpo import (
+    Comparison,
+    GrpoConfig,
+    advantages,
+    expected_advantages,
+    informative,
+    token_weights,
+)
+from nanopersrm.train.rollout import Rollout, RolloutGroup, score_digits
 
 PARTS = ("format", "length", "order", "twin", "faithful", "calibration")
 WIDEST = DIGITS[-1] - DIGITS[0]  # difference of two scores
@@ -113,6 +123,16 @@ class _Score:
         return self.probs or tuple(float(digit == self.digit) for digit in DIGITS)
 
 
+def check_expected(config: RewardConfig, grpo: GrpoConfig) -> None:
+    """Raise where an expectation over digits is asked for that cannot be had."""
+    if config.entropy and not config.expected:
+        raise InputError("--reward.entropy: only with --reward.expected are there nine digits")
+    without = {"gdpo": "compares part by part", "gspo": "has one ratio for a whole reply"}
+    if config.expected and grpo.variant in without:
+        why = f"{grpo.variant} {without[grpo.variant]}"
+        raise InputError(f"--reward.expected: {why}, choose another --grpo.variant")
+
+
 def reward(groups: Sequence[RolloutGroup], config: RewardConfig) -> None:
     """Fill in what each reply has earned. Any text gives a reward.
 
@@ -125,14 +145,37 @@ def reward(groups: Sequence[RolloutGroup], config: RewardConfig) -> None:
         rivals = scores[place ^ 1]  # about the other text of the pair
         for score in scores[place]:
             if score.digit is not None:
-                compare = _compare_expected if config.expected else _compare
-                compare(score, rivals, group.role == "chosen")
+                stand = _stand_expected if config.expected else _stand
+                stand(score, rivals, group.role == "chosen")
     shares = [fmean([score.right for score in some]) for some in scores]
     for place, group in enumerate(groups):
         # The text that is judged here has the other role in the twin.
         twin_share = shares[3 - place] if len(groups) == 4 else None
         for rollout, score in zip(group.rollouts, scores[place], strict=True):
             _fill_in(rollout, score, group, twin_share, config)
+
+
+def compare(
+    groups: Sequence[RolloutGroup],
+    longest: int,
+    config: RewardConfig,
+    grpo: GrpoConfig,
+    device: torch.device,
+) -> Comparison:
+    """How far each reply of a step is above its group. longest: tokens that a reply could have."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    Q, sizes = len(groups), torch.tensor([len(group.rollouts) for group in groups])
+    group_of = torch.repeat_interleave(torch.arange(Q), sizes)  # (S,)
+    digits = score_digits(rollouts)
+    if config.expected:
+        above, by_digit = expected_advantages(digits, group_of, Q, grpo.by_std, config.entropy)
+    else:
+        parts = torch.tensor([[r.parts.get(name, 0.0) for name in PARTS] for r in rollouts])
+        above = advantages(parts, torch.tensor(config.weights), group_of, Q, grpo)  # (S,)
+        by_digit = above[:, None].expand(-1, len(DIGITS))  # (S, 9)
+    kept = informative(by_digit.abs().amax(-1), group_of, Q)  # (Q,)
+    weights = token_weights(torch.tensor([len(r.ids) for r in rollouts]), longest, grpo)
+    return Comparison(above.to(device), by_digit, weights.to(device), kept, digits)
 
 
 def _read(rollout: Rollout, role: str) -> _Score:
@@ -153,7 +196,7 @@ def _read(rollout: Rollout, role: str) -> _Score:
     return _Score(digit, None, calibration(soft, role == "chosen"), drawn)
 
 
-def _compare(score: _Score, rivals: Sequence[_Score], chosen: bool) -> None:
+def _stand(score: _Score, rivals: Sequence[_Score], chosen: bool) -> None:
     """Fill in order and right, of the digit that was drawn."""
     assert score.digit is not None
     sign = 1 if chosen else -1
@@ -162,7 +205,7 @@ def _compare(score: _Score, rivals: Sequence[_Score], chosen: bool) -> None:
     score.order = score.right + margins.count(0) / 2 / len(rivals)
 
 
-def _compare_expected(score: _Score, rivals: Sequence[_Score], chosen: bool) -> None:
+def _stand_expected(score: _Score, rivals: Sequence[_Score], chosen: bool) -> None:
     """The same for every digit that might have been drawn, against those of the rivals."""
     level = [math.fsum(rival.nine[k] for rival in rivals if rival.digit) for k in range(9)]
     below = list(accumulate(level, initial=0.0))  # below[k]: rivals' digits under DIGITS[k]

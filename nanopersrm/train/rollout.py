@@ -134,29 +134,6 @@ class RolloutGroup:
 # Prompts
 
 
-class PairOrder:
-    """An endless row of epochs of the pairs with their twins, each epoch in an order of its own."""
-
-    def __init__(self, pairs: Sequence[Pair], seed: int):
-        self.pairs = couples([pair for pair in pairs if pair.weight > 0])
-        if not self.pairs:
-            raise InputError(
-                f"pairs: expected some with a weight above 0, found {len(pairs)} with 0"
-            )
-        self.seed = seed
-        self.place = 0  # in the row: a run that goes on needs to know it
-        self._epoch, self._order = -1, list[int]()
-
-    def next(self) -> tuple[Pair, ...]:
-        """A pair, and its twin if it has one."""
-        epoch, index = divmod(self.place, len(self.pairs))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, list(range(len(self.pairs)))
-            random.Random(f"{self.seed}/couples/{epoch}").shuffle(self._order)
-        self.place += 1
-        return self.pairs[self._order[index]]
-
-
 def empty_groups(
     pairs: Sequence[Pair],
     tokenizer: Tokenizer,
@@ -181,49 +158,68 @@ def empty_groups(
     return groups
 
 
-def next_groups(
-    order: PairOrder,
-    tokenizer: Tokenizer,
-    config: RolloutConfig,
-    style_evidence: StyleEvidenceFn | None,
-    at_once: bool = False,
-) -> list[RolloutGroup]:
-    """Those of the next pair that is not too long."""
-    for _ in order.pairs:
-        if groups := empty_groups(order.next(), tokenizer, config, style_evidence, at_once):
-            return groups
-    raise InputError(
-        f"pairs: expected prompts that leave room for a reply of {config.room} tokens within "
-        f"{config.longest}, found none among {len(order.pairs)} pairs with their twins; raise "
-        "--longest or lower --reply"
-    )
-
-
 # Drawing
 
 
-def collect(
-    model: Model,
-    tokenizer: Tokenizer,
-    order: PairOrder,
-    config: RolloutConfig,
-    style_evidence: StyleEvidenceFn | None,
-    step: int,
-) -> list[list[RolloutGroup]]:
-    """The replies of a step: for each pair and its twin the groups of their prompts. Those that are
-    judged at once come last."""
-    collected: list[list[RolloutGroup]] = []
-    for at_once, count in ((False, config.plans - config.at_once), (True, config.at_once)):
-        if not count:
-            continue
-        some = [
-            next_groups(order, tokenizer, config, style_evidence, at_once) for _ in range(count)
-        ]
-        drawing = replace(config, reply=AT_ONCE_TOKENS) if at_once else config
-        seed = sample_name([config.seed, step, 0, *[1] * at_once])
-        draw(model, tokenizer, [group for groups in some for group in groups], drawing, seed)
-        collected += some
-    return collected
+class Collector:
+    """Draws the replies of one step after another. Its state is `place`, how many pairs with their
+    twins it has looked at, in an endless row of epochs, each shuffled."""
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        pairs: Sequence[Pair],
+        config: RolloutConfig,
+        style_evidence: StyleEvidenceFn | None,
+    ):
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.style_evidence = style_evidence
+        self.pairs = couples([pair for pair in pairs if pair.weight > 0])
+        if not self.pairs:
+            raise InputError(
+                f"pairs: expected some with a weight above 0, found {len(pairs)} with 0"
+            )
+        self._epoch, self._order = -1, list[int]()
+        self.place = 0
+        self.next_groups()  # raises where every pair is too long
+        self.place = 0
+
+    def collect(self, step: int) -> list[list[RolloutGroup]]:
+        """The replies of a step: for each pair and its twin the groups of their prompts. Those that
+        are judged at once come last."""
+        config, collected = self.config, list[list[RolloutGroup]]()
+        for at_once, count in ((False, config.plans - config.at_once), (True, config.at_once)):
+            some = [self.next_groups(at_once) for _ in range(count)]
+            drawing = replace(config, reply=AT_ONCE_TOKENS) if at_once else config
+            seed = sample_name([config.seed, step, 0, *[1] * at_once])
+            flat = [group for groups in some for group in groups]
+            draw(self.model, self.tokenizer, flat, drawing, seed)
+            collected += some
+        return collected
+
+    def next_groups(self, at_once: bool = False) -> list[RolloutGroup]:
+        """Without replies yet: of the next pair that is not too long."""
+        for _ in self.pairs:
+            groups = empty_groups(
+                self.next_pair(), self.tokenizer, self.config, self.style_evidence, at_once
+            )
+            if groups:
+                return groups
+        raise InputError(
+            f"pairs: expected prompts that leave room for a reply of {self.config.room} tokens "
+            f"within {self.config.longest}, found none among {len(self.pairs)} pairs with their "
+            "twins; raise --longest or lower --reply"
+        )
+
+    def next_pair(self) -> tuple[Pair, ...]:
+        """A pair, and its twin if it has one."""
+        epoch, index = divmod(self.place, len(self.pairs))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(len(self.pairs)))
+            random.Random(f"{self.config.seed}/couples/{epoch}").shuffle(self._order)
+        self.place += 1
+        return self.pairs[self._order[index]]
 
 
 def draw(

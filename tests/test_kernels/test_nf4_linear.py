@@ -1,17 +1,40 @@
-"""The linear layer on NF4 weights: against its formula, gradients included, and its buffer.
+"""The linear layer on NF4 and on plain weights with an adapter: against its formula, gradients
+included; its buffer; the product of few rows, and the instructions that decode its weights.
 
-Then the same layer on a plain weight with an adapter.
+No GPU is needed to know that the decoder is right: the text that goes to the assembler is executed
+here, by an interpreter of the five instructions it is made of, for every byte. The kernel around it
+runs under Triton's interpreter with its plain decoder.
 """
+
+import random
+import re
 
 import pytest
 import torch
-from oracle import BF16, FP16, FP32, INTERPRETED, KINDS, gappy, no_worse_than_plain, spread, strided
+from oracle import (
+    BF16,
+    FP16,
+    FP32,
+    INTERPRETED,
+    KINDS,
+    NO_GPU,
+    gappy,
+    no_worse_than_plain,
+    spread,
+    strided,
+)
 from torch import Tensor
 
 from kernels import nf4_linear as file
 from kernels.linear import Adapter
-from kernels.nf4 import NF4, dequantize, quantize
-from kernels.nf4_linear import _FrozenLinear, lora_linear, nf4_linear, nf4_linear_reference
+from kernels.nf4 import CODEBOOK, NF4, decode_asm, decode_tables, dequantize, quantize
+from kernels.nf4_linear import (
+    _parts,
+    lora_linear,
+    nf4_linear,
+    nf4_linear_reference,
+    product,
+)
 
 # rows, in, out, rank: few rows and many, whole blocks in a row or not, outputs of any number
 SHAPES = [(1, 64, 1, 1), (3, 128, 70, 4), (33, 64, 40, 16), (65, 64, 6, 3), (2, 32, 4, 2)]
@@ -27,47 +50,61 @@ def base(out: int, columns: int, device: str = "cpu") -> NF4:
     return quantize(spread(out, columns, seed=9)).to(device)
 
 
-def ours(weight: NF4, scale: float = 0.7):
-    return lambda x, bias, A, B: nf4_linear(x, weight, bias, Adapter(A, B, scale))
+def layer(weight: NF4 | Tensor, scale: float = 0.7):
+    """The layer on `weight`; what it is not given, it leaves out."""
+
+    def op(x: Tensor, bias: Tensor | None = None, A: Tensor | None = None, B=None) -> Tensor:
+        adapter = None if A is None else Adapter(A, B, scale)
+        if isinstance(weight, NF4):
+            return nf4_linear(x, weight, bias, adapter)
+        return lora_linear(x, weight, bias, adapter)
+
+    return op
 
 
-def plain(weight: NF4, scale: float = 0.7):
+def plain(weight: NF4 | Tensor, scale: float = 0.7):
     """The formula in the type of its inputs, rounding after each step."""
 
-    def formula(x: Tensor, bias: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        return x @ dequantize(weight, x.dtype).t() + bias + scale * ((x @ A.t()) @ B.t())
+    def formula(x: Tensor, bias: Tensor | None = None, A: Tensor | None = None, B=None) -> Tensor:
+        W = dequantize(weight, x.dtype) if isinstance(weight, NF4) else weight.to(x.dtype)
+        y = x @ W.t() if bias is None else x @ W.t() + bias
+        return y if A is None else y + scale * ((x @ A.t()) @ B.t())
 
     return formula
 
 
+@pytest.mark.parametrize("quantized", [True, False])
 @pytest.mark.parametrize("layout", [Tensor.contiguous, strided, gappy])
 @pytest.mark.parametrize(("device", "dtype"), KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_no_worse_than_plain_pytorch(shape, device, dtype, layout):
+def test_no_worse_than_plain_pytorch(shape, device, dtype, layout, quantized):
     x, *others = parts(*shape, dtype=dtype)
     weight = base(shape[2], shape[1], device)
-    no_worse_than_plain(ours(weight), plain(weight), [layout(x), *others], device)
+    if not quantized:
+        weight = dequantize(weight, dtype)
+    no_worse_than_plain(layer(weight), plain(weight), [layout(x), *others], device)
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(("device", "dtype"), KINDS)
-def test_bias_and_adapter_are_optional(device, dtype):
-    x, bias, A, B = parts(5, 64, 12, 2, dtype)
-    weight = base(12, 64, device)
-    no_worse_than_plain(
-        lambda x: nf4_linear(x, weight), lambda x: x @ dequantize(weight, x.dtype).t(), [x], device
-    )
-    no_worse_than_plain(
-        lambda x, b: nf4_linear(x, weight, b),
-        lambda x, b: x @ dequantize(weight, x.dtype).t() + b,
-        [x, bias],
-        device,
-    )
-    no_worse_than_plain(
-        lambda x, A, B: nf4_linear(x, weight, None, Adapter(A, B, -2.0)),
-        lambda x, A, B: x @ dequantize(weight, x.dtype).t() - 2.0 * ((x @ A.t()) @ B.t()),
-        [x, A, B],
-        device,
-    )
+def test_bias_and_adapter_are_optional(device, dtype, count):
+    weight, inputs = base(12, 64, device), parts(5, 64, 12, 2, dtype)
+    no_worse_than_plain(layer(weight), plain(weight), inputs[:count], device)
+    if count == 1:
+        no_worse_than_plain(
+            lambda x, A, B: layer(weight, -2.0)(x, None, A, B),
+            lambda x, A, B: plain(weight, -2.0)(x, None, A, B),
+            [inputs[0], *inputs[2:]],
+            device,
+        )
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the backward is PyTorch's; the rest would only be slow")
+@pytest.mark.parametrize("weight", [base(5, 64), spread(5, 64).double()], ids=["nf4", "plain"])
+def test_backward_against_finite_differences(weight):
+    inputs = [t.double().requires_grad_() for t in parts(3, 64, 5, 2)]
+    assert torch.autograd.gradcheck(layer(weight), inputs)
+    assert torch.autograd.gradcheck(layer(weight), inputs[:1])
 
 
 @pytest.mark.parametrize("op", [nf4_linear, nf4_linear_reference])
@@ -86,25 +123,13 @@ def test_worked_example(op):
     assert B.grad.tolist() == [[6.0], [6.0]]
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the backward is PyTorch's; the rest would only be slow")
-def test_backward_against_finite_differences():
-    x, bias, A, B = (t.double().requires_grad_() for t in parts(3, 64, 5, 2))
-    weight = base(5, 64)
-    assert torch.autograd.gradcheck(
-        lambda *inputs: _FrozenLinear.apply(inputs[0], weight, *inputs[1:], 0.7), (x, bias, A, B)
-    )
-    assert torch.autograd.gradcheck(
-        lambda x: _FrozenLinear.apply(x, weight, None, None, None, 0.0), (x,)
-    )
-
-
 @pytest.mark.parametrize("learns", range(4))
 def test_computes_only_the_gradients_asked_for(learns, monkeypatch):
     inputs = parts(3, 64, 5, 2)
     inputs[learns].requires_grad_()
     dequantized = []
     monkeypatch.setattr(file, "dequantize", lambda *a: dequantized.append(1) or dequantize(*a))
-    y = ours(base(5, 64))(*inputs)
+    y = layer(base(5, 64))(*inputs)
     before = len(dequantized)
     y.sum().backward()
     assert [t.grad is not None for t in inputs] == [i == learns for i in range(4)]
@@ -149,85 +174,190 @@ def test_buffer_made_under_inference_serves_training():
 
 def test_no_function_where_nothing_learns():
     x, bias, A, B = parts(2, 64, 4, 2)
-    assert ours(base(4, 64))(x, bias, A, B).grad_fn is None
+    assert layer(base(4, 64))(x, bias, A, B).grad_fn is None
     with torch.no_grad():
-        assert ours(base(4, 64))(x.requires_grad_(), bias, A, B).grad_fn is None
+        assert layer(base(4, 64))(x.requires_grad_(), bias, A, B).grad_fn is None
 
 
 def test_no_rows():
     x, bias, A, B = (t.requires_grad_() for t in parts(0, 64, 4, 2))
-    y = ours(base(4, 64))(x, bias, A, B)
+    y = layer(base(4, 64))(x, bias, A, B)
     assert y.shape == (0, 4)
     y.sum().backward()
     assert x.grad.shape == (0, 64)
     assert A.grad.abs().sum() == B.grad.abs().sum() == bias.grad.abs().sum() == 0
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter truncates 16-bit stores")
-@pytest.mark.parametrize("dtype", [BF16, FP16])
-def test_reference_computes_in_fp32(dtype):
-    x, bias, A, B = parts(4, 128, 8, 2, dtype)
-    weight, adapter = base(8, 128), Adapter(A, B, 0.5)
-    truth = nf4_linear_reference(
-        x.double(), weight, bias.double(), Adapter(A.double(), B.double(), 0.5)
-    )
-    y = nf4_linear_reference(x, weight, bias, adapter)
-    assert y.dtype == dtype
-    assert ((y.double() - truth).abs() <= 0.51 * torch.finfo(dtype).eps * truth.abs() + 1e-5).all()
+ones = 0xFFFFFFFF
 
 
-def test_says_what_does_not_fit():
-    x, bias, A, B = parts(2, 64, 4, 2)
-    with pytest.raises(AssertionError, match="expected x"):
-        nf4_linear(x, base(4, 128))
-    with pytest.raises(AssertionError, match="expected B"):
-        nf4_linear(x, base(4, 64), bias, Adapter(A, B.t(), 1.0))
+def prmt(a: int, b: int, selectors: int) -> int:
+    """Four bytes of the eight in b:a, as PTX defines it: the fourth bit of a selector replaces the
+    byte by copies of its sign."""
+    table = (a | b << 32).to_bytes(8, "little")
+    made = 0
+    for i in range(4):
+        selector = selectors >> 4 * i & 15
+        byte = table[selector & 7]
+        made |= ((255 if byte & 128 else 0) if selector & 8 else byte) << 8 * i
+    return made
 
 
-@pytest.mark.parametrize("layout", [Tensor.contiguous, strided, gappy])
-@pytest.mark.parametrize(("device", "dtype"), KINDS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_plain_weight_no_worse_than_plain_pytorch(shape, device, dtype, layout):
-    """The weight is among the inputs, so that this also sees that it gets no gradient."""
-    x, bias, A, B = parts(*shape, dtype=dtype)
-    W = spread(shape[2], shape[1], dtype=dtype, seed=9)
-    no_worse_than_plain(
-        lambda x, W, bias, A, B: lora_linear(x, W, bias, Adapter(A, B, 0.7)),
-        lambda x, W, bias, A, B: x @ W.detach().t() + bias + 0.7 * ((x @ A.t()) @ B.t()),
-        [layout(x), W, bias, A, B],
-        device,
-    )
+def lop3(a: int, b: int, c: int, truth: int) -> int:
+    """Bit by bit, the bit of `truth` that a, b and c number, a the highest."""
+    made = 0
+    for i in range(32):
+        made |= (truth >> ((a >> i & 1) << 2 | (b >> i & 1) << 1 | (c >> i & 1)) & 1) << i
+    return made
 
 
-@pytest.mark.parametrize(("device", "dtype"), KINDS)
-def test_plain_weight_without_bias(device, dtype):
-    x, _, A, B = parts(33, 48, 40, 4, dtype)  # 48 columns: no whole block of NF4
-    W = spread(40, 48, dtype=dtype, seed=9)
-    no_worse_than_plain(
-        lambda x, W, A, B: lora_linear(x, W, None, Adapter(A, B, -2.0)),
-        lambda x, W, A, B: x @ W.detach().t() - 2.0 * ((x @ A.t()) @ B.t()),
-        [x, W, A, B],
-        device,
-    )
+PTX = {
+    "prmt.b32": prmt,
+    "lop3.b32": lop3,
+    "and.b32": lambda a, b: a & b,
+    "shl.b32": lambda a, b: a << b & ones,
+    "shr.u32": lambda a, b: a >> b,
+}
 
 
-def test_plain_weight_against_finite_differences():
-    x, bias, A, B = (t.double().requires_grad_() for t in parts(3, 6, 5, 2))
-    W = spread(5, 6, seed=9).double()
-    assert torch.autograd.gradcheck(
-        lambda x, bias, A, B: lora_linear(x, W, bias, Adapter(A, B, 0.7)), (x, bias, A, B)
-    )
+def execute(text: str, operands: dict[str, int]) -> dict[str, int]:
+    """The registers after running `text`; refuses what it does not know, or what is read unset."""
+    values = dict(operands)
+    for line in text.strip("{}\n").splitlines():
+        if line.startswith(".reg"):
+            continue
+        name, rest = re.fullmatch(r"(\S+) (.*);", line).groups()
+        target, *sources = rest.split(", ")
+        values[target] = PTX[name](*(int(s, 0) if s[0].isdigit() else values[s] for s in sources))
+    return values
 
 
-def test_plain_weight_beside_an_adapter_in_fp32():
-    x, _, A, B = parts(4, 64, 8, 2)
-    adapter = Adapter(A.requires_grad_(), B.requires_grad_(), 0.5)
-    y = lora_linear(x.bfloat16(), spread(8, 64, dtype=BF16), None, adapter)
-    y.float().sum().backward()
-    assert (y.dtype, A.grad.dtype, B.grad.dtype) == (BF16, FP32, FP32)
+def decode(word: int, dtype: torch.dtype) -> tuple[list[float], list[float]]:
+    """Even and odd columns of a word by the assembler text."""
+    tables = [int(t) & ones for t in decode_tables(dtype, torch.device("cpu"))]
+    operands = dict(zip(("$5", "$9", "$13", "$17"), tables, strict=True))
+    values = execute(decode_asm(dtype), {"$4": word, **operands})
+    halves = [values[f"${i}"] >> shift & 0xFFFF for i in range(4) for shift in (0, 16)]
+    numbers = torch.tensor([h - (h >> 15 << 16) for h in halves], dtype=torch.int16).view(dtype)
+    return numbers[:4].tolist(), numbers[4:].tolist()
 
 
-def test_plain_weight_of_another_type():
-    x, _, A, B = parts(4, 64, 8, 2)
-    with pytest.raises(AssertionError, match=r"expected a weight of torch\.float32"):
-        lora_linear(x, spread(8, 64, dtype=BF16), None, Adapter(A, B, 0.5))
+@pytest.mark.parametrize("dtype", [FP16, BF16])
+def test_decoder_gives_the_rounded_codebook(dtype):
+    """Every byte in every place of a word, and random words, bit for bit."""
+    codes = torch.tensor(CODEBOOK).to(dtype).tolist()
+    randomly = random.Random(3)
+    words = [byte << 8 * place for byte in range(256) for place in range(4)]
+    words += [byte * 0x01010101 for byte in range(256)]
+    words += [randomly.getrandbits(32) for _ in range(500)]
+    for word in words:
+        packed = word.to_bytes(4, "little")
+        even, odd = decode(word, dtype)
+        assert even == [codes[b >> 4] for b in packed], f"{word:#x}"
+        assert odd == [codes[b & 15] for b in packed], f"{word:#x}"
+
+
+def uneven(out: int, columns: int) -> NF4:
+    return quantize(spread(out, columns, seed=9) * torch.linspace(0.1, 3, columns))
+
+
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+
+
+def check_product(x, weight, bias=None, a=None, B=None, scale=1.0):
+    y = product(x, weight, bias, a, B, scale)
+    dense = dequantize(weight, torch.float64)
+    truth, size = x.double() @ dense.t(), x.double().abs() @ dense.abs().t()
+    if bias is not None:
+        truth = truth + bias.double()
+    if a is not None:
+        truth = truth + scale * (a.double() @ B.double().t())
+        size = size + abs(scale) * (a.double().abs() @ B.double().abs().t())
+    assert y.dtype == x.dtype
+    assert y.shape == truth.shape
+    assert ((y.double() - truth).abs() <= 1e-6 * (size + 1)).all()
+    return y
+
+
+@interpreted
+@pytest.mark.parametrize("rows", [1, 3, 16, 17, 33])
+@pytest.mark.parametrize(("columns", "out"), [(64, 64), (128, 70), (192, 1), (576, 131)])
+def test_product_against_fp64(rows, columns, out):
+    check_product(spread(rows, columns), uneven(out, columns))
+
+
+@interpreted
+@pytest.mark.parametrize("programs", [1, 384])  # parts are added in the product or in the sum
+@pytest.mark.parametrize("rank", [1, 16, 20, 130])
+def test_product_with_bias_and_adapter(programs, rank, monkeypatch):
+    monkeypatch.setattr(file, "PROGRAMS", programs)
+    weight, x = uneven(70, 384), spread(5, 384)
+    bias, a, B = spread(70, seed=1), spread(5, rank, seed=2), spread(70, rank, seed=3)
+    assert (_parts(70, 6) > 1) == (programs > 1)
+    check_product(x, weight, bias)
+    check_product(x, weight, None, a, B, -0.5)
+    check_product(x, weight, bias, a, B, 2.0)
+
+
+@interpreted
+def test_rows_may_start_anywhere():
+    """Rows apart from each other, at an odd distance, and from the middle of another tensor."""
+    weight = uneven(8, 64)
+    check_product(strided(spread(3, 64)), weight)
+    check_product(spread(4, 130, seed=1)[1:, 1:65], weight)
+    check_product(spread(200, seed=2)[1:65][None], weight)
+    check_product(spread(64, 3, seed=4).t(), weight)
+
+
+@interpreted
+def test_reads_nothing_past_the_end():
+    """Neither rows of x nor outputs that do not exist reach a result."""
+    x, weight = spread(9, 64), uneven(65, 64)
+    room = torch.full((64, 64), float("nan"))
+    room[:9] = x
+    assert torch.equal(check_product(room[:9], weight), check_product(x, weight))
+
+
+@interpreted
+def test_an_infinite_output_stays_alone():
+    """Ranks are padded to a power of two; what is read there must be 0, not the next output's."""
+    a, B = spread(3, 20), spread(70, 20, seed=1)
+    B[8] = float("inf")
+    y = product(spread(3, 64), uneven(70, 64), None, a, B)
+    assert y.isfinite().sum().item() == 3 * 69
+
+
+@interpreted
+def test_a_row_does_not_depend_on_the_others():
+    """Whatever they hold, and how many they are; here up to the rows of a program, because numpy's
+    product sums in another order where shapes differ."""
+    x, weight = spread(16, 384), uneven(70, 384)
+    together = product(x, weight)
+    for rows in (9, 13):
+        some = x[:rows].clone()
+        some[1:] = spread(rows - 1, 384, seed=5)
+        assert torch.equal(product(some, weight)[0], together[0])
+
+
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("dtype", [FP16, BF16])
+@pytest.mark.parametrize(("columns", "out"), [(64, 64), (576, 131), (3584, 512)])
+def test_on_a_gpu(columns, out, dtype):
+    """The real decoder; and a row's result is the same bits alone and among 64."""
+    weight, x = uneven(out, columns).to("cuda"), spread(64, columns, dtype=dtype).cuda()
+    bias, a, B = (spread(*s, dtype=dtype).cuda() for s in [(out,), (64, 16), (out, 16)])
+    y = product(x, weight, bias, a, B, 0.5).double()
+    dense = dequantize(weight, FP32).double()
+    truth = x.double() @ dense.t() + bias.double() + 0.5 * (a.double() @ B.double().t())
+    rounding = torch.finfo(dtype).eps
+    size = (x.double().abs() @ dense.abs().t()) / columns**0.5 + truth.abs() + 1
+    assert ((y - truth).abs() <= rounding * size).all()
+    for rows in (1, 8, 9, 17, 33):
+        few = product(x[:rows], weight, bias, a[:rows], B, 0.5)
+        assert torch.equal(few.double(), y[:rows])
+
+
+@interpreted
+def test_no_rows_of_the_product():
+    assert product(torch.empty(0, 64), uneven(4, 64)).shape == (0, 4)

@@ -63,12 +63,7 @@ def test_freed_memory_stays_and_threads_spin_briefly():
 
 
 @glibc
-def test_what_is_set_is_left_alone():
-    settings = {"GOMP_SPINCOUNT": "7", "MALLOC_MMAP_THRESHOLD_": "1000000"}
-    assert probe(**settings) == ["True", "False", "7"]
-
-
-@glibc
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_shapes():
     """300 further shapes: 200 MB as PyTorch comes, where it has kernels for bf16."""
     native, grown = probe(SHAPES)

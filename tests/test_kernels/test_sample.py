@@ -1,5 +1,5 @@
-"""Drawing: is it the right distribution, does a draw depend on its own key only, and do the kernels
-draw what the reference draws?
+"""Drawing: is the noise uniform, is it the right distribution, does a draw depend on its own key
+only, and do the kernels draw what the reference draws?
 
 Statistics use fixed keys, so each test gives the same number every time. Their bounds are 4 to 5
 standard deviations: a sound generator passes with nearly every choice of keys. They need thousands
@@ -7,19 +7,34 @@ of rows, so they are asked of the reference; the kernels then have to agree with
 """
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from oracle import FP32, INTERPRETED, NO_GPU, gappy, no_worse_than_plain, spread, strided
-from test_sample_noise import keys_of, surprise
 from torch import Tensor
 
 import kernels.sample
-from kernels.sample import draw_key, sample, sample_reference, uniform
+from kernels._dispatch import jit, tl, triton
+from kernels.sample import ROUND_2, _uniform, draw_key, sample, sample_reference, uniform
 
 DRAWS = 40_000
 INF = float("inf")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
+
+
+def keys_of(count: int, seed: int = 0, position: int = 0) -> Tensor:
+    """The keys of `count` samples."""
+    rows = [draw_key(seed, number, position) for number in range(count)]
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def surprise(ids: Tensor, p: Tensor) -> float:
+    """Pearson's chi-square of the counts, in standard deviations (Wilson and Hilferty, 1931)."""
+    counts, expected = torch.bincount(ids, minlength=len(p)).double(), p.double() * len(ids)
+    assert expected.min() >= 5, "a cell too rare for the test"
+    chi2, k = ((counts - expected) ** 2 / expected).sum().item(), len(p) - 1
+    return ((chi2 / k) ** (1 / 3) - (1 - 2 / (9 * k))) / math.sqrt(2 / (9 * k))
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +50,6 @@ def test_draws_follow_softmax(width, temperature, keys):
     p = (logits / temperature).double().softmax(-1)
     ids, _ = sample_reference(logits.expand(DRAWS, -1), keys, temperature)
     assert surprise(ids, p) < 4
-
-
-def test_draws_along_positions_follow_softmax():
-    """One reply, token after token: the position is the only thing that changes."""
-    p = torch.tensor([0.7, 0.2, 0.1])
-    rows = [draw_key(3, 12345678901234567890, position) for position in range(20_000)]
-    ids, _ = sample_reference(
-        p.log().expand(20_000, -1), torch.tensor(rows, dtype=torch.int32), 1.0
-    )
-    assert surprise(ids, p) < 4
-    pairs = ids[:-1] * 3 + ids[1:]  # neighbours are independent of each other
-    assert surprise(pairs, torch.outer(p, p).flatten()) < 4
-
-
-def test_where_a_token_stands_does_not_matter(keys):
-    """Equal logits over a wide vocabulary: every eighth of it is drawn alike."""
-    ids, _ = sample_reference(torch.zeros(1, 4096).expand(5000, -1), keys[:5000], 1.0)
-    assert surprise(ids // 512, torch.full((8,), 1 / 8)) < 4
-    assert surprise(ids % 8, torch.full((8,), 1 / 8)) < 4
 
 
 def test_worked_example():
@@ -89,36 +85,6 @@ def test_a_draw_depends_on_its_key_only():
     assert not torch.equal(ids, other)
 
 
-def test_strided_and_broadcast_logits():
-    torch.manual_seed(1)
-    wide, keys = torch.randn(9, 40), keys_of(9)
-    ids, log_probs = sample(wide[:, ::2], keys, 0.8)
-    same, values = sample(wide[:, ::2].contiguous(), keys, 0.8)
-    assert torch.equal(ids, same)
-    assert torch.equal(log_probs, values)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 3.0])
-@pytest.mark.parametrize(("rows", "width"), [(1, 1), (1, 77), (13, 501)])
-def test_log_prob_is_that_of_the_drawn_id(rows, width, temperature):
-    torch.manual_seed(width)
-    logits = torch.randn(rows, width) * 4
-    ids, log_probs = sample(logits, keys_of(rows), temperature)
-    assert ids.shape == log_probs.shape == (rows,)
-    assert (ids.dtype, log_probs.dtype) == (torch.int64, torch.float32)
-    told = (logits / (temperature or 1)).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-    truth = (logits.double() / (temperature or 1)).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-    error = (log_probs.double() - truth).abs().max().item()
-    assert error <= 2 * (told.double() - truth).abs().max().item() + 1e-6
-
-
-def test_temperature_zero_takes_the_largest():
-    logits = torch.tensor([[1.0, 5.0, 5.0 - 1e-5], [-3.0, -2.0, -1.0], [7.0, 0.0, -INF]])
-    for seed in range(4):
-        ids, _ = sample(logits, keys_of(3, seed), 0)
-        assert ids.tolist() == [1, 2, 0]
-
-
 def test_forbidden_tokens_are_never_drawn(keys):
     logits = torch.zeros(1, 32)
     logits[0, 1::2] = -INF
@@ -134,17 +100,6 @@ def test_forbidden_tokens_are_never_drawn(keys):
     ids, log_probs = sample(logits.expand(10, -1), keys[:10], 2.0)
     assert (ids % 2 == 0).all()
     assert log_probs.tolist() == pytest.approx([-math.log(16)] * 10, abs=1e-5)
-
-
-def test_logits_of_any_size(keys):
-    """Only differences matter: neither overflow nor underflow."""
-    p = torch.tensor([0.5, 0.3, 0.2])
-    for shift in (-1e4, 1e4):
-        ids, log_probs = sample_reference((p.log() + shift).expand(DRAWS, -1), keys, 1.0)
-        assert surprise(ids, p) < 5  # fp32 holds 1e4 plus a logit to 5e-4
-        assert log_probs.isfinite().all()
-        some, _ = sample((p.log() + shift).expand(5, -1), keys[:5], 1.0)
-        assert torch.equal(some, ids[:5])
 
 
 @torch.no_grad()
@@ -228,16 +183,6 @@ def test_more_splits_than_sixteen(monkeypatch):
     assert torch.allclose(log_probs, expected[1])
 
 
-def test_a_row_does_not_depend_on_the_batch(monkeypatch):
-    monkeypatch.setattr(kernels.sample, "SPLIT", 64)
-    logits, keys = spread(3, 90, size=3), keys_of(3)
-    ids, log_probs = sample(logits, keys, 0.9)
-    for i in range(3):
-        alone = sample(logits[i : i + 1], keys[i : i + 1], 0.9)
-        assert torch.equal(alone[0], ids[i : i + 1])
-        assert torch.equal(alone[1], log_probs[i : i + 1])
-
-
 def test_the_reference_in_parts(monkeypatch):
     """Hashing a few rows at a time changes nothing."""
     logits, keys = spread(7, 96), keys_of(7)
@@ -257,10 +202,70 @@ def test_no_rows_and_rows_of_nothing(temperature):
         assert log_probs.isnan().all()
 
 
-def test_refuses_other_shapes_and_types():
-    with pytest.raises(AssertionError, match=r"keys \(3, 2\), got"):
-        sample(torch.zeros(3, 4), keys_of(2), 1.0)
-    with pytest.raises(AssertionError, match=r"float32, got torch\.float64"):
-        sample(torch.zeros(3, 4).double(), keys_of(3), 1.0)
-    with pytest.raises(AssertionError, match=r"int32, got torch\.int64"):
-        sample(torch.zeros(3, 4), keys_of(3).long(), 1.0)
+def test_uniform_at_its_ends():
+    """Keys whose last hash words are the smallest, middle and largest 32-bit integers.
+
+    Element 0 of a row with a first key of 0 is a hash of the second key alone, and the last rounds,
+    w = k · ROUND_2 and w ^ (w >>> 16), can be undone."""
+    for word, expected in ((0x80000000, 2.0**-23), (0, 0.5), (0x7FFFFFFF, 1 - 2.0**-23)):
+        before = word ^ (word >> 16)
+        key = before * pow(ROUND_2, -1, 1 << 32) & 0xFFFFFFFF
+        key -= (key >> 31) << 32
+        u = uniform(torch.tensor([[0, key]], dtype=torch.int32), 1)
+        assert u.item() == pytest.approx(expected, abs=2.0**-24)
+        assert 0 < u.item() < 1
+
+
+@pytest.mark.parametrize("moving", ["seed", "sample", "position"])
+def test_uniform_is_uniform_over_neighbouring_keys(moving):
+    """2,000 rows whose keys differ by one in one part, 100 columns."""
+    rows = []
+    for i in range(2000):
+        parts = {"seed": 5, "sample": 77, "position": 3, moving: i}
+        rows.append(draw_key(**parts))
+    u = uniform(torch.tensor(rows, dtype=torch.int32), 100).double()
+    n = u.numel()
+    assert u.mean().item() == pytest.approx(0.5, abs=4 * math.sqrt(1 / 12 / n))
+    assert u.var().item() == pytest.approx(1 / 12, abs=4 * math.sqrt(1 / 180 / n))
+    cells = (u.flatten() * 64).long()
+    assert surprise(cells, torch.full((64,), 1 / 64)) < 4
+    z = (u - 0.5) * math.sqrt(12)
+    for lag in (1, 2, 3, 16):
+        assert abs((z[lag:] * z[:-lag]).mean().item()) < 4.5 / math.sqrt(n)  # down the rows
+        assert abs((z[:, lag:] * z[:, :-lag]).mean().item()) < 4.5 / math.sqrt(n)  # along a row
+    assert (z.mean(0).abs() < 5 / math.sqrt(2000)).all()  # no column leans
+    assert (z.mean(1).abs() < 5 / math.sqrt(100)).all()
+
+
+@jit
+def _noise_kernel(Keys, U, V, BLOCK: tl.constexpr):
+    row, columns = tl.program_id(0), tl.arange(0, BLOCK)
+    u = _uniform(columns, tl.load(Keys + row * 2), tl.load(Keys + row * 2 + 1))
+    tl.store(U + row * V + columns, u, mask=columns < V)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="of the kernel")),
+        pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU]),
+    ],
+)
+def test_noise_has_the_same_bits(device):
+    keys = keys_of(20, seed=6).to(device)
+    u = torch.empty(20, 5000, device=device)
+    _noise_kernel[(20,)](keys, u, 5000, BLOCK=triton.next_power_of_2(5000))
+    assert torch.equal(u, uniform(keys, 5000))
+    assert torch.equal(u.cpu(), uniform(keys.cpu(), 5000))
+
+
+def test_draw_keys_are_int32_and_distinct():
+    edges = (0, 1, 2, 3, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) + 1, (1 << 64) - 1)
+    grid = list(product(edges, edges, edges)) + list(product((0,), range(40), range(200)))
+    found = {draw_key(*parts) for parts in grid}
+    assert len(found) == len(set(grid))
+    for word in (word for key in found for word in key):
+        assert -(1 << 31) <= word < 1 << 31
+    assert len({key[0] for key in found}) > len(found) - 5  # either word alone is nearly a name
+    assert len({key[1] for key in found}) > len(found) - 5
+    torch.tensor(sorted(found), dtype=torch.int32)

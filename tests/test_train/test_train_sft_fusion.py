@@ -168,6 +168,8 @@ def test_lessons_show_what_a_fusion_without_their_writer_says():
     (own,) = near([f" {text}\n" for text in pair.exemplars], [pair.chosen])
     (other,) = near([pair.rejected], [pair.chosen])
     fold = style.fusion.folds[fusion.fold_of(pair.author)]
-    assert own.probability == pytest.approx(fold.probabilities(pair.exemplars, [pair.chosen], [0.5])[0])
+    assert own.probability == pytest.approx(
+        fold.probabilities(pair.exemplars, [pair.chosen], [0.5])[0]
+    )
     assert other.probability == style.fusion.probabilities([pair.rejected], [pair.chosen], [0.5])[0]
     assert own.probability != style.fusion.probabilities(pair.exemplars, [pair.chosen], [0.5])[0]

@@ -1,0 +1,25 @@
+"""Imports point one way, and text is read without torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_contract_of_pyproject_holds():
+    words = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"]
+    linted = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["judge", "nanopersrm.judge.prompts", "nanopersrm.style.profile", "nanopersrm.pairs"],
+)
+def test_text_needs_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert imported.returncode == 0, imported.stderr

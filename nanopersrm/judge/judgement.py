@@ -10,10 +10,24 @@ Each answer of the model gives p(1) … p(9) for one candidate (pointwise) or p(
                 Bradley-Terry strengths over the pairs compared
 
 P(j beats i) is always 1 - P(i beats j), so the mirrored call gives the mirrored table. A tie is a
-tie only when both are preferred exactly alike, as identical candidates are. A small model's digits
-stand closer together than its record deserves: their log-odds are multiplied by what `calibrate.py`
-has measured. Where a probability is not finite, the verdict is "invalid" and the score None:
-nothing stands in for it.
+tie only when both are preferred exactly alike, as identical candidates are. Where a probability is
+not finite, the verdict is "invalid" and the score None: nothing stands in for it.
+
+Bradley and Terry (Biometrika, 1952) give each candidate a strength s and say
+
+    P(i beats j) = s[i] / (s[i] + s[j])
+
+The strengths that explain the given preferences best are found by repeating (Hunter, Annals of
+Statistics, 2004)
+
+    s[i] <- wins[i] / Σ_j 1 / (s[i] + s[j])        wins[i] = Σ_j P(i beats j)
+
+with sums over the pairs that were compared. Worked example: two candidates, P = 0.75. Strengths in
+the ratio 3 : 1 reproduce it exactly. A half-weight draw against a reference of strength 1 keeps a
+candidate that always wins from running away to infinity.
+
+Up to 8 candidates every pair is compared. Above, candidate i meets i ± 1, 2, 4, 8, … around a
+circle, N · ⌈log2 N⌉ pairs at most, which keeps everyone within a few steps of everyone else.
 """
 
 import math
@@ -24,7 +38,6 @@ from typing import Any, Literal, Protocol
 
 from nanopersrm import InputError
 from nanopersrm.judge import faithful
-from nanopersrm.judge.ranking import bradley_terry, preference
 from nanopersrm.judge.verdict import (
     CLOSE,
     LABELS,
@@ -38,7 +51,11 @@ from nanopersrm.judge.verdict import (
 
 Scores = list[float | None]
 Table = list[list[float]]
-Asked = Sequence[tuple[int, ...]]  # the candidates of each prompt, in its order
+Orders = Sequence[tuple[int, ...]]  # the candidates of each prompt, in its order
+
+ALL_PAIRS_UP_TO = 8
+PRIOR = 0.5  # weight of the draw against the reference
+ROUNDS, CLOSE_ENOUGH = 2000, 1e-12
 
 
 class HasDigits(Protocol):
@@ -166,7 +183,6 @@ class Judges(Protocol):
         principles: Sequence[str] = (),
         config: JudgeConfig | None = None,
         on_text: OnText | None = None,
-        alive: Callable[[], None] | None = None,
     ) -> Judgement: ...
 
 
@@ -197,7 +213,66 @@ def check(
                 raise InputError(f"{name[:-1]} {i + 1}: expected a text, got {text!r}")
 
 
-def pointwise(n: int, asked: Asked, answers: Sequence[Sequence[HasDigits]]) -> tuple[Scores, Table]:
+def orders_of(n: int, mode: str) -> list[tuple[int, ...]]:
+    """Which of n different candidates each prompt shows: one each, or pairs in both orders."""
+    pairs = schedule(n) if mode == "pairwise" else []
+    if not pairs:
+        return [(i,) for i in range(n)]
+    return [order for i, j in pairs for order in ((i, j), (j, i))]
+
+
+def preferences(
+    n: int, orders: Orders, answers: Sequence[Sequence[HasDigits]], sharpness: float | None = None
+) -> tuple[Scores, Table]:
+    """Scores of n candidates, and P(i beats j); sharpness: None changes nothing."""
+    scores, table = (pointwise if len(orders[0]) == 1 else pairwise)(n, orders, answers)
+    return scores, table if sharpness is None else sharpened(table, sharpness)
+
+
+def conclude(
+    index: Sequence[int],
+    scores: Scores,
+    table: Table,
+    replies: list[JudgedReply],
+    *,
+    tokens: int,
+    prompt_tokens: int,
+    seconds: float,
+    notes: list[str],
+    measured: list[float] | None,
+) -> Judgement:
+    """A judgement of the candidates of a call; index: which of the different texts each one is.
+
+    scores, table and measured are of the different texts, replies of candidates.
+    """
+    scores = [scores[i] for i in index]
+    table = [[table[i][j] for j in index] for i in index]
+    replies.sort(key=lambda reply: reply.candidates)  # stable: samples keep their order
+    first = {reply.candidates: reply.reasoning for reply in reversed(replies)}
+    paired = len(replies[0].candidates) == 2
+    reasoning = list(reversed(first.values()))  # of the first sample of each prompt
+    if not paired:
+        reasoning = [first[(index.index(i),)] for i in index]  # of each candidate
+    ranking = ranked(table, None if paired else scores)
+    return Judgement(
+        scores=scores,
+        preference=table,
+        ranking=ranking,
+        verdict=verdict_of(scores, table, ranking),
+        reasoning=reasoning,
+        well_formed=all(reply.problem is None for reply in replies),
+        tokens=tokens,
+        prompt_tokens=prompt_tokens,
+        seconds=seconds,
+        replies=replies,
+        notes=notes,
+        measured=None if measured is None else [measured[i] for i in index],
+    )
+
+
+def pointwise(
+    n: int, orders: Orders, answers: Sequence[Sequence[HasDigits]]
+) -> tuple[Scores, Table]:
     """answers[i] are the samples about candidate i -> n scores and the table of preferences."""
     digits = [mean([drawn.digits for drawn in group]) for group in answers]
     table = _half(n)
@@ -207,11 +282,13 @@ def pointwise(n: int, asked: Asked, answers: Sequence[Sequence[HasDigits]]) -> t
     return [_finite(soft_score(p)) for p in digits], table
 
 
-def pairwise(n: int, asked: Asked, answers: Sequence[Sequence[HasDigits]]) -> tuple[Scores, Table]:
-    """answers[k] are the samples about the ordered pair asked[k]; pairs stand in both orders."""
+def pairwise(
+    n: int, orders: Orders, answers: Sequence[Sequence[HasDigits]]
+) -> tuple[Scores, Table]:
+    """answers[k] are the samples about the ordered pair orders[k]; pairs stand in both orders."""
     wins: dict[tuple[int, int], list[float]] = {}
     digits: list[list[float]] = [[] for _ in range(n)]
-    for (a, b), group in zip(asked, answers, strict=True):
+    for (a, b), group in zip(orders, answers, strict=True):
         for drawn in group:
             assert drawn.joint is not None, "a pair without joint digits"
             p = beats_jointly(drawn.joint)
@@ -223,7 +300,12 @@ def pairwise(n: int, asked: Asked, answers: Sequence[Sequence[HasDigits]]) -> tu
     strengths = bradley_terry(n, pairs) if n > 2 else []
     for i in range(n):
         for j in range(i + 1, n):
-            _put(table, i, j, preference(strengths[i], strengths[j]) if n > 2 else pairs[i, j])
+            _put(
+                table,
+                i,
+                j,
+                strength_preference(strengths[i], strengths[j]) if n > 2 else pairs[i, j],
+            )
     return [_finite(math.fsum(own) / len(own)) for own in digits], table
 
 
@@ -271,3 +353,52 @@ def _put(table: Table, i: int, j: int, p: float) -> None:
 
 def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
+
+
+def schedule(n: int) -> list[tuple[int, int]]:
+    """The pairs (i < j) to compare among n candidates, in a fixed order.
+
+    >>> schedule(3)
+    [(0, 1), (0, 2), (1, 2)]
+    """
+    if n <= ALL_PAIRS_UP_TO:
+        return [(i, j) for i in range(n) for j in range(i + 1, n)]
+    steps = [1 << k for k in range(n.bit_length()) if 1 << k <= n // 2]
+    pairs = {(min(i, j), max(i, j)) for i in range(n) for j in ((i + step) % n for step in steps)}
+    return sorted(pairs)
+
+
+def bradley_terry(n: int, preferences: dict[tuple[int, int], float]) -> list[float]:
+    """preferences[i, j] = P(i beats j), each pair once -> log strengths, around 0.
+
+    >>> a, b = bradley_terry(2, {(0, 1): 0.5})
+    >>> a == b
+    True
+    """
+    wins = [PRIOR / 2] * n
+    rivals: list[list[int]] = [[] for _ in range(n)]
+    for (i, j), p in preferences.items():
+        wins[i] += p
+        wins[j] += 1 - p
+        rivals[i].append(j)
+        rivals[j].append(i)
+    strengths = [1.0] * n
+    for _ in range(ROUNDS):
+        new = [
+            wins[i]
+            / (
+                math.fsum(1 / (strengths[i] + strengths[j]) for j in rivals[i])
+                + PRIOR / (strengths[i] + 1)
+            )
+            for i in range(n)
+        ]
+        moved = max(abs(math.log(a / b)) for a, b in zip(new, strengths, strict=True))
+        strengths = new
+        if moved < CLOSE_ENOUGH:
+            break
+    return [math.log(s) for s in strengths]
+
+
+def strength_preference(one: float, two: float) -> float:
+    """P(one beats two) from log strengths."""
+    return 1 / (1 + math.exp(two - one))

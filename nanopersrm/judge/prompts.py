@@ -21,8 +21,12 @@ next call. A small model still listens to what a text says ("score this 9"): `ho
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from nanopersrm.judge.verdict import CLOSE, LABELS, OPEN, SCORES, SCORES_END
+
+if TYPE_CHECKING:
+    from nanopersrm.model.tokenizer import Tokenizer
 
 Message = dict[str, str]
 
@@ -53,6 +57,7 @@ OUR_TAG = re.compile(
     re.I,
 )
 LOOKALIKE = "\u2039"
+PROBE = "\u2060"  # a candidate: its prompt has only exemplars and principles in common with others
 LONGEST_TOKEN = 16  # characters; a text of more than 16 a token on average is not prose
 
 
@@ -89,6 +94,19 @@ def messages(
     ]
 
 
+def prompt_ids(
+    tokenizer: "Tokenizer",
+    exemplars: Sequence[str],
+    candidates: Sequence[str],
+    question: str | None = None,
+    principles: Sequence[str] = (),
+    measured: str | None = None,
+) -> list[int]:
+    """The same chat as ids, up to the start of the reply."""
+    chat = messages(exemplars, candidates, question, principles, measured)
+    return tokenizer.chat(chat, continuation=OPEN)
+
+
 def _tagged(name: str, text: str) -> str:
     return f"<{name}>\n{OUR_TAG.sub(LOOKALIKE, text.strip())}\n</{name}>"
 
@@ -117,6 +135,18 @@ def cut(text: str, limit: int, count: Callable[[str], int]) -> str:
         if low and text[: ends[low - 1]].strip():
             return text[: ends[low - 1]].rstrip()
     return ""
+
+
+def fit_exemplars(exemplars: Sequence[str], room: int, count: Callable[[str], int]) -> list[str]:
+    """The exemplars, the longest of them cut so that all together have at most `room` tokens."""
+    lengths = [count(text) for text in exemplars]
+    if sum(lengths) <= room:
+        return [*exemplars]
+    limit = water_level(lengths, room)
+    return [
+        cut(text, limit, count) if length > limit else text
+        for text, length in zip(exemplars, lengths, strict=True)
+    ]
 
 
 def water_level(lengths: Sequence[int], share: int) -> int:

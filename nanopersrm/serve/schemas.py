@@ -24,8 +24,7 @@ from pydantic import (
 )
 
 from nanopersrm import InputError
-from nanopersrm.judge.judgement import JudgeConfig, JudgedReply, Judgement, check
-from nanopersrm.judge.ranking import schedule
+from nanopersrm.judge.judgement import JudgeConfig, JudgedReply, Judgement, check, schedule
 from nanopersrm.judge.verdict import LABELS
 from nanopersrm.serve.reward_fn import (
     FIELDS,

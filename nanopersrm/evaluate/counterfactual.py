@@ -48,11 +48,11 @@ from nanopersrm.evaluate.evaluate import select
 from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.answer import FORCED_ROOM, AnswerConfig, answer
 from nanopersrm.judge.judge import Judge
-from nanopersrm.judge.question import Question
+from nanopersrm.judge.prompts import prompt_ids
 from nanopersrm.judge.verdict import soft_score
 from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.pairs import Pair, read
-from nanopersrm.style.profile import StyleEvidence
+from nanopersrm.style.profile import StyleEvidence, measured_block
 
 SAME = 1e-6  # mean squared digits; scores that vary less are the same
 BAR = 32  # characters from score 1 to 9
@@ -125,9 +125,9 @@ def scores(judge: Judge, pair: Pair, text: str, chances: Sequence[int]) -> list[
     near = judge.style_evidence(exemplars, [text])[0]
     prompts = []
     for chance in chances:
-        ask = Question(judge.tokenizer, exemplars, [text], pair.question or None, (), True)
-        ask.near = [StyleEvidence(near.percentile, float(chance))]
-        prompts.append(ask.ids(exemplars, (0,)))
+        block = measured_block(exemplars, [text], [StyleEvidence(near.percentile, float(chance))])
+        question = pair.question or None
+        prompts.append(prompt_ids(judge.tokenizer, exemplars, [text], question, (), block))
     room = FORCED_ROOM + len(exemplars)  # what the judge keeps free
     if max(map(len, prompts)) + room > judge.model.config.context:
         return None
@@ -167,7 +167,7 @@ def check(chances: Sequence[int]) -> None:
 
 def check_shown(judge: Judge, adapter: str) -> None:
     """Raise where the judge's prompts about one candidate do not show a chance."""
-    made_for, style = judge.made_for, judge.style
+    made_for, style = judge.settings, judge.style
     why = None
     if not judge.trained:
         why = "there is no adapter"

@@ -195,7 +195,7 @@ def _beside(name: str, kit: Kit) -> Named | str:
     made_for = adapter_settings.read(folder)
     model, tokenizer = (loaded := kit.load(kit.adapter)).model, loaded.tokenizer
     note = None if made_for is None else made_for.same_base(folder, resolve(kit.base))
-    beside = loaded.made_for is not None and loaded.made_for.nf4
+    beside = loaded.settings is not None and loaded.settings.nf4
     if made_for is not None and made_for.nf4 != beside:
         return f"{folder} was trained {'beside' if made_for.nf4 else 'without'} 4-bit weights"
     said = f"; {note}" if note else ""

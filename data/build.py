@@ -373,19 +373,19 @@ def open_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / "shards", ignore_errors=True)
     path = out / SETTINGS
-    known = read_json(path) if path.exists() else {}
-    left = [name for name in FILES if (out / name).exists()]
-    if left and not known:
-        raise InputError(f"{out}: holds {left[0]} of something else; use --overwrite")
-    wanted = json.loads(json.dumps(settings))
-    if not known:
+    started = [n for n in (*FILES, "shards") if n != SETTINGS and (out / n).exists()]
+    if not started:
         write_json(path, settings)
-    elif differing := sorted(k for k in known | wanted if known.get(k) != wanted.get(k)):
-        name = differing[0]
-        raise InputError(
-            f"{out}: was built with {name} {known.get(name)!r:.60}, expected the same, got "
-            f"{wanted.get(name)!r:.60}; take another --out, or --overwrite"
-        )
+        return
+    if not path.exists():
+        raise InputError(f"{out}: holds {started[0]} of something else; use --overwrite")
+    known, wanted = read_json(path), json.loads(json.dumps(settings))
+    for name in sorted(known | wanted):
+        if known.get(name) != wanted.get(name):
+            raise InputError(
+                f"{out}: was built with {name} {known.get(name)!r:.60}, now got "
+                f"{wanted.get(name)!r:.60}; take another --out, or --overwrite"
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -428,6 +428,7 @@ def main(config: Config, command: str = "") -> None:
     else:
         sets, rows = build_sets(corpora, recipe, config.base, out)
         if not sets["train"]:
+            shutil.rmtree(out / "shards", ignore_errors=True)
             why = "; ".join(f"{row.kind}: {reasons(row)}" for row in rows if row.split == "train")
             raise InputError(f"{config.corpora}: no pair could be made: {why}")
         facts = {

@@ -4,11 +4,9 @@ import random
 
 import pytest
 
-from data.drafts import Draft, Rejection, author_2, pair_and_twin
-from data.kinds.cross_author import PERIOD, draft
-from data.shelf import Lengths, Shelf, shelves
-from data.writings import Piece
-from nanopersrm.pairs import check_twins
+from data.corpus import Corpus, Lengths, Piece, split_corpora
+from data.kinds.cross_author import PERIOD, propose
+from data.proposals import Proposal, Rejection
 
 LENGTHS = Lengths((20, 30), (30, 40))
 
@@ -17,8 +15,8 @@ def prose(stem: str) -> str:
     return " ".join(f"{stem}{i} went away again." for i in range(30))
 
 
-def shelf_of(pieces: list[Piece]) -> Shelf:
-    return shelves(pieces, 0, (), LENGTHS)["train"]
+def corpus_of(pieces: list[Piece]) -> Corpus:
+    return split_corpora(pieces, 0, (), LENGTHS)["train"]
 
 
 def works(author: str, year: int | None, domain: str = "d", question: str = "") -> list[Piece]:
@@ -27,21 +25,21 @@ def works(author: str, year: int | None, domain: str = "d", question: str = "") 
     ]
 
 
-def drafts(shelf: Shelf, exemplars: int = 2) -> list[Draft]:
-    found = [draft(shelf, random.Random(seed), exemplars) for seed in range(60)]
-    return [one for one in found if isinstance(one, Draft)]
+def proposals_of(corpus: Corpus, exemplars: int = 2) -> list[Proposal]:
+    found = [propose(corpus, random.Random(seed), exemplars) for seed in range(60)]
+    return [one for one in found if isinstance(one, Proposal)]
 
 
 def test_a_draft_is_of_two_writers_with_their_own_exemplars():
-    shelf = shelf_of([*works("ann", None), *works("bob", None), *works("cy", None, "e")])
-    found = drafts(shelf)
+    corpus = corpus_of([*works("ann", None), *works("bob", None), *works("cy", None, "e")])
+    found = proposals_of(corpus)
     assert found  # cy has nobody to be set against
     for one in found:
-        assert {one.author, author_2(one)} == {"ann", "bob"}
+        assert {one.author, one.author_2} == {"ann", "bob"}
         sides = (
             (one.author, one.text_1, one.exemplars_1, one.from_1),
             (
-                author_2(one),
+                one.author_2,
                 one.text_2,
                 one.exemplars_2,
                 one.from_2,
@@ -56,51 +54,31 @@ def test_a_draft_is_of_two_writers_with_their_own_exemplars():
 
 
 def test_a_writer_alone_is_rejected():
-    alone = draft(shelf_of(works("ann", None)), random.Random(0), 1)
-    assert alone == Rejection("cross_author", "no other writer in the domain")
+    alone = propose(corpus_of(works("ann", None)), random.Random(0), 1)
+    assert alone == Rejection("no other writer in the domain")
 
 
 def test_too_few_exemplars_are_a_rejection():
-    shelf = shelf_of([*works("ann", None), *works("bob", None)])
-    assert draft(shelf, random.Random(0), 2) != draft(shelf, random.Random(0), 3)
-    assert draft(shelf, random.Random(0), 3) == Rejection("cross_author", "too few other texts")
+    corpus = corpus_of([*works("ann", None), *works("bob", None)])
+    assert propose(corpus, random.Random(0), 2) != propose(corpus, random.Random(0), 3)
+    assert propose(corpus, random.Random(0), 3) == Rejection("too few other texts")
 
 
 def test_writers_of_one_period_are_preferred():
-    shelf = shelf_of([*works("ann", 1800), *works("bob", 1830), *works("cy", 1900)])
-    couples = {frozenset((one.author, author_2(one))) for one in drafts(shelf)}
+    corpus = corpus_of([*works("ann", 1800), *works("bob", 1830), *works("cy", 1900)])
+    couples = {frozenset((one.author, one.author_2)) for one in proposals_of(corpus)}
     # cy is 70 years from the nearest, and asked for all the same
     assert couples == {frozenset(("ann", "bob")), frozenset(("bob", "cy"))}
     assert 1830 - 1800 <= PERIOD < 1900 - 1830
 
 
 def test_an_unknown_year_fits_all():
-    shelf = shelf_of([*works("ann", 1800), *works("bob", None), *works("cy", 1900)])
-    couples = {frozenset((one.author, author_2(one))) for one in drafts(shelf)}
+    corpus = corpus_of([*works("ann", 1800), *works("bob", None), *works("cy", 1900)])
+    couples = {frozenset((one.author, one.author_2)) for one in proposals_of(corpus)}
     assert couples == {frozenset(("ann", "bob")), frozenset(("bob", "cy"))}
 
 
 @pytest.mark.parametrize(("other", "kept"), [("Why?", "Why?"), ("How?", "")])
 def test_a_question_stays_when_both_answer_it(other: str, kept: str):
-    shelf = shelf_of([*works("ann", 1, question="Why?"), *works("bob", 1, question=other)])
-    assert {one.question for one in drafts(shelf)} == {kept}
-
-
-def test_pair_and_twin_are_twins():
-    one = drafts(shelf_of([*works("ann", 1800), *works("bob", 1830)]))[0]
-    pair, twin = pair_and_twin(one, "x-1", "test")
-    check_twins([pair, twin])
-    assert (pair.id, pair.split, pair.author, pair.exemplars) == (
-        "x-1a",
-        "test",
-        one.author,
-        one.exemplars_1,
-    )
-    assert (twin.id, twin.split, twin.author, twin.exemplars) == (
-        "x-1b",
-        "test",
-        author_2(one),
-        one.exemplars_2,
-    )
-    assert (pair.chosen, pair.chosen_from) == (one.text_1, one.from_1)
-    assert (twin.chosen, twin.chosen_from) == (one.text_2, one.from_2)
+    corpus = corpus_of([*works("ann", 1, question="Why?"), *works("bob", 1, question=other)])
+    assert {one.question for one in proposals_of(corpus)} == {kept}

@@ -1,20 +1,28 @@
 """The two kinds that a model writes, with a scripted writer: whose text is whose, and what never
-may be shown."""
+may be shown; personas do what they say and belong to one split."""
 
 import random
 from collections.abc import Sequence
+from itertools import combinations
 
 import pytest
 
-from data.accept import Taken, fault, shared_share
-from data.drafts import Draft, Rejection, pair_and_twin
+from data.corpus import Corpus, Lengths, Piece, split_corpora
 from data.kinds import style_mimicking, style_randomization
-from data.kinds.continuing import Ask
-from data.kinds.personas import OPENINGS, of_split
-from data.kinds.style_randomization import aim
-from data.shelf import Lengths, Shelf, shelves
-from data.writings import Piece
+from data.kinds.model_text import Request
+from data.kinds.style_randomization import OPENINGS, PERSONAS, Persona, personas_of, word_range
+from data.proposals import (
+    Proposal,
+    Rejection,
+    Taken,
+    fault,
+    grams,
+    pair_and_twin,
+    shared_share,
+    text_fault,
+)
 from nanopersrm.pairs import check_twins
+from nanopersrm.style.features import FACTORS, measure
 
 LENGTHS = Lengths((30, 40), (36, 48))
 KINDS = {"style_randomization": style_randomization, "style_mimicking": style_mimicking}
@@ -26,49 +34,51 @@ def prose(stem: str, sentences: int = 30) -> str:
     )
 
 
-def shelf_of(works: int = 9, question: str = "", split: str = "train") -> Shelf:
+def corpus_of(works: int = 9, question: str = "", split: str = "train") -> Corpus:
     pieces = [
         Piece(author, f"{author}{k}", None, prose(f"{author}{k}q"), domain, question)
         for author, domain in (("ann", "d"), ("bob", "d"), ("cyd", "e"))
         for k in range(works)
     ]
-    sources = shelves(pieces, 0, (), LENGTHS)["train"]
-    return Shelf(split, sources.sources, sources.names, LENGTHS)
+    sources = split_corpora(pieces, 0, (), LENGTHS)["train"]
+    return Corpus(split, sources.sources, sources.rare_names, LENGTHS)
 
 
 class Writer:
-    """Writes sentences of its own, another text for every opening; keeps what it was asked."""
+    """Writes sentences of its own, another text for every opening; keeps the requests."""
 
     def __init__(self, spoil: str = ""):
-        self.spoil, self.asks, self.calls = spoil, [], 0  # type: str, list[Ask], int
+        self.spoil, self.requests, self.calls = spoil, [], 0  # type: str, list[Request], int
 
-    def __call__(self, asks: Sequence[Ask]) -> list[str]:
-        self.asks += asks
+    def __call__(self, requests: Sequence[Request]) -> list[str]:
+        self.requests += requests
         self.calls += 1
-        return [self.text(ask) for ask in asks]
+        return [self.text(request) for request in requests]
 
-    def text(self, ask: Ask) -> str:
-        rng = random.Random(ask.opening + ask.turns[0][1])
-        words = [f"m{rng.randrange(10**9)}" for _ in range(ask.words - 1)]
+    def text(self, request: Request) -> str:
+        rng = random.Random(request.opening + request.style.turns[0][1])
+        words = [f"m{rng.randrange(10**9)}" for _ in range(request.words - 1)]
         words[9::10] = [f"{word}." for word in words[9::10]]
         return f"{self.spoil} {' '.join(words)} end.".strip()
 
 
-def propose(kind: str, shelf: Shelf, writer: Writer, number: int = 32, seed: int = 0):
+def results(kind: str, corpus: Corpus, writer: Writer, number: int = 32, seed: int = 0):
     rngs = [random.Random(f"{seed}/{i}") for i in range(number)]
     counts = [rng.randint(1, 4) for rng in rngs]
-    return list(KINDS[kind].proposals("fake", writer, shelf, rngs, counts))
+    return list(KINDS[kind].proposals("fake", writer, corpus, rngs, counts))
 
 
-def drafts(kind: str, shelf: Shelf, writer: Writer | None = None, number: int = 32) -> list[Draft]:
-    found = propose(kind, shelf, writer or Writer(), number)
+def accepted(
+    kind: str, corpus: Corpus, writer: Writer | None = None, number: int = 32
+) -> list[Proposal]:
+    found = results(kind, corpus, writer or Writer(), number)
     assert len(found) == number
-    return [one for one in found if isinstance(one, Draft)]
+    return [one for one in found if isinstance(one, Proposal)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_person_and_the_model_each_have_their_own(kind: str):
-    found = drafts(kind, shelf_of())
+    found = accepted(kind, corpus_of())
     assert len(found) > 20
     for one in found:
         assert one.kind == kind
@@ -91,8 +101,8 @@ def test_the_person_and_the_model_each_have_their_own(kind: str):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_text_of_the_person_follows_the_opening_and_fits_the_length(kind: str):
-    source = {s.label: s.text for own in shelf_of().sources.values() for s in own}
-    for one in drafts(kind, shelf_of()):
+    source = {s.label: s.text for own in corpus_of().sources.values() for s in own}
+    for one in accepted(kind, corpus_of()):
         assert f"{one.question} {one.text_1}" in source[one.from_1]
         assert 0.8 < len(one.text_1.split()) / len(one.text_2.split()) < 1.25
         for mine, theirs in zip(one.exemplars_1, one.exemplars_2, strict=True):
@@ -101,8 +111,8 @@ def test_the_text_of_the_person_follows_the_opening_and_fits_the_length(kind: st
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_drafts_are_accepted_and_become_twins(kind: str):
-    shelf, taken = shelf_of(), Taken(reuse=9)
-    found = [one for one in drafts(kind, shelf) if fault(one, shelf, taken) is None]
+    corpus, taken = corpus_of(), Taken(reuse=9)
+    found = [one for one in accepted(kind, corpus) if fault(one, corpus, taken) is None]
     assert len(found) > 10
     check_twins(
         [pair for i, one in enumerate(found) for pair in pair_and_twin(one, f"{i}", "test")]
@@ -111,26 +121,19 @@ def test_drafts_are_accepted_and_become_twins(kind: str):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_is_a_candidate_once(kind: str):
-    texts = [one.text_2 for one in drafts(kind, shelf_of(), number=64)]
+    texts = [one.text_2 for one in accepted(kind, corpus_of(), number=64)]
     assert len(set(texts)) == len(texts)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_same_generators_give_the_same_drafts(kind: str):
-    shelf = shelf_of()
-    assert propose(kind, shelf, Writer()) == propose(kind, shelf, Writer())
-    assert propose(kind, shelf, Writer()) != propose(kind, shelf, Writer(), seed=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_written_before_it_is_asked_for(kind: str):
     writer = Writer()
     rngs = [random.Random(i) for i in range(64)]
-    for number, _ in enumerate(KINDS[kind].proposals("fake", writer, shelf_of(), rngs, [1] * 64)):
+    for number, _ in enumerate(KINDS[kind].proposals("fake", writer, corpus_of(), rngs, [1] * 64)):
         if number == 15:
             break
     assert writer.calls == 1
-    assert len(writer.asks) <= 16
+    assert len(writer.requests) <= 16
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,68 +146,48 @@ def test_nothing_is_written_before_it_is_asked_for(kind: str):
     ],
 )
 def test_a_text_that_fails_is_rejected_with_its_reason(kind: str, spoil: str, reason: str):
-    found = propose(kind, shelf_of(), Writer(spoil))
+    found = results(kind, corpus_of(), Writer(spoil))
     assert {one.reason for one in found if isinstance(one, Rejection)} >= {reason}
-    assert not [one for one in found if isinstance(one, Draft)]
+    assert not [one for one in found if isinstance(one, Proposal)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_recites_the_writing_is_rejected(kind: str):
     class Reciter(Writer):
-        def text(self, ask: Ask) -> str:
-            stem = ask.opening.split()[1].removesuffix("x")  # annKqI: the next sentence is I + 1
+        def text(self, request: Request) -> str:
+            stem = request.opening.split()[1].removesuffix(
+                "x"
+            )  # annKqI: the next sentence is I + 1
             name, _, number = stem.rpartition("q")
             return (
-                super().text(ask)
+                super().text(request)
                 + f" The {name}q{int(number) + 1}x went far away from "
                 + (f"{name}q{int(number) + 1}y when it was late.")
             )
 
-    found = propose(kind, shelf_of(), Reciter())
+    found = results(kind, corpus_of(), Reciter())
     assert {one.reason for one in found if isinstance(one, Rejection)} >= {"model: echo"}
-    assert not [one for one in found if isinstance(one, Draft)]
+    assert not [one for one in found if isinstance(one, Proposal)]
 
 
 def test_a_persona_has_its_own_turns_and_splits_do_not_share_any():
     named = {}
     for split in ("train", "validation", "test", "ood"):
         writer = Writer()
-        found = drafts("style_randomization", shelf_of(split=split), writer)
+        found = accepted("style_randomization", corpus_of(split=split), writer)
         named[split] = {one.meta["persona"] for one in found}
-        known = {persona.name: persona for persona in of_split(split)}
+        known = {persona.name: persona for persona in personas_of(split)}
         assert named[split] <= set(known)
         assert {one.from_2 for one in found} == {f"model:fake:{name}" for name in named[split]}
         shown = {tuple(zip(OPENINGS, known[n].paragraphs, strict=True)) for n in named[split]}
-        assert {ask.turns for ask in writer.asks} == shown
+        assert {request.style.turns for request in writer.requests} == shown
     assert len(named["train"]) == 2  # two cells
     assert not named["train"] & (named["validation"] | named["test"] | named["ood"])
 
 
-def test_exemplars_of_a_persona_are_of_the_domain_and_from_other_works():
-    for one in drafts("style_randomization", shelf_of()):
-        writer = Writer()
-        persona = next(p for p in of_split("train") if p.name == one.meta["persona"])
-        turns = tuple(zip(OPENINGS, persona.paragraphs, strict=True))
-        own = {
-            source.title: sentence
-            for w, sources in shelf_of().sources.items()
-            if w[0] == one.domain
-            for source in sources
-            for sentence in [source.text]
-        }
-        possible = {
-            writer.text(Ask(f"{opening}.", turns, words, 0, 0)): title
-            for title, text in own.items()
-            for opening in text.removesuffix(".").split(". ")
-            for words in range(*[n + k for k, n in enumerate(aim(LENGTHS))])
-        }
-        titles = {possible[text] for text in one.exemplars_2}
-        assert one.from_1.split("/")[1] not in titles
-
-
 def test_the_imitated_passage_is_in_no_text_of_the_pair():
     writer = Writer()
-    found = drafts("style_mimicking", shelf_of(), writer)
+    found = accepted("style_mimicking", corpus_of(), writer)
     assert len({one.author for one in found}) > 1
     for one in found:
         author, work = one.meta["imitated"].split("/")
@@ -212,7 +195,7 @@ def test_the_imitated_passage_is_in_no_text_of_the_pair():
         assert work not in one.from_1
         for text in (one.text_1, *one.exemplars_1):
             assert f"{work}q" not in text
-    turns = {ask.turns for ask in writer.asks}
+    turns = {request.style.turns for request in writer.requests}
     assert all(len(turn) == 1 and turn[0][0].endswith("late.") for turn in turns)
     assert len(turns) == 4  # one for each cell
     shown = [turn[0][1] for turn in turns]
@@ -224,21 +207,53 @@ def test_the_imitated_passage_is_in_no_text_of_the_pair():
 
 
 def test_who_has_few_sources_gives_few_imitations():
-    found = propose("style_mimicking", shelf_of(works=5), Writer(), 8)
+    found = results("style_mimicking", corpus_of(works=5), Writer(), 8)
     reasons = [one.reason for one in found if isinstance(one, Rejection)]
     assert reasons.count("no opening in the source") == 4  # 8 of the cell, 4 sources
-    found = propose("style_mimicking", shelf_of(works=3), Writer(), 8)
-    assert found == [Rejection("style_mimicking", "no passage to imitate")] * 8
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_question_of_a_writing_is_the_opening(kind: str):
-    for one in drafts(kind, shelf_of(question="What happened to them all?")):
-        assert one.question == "What happened to them all?"
+    found = results("style_mimicking", corpus_of(works=3), Writer(), 8)
+    assert found == [Rejection("no passage to imitate")] * 8
 
 
 def test_a_text_serves_as_candidate_and_as_exemplar():
-    least, most = aim(Lengths((80, 120), (120, 180)))
+    least, most = word_range(Lengths((80, 120), (120, 180)))
     assert 0.75 * 120 < least <= most <= 120
-    assert aim(Lengths((200, 220), (30, 40))) == (210, 220)
-    assert aim(Lengths((30, 40), (100, 120))) == (82, 82)
+    assert word_range(Lengths((200, 220), (30, 40))) == (210, 220)
+    assert word_range(Lengths((30, 40), (100, 120))) == (82, 82)
+
+
+MEASURED = {persona.name: measure(persona.paragraphs) for persona in PERSONAS}
+
+
+@pytest.mark.parametrize("persona", PERSONAS, ids=lambda persona: persona.name)
+def test_a_persona_stands_out_in_its_habits(persona: Persona):
+    assert persona.habits
+    for habit in persona.habits:
+        assert habit in {factor.name for factor in FACTORS}
+        rates = sorted((MEASURED[other.name][habit] or 0.0 for other in PERSONAS), reverse=True)
+        own = MEASURED[persona.name][habit]
+        assert own is not None
+        assert own >= rates[1], f"{persona.name}: {habit} {own}, others have {rates[:3]}"
+
+
+@pytest.mark.parametrize("persona", PERSONAS, ids=lambda persona: persona.name)
+def test_its_paragraphs_are_whole_texts_for_every_opening(persona: Persona):
+    assert len(persona.paragraphs) == len(OPENINGS)
+    for paragraph in persona.paragraphs:
+        assert text_fault(paragraph, 20, strict=True) is None, paragraph
+    assert 0 < persona.temperature <= 1.2
+
+
+def test_names_and_paragraphs_are_all_different():
+    assert len({persona.name for persona in PERSONAS}) == len(PERSONAS) >= 12
+    texts = [paragraph for persona in PERSONAS for paragraph in persona.paragraphs]
+    for one, other in combinations(texts, 2):
+        assert set(grams(one)).isdisjoint(grams(other))
+
+
+def test_personas_of_training_are_not_tested():
+    names = {
+        split: {p.name for p in personas_of(split)} for split in ("train", "validation", "test")
+    }
+    assert sum(map(len, names.values())) == len(set().union(*names.values())) == len(PERSONAS)
+    assert all(len(there) >= 2 for there in names.values())
+    assert {p.name for p in personas_of("ood")} == names["test"]

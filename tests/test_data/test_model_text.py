@@ -1,10 +1,225 @@
-"""Model text: plain typography, loops cut off, and every way to fail has its reason."""
+"""Model text: openings, rounds and cuts with a scripted model, and every way to fail.
+
+One test with the base.
+"""
+
+import random
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.kinds.model_text import loops, model_fault, packed, paragraphs, tidy, without_loop
+from data.corpus import Source
+from data.kinds.model_text import (
+    LEAST,
+    MOST,
+    ROUNDS,
+    SYSTEM,
+    Prompt,
+    Request,
+    Style,
+    compose,
+    draw_opening,
+    first_words,
+    join_short_paragraphs,
+    load_continuer,
+    loops,
+    model_fault,
+    packed,
+    sentence_ends,
+    tidy,
+    without_loop,
+)
+
+TEXT = " ".join(f"Ship {i} lay in the bay until March. Then it went {i}." for i in range(30))
+
+
+def source(text: str, question: str = "") -> Source:
+    return Source("d", "Ann", "t", None, text, question, 7)
+
+
+def test_an_opening_is_a_sentence_and_the_rest_follows_it():
+    found = {draw_opening(source(TEXT), 60, random.Random(seed)) for seed in range(60)}
+    for opening in found - {None}:
+        assert opening is not None
+        assert opening.text.endswith("lay in the bay until March.")  # the other is too short
+        assert f"{opening.text} {opening.rest}" in TEXT
+        assert 60 <= len(opening.rest.split()) <= 60 + MOST + 10
+    assert len(found - {None}) > 5
+
+
+def test_a_short_writing_is_taken_whole():
+    opening = draw_opening(source("Today I went to the big market. I ate."), 2, random.Random(0))
+    assert opening is not None
+    assert (opening.text, opening.rest) == ("Today I went to the big market.", "I ate.")
+
+
+def test_what_would_be_rejected_anyway_is_refused():
+    first = "Today I went to the big market."
+    for rest in (
+        "I ate.",
+        "I met old Ann there, and so we ate and drank until ten.",
+        "We ate. " * 9,
+    ):
+        expected = rest.count("We ate.") == 9  # else too short, or with the name of the writer
+        opening = draw_opening(source(f"{first} {rest}"), 18, random.Random(0))
+        assert (opening is not None) == expected
+    assert draw_opening(source("I ate.", "Why?"), 18, random.Random(0)) is None
+
+
+def test_the_question_of_a_writing_is_its_opening():
+    opening = draw_opening(source(TEXT, " Why? "), 60, random.Random(0))
+    assert opening is not None
+    assert (opening.text, opening.rest) == ("Why?", TEXT)
+
+
+def test_what_cannot_open_is_refused():
+    short = "No. Not I. Never so. " * 20
+    listed = "- one thing that I should like to have.\n- another thing that I want."
+    quoted = '"I went to the market with my brother. We ate." So he said it. ' * 9
+    endless = "so we went on " * 60
+    for text in (short, listed, endless):
+        assert draw_opening(source(text), 60, random.Random(0)) is None
+    for seed in range(30):
+        opening = draw_opening(source(quoted), 60, random.Random(seed))
+        assert opening is None or opening.text.count('"') % 2 == 0
+
+
+def test_first_words_ends_where_a_sentence_does():
+    text = 'One two.  Three four five!\n\nSix (seven?) "Eight. Nine." Ten'
+    assert [words for words, _ in sentence_ends(text)] == [2, 5, 7, 9]
+    assert first_words(text, 1) == "One two."
+    assert first_words(text, 5) == "One two.  Three four five!"
+    assert first_words(text, 99) == text.removesuffix(" Ten")
+    assert first_words("no end", 5) == ""
+
+
+@given(
+    st.lists(st.sampled_from(["a", "Mr.", "b.", "C!", '"d', 'e."', "\n\n", "- f"]), max_size=30),
+    st.integers(0, 40),
+)
+def test_first_words_is_always_a_beginning(parts: list[str], words: int):
+    text = " ".join(parts)
+    found = first_words(text, words)
+    assert text.strip().startswith(found)
+    assert found == "" or found in {text[:end].strip() for _, end in sentence_ends(text)}
+
+
+def test_the_least_opening():
+    assert draw_opening(source("a b c d so. " * 20), 30, random.Random(0)) is None
+    assert draw_opening(source("a b c d e so. " * 20), 30, random.Random(0)) is not None
+    assert LEAST == 6
+
+
+TURNS = (("It was a day in May.", "The sun was out."),)
+LINES = [f"Number {i} said that it was word{i} for him{i}. " for i in range(99)]
+
+
+def request(opening: str = "The men went home.", words: int = 30) -> Request:
+    return Request(opening, Style(TURNS, 0.8, 50), words)
+
+
+class Script:
+    """Says the next line of a script to each prompt, and keeps its calls."""
+
+    def __init__(self, *replies: tuple[str, bool]):
+        self.replies, self.calls = replies, []  # type: tuple[tuple[str, bool], ...], list
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        tests: Sequence[Callable[[str], bool]],
+        temperature: float,
+        top_k: int,
+        budget: int,
+    ) -> list[tuple[str, bool]]:
+        reply = self.replies[min(len(self.calls), len(self.replies) - 1)]
+        self.calls.append((list(prompts), list(tests), temperature, budget))
+        return [reply for _ in prompts]
+
+
+def test_a_reply_is_cut_at_the_sentence_end_nearest_to_the_length():
+    script = Script(("".join(LINES[:6]) + "And then", False))  # nine words a sentence
+    assert compose([request(words=30)], script) == ["".join(LINES[:3]).strip()]
+    assert len(script.calls) == 1
+
+
+def test_the_model_sees_the_turns_and_the_opening():
+    script = Script(("".join(LINES[:5]), False))
+    compose([request()], script)
+    ((messages, reply),) = script.calls[0][0]
+    assert reply == ""
+    assert [m["role"] for m in messages] == ["system", "user", "assistant", "user"]
+    assert [m["content"] for m in messages] == [SYSTEM, *TURNS[0], "The men went home."]
+
+
+def test_an_early_end_goes_on_after_a_blank_line_in_one_paragraph():
+    script = Script((LINES[0], True), ("".join(LINES[1:5]), False))
+    assert compose([request(words=27)], script) == ["".join(LINES[:3]).strip()]
+    assert [prompts[0][1] for prompts, *_ in script.calls] == ["", LINES[0].strip() + "\n\n"]
+
+
+def test_a_loop_is_cut_back_and_drawn_again_from_there():
+    script = Script((LINES[0] + LINES[0] + "So", False), (" " + "".join(LINES[2:6]), False))
+    assert compose([request(words=27)], script) == [(LINES[0] + LINES[2] + LINES[3]).strip()]
+    assert script.calls[1][0][0][1] == LINES[0].strip()
+
+
+def test_rounds_are_limited_and_only_for_what_is_unfinished():
+    stuck = Script(("", True))
+    assert compose([request()], stuck) == [""]
+    assert len(stuck.calls) == ROUNDS
+
+    class Uneven(Script):
+        def __call__(self, prompts, tests, temperature, top_k, budget):
+            super().__call__(prompts, tests, temperature, top_k, budget)
+            fast = [messages[-1]["content"] == "Fast one." for messages, _ in prompts]
+            return [("".join(LINES[:5]) if quick else "No", False) for quick in fast]
+
+    uneven = Uneven(("", False))
+    done = compose([request("Fast one."), request("Slow one.")], uneven)
+    assert done == ["".join(LINES[:3]).strip(), ""]
+    assert [len(prompts) for prompts, *_ in uneven.calls] == [2] + [1] * (ROUNDS - 1)
+
+
+def test_a_text_that_is_long_and_has_no_end_is_given_up():
+    script = Script(("and so " + " ".join(f"w{i}" for i in range(50)), False))
+    assert compose([request(words=30)], script) == [""]
+    assert len(script.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "enough"),
+    [
+        ("".join(LINES[:2]), False),  # too few words
+        ("".join(LINES[:4]), True),
+        ("".join(LINES[:4]) + "And now", False),  # inside a sentence
+        ("so on " * 20, True),  # far too long, and a loop
+        ("he had no men. " * 3, True),  # a loop
+    ],
+)
+def test_when_a_reply_is_stopped(reply: str, enough: bool):
+    script = Script(("".join(LINES[:5]), False))
+    compose([request(words=31)], script)
+    _, (test,), _, budget = script.calls[0]
+    assert test(reply) is enough
+    assert budget >= 31 * 1.4
+
+
+@pytest.mark.base
+def test_the_embedded_base_continues_and_repeats_itself():
+    requests = [
+        request(f"The {thing} was sold in the spring of that year.", 12)
+        for thing in ("mill", "cow")
+    ]
+    texts = load_continuer("smollm2-135m-instruct", 1)(requests)
+    assert texts == load_continuer("smollm2-135m-instruct", 1)(requests)
+    assert texts != load_continuer("smollm2-135m-instruct", 2)(requests)
+    assert texts[0] != texts[1]
+    assert any(texts)
+    assert all(text == "" or text.rstrip("\"')")[-1] in ".!?" for text in texts)
+
 
 GOOD = (
     "The men had gone by noon, and the yard was quiet. A dog slept near the gate. Nobody could say "
@@ -29,11 +244,6 @@ def test_tidy(reply: str, text: str):
     assert tidy(text) == text
 
 
-@given(st.text(alphabet="ab .!\n-—’…1", max_size=60))
-def test_tidy_never_raises_and_is_done_at_once(reply: str):
-    assert tidy(tidy(reply)) == tidy(reply)
-
-
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
@@ -53,18 +263,12 @@ def test_without_loop(text: str, kept: str):
     assert without_loop(kept) == kept
 
 
-def test_paragraphs_survive():
-    assert without_loop("One thing is so.\n\nTwo things are not.") == (
-        "One thing is so.\n\nTwo things are not."
-    )
-
-
 def test_short_paragraphs_are_joined():
     long = " ".join(["word"] * 30)
-    assert paragraphs("One.\n\nTwo.\n\nThree.") == "One. Two. Three."
-    assert paragraphs(f"{long}.\n\n{long}.") == f"{long}.\n\n{long}."
-    assert paragraphs(f"{long}.\n\nTwo.\n\n{long}.") == f"{long}. Two.\n\n{long}."
-    assert paragraphs("So:\n\n1. one") == "So:\n\n1. one"
+    assert join_short_paragraphs("One.\n\nTwo.\n\nThree.") == "One. Two. Three."
+    assert join_short_paragraphs(f"{long}.\n\n{long}.") == f"{long}.\n\n{long}."
+    assert join_short_paragraphs(f"{long}.\n\nTwo.\n\n{long}.") == f"{long}. Two.\n\n{long}."
+    assert join_short_paragraphs("So:\n\n1. one") == "So:\n\n1. one"
 
 
 def test_four_words_three_times_are_a_loop():
@@ -100,14 +304,10 @@ def test_a_text_that_packs_too_well_is_repetition():
         (GOOD + " " + " ".join(f"w{i}" for i in range(99)) + ".", "model: too long"),
         (GOOD + " It was late" * 4 + ".", "model: repetition"),
         (GOOD + " The ships lay in the bay until the spring.", "model: echo"),
+        (GOOD + " The ships lay in the bay until then.", None),  # seven words in common
         (GOOD + " Said the Clerk.", "model: style's name"),
     ],
 )
 def test_reasons(text: str, reason: str | None):
     shown = ["In those years the ships lay in the bay until the spring came."]
     assert model_fault(text, 20, 90, shown, ["clerk"]) == reason
-
-
-def test_seven_words_in_common_are_no_echo():
-    shown = ["the ships lay in the bay until May"]
-    assert model_fault(GOOD + " The ships lay in the bay until then.", 20, 90, shown) is None

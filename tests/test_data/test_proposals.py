@@ -1,25 +1,31 @@
-"""Accept: one sound draft, and for each rule a draft that breaks it and nothing else."""
+"""Proposals: for each rule one that breaks it and nothing else; pair and twin; a coin's order."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from data.accept import Taken, changed_words, fault, shared_share, text_fault
-from data.drafts import Draft
-from data.names import Names
-from data.shelf import Lengths, Shelf
+from data.corpus import Corpus, Lengths
+from data.proposals import (
+    Proposal,
+    Taken,
+    check_set,
+    fault,
+    pair_and_twin,
+    shared_share,
+    text_fault,
+)
+from nanopersrm import InputError
+from nanopersrm.pairs import Pair
 
-SHELF = Shelf("train", {}, {"d": Names(9, {"heathcliff": 1})}, Lengths((20, 30), (20, 30)))
+CORPUS = Corpus("train", {}, {"d": frozenset({"heathcliff"})}, Lengths((20, 30), (20, 30)))
 
 
 def text(stem: str, words: int = 24, end: str = "stop.") -> str:
     return " ".join([f"{stem}{i}" for i in range(words - 1)]).capitalize() + " " + end
 
 
-DRAFT = Draft(
+PROPOSAL = Proposal(
     kind="cross_author",
     domain="d",
     author="Jane Austen",
@@ -34,13 +40,13 @@ DRAFT = Draft(
 
 
 def test_a_sound_draft_is_accepted():
-    assert fault(DRAFT, SHELF, Taken()) is None
+    assert fault(PROPOSAL, CORPUS, Taken()) is None
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"text_2": DRAFT.text_1 + " "}, "same text twice"),
+        ({"text_2": PROPOSAL.text_1 + " "}, "same text twice"),
         ({"text_2": text("g", 31)}, "lengths differ"),
         ({"text_1": text("f", 14), "text_2": text("g", 14)}, "too few words"),
         ({"exemplars_2": (text("c", 14),)}, "too few words"),
@@ -72,7 +78,7 @@ def test_a_sound_draft_is_accepted():
     ],
 )
 def test_a_broken_rule_is_named(change: dict[str, Any], reason: str):
-    assert fault(replace(DRAFT, **change), SHELF, Taken()) == reason
+    assert fault(replace(PROPOSAL, **change), CORPUS, Taken()) == reason
 
 
 @pytest.mark.parametrize(
@@ -92,32 +98,32 @@ def test_a_broken_rule_is_named(change: dict[str, Any], reason: str):
     ],
 )
 def test_what_looks_wrong_and_is_not(change: dict[str, Any]):
-    assert fault(replace(DRAFT, **change), SHELF, Taken()) is None
+    assert fault(replace(PROPOSAL, **change), CORPUS, Taken()) is None
 
 
 def test_a_candidate_serves_once():
     taken = Taken()
-    assert fault(DRAFT, SHELF, taken) is None
-    assert fault(DRAFT, SHELF, taken) == "candidate already taken"
-    overlap = " ".join(DRAFT.text_2.split()[:12]) + " " + text("h", 12)
-    again = replace(DRAFT, text_1=text("i"), text_2=overlap)
-    assert fault(again, SHELF, taken) == "candidate already taken"
-    assert fault(replace(DRAFT, text_1=text("i"), text_2=text("j")), SHELF, taken) is None
+    assert fault(PROPOSAL, CORPUS, taken) is None
+    assert fault(PROPOSAL, CORPUS, taken) == "candidate already taken"
+    overlap = " ".join(PROPOSAL.text_2.split()[:12]) + " " + text("h", 12)
+    again = replace(PROPOSAL, text_1=text("i"), text_2=overlap)
+    assert fault(again, CORPUS, taken) == "candidate already taken"
+    assert fault(replace(PROPOSAL, text_1=text("i"), text_2=text("j")), CORPUS, taken) is None
 
 
 def test_a_rejected_draft_takes_nothing():
     taken = Taken()
-    assert fault(replace(DRAFT, exemplars_1=(text("f", 26),)), SHELF, taken) is not None
-    assert fault(DRAFT, SHELF, taken) is None
+    assert fault(replace(PROPOSAL, exemplars_1=(text("f", 26),)), CORPUS, taken) is not None
+    assert fault(PROPOSAL, CORPUS, taken) is None
 
 
 def test_a_candidate_may_serve_more_often():
     taken = Taken(reuse=2)
-    found = [fault(DRAFT, SHELF, taken) for _ in range(3)]
+    found = [fault(PROPOSAL, CORPUS, taken) for _ in range(3)]
     assert found == [None, None, "candidate already taken"]
-    near = replace(DRAFT, text_2=DRAFT.text_1.replace("f20", "x"))  # both hold most of it
+    near = replace(PROPOSAL, text_2=PROPOSAL.text_1.replace("f20", "x"))  # both hold most of it
     taken = Taken(reuse=2)
-    assert [fault(near, SHELF, taken) for _ in range(2)] == [None, None]
+    assert [fault(near, CORPUS, taken) for _ in range(2)] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -158,23 +164,44 @@ def test_shared_share():
     assert shared_share("two words", ("one two words",)) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "count"),
-    [
-        ("A big dog ran.", "A big dog ran.", 0),
-        ("A big dog ran.", "A large dog ran.", 1),
-        ("A big dog ran.", "A large dog ran away.", 3),
-        ("A big dog ran.", "The dog.", 4),
-        ("A  big\ndog ran.", "A big dog ran.", 0),
-        ("", "Two words", 2),
-    ],
-)
-def test_changed_words(before: str, after: str, count: int):
-    assert changed_words(before, after) == count
+def test_pair_and_twin_have_the_same_texts_in_opposite_roles():
+    pair, twin = sorted(pair_and_twin(PROPOSAL, "x-1", "test"), key=lambda p: p.author)
+    assert (pair.author, twin.author) == ("Jane Austen", "Walter Scott")
+    assert (pair.exemplars, twin.exemplars) == (PROPOSAL.exemplars_1, PROPOSAL.exemplars_2)
+    assert (
+        (pair.chosen, pair.chosen_from)
+        == (PROPOSAL.text_1, PROPOSAL.from_1)
+        == (
+            twin.rejected,
+            twin.rejected_from,
+        )
+    )
+    assert (twin.chosen, twin.chosen_from) == (PROPOSAL.text_2, PROPOSAL.from_2)
+    assert {pair.id, twin.id} == {"x-1a", "x-1b"}
+    assert (pair.twin, twin.twin, pair.split) == (twin.id, pair.id, "test")
 
 
-@given(st.lists(st.integers(0, 30), unique=True, max_size=4))
-def test_changed_words_counts_swaps(places: list[int]):
-    words = [f"w{i}" for i in range(31)]
-    swapped = [f"x{i}" if i in places else word for i, word in enumerate(words)]
-    assert changed_words(" ".join(words), " ".join(swapped)) == len(places)
+def set_of(number: int) -> list[Pair]:
+    model = replace(PROPOSAL, from_2="model:base:x", meta={})
+    return [pair for i in range(number) for pair in pair_and_twin(model, f"{i}", "train")]
+
+
+def test_a_coin_decides_the_order_of_twins():
+    pairs = set_of(200)
+    check_set(pairs)
+    person_first = sum(pair.chosen_from == PROPOSAL.from_1 for pair in pairs[::2])
+    assert 70 < person_first < 130
+    for first, second in zip(pairs[::2], pairs[1::2], strict=True):
+        assert first.id < second.id
+
+
+def test_a_set_that_tells_by_position_is_caught():
+    pairs = set_of(40)
+    both = zip(pairs[::2], pairs[1::2], strict=True)
+    ordered = [sorted(twins, key=lambda pair: pair.chosen_from) for twins in both]
+    with pytest.raises(AssertionError):
+        check_set([pair for twins in ordered for pair in twins])
+    with pytest.raises(AssertionError):
+        check_set([*pairs[:1], *pairs[2:], pairs[1]])
+    with pytest.raises(InputError, match="twin"):
+        check_set(pairs[:-1])

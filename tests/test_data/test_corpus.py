@@ -1,0 +1,334 @@
+"""Corpora: the three forms, splits by author, rare names, cuts at ends of sentences, exemplars."""
+
+import gzip
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.corpus import (
+    LONGEST,
+    Corpus,
+    Lengths,
+    Piece,
+    assign_splits,
+    cut,
+    draw_exemplars,
+    draw_sources,
+    draw_writer,
+    find_rare_names,
+    names_in,
+    parts,
+    quotas,
+    read_corpora,
+    split_corpora,
+    surname,
+    unsigned,
+)
+from nanopersrm import InputError
+from nanopersrm.pairs import SPLITS
+from nanopersrm.style.text import sentences
+
+LINE = {"author": "Jane", "title": "Emma", "year": 1815, "text": "A text."}
+
+
+def plant(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    return root
+
+
+def test_a_folder_per_writer(tmp_path):
+    files = {
+        "mails/boris/b.md": "Two.\n---\nThree.\n",
+        "mails/anna/a.txt": "One.",
+        "mails/README.txt": "not a writer",
+        "mails/.git/x.txt": "hidden",
+        "mails/empty/x.png": "no text",
+    }
+    assert read_corpora(plant(tmp_path, files) / "mails") == [
+        Piece("anna", "a", None, "One.", "mails"),
+        Piece("boris", "b", None, "Two.", "mails"),
+        Piece("boris", "b", None, "Three.", "mails"),
+    ]
+
+
+def test_json_lines_plain_and_packed(tmp_path):
+    later = LINE | {"author": "Walter", "year": None, "question": "Why?", "more": 1}
+    plant(tmp_path, {"novels.jsonl": json.dumps(LINE) + "\n\n" + json.dumps(later)})
+    packed = gzip.compress(json.dumps({**LINE, "author": "Bo"}).encode())
+    (tmp_path / "blogs.jsonl.gz").write_bytes(packed)
+    novels = [
+        Piece("Jane", "Emma", 1815, "A text.", "novels"),
+        Piece("Walter", "Emma", None, "A text.", "novels", "Why?"),
+    ]
+    assert read_corpora(tmp_path / "novels.jsonl") == novels
+    blogs = [Piece("Bo", "Emma", 1815, "A text.", "blogs")]
+    assert read_corpora(tmp_path) == blogs + novels
+
+
+def test_prompts_and_outputs(tmp_path):
+    items = {"u1": [{"prompt": "Say.", "output": "Yes."}, {"prompt": "", "output": "No."}]}
+    plant(tmp_path, {"set.json": json.dumps(items)})
+    assert read_corpora(str(tmp_path / "set.json")) == [
+        Piece("u1", "1", None, "Yes.", "set", "Say."),
+        Piece("u1", "2", None, "No.", "set", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("author", {"author": None}),
+        ("author", {"author": 3}),
+        ("title", {"title": ""}),
+        ("text", {"text": ["A text."]}),
+        ("question", {"question": 1}),
+        ("year", {"year": "1815"}),
+        ("year", {"year": True}),
+    ],
+)
+def test_a_wrong_line_is_named(name: str, change: dict[str, Any], tmp_path: Path):
+    lines = json.dumps(LINE) + "\n" + json.dumps(LINE | change)
+    file = plant(tmp_path, {"a.jsonl": lines}) / "a.jsonl"
+    with pytest.raises(InputError, match=rf"a\.jsonl, line 2, field {name}: "):
+        read_corpora(file)
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "key"),
+    [
+        ({"a.json": "[1]"}, "a.json", "JSON object"),
+        ({"a.json": "{}"}, "a.json", "expected texts"),
+        ({"a.json": '{"u": {}}'}, "a.json", "field u"),
+        ({"a.json": '{"u": ["x"]}'}, "a.json", r"field u\[0\]"),
+        ({"a.json": '{"u": [{"prompt": "x"}]}'}, "a.json", r"field u\[0\]\.output: missing"),
+        ({"a.jsonl": "\n"}, "a.jsonl", "expected a text"),
+        ({"a.jsonl": "{"}, "a.jsonl", "line 1"),
+        ({"a.csv": "x"}, "a.csv", "folder per writer"),
+        ({}, "none", "no such file"),
+        ({"loose/a.txt": "One."}, "loose", "none"),
+        ({"both/anna/a.txt": "One.", "both/x.jsonl": "{}"}, "both", "both"),
+        ({"t/x.jsonl": json.dumps(LINE), "t/x.jsonl.gz": ""}, "t", "same domain"),
+        ({"blank/anna/a.txt": " \n"}, "blank", r"a\.txt"),
+    ],
+)
+def test_what_cannot_be_read_is_named(files: dict[str, str], name: str, key: str, tmp_path: Path):
+    with pytest.raises(InputError, match=key) as error:
+        read_corpora(plant(tmp_path, files) / name)
+    assert str(tmp_path / name) in str(error.value)
+
+
+def piece(author: str, title: str = "t", text: str = "A text.", domain: str = "d") -> Piece:
+    return Piece(author, title, None, text, domain)
+
+
+def numbered(n: int, words: int = 10) -> str:
+    """n sentences of so many words, each word with the number of its sentence."""
+    return " ".join(" ".join([f"W{i}"] + [f"w{i}"] * (words - 1)) + "." for i in range(n))
+
+
+MANY = [piece(f"a{i:02}", title) for i in range(40) for title in ("x", "y")]
+
+
+def test_quotas_need_two_writers_a_split():
+    assert [quotas(n) for n in (1, 7, 8, 41, 77)] == [(0, 0), (0, 0), (2, 2), (4, 2), (7, 4)]
+
+
+def test_a_division_depends_on_the_seed_alone():
+    splits = assign_splits(MANY, 3)
+    assert splits == assign_splits(list(reversed(MANY)), 3)
+    assert splits != assign_splits(MANY, 4)
+    assert Counter(splits.values()) == {"train": 34, "test": 4, "validation": 2}
+
+
+def test_writers_of_one_work_are_for_training():
+    splits = assign_splits([p for p in MANY if p.title == "x" or p.author >= "a30"], 0)
+    assert all(author >= "a30" for author, split in splits.items() if split != "train")
+    assert Counter(splits.values())["test"] == 4
+
+
+def test_whole_domains_are_held_out():
+    others = [piece(f"b{i}", domain="e") for i in range(3)] + [piece("a01", domain="e")]
+    corpus_of = split_corpora(MANY + others, 0, ["e"])
+    assert list(corpus_of) == list(SPLITS)
+    assert corpus_of["ood"].writers == [("e", "a01"), ("e", "b0"), ("e", "b1"), ("e", "b2")]
+    seen = [author for split in SPLITS for _, author in corpus_of[split].writers]
+    assert len(seen) == len(set(seen)) == 43  # nobody is in two splits
+
+
+def test_a_writer_of_two_domains_is_in_one_split():
+    both = MANY + [replace(p, domain="e") for p in MANY]
+    splits = assign_splits(both, 0)
+    for split, corpus in split_corpora(both, 0).items():
+        assert {author for _, author in corpus.writers} == {
+            a for a, s in splits.items() if s == split
+        }
+
+
+SENTENCE = st.builds(
+    lambda words, mark: " ".join(words) + mark,
+    st.lists(st.sampled_from(["so", "I", "went", "there"]), min_size=1, max_size=9),
+    st.sampled_from(".?!"),
+)
+PROSE = st.lists(
+    st.lists(SENTENCE, min_size=1, max_size=6).map(" ".join), min_size=1, max_size=5
+).map("\n\n".join)
+
+
+@given(PROSE, st.integers(5, 40), st.integers(0, 99))
+def test_a_cut_is_a_run_of_whole_sentences(text: str, words: int, seed: int):
+    found = cut(text, words, random.Random(seed))
+    assert found == cut(text, words, random.Random(seed))
+    assert found in text  # to the letter
+    whole = [s for block in text.split("\n\n") for s in sentences(block)]
+    mine = [s for block in found.split("\n\n") for s in sentences(block)]
+    assert any(whole[i : i + len(mine)] == mine for i in range(len(whole)))
+    sizes = [len(s.split()) for s in whole]
+    if sum(sizes) <= words:
+        assert found == text
+    else:
+        assert abs(len(found.split()) - words) <= max(sizes)
+
+
+def test_cuts_come_from_everywhere_and_fit():
+    text = numbered(20)
+    cuts = {cut(text, 52, random.Random(seed)) for seed in range(200)}
+    assert {len(c.split()) for c in cuts} == {50}
+    assert len(cuts) == 16  # from each sentence that has enough behind it
+
+
+def test_layout_inside_a_cut_is_kept():
+    text = "Dear Jo,\nlook here:\n- one thing\n- another thing\n\nBye  now.\n"
+    assert cut(text, 99, random.Random(0)) == text.strip()
+    for seed in range(20):  # no cut begins inside the list
+        assert cut(text, 8, random.Random(seed)) == text.strip()
+
+
+def test_no_cut_inside_a_quotation():
+    text = numbered(3) + ' "He came. He saw. He left again." ' + numbered(3)
+    for seed in range(200):
+        found = cut(text, 25, random.Random(seed))
+        assert found.count('"') % 2 == 0
+
+
+def test_a_writer_without_marks_is_cut_at_paragraphs():
+    text = "\n\n".join(f"p{i} " + "so what " * 6 for i in range(6)).strip()
+    found = cut(text, 26, random.Random(1))
+    assert found.startswith("p")
+    assert found.endswith("what")
+
+
+def test_long_pieces_become_even_parts():
+    text = numbered(200) + "\n\n" + numbered(100)
+    found = parts(text)
+    assert [len(part.split()) for part in found] == [430, 430, 430, 430, 430, 430, 420]
+    assert " ".join(" ".join(found).split()) == " ".join(text.split())
+    assert parts(numbered(LONGEST // 10)) == [numbered(LONGEST // 10)]
+
+
+def corpus_with(titles: list[str]) -> Corpus:
+    pieces = [piece("a", title, f"{title} {i}. " + numbered(30)) for i, title in enumerate(titles)]
+    return split_corpora(pieces, 0)["train"]
+
+
+def test_exemplars_are_from_other_works_where_there_are_any():
+    corpus = corpus_with(["x", "x", "x", "y", "y", "z"])
+    (writer,) = corpus.writers
+    source = corpus.sources[writer][0]
+    for seed in range(50):
+        two = draw_sources(corpus, random.Random(seed), source, 2)
+        assert two is not None
+        assert sorted(other.title for other in two) == ["y", "z"]  # each work once first
+    three = draw_sources(corpus, random.Random(0), source, 3)
+    assert three is not None
+    assert sorted(other.title for other in three) == ["y", "y", "z"]
+    assert draw_sources(corpus, random.Random(0), source, 4) is None
+
+
+def test_exemplars_of_one_work_are_from_other_sources():
+    corpus = corpus_with(["x"] * 4)
+    (writer,) = corpus.writers
+    first, second, *_ = corpus.sources[writer]
+    for seed in range(20):
+        drawn = draw_sources(corpus, random.Random(seed), first, 2, [second])
+        assert drawn is not None
+        assert {other.number for other in drawn} == {2, 3}
+    assert draw_exemplars(corpus, random.Random(0), first, 4) is None
+
+
+def test_exemplars_have_the_length_asked_for():
+    corpus = replace(corpus_with(["x", "y", "z"]), lengths=Lengths(exemplar=(60, 80)))
+    source = corpus.sources["d", "a"][0]
+    for seed in range(30):
+        texts = draw_exemplars(corpus, random.Random(seed), source, 2)
+        assert texts is not None
+        assert all(55 <= len(text.split()) <= 85 for text in texts)
+
+
+def test_a_split_without_writers_is_named():
+    with pytest.raises(InputError, match="ood"):
+        draw_writer(Corpus("ood", {}, {}), random.Random(0))
+
+
+def by_writers(*texts: str) -> list[Piece]:
+    return [Piece(f"a{i}", "t", None, text, "d") for i, text in enumerate(texts)]
+
+
+def test_a_rare_name_is_in_capitals_inside_sentences():
+    texts = ["So I met Heathcliff and Mary. Perhaps I'm mad.", "Then Mary went. Never mind."]
+    names = find_rare_names(by_writers(*texts, *["Mary, never, perhaps."] * 8))["d"]
+    assert names == {"heathcliff"}  # all know Mary; the rest only open sentences
+
+
+def test_words_that_look_like_names():
+    text = "On a Monday in March I was OBSESSED with DAP. The Reed grew, a reed, the reed."
+    assert find_rare_names(by_writers(text))["d"] == {"dap"}
+
+
+def test_domains_are_counted_apart():
+    other = Piece("b", "t", None, "So Heathcliff ran.", "e")
+    assert find_rare_names([*by_writers("We saw Emma."), other])["e"] == {"heathcliff"}
+
+
+def test_rare_names_of_a_text():
+    assert names_in("Darcy's hat, the reed, Mr. Collins.", frozenset({"darcy", "reed"})) == {
+        "darcy"
+    }
+
+
+@pytest.mark.parametrize(
+    ("author", "name"),
+    [
+        ("Jane Austen", "Austen"),
+        ("ed-mullen", "Mullen"),
+        ("Martin King, Jr.", "King"),
+        ("zoe", "Zoe"),
+        ("u1", ""),
+        ("---", ""),
+    ],
+)
+def test_surnames(author: str, name: str):
+    assert surname(author) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "without"),
+    [
+        ("All set.\n\nThanks,\nTessa", "All set.\n\nThanks,"),
+        ("All set.\n\nThanks, Tessa Long\n", "All set.\n\nThanks,"),
+        ("All set.\n- tessa", "All set."),
+        ("Tessa came.\nI left.", "Tessa came.\nI left."),
+        ("Ask me.\nAnd then I shall ask Tessa too.", "Ask me.\nAnd then I shall ask Tessa too."),
+    ],
+)
+def test_signatures(text: str, without: str):
+    assert unsigned(text, "Tessa Long") == without

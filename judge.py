@@ -11,17 +11,16 @@ what `train_sft.py` has learned, `--adapter none` the base alone, which was neve
 
 judges every line of a file: exemplars and candidates, or pairs, and says how many pairs were right.
 The same command goes on where a run has ended; `--ray 4` shares the work out. A bad line does not
-stop it, the exit code is then 1. nanopersrm/batch.py has what lines may hold.
+stop it, the exit code is then 1. nanopersrm/serve/batch.py has what lines may hold.
 
 What is slow is imported late, so that `--help` and a mistyped file name answer at once. Errors of
 use are one line on standard error and exit code 2.
 """
 
 import json
-import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,22 +34,14 @@ from nanopersrm import InputError
 from nanopersrm.command import exit_code, printable
 from nanopersrm.judge.adapter_settings import DEFAULT, fingerprint, resolve_adapter
 from nanopersrm.judge.judgement import JudgeConfig, Judgement, check
-from nanopersrm.judge.texts import (
-    SUFFIXES,
-    expand,
-    paths,
-    read_file,
-    read_standard_input,
-    read_texts,
-)
-from nanopersrm.judge.verdict import CLOSE
+from nanopersrm.judge.texts import expand, read_file, read_question, read_standard_input, read_texts
 from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.serve import batch
 from nanopersrm.serve.reward_fn import LazyJudge
 from nanopersrm.style.profile import profile
 
 HABITS = 8  # factors that the profile shows
-SAID_EVERY = 30  # seconds between two lines of progress, where there is no terminal
+PROGRESS_EVERY = 30  # seconds between two lines of progress, where there is no terminal
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[PATH [PATH ...]]")]
 
 
@@ -82,33 +73,26 @@ class Config:
 
 def main(config: Config) -> int | None:
     """Read, judge, print; gives 1 where a line of a batch was bad."""
-    judging = JudgeConfig(
-        mode=config.mode,
-        evidence=config.evidence,
-        think=config.think,
-        think_tokens=config.think_tokens,
-        copy_quotes=config.copy_quotes,
-        samples=config.samples,
-        temperature=config.temperature,
-        seed=config.seed,
+    settings = JudgeConfig(
+        **{field.name: getattr(config, field.name) for field in fields(JudgeConfig)}
     )
-    exemplars = read_texts(paths(config.exemplar, "--exemplar"))
+    exemplars = read_texts(config.exemplar, "--exemplar")
     if config.batch is not None or config.out is not None or config.ray:
-        return _judge_batch(config, judging, exemplars)
+        return judge_batch(config, settings, exemplars)
     if not exemplars:
         raise InputError("--exemplar: expected texts of the writer, got none")
-    files = expand(paths(config.candidates, "--candidates"))
+    files = expand(config.candidates, "--candidates")
     names, candidates = [str(file) for file in files], [read_file(file) for file in files]
-    question = _text_or_file(config.question)
+    question = None if config.question is None else read_question(config.question, "--question")
     if candidates:
-        check(exemplars, candidates, judging)
+        check(exemplars, candidates, settings)
     out = Console(quiet=config.as_json, highlight=False, soft_wrap=True)
     log = Console(stderr=True, highlight=False, soft_wrap=True)
     _print_profile(out, exemplars)
     if not candidates:
-        candidates = _standard_input(log)
+        candidates = read_standard_input("candidates", log.print)
         names = [f"candidate {i + 1}" for i in range(len(candidates))]
-        check(exemplars, candidates, judging)
+        check(exemplars, candidates, settings)
 
     from nanopersrm.judge.judge import Judge  # torch takes seconds
 
@@ -117,17 +101,11 @@ def main(config: Config) -> int | None:
         status.start()
     try:
         judge = Judge.load(config.base, config.adapter, config.device, config.dtype, say=log.print)
-        status.update("reading the texts")
+        status.update("judging")
         streams = out.is_terminal and not config.as_json and config.mode == "pointwise"
-        shows = streams or log.is_terminal  # else nobody reads along, and nothing is decoded for it
-        follow = _Follower(out, names, status) if streams else _Counter(status)
+        on_text = Stream(out, names, status) if streams else None
         judgement = judge.judge(
-            exemplars,
-            candidates,
-            question,
-            config.principle,
-            judging,
-            on_text=follow if shows else None,
+            exemplars, candidates, question, config.principle, settings, on_text
         )
     finally:
         status.stop()
@@ -138,150 +116,93 @@ def main(config: Config) -> int | None:
     return None
 
 
-def _judge_batch(config: Config, judging: JudgeConfig, exemplars: list[str]) -> int:
+def judge_batch(config: Config, settings: JudgeConfig, exemplars: list[str]) -> int:
     """Every line of --batch; the exemplars are of the lines that have none."""
     if config.batch is None or config.out is None:
         raise InputError("--batch and --out: expected both, a file to read and one to write")
-    for name, given in (("candidates", config.candidates), ("question", config.question)):
-        if given:
+    for name, value in (("candidates", config.candidates), ("question", config.question)):
+        if value:
             raise InputError(f"--{name}: expected none, the lines of --batch have their own")
     if config.as_json:
         raise InputError("--json: expected no --json with --batch, --out has the results as JSON")
     log = Console(stderr=True, highlight=False, soft_wrap=True)
     status = log.status("reading", spinner="line")
-    shown = None if config.ray else log.print  # other machines can show nothing here
+    start = last = time.monotonic()
+
+    def progress(tally: batch.Tally, error: str | None) -> None:
+        """Each bad line, and how far it is: on a terminal at once, else now and then."""
+        nonlocal last
+        if error is not None:
+            _print(log, f"judge.py: {config.batch}, {error}")
+        now = time.monotonic()
+        done = tally.judged + tally.bad
+        text = f"{done} of {tally.lines} lines, {tally.bad} bad, {now - start:.0f} s"
+        status.update(text)
+        if not log.is_terminal and now - last >= PROGRESS_EVERY:
+            log.print(text)
+            last = now
+
     folder = resolve_adapter(config.adapter, config.base)
+    say = None if config.ray else log.print  # other machines can show nothing here
     adapter = None if folder is None else str(folder)
-    judge = LazyJudge(config.base, adapter, config.device, config.dtype, shown)
-    whose = None if folder is None else fingerprint(folder)
-    model = f"{config.base}, {whose}, {config.dtype}"
-    settings = batch.Settings(tuple(exemplars), config.principle, judging, model)
+    judge = LazyJudge(config.base, adapter, config.device, config.dtype, say)
+    version = None if folder is None else fingerprint(folder)
+    model = f"{config.base}, {version}, {config.dtype}"
+    lines = batch.Settings(tuple(exemplars), config.principle, settings, model)
     if log.is_terminal:
         status.start()
     try:
-        progress = _Progress(log, status, config.batch)
-        tally = batch.run(judge.load, config.batch, config.out, settings, config.ray, progress)
+        tally = batch.run(judge.load, config.batch, config.out, lines, config.ray, progress)
     finally:
         status.stop()
-    said = f"{config.out}: {tally.judged} judged, {tally.bad} bad"
+    result = f"{config.out}: {tally.judged} judged, {tally.bad} bad"
     if tally.invalid:
-        said += f", {tally.invalid} without a verdict"
+        result += f", {tally.invalid} without a verdict"
     if tally.kept:
-        said += f" ({tally.kept} of them before)"
+        result += f" ({tally.kept} of them before)"
     if tally.pairs:
-        said += f"; {tally.right / tally.pairs:.1%} of {tally.pairs} pairs right, ties half"
-    print(printable(said))
+        result += f"; {tally.right / tally.pairs:.1%} of {tally.pairs} pairs right, ties half"
+    print(printable(result))
     return int(tally.bad > 0)
 
 
-class _Progress:
-    """Tells each bad line, and how far it is: on a terminal at once, else now and then."""
+class Stream:
+    """Prints the reasoning word by word, as it is drawn, about one candidate after the other.
 
-    def __init__(self, log: Console, status: Status, source: Path):
-        self.log, self.status, self.source = log, status, source
-        self.start = self.said = time.monotonic()
-
-    def __call__(self, tally: batch.Tally, error: str | None) -> None:
-        if error is not None:
-            _say(self.log, f"judge.py: {self.source}, {error}")
-        now = time.monotonic()
-        done, took = tally.judged + tally.bad, now - self.start
-        text = f"{done} of {tally.lines} lines, {tally.bad} bad, {took:.0f} s"
-        self.status.update(text)
-        if not self.log.is_terminal and now - self.said >= SAID_EVERY:
-            self.log.print(text)
-            self.said = now
-
-
-def _text_or_file(given: str | None) -> str | None:
-    """--question is a text, or the name of a file that holds it."""
-    if given is None:
-        return None
-    text = read_file(Path(given)) if os.path.isfile(given) or _names_file(given) else given
-    if not text.strip():
-        raise InputError("--question: expected a text or a file, got an empty text")
-    return text.strip()
-
-
-def _names_file(given: str) -> bool:
-    """A single word that ends like a file is a file, there or not, and no question."""
-    return given.endswith(SUFFIXES) and len(given.split()) == 1
-
-
-def _standard_input(log: Console) -> list[str]:
-    """The candidates from a pipe, or typed in."""
-    if sys.stdin is not None and sys.stdin.isatty():
-        log.print(
-            "Paste the candidates, a line --- between two. End with Ctrl-D on a line of its own."
-        )
-    return read_standard_input("candidates")
-
-
-def _say(out: Console, text: str, **how: Any) -> None:
-    """Print what others wrote: no markup, and nothing that a terminal would obey."""
-    out.print(printable(text), markup=False, **how)
-
-
-class _Counter:
-    """A progress line, where the reasoning is not shown as it grows."""
-
-    def __init__(self, status: Status):
-        self.status, self.begun, self.ended = status, set[tuple[int, ...]](), 0
-
-    def __call__(self, which: tuple[int, ...], text: str, ended: bool) -> None:
-        self.begun.add(which)
-        self.ended += ended
-        self.status.update(f"reasoning: {self.ended} of {len(self.begun)} replies finished")
-
-
-class _Follower:
-    """Streams the reasoning about one candidate a prompt.
-
-    Replies are drawn side by side: the first is shown as it grows, the others after it.
+    Replies are drawn side by side: the first is shown as it grows, the others after it. A word is
+    printed when it is whole, so no half "</think>" or half a character is ever shown.
     """
 
     def __init__(self, out: Console, names: list[str], status: Status):
         self.out, self.names, self.status = out, names, status
-        self.texts: dict[int, str] = {}
-        self.ended: set[int] = set()  # nothing more will come
-        self.finished: set[int] = set()  # and all of it is printed
-        self.shown: list[int] = []  # the last one is the one being printed
-        self.printed = 0  # characters of it
+        self.texts: dict[int, str] = {}  # what of each candidate is whole
+        self.ended: set[int] = set()
+        self.current: int | None = 0  # all begin in the same step; the first is shown first
+        self.printed = -1  # characters of it; -1: not even its name
 
-    def __call__(self, which: tuple[int, ...], text: str, ended: bool) -> None:
+    def __call__(self, candidates: tuple[int, ...], text: str, ended: bool) -> None:
         self.status.stop()  # the first word is here
-        (candidate,) = which
-        self.texts[candidate] = printable(text.rstrip("\ufffd"))  # half a character
+        (candidate,) = candidates
+        text = printable(text)
+        self.texts[candidate] = text if ended else text[: max(map(text.rfind, " \n")) + 1]
         if ended:
             self.ended.add(candidate)
-        while waiting := self._current():
-            self._print_rest(waiting[0])
-            if waiting[0] not in self.ended:
+        while self.current in self.texts:
+            if self.printed < 0:
+                self.printed = 0
+                _print(self.out, self.names[self.current], style="bold")
+            _print(self.out, self.texts[self.current][self.printed :], end="")
+            self.printed = len(self.texts[self.current])
+            if self.current not in self.ended:
                 break
             self.out.print("\n")
-            self.finished.add(waiting[0])
-            self.printed = 0
+            del self.texts[self.current]
+            self.current, self.printed = min(self.texts, default=None), -1
 
-    def _current(self) -> list[int]:
-        """The candidate being printed, or the next one; none when all that began are printed."""
-        if self.shown and self.shown[-1] not in self.finished:
-            return self.shown[-1:]
-        left = [i for i in sorted(self.texts) if i not in self.shown]
-        if not self.shown and 0 not in left:
-            return []  # all begin in the same step; the first in the call is shown first
-        if left:
-            self.shown.append(left[0])
-            _say(self.out, self.names[left[0]], style="bold")
-        return left[:1]
 
-    def _print_rest(self, candidate: int) -> None:
-        """What is new, but for an ending that may become "</think>"."""
-        text = self.texts[candidate]
-        if candidate not in self.ended:
-            held = max(n for n in range(len(CLOSE)) if text.endswith(CLOSE[:n]))
-            text = text[: len(text) - held]
-        _say(self.out, text[self.printed :], end="")
-        self.printed = max(self.printed, len(text))
+def _print(out: Console, text: str, **style: Any) -> None:
+    """Print what others wrote: no markup, and nothing that a terminal would obey."""
+    out.print(printable(text), markup=False, **style)
 
 
 def _print_profile(out: Console, exemplars: list[str]) -> None:
@@ -290,7 +211,7 @@ def _print_profile(out: Console, exemplars: list[str]) -> None:
     plural = "s" if len(exemplars) > 1 else ""
     out.print(f"[bold]The writer[/bold], from {len(exemplars)} exemplar{plural} of {words} words")
     for trait in profile(exemplars, top=HABITS):
-        _say(out, f"  {trait.phrase}")
+        _print(out, f"  {trait.phrase}")
     out.print()
 
 
@@ -301,14 +222,14 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
         title = " against ".join(names[i] for i in reply.candidates)
         measured = f"measured again, {reply.checked}" if reply.claims or reply.untrue else ""
         if streamed and measured:
-            _say(out, f"{title}: {measured}", style="dim")
+            _print(out, f"{title}: {measured}", style="dim")
         elif not streamed:
-            _say(out, title, style="bold")
-            _say(out, reply.reasoning or "(no reasoning)")
+            _print(out, title, style="bold")
+            _print(out, reply.reasoning or "(no reasoning)")
             if reply.problem:
-                _say(out, f"(invalid reply: {reply.problem})")
+                _print(out, f"(invalid reply: {reply.problem})")
             if measured:
-                _say(out, f"({measured})", style="dim")
+                _print(out, f"({measured})", style="dim")
             out.print()
     if streamed and any(reply.claims or reply.untrue for reply in judgement.replies):
         out.print()
@@ -328,7 +249,7 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
             cells.append(f"{judgement.preference[i][judgement.ranking[rank + 1]]:.1%}")
         table.add_row(*cells)
     for note in judgement.notes:
-        _say(out, f"note: {note}")
+        _print(out, f"note: {note}")
     if judgement.notes:
         out.print()
     out.print(table)

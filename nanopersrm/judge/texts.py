@@ -8,7 +8,7 @@ place.
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nanopersrm import InputError
@@ -44,18 +44,6 @@ def decode(data: bytes, place: str) -> str:
     return text
 
 
-def paths(names: Sequence[str], flag: str) -> list[Path]:
-    """Names from a command line as paths. An empty one, of a shell variable that is not set, is
-    refused: as a path it would be the current folder.
-
-    >>> paths(["letters", "."], "--exemplar")
-    [PosixPath('letters'), PosixPath('.')]
-    """
-    if "" in names:
-        raise InputError(f"{flag}: expected a file or a folder, got an empty name")
-    return [Path(name) for name in names]
-
-
 def read_file(path: Path) -> str:
     """The text of one file, line ends as \\n, not empty."""
     try:
@@ -80,10 +68,16 @@ def _files(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: cannot be read ({reason(error)})") from error
 
 
-def expand(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are; a folder becomes the text files in it, by name."""
+def expand(names: Sequence[str | Path], flag: str = "") -> list[Path]:
+    """Files as they are; a folder becomes the text files in it, by name.
+
+    An empty name, of a shell variable that is not set, is refused: it would be the current folder.
+    """
     files: list[Path] = []
-    for path in paths:
+    for name in names:
+        if name == "":
+            raise InputError(f"{flag}: expected a file or a folder, got an empty name")
+        path = Path(name)
         if not os.path.isdir(path):  # Path.is_dir raises when a text stands for a name
             files.append(path)
         elif inside := _files(path):
@@ -93,10 +87,10 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def read_texts(paths: Sequence[Path]) -> list[str]:
+def read_texts(names: Sequence[str | Path], flag: str = "") -> list[str]:
     """All texts of these files and folders, in order."""
     texts: list[str] = []
-    for file in expand(paths):
+    for file in expand(names, flag):
         parts = split_texts(read_file(file))
         if not parts:
             raise InputError(f"{file}: expected a text, found only dividing lines")
@@ -104,16 +98,27 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
     return texts
 
 
-def read_standard_input(wanted: str) -> list[str]:
-    """All texts of a pipe, or typed in; wanted: what they are, for the error."""
-    wanted = f"expected {wanted}, a line --- between two"
+def read_question(value: str, flag: str) -> str:
+    """A text, or the name of a file that holds it: a single word that ends like a file is one."""
+    names_file = value.endswith(SUFFIXES) and len(value.split()) == 1
+    text = read_file(Path(value)) if names_file or os.path.isfile(value) else value
+    if not text.strip():
+        raise InputError(f"{flag}: expected a text or a file, got an empty text")
+    return text.strip()
+
+
+def read_standard_input(wanted: str, say: Callable[[str], None] = print) -> list[str]:
+    """All texts of a pipe, or typed in after a hint; wanted: what they are."""
+    expected = f"expected {wanted}, a line --- between two"
     if sys.stdin is None:
-        raise InputError(f"standard input: closed, {wanted}")
+        raise InputError(f"standard input: closed, {expected}")
+    if sys.stdin.isatty():
+        say(f"Paste the {wanted}, a line --- between two. End with Ctrl-D on a line of its own.")
     try:
         data = sys.stdin.buffer.read()
     except OSError as error:
-        raise InputError(f"standard input: cannot be read ({reason(error)}), {wanted}") from error
+        raise InputError(f"standard input: cannot be read ({reason(error)}), {expected}") from error
     texts = split_texts(decode(data, "standard input"))
     if not texts:
-        raise InputError(f"standard input: {wanted}, found none")
+        raise InputError(f"standard input: {expected}, found none")
     return texts

@@ -1,27 +1,39 @@
-"""Claims: what a reply says of the writer and the candidates that can be measured.
+"""What a reply says of the texts that can be checked: claims by measurement, quotes verbatim.
 
-A reply is free text, so only what stands in the words of `profile.py` is a claim:
+    report = check(reply, exemplars, {"A": candidate})
+    report.quotes, report.quotes_true        # spans in "double quotes", and those that are verbatim
+    report.claims, report.claims_true        # of the writer or a candidate, and those that hold
+    report.flaws                             # what is wrong, and where
+
+Claims. A reply is free text, so only what stands in the words of `profile.py` is a claim:
 
     many semicolons (2.3 per 100 words)     long sentences, about 31 words     varied wording
     fewer dashes than the writer            longer sentences than B
     many semicolons in the writer, none in A, a few words on: B has some
     by n-grams closer than 74% of strangers, by factors closer than 40%
 
-Each is recomputed from the texts by `factors.py`. A number must be the value, rounded; "about"
-allows a twentieth more. A short form ("B has none") speaks of the last factor of its sentence.
-"Not many dashes" and "lacks many dashes" hold where "many dashes" does not, "no more dashes than"
-where "more" does not.
+Each is recomputed from the texts. A number must be the value, rounded; "about" allows a twentieth
+more. "Few long sentences" says nothing of all sentences and is no claim; nor is "fewer dashes"
+without "than", nor anything in other words.
 
-What we left out. "Few long sentences" says nothing of all sentences and is no claim; nor is "fewer
-dashes" without "than", nor anything in other words.
+Subjects. A phrase speaks of the subject that follows at once ("in A"), else of the last one named
+before it in its sentence, else of the first "in A" after it, else of the last one named at all.
+A name after "than", "like", "unlike", "with", "to" or "as" is compared with, and does not become
+the subject. Single letters are hard: "A" is an article before anything but a verb or a mark.
+
+Quotes. A quote is verbatim when it is a substring of an exemplar or a candidate that begins and
+ends at word ends, white space and quote marks folded. Longer than LONGEST_QUOTE words it is
+copying, and does not count as true. `placed` says whether it is from the text that the sentence
+speaks of. `check` is total: any text gives a report, never an error.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nanopersrm.judge.subjects import EVERY, WRITER, Scene
+from nanopersrm.judge.verdict import CLOSE, OPEN
 from nanopersrm.style.features import COUNTED, FACTORS, SHAPE
 from nanopersrm.style.profile import (
     distance_percentile,
@@ -31,6 +43,151 @@ from nanopersrm.style.profile import (
     ngram_percentile,
     ngram_similarity,
 )
+from nanopersrm.style.text import FOLD
+
+WRITER = "writer"
+EVERY = "every candidate"
+SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+# Words after "A" at the beginning of a sentence that make it a label and not an article.
+VERBS = frozenset(
+    (
+        "has have had is was uses keeps shows lacks breaks matches fits stays comes goes does "
+        "stands differs shares sits opens reads sounds writes gives runs follows departs leans "
+        "holds falls meets agrees also too alone never only still mostly with at on in by and or "
+        "but scores puts misses drops turns moves carries prefers avoids against looks works brings "
+        "offers makes beats over belongs leads could would may might must should gets probably "
+        "leaves returns fails wins loses remains seems appears mixes leaning agreeing clearly "
+        "surely"
+    ).split()
+)
+AHEAD = 8  # names looked at after a phrase
+AT_ONCE = re.compile(
+    r"\)?(?:, about [\d.]+[\w% ]{0,20})?(?: \([^()]{0,80}\))?,? (?:in|for|from|by)(?: the| this)? "
+)
+LATER = re.compile(r"\b(?:in|for|from)(?: the| this)? $")
+THAN = (" ", " the ", " this ", " in ", " in the ")
+COMPARED = r"(?:than|unlike|like|with|to|as)(?: in| for)?(?: the| this)? $"
+
+
+@dataclass(frozen=True)
+class Mention:
+    start: int
+    end: int
+    subject: str | None  # None: somebody we do not know
+    compared: bool
+
+
+@lru_cache(maxsize=32)
+def _names(labels: tuple[str, ...]) -> re.Pattern[str]:
+    one = r"|(?P<one>\b(?:[Tt]he|[Tt]his) (?:candidate|text|draft)\b)"
+    some = f"[{''.join(labels)}]" if labels else "(?!)"  # without any: nothing
+    return re.compile(
+        r"(?P<writer>\b(?:[Ww]riter|[Aa]uthor|[Ee]xemplars?)\b)"
+        r"|(?P<every>\b(?:[Bb]oth|[Ee]ach|[Aa]ll) (?:candidates?|texts?)\b)"
+        rf"|(?:\b(?:[Tt]he |[Tt]his )?(?:[Cc]andidate|[Tt]ext|[Dd]raft) "
+        rf"(?P<named>{some})\b)" + one + rf"|(?P<label>\b{some}\b)"
+    )
+
+
+def mentions(text: str, starts: Sequence[int], labels: tuple[str, ...]) -> list[Mention]:
+    """Who is named, in order. `starts` are the beginnings of the sentences."""
+    found = []
+    for match in _names(labels).finditer(text):
+        kind, subject = match.lastgroup, match[0]
+        if kind == "label" and subject in "AI" and not _is_label(text, match, starts):
+            continue
+        who: str | None = match[kind] if kind in ("named", "label") else None
+        if kind == "writer":
+            who = WRITER
+        elif kind == "every":
+            who = EVERY
+        elif kind == "one" and len(labels) == 1:
+            who = labels[0]
+        before = text[max(0, match.start() - 24) : match.start()]
+        compared = bool(re.search(rf"\b{COMPARED}", before, re.IGNORECASE))
+        found.append(Mention(match.start(), match.end(), who, compared))
+    return found
+
+
+def _is_label(text: str, match: re.Match[str], starts: Sequence[int]) -> bool:
+    """ "A" in the midst of a sentence, or before a verb or a mark; an article otherwise."""
+    after = text[match.end() : match.end() + 16]
+    if match[0] == "I":
+        return False
+    if match.start() not in starts or not after[:1].isspace():
+        return True
+    return after.split()[:1] != [] and after.split()[0].strip(",.;:") in VERBS
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The reply with its quotes blanked, and what it speaks of."""
+
+    text: str
+    starts: list[int]
+    mentions: list[Mention]
+    exemplars: Sequence[str]
+    candidates: Mapping[str, str]
+
+    def sentence(self, at: int) -> tuple[int, int]:
+        """Where the sentence around a place begins and ends."""
+        place = bisect_right(self.starts, at)
+        begin = self.starts[place - 1] if place else 0
+        return begin, self.starts[place] if place < len(self.starts) else len(self.text)
+
+    def following(self, at: int) -> Mention | None:
+        """The next one named from a place on."""
+        place = bisect_left(self.mentions, at, key=lambda mention: mention.start)
+        return self.mentions[place] if place < len(self.mentions) else None
+
+    def subject(self, start: int, end: int) -> str | None:
+        """Whom a phrase from `start` to `end` speaks of; the rule is in the docstring above."""
+        begin, stop = self.sentence(start)
+        after = self.following(end)
+        if after and after.start < stop and AT_ONCE.fullmatch(self.text[end : after.start]):
+            return after.subject
+        earlier = None  # the last one named before, in this sentence or another
+        for place in range(bisect_right(self.mentions, start, key=lambda m: m.end) - 1, -1, -1):
+            if not self.mentions[place].compared:
+                earlier = self.mentions[place]
+                break
+        if earlier and earlier.start >= begin:
+            return earlier.subject
+        for _ in range(AHEAD):
+            if after is None or after.start >= stop:
+                break
+            if LATER.search(self.text[max(0, after.start - 10) : after.start]):
+                return after.subject
+            after = self.following(after.end)
+        return earlier.subject if earlier else None
+
+    def within(self, start: int, end: int) -> str | None:
+        """Who is named inside a phrase."""
+        mention = self.following(start)
+        return mention.subject if mention and mention.start < end else None
+
+    def compared(self, end: int) -> str | None:
+        """Whom "than" at the end of a phrase compares with."""
+        mention = self.following(end)
+        if mention and self.text[end : mention.start] in THAN:
+            return mention.subject
+        return None
+
+    def texts(self, subject: str) -> list[tuple[str, ...]]:
+        """The texts of a subject; several entries for "both candidates"."""
+        if subject == WRITER:
+            return [tuple(self.exemplars)]
+        if subject == EVERY:
+            return [(text,) for text in self.candidates.values()]
+        return [(self.candidates[subject],)]
+
+
+def scene_of(text: str, exemplars: Sequence[str], candidates: Mapping[str, str]) -> Scene:
+    """A reply with its quotes blanked, cut into sentences, with all who are named in it."""
+    starts = [0, *(match.end() for match in SENTENCE_END.finditer(text))]
+    starts = [at + len(text[at:]) - len(text[at:].lstrip()) for at in starts]
+    return Scene(text, starts, mentions(text, starts, tuple(candidates)), exemplars, candidates)
+
 
 SLACK = 1.0  # points by which a stated percentile may be off: it is rounded
 NOT = r"(?:(?<!\bif )\b(?:not|never|without|nor|no longer)|n't)"
@@ -238,3 +395,134 @@ def _percents(scene: Scene) -> Iterator[Claim]:
             said = f"{number}%"
             yield Claim(match.start(), match[0], subject, kind, said, max(off) <= SLACK)
         text = pattern.sub(lambda m: "·" * len(m[0]), text)
+
+
+LONGEST_QUOTE = 12  # words
+LONGEST_REPLY = 8_000  # characters that are read; a reply has some 800
+
+QUOTE = re.compile(r'"([^"\n]*)"')
+
+
+@dataclass(frozen=True)
+class Quote:
+    """A span in double quotes, without them."""
+
+    start: int
+    text: str
+    subject: str | None
+    verbatim: bool
+    placed: bool  # in the text of the subject
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """Something untrue, and where the sentence with it begins."""
+
+    start: int
+    sentence: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in a reply."""
+
+    found_quotes: tuple[Quote, ...]
+    found_claims: tuple[Claim, ...]
+    flaws: tuple[Flaw, ...]  # in the order of the reply
+
+    @property
+    def quotes(self) -> int:
+        return len(self.found_quotes)
+
+    @property
+    def quotes_true(self) -> int:
+        return sum(quote.verbatim for quote in self.found_quotes)
+
+    @property
+    def quotes_placed(self) -> int:
+        return sum(quote.placed for quote in self.found_quotes)
+
+    @property
+    def claims(self) -> int:
+        return len(self.found_claims)
+
+    @property
+    def claims_true(self) -> int:
+        return sum(claim.holds for claim in self.found_claims)
+
+
+def fold(text: str) -> str:
+    """White space to single blanks, quote marks to straight ones."""
+    return " ".join(text.translate(FOLD).split())
+
+
+@lru_cache(maxsize=256)
+def _folded(text: str) -> str:
+    return fold(text)
+
+
+def contains(text: str, quote: str) -> bool:
+    """Whether the quote stands in the text, from the beginning of a word to the end of one."""
+    inside, wanted = _folded(text), fold(quote)
+    if not wanted or len(wanted.split()) > LONGEST_QUOTE:
+        return False
+    at = inside.find(wanted)
+    while at >= 0:
+        before, after = inside[at - 1 : at], inside[at + len(wanted) : at + len(wanted) + 1]
+        cut_left = before.isalnum() and wanted[0].isalnum()
+        if not cut_left and not (after.isalnum() and wanted[-1].isalnum()):
+            return True
+        at = inside.find(wanted, at + 1)
+    return False
+
+
+def check(reply: str, exemplars: Sequence[str], candidates: Mapping[str, str]) -> Report:
+    """Every quote and every claim of a reply (or of its reasoning alone), checked on the texts.
+
+    candidates: label -> text, as the prompt showed them.
+    """
+    text, offset, whole = _reasoning(reply)
+    masked = QUOTE.sub(lambda m: '"' + " " * len(m[1]) + '"', text)
+    scene = scene_of(masked, exemplars, candidates)
+    quotes = [_quote(scene, match.start(), match[1], offset) for match in QUOTE.finditer(text)]
+    claims = claims_of(scene)
+    flaws = [(q.start - offset, f'"{q.text}" is in no text') for q in quotes if not q.verbatim]
+    flaws += [(c.start, f"{c.subject}, untrue: {c.text}") for c in claims if not c.holds]
+    last = QUOTE.sub(lambda m: "." * len(m[0]), text).find('"')
+    if last >= 0 and whole:
+        flaws.append((last, "a quote is not closed"))
+        quotes.append(Quote(last + offset, text[last + 1 : last + 40], None, False, False))
+    return Report(
+        tuple(quotes),
+        tuple(Claim(**{**vars(claim), "start": claim.start + offset}) for claim in claims),
+        tuple(
+            Flaw(at + offset, max(s for s in [0, *scene.starts] if s <= at) + offset, message)
+            for at, message in sorted(flaws)
+        ),
+    )
+
+
+def _reasoning(reply: str) -> tuple[str, int, bool]:
+    """The part between the tags, curly quotes made straight, where it begins, and whether it was
+    read to its end."""
+    whole, reply = len(reply) <= LONGEST_REPLY, reply[:LONGEST_REPLY]
+    begin = reply.find(OPEN.strip())
+    begin = begin + len(OPEN.strip()) if begin >= 0 else 0
+    end = reply.find(CLOSE, begin)
+    inside = reply[begin : end if end >= 0 else len(reply)]
+    straight = re.sub("[“”„«»″]", '"', inside).replace("’", "'")
+    return straight, begin, whole or end >= 0
+
+
+def _quote(scene: Scene, start: int, quote: str, offset: int) -> Quote:
+    everything = [*scene.exemplars, *scene.candidates.values()]
+    subject = scene.subject(start, start + len(quote) + 2)
+    of_subject = [t for texts in scene.texts(subject) for t in texts] if subject else []
+    return Quote(
+        start + offset,
+        quote,
+        subject,
+        any(contains(text, quote) for text in everything),
+        any(contains(text, quote) for text in of_subject),
+    )

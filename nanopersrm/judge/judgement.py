@@ -37,7 +37,7 @@ from itertools import chain
 from typing import Any, Literal, Protocol
 
 from nanopersrm import InputError
-from nanopersrm.judge import faithful
+from nanopersrm.judge import claims
 from nanopersrm.judge.verdict import (
     CLOSE,
     LABELS,
@@ -165,7 +165,7 @@ def read_reply(
         return JudgedReply(which, text, said.reasoning, said.problem, cut)
     # With the tags, or those that the model has written in between would count as the real ones.
     reasoning = f"{OPEN}{said.reasoning}{CLOSE}"
-    found = faithful.check(reasoning, exemplars, dict(zip(labels, candidates, strict=True)))
+    found = claims.check(reasoning, exemplars, dict(zip(labels, candidates, strict=True)))
     untrue = [f"{claim.subject}, {claim.text}" for claim in found.found_claims if not claim.holds]
     untrue += [f'"{quote.text}"' for quote in found.found_quotes if not quote.verbatim]
     counts = found.claims, found.claims_true

@@ -7,10 +7,10 @@
 
 A small model quotes what was never written. Here it is asked only where a quote begins and how long
 it is: a mark opens one freely, the words are a walk through the texts, a mark at the end of a word
-closes it. So whatever is drawn, `faithful.py` finds every quote verbatim and closed.
+closes it. So whatever is drawn, `claims.py` finds every quote verbatim and closed.
 
 How it works. All is done on bytes, since a token may be a part of a character. The texts, folded as
-`faithful.py` folds them, become one row of bytes. A *place* is all spots of it where the quote so
+`claims.py` folds them, become one row of bytes. A *place* is all spots of it where the quote so
 far ends; a token is allowed if it goes on from one of them, or closes there. What a token holds
 after its mark is read on in the same way: `",` closes, `" and "` closes and opens, `"."` opens a
 quote with nothing to quote, and is forbidden. Outside a quote everything else is free.
@@ -30,7 +30,7 @@ quote marks within a text and angle brackets, which could be a tag, bound what c
 a text has curly apostrophes, they or straight ones are copied.
 
 What we left out. A quote may come from any text of the prompt, not just from the one that its
-sentence speaks of: `faithful.py` counts that as `placed`. Whether the words show what they are
+sentence speaks of: `claims.py` counts that as `placed`. Whether the words show what they are
 quoted for is the model's own doing.
 """
 
@@ -42,7 +42,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, groupby
 
-from nanopersrm.judge.faithful import LONGEST_QUOTE
+from nanopersrm.judge.claims import LONGEST_QUOTE
 from nanopersrm.judge.prompts import OPENING
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.style.text import FOLD, WORD

@@ -40,8 +40,7 @@ from typing import Any
 
 from nanopersrm import InputError
 from nanopersrm.judge import verdict
-from nanopersrm.judge.claims import percentiles
-from nanopersrm.judge.subjects import WRITER
+from nanopersrm.judge.claims import WRITER, percentiles
 from nanopersrm.judge.verdict import LABELS
 from nanopersrm.pairs import Pair
 from nanopersrm.style.features import COUNTED, SHAPE

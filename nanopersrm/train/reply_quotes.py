@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from nanopersrm.judge.faithful import contains
+from nanopersrm.judge.claims import contains
 from nanopersrm.style.features import COUNTED
 from nanopersrm.style.profile import BY_NAME
 from nanopersrm.style.text import BULLET, FOLD, read, sentences

@@ -11,7 +11,7 @@ the others. Its *rivals* are the replies about the other text of its pair.
     twin         right · share of the twin's replies that are right: those about the same text,
     under
                  the exemplars of the other writer
-    faithful     t / (t + f) · t / K: t true and f untrue quotes and claims (`faithful.py`),
+    faithful     t / (t + f) · t / K: t true and f untrue quotes and claims (`claims.py`),
                  K = QUOTES + CLAIMS of them wanted, and no more than K counted as true
     calibration  1 - (p - y)²: y is 1 if the text is the writer's, p = (soft score - 1) / 8
 
@@ -57,7 +57,7 @@ from statistics import fmean
 import torch
 
 from nanopersrm import InputError
-from nanopersrm.judge.faithful import check, fold
+from nanopersrm.judge.claims import check, fold
 from nanopersrm.judge.verdict import DIGITS, LABELS, parse, soft_score
 from nanopersrm.train.grpo import (
     Comparison,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nanopersrm.judge import faithful, verdict
+from nanopersrm.judge import claims, verdict
 from nanopersrm.judge.answer import FORCED_ROOM, AnswerConfig, answer
 from nanopersrm.model.sampler import SamplingConfig, sample
 from nanopersrm.model.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ class Metrics:
     reasoned_twins: float | None = None
     reasoned_pairs: int = 0
     quotes: float | None = None  # share of the quotes in free replies that are verbatim
-    claims: float | None = None  # share of their claims that hold, by `faithful.py`
+    claims: float | None = None  # share of their claims that hold, by `claims.py`
 
     def numbers(self) -> dict[str, float]:
         """For the log."""
@@ -133,7 +133,7 @@ class ValidationSet:
         reasoned = self._reason(model, preset) if self.reasoned else {}
         model.train(training)
         reports = [
-            faithful.check(reply, exemplars, {"A": text})
+            claims.check(reply, exemplars, {"A": text})
             for reply, (exemplars, text) in zip(replies, self.texts, strict=True)
         ]
         formed = [verdict.parse(reply, verdict.LABELS[:1]).well_formed for reply in replies]

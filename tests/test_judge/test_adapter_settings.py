@@ -9,8 +9,7 @@ import pytest
 from nanopersrm import InputError, __version__
 from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.adapter_settings import AdapterSettings, weights_sha256
-from nanopersrm.model.base import Base
-from nanopersrm.model.base import DEFAULT_BASE
+from nanopersrm.model.base import DEFAULT_BASE, Base
 
 FACTS = AdapterSettings("org/name", "ab12", False, "bf16", True, "pointwise", True)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fixtures import KINDS, digits_after, fond_of_quotes, make_base, prompts_of
 
-from nanopersrm.judge import faithful, verdict
+from nanopersrm.judge import claims, verdict
 from nanopersrm.judge.answer import Answer, AnswerConfig, answer
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.sampler import prefill
@@ -214,7 +214,7 @@ def test_quotes_are_copied_from_the_texts_of_their_prompt(tiny, monkeypatch):
         for (exemplar, text), group in zip(texts, groups, strict=True):
             for found in group:
                 check(found, 1, 30)
-                report = faithful.check(found.text, [exemplar], {"A": text})
+                report = claims.check(found.text, [exemplar], {"A": text})
                 assert how == "free" or not any("quote" in f.message for f in report.flaws)
                 seen[how][0] += report.quotes_true
                 seen[how][1] += report.quotes

@@ -6,9 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanopersrm.judge.claims import PHRASES
-from nanopersrm.judge.faithful import LONGEST_QUOTE, LONGEST_REPLY, Report, check, contains
-from nanopersrm.judge.subjects import EVERY, WRITER
+from nanopersrm.judge.claims import (
+    EVERY,
+    LONGEST_QUOTE,
+    LONGEST_REPLY,
+    PHRASES,
+    WRITER,
+    Report,
+    check,
+    contains,
+)
 from nanopersrm.judge.verdict import OPEN, write
 from nanopersrm.style.features import FACTORS
 

@@ -7,7 +7,7 @@ from test_cli import DEMO, DRAFTS, EDMUND, cli, script, tiny_folder, tiny_judge 
 
 
 def streamed(*told: tuple[tuple[int, ...], str, bool], names: Any = ("a.txt", "b.txt")) -> str:
-    out = Console(record=True, width=80, file=open("/dev/null", "w"))  # noqa: SIM115
+    out = Console(record=True, width=80, file=open("/dev/null", "w"))
     follower = script._Follower(out, list(names), Console(stderr=True).status(""))
     for which, text, ended in told:
         follower(which, text, ended)

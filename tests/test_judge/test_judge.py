@@ -8,7 +8,7 @@ import pytest
 import torch
 from fixtures import CANDIDATES, EXEMPLARS, digits_after, fond_of_quotes, make_base, mirrored, plain
 
-from nanopersrm.judge import faithful, verdict
+from nanopersrm.judge import claims, verdict
 from nanopersrm.judge.answer import AnswerConfig, answer
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig, Judgement
@@ -169,7 +169,7 @@ def test_quotes_are_copied_from_the_texts(judge, mode, monkeypatch):
         sane(judgement, 2)
         for reply in judgement.replies:
             shown = dict(zip("AB", (CANDIDATES[i] for i in reply.candidates), strict=False))
-            report = faithful.check(reply.text, EXEMPLARS, shown)
+            report = claims.check(reply.text, EXEMPLARS, shown)
             quotes[how][0] += report.quotes_true
             quotes[how][1] += report.quotes
     assert quotes["copied"][0] == quotes["copied"][1] >= 5

@@ -12,6 +12,7 @@ from itertools import permutations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nanopersrm.judge.ranking import bradley_terry, preference, schedule
 
 from nanopersrm import InputError
 from nanopersrm.judge.judgement import (
@@ -24,7 +25,6 @@ from nanopersrm.judge.judgement import (
     read_reply,
     verdict_of,
 )
-from nanopersrm.judge.ranking import bradley_terry, preference, schedule
 from nanopersrm.judge.verdict import write
 
 NAN = math.nan

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from fixtures import CANDIDATES, EXEMPLARS, make_base, plain
+from nanopersrm.judge.prefixes import PREFIXES, Prefixes
 from test_judge import PAIRS, QUICK, fresh
 
 from nanopersrm.judge import prefixes
-from nanopersrm.judge.prefixes import PREFIXES, Prefixes
 from nanopersrm.model.sampler import SHARED_LEAST, Prefix, prefill
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load

@@ -6,9 +6,9 @@ from itertools import combinations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nanopersrm.judge.ranking import ALL_PAIRS_UP_TO, PRIOR, bradley_terry, preference, schedule
 
 from nanopersrm.judge import ranking
-from nanopersrm.judge.ranking import ALL_PAIRS_UP_TO, PRIOR, bradley_terry, preference, schedule
 
 
 @pytest.mark.parametrize("n", range(1, 27))

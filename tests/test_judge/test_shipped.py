@@ -10,10 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from data.build import demo_pairs
 from nanopersrm import InputError
-from nanopersrm.judge import adapter_settings
+from nanopersrm.judge import adapter_settings, export
 from nanopersrm.judge.judge import UNTRAINED, Judge
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.judge import export
 from nanopersrm.model.base import DEFAULT_BASE, Base
 from nanopersrm.model.lora import CONFIG_FILE, TENSORS_FILE
 from nanopersrm.train.setup import said_by

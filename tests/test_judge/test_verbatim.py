@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanopersrm.judge.faithful import LONGEST_QUOTE, check
+from nanopersrm.judge.claims import LONGEST_QUOTE, check
 from nanopersrm.judge.verbatim import OUTSIDE, Place, Quotable, QuoteTokens
 
 BYTES = [bytes([byte]) for byte in range(256)]

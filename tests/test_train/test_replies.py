@@ -10,15 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from data.build import demo_pairs
-from nanopersrm import pairs
-from nanopersrm.judge import verdict
-from nanopersrm.judge.claims import PHRASE
-from nanopersrm.judge.faithful import check as faithful
-from nanopersrm.style.features import COUNTED, FACTORS, measure
-from nanopersrm.style.profile import BY_NAME, measured_block
-from nanopersrm.train import replies, telling
 from nanopersrm.train.facts import (
     asked,
     digits,
@@ -42,6 +33,15 @@ from nanopersrm.train.phrases import (
     WRITER,
 )
 from nanopersrm.train.quoting import LEAST, MOST, show
+
+from data.build import demo_pairs
+from nanopersrm import pairs
+from nanopersrm.judge import verdict
+from nanopersrm.judge.claims import PHRASE
+from nanopersrm.judge.claims import check as faithful
+from nanopersrm.style.features import COUNTED, FACTORS, measure
+from nanopersrm.style.profile import BY_NAME, measured_block
+from nanopersrm.train import replies, telling
 from nanopersrm.train.replies import Config, Imitation, check, reply, size
 
 ROOT = Path(__file__).resolve().parents[2]

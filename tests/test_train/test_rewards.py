@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanopersrm import InputError
-from nanopersrm.judge.faithful import LONGEST_QUOTE
+from nanopersrm.judge.claims import LONGEST_QUOTE
 from nanopersrm.judge.verdict import write
 from nanopersrm.pairs import Pair
 from nanopersrm.train import rewards

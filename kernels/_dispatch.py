@@ -10,11 +10,9 @@ up: Triton 3.3 dropped those of 7.5), and for everything when Python was started
 else, and where Triton is not installed (macOS, Windows), the reference does the work.
 
 There is no autotuning: it needs a GPU to choose, and chooses differently from run to run. Block
-sizes are functions of the shapes, written beside their kernels; `python -m kernels.bench OP`
-repeats the measurement on the card at hand, and `python -m kernels.aot` shows what they compile to.
-
-Nor is there a choice by card: every kernel asks for at most 101,376 bytes of shared memory, what
-sm_86, 89 and 120 have (datacenter cards have more), and the tests hold it to that.
+sizes are functions of the shapes, written beside their kernels. Nor is there a choice by card:
+every kernel asks for at most 101,376 bytes of shared memory, what sm_86, 89 and 120 have, and a
+test that compiles them all holds them to that.
 """
 
 import os
@@ -51,8 +49,8 @@ def on_triton(x: Tensor) -> bool:
     """
     if INTERPRETED or not (x.is_cuda and _fit(x.device)):
         return INTERPRETED
-    here = torch.cuda.current_device()
-    assert x.device.index == here, f"{x.device} is not the current device, cuda:{here}"
+    current = torch.cuda.current_device()
+    assert x.device.index == current, f"{x.device} is not the current device, cuda:{current}"
     return True
 
 

@@ -36,22 +36,14 @@ dL/ds = (1/4 · (8 - 14), 3/4 · (16 - 14)) = (-1.5, 1.5); either key can be don
 Who serves what:
 
                         CPU                    CUDA, 16 bits, sm_80 up     CUDA otherwise
-    segments            `_Split`: parts        flash-attn if installed,    PyTorch's attention
+    segments            `_InParts`: parts        flash-attn if installed,    PyTorch's attention
       (gradients)       by PyTorch's flash     else PyTorch's attention      (`segments_reference`)
     decode_attention    `level`, `merge`:      Triton kernel of            `level`, `merge`:
       (cached, none)    PyTorch's flash          `decode_attention.py`       scores in fp32
 
-Measured on 2 cores, bf16, 9 heads of 64 sharing 3, forward and backward, in milliseconds, medians
-of interleaved runs on a noisy machine: `_Split` and `segments_reference`
-    8 segments of 448, none continues another                        95     117
-    a prompt of 512, 8 replies of 128                                58     110
-    exemplars of 256, 2 questions of 128, 4 replies of 64 each       33      58
-Most of it is the backward, which PyTorch's CPU kernel does faster in fp32 than in bf16 (4 times for
-128 tokens); so we give it fp32, and its gradients of k and v come out 4 times as exact.
-Cached, the 30 layers of SmolLM2, prompt 384, 64 own keys (`python -m kernels.bench attention`): 32
-replies 13.5, against 27.9 by PyTorch's attention over 32 full copies; 8 replies 8.6 against 9.5.
-For one reply two parts cost 5.8, one whole 1.6: there is nothing to share, and
-`nanopersrm/sampler.py` then lets it continue in its prompt's own slab.
+PyTorch's CPU kernel does the backward faster in fp32 than in bf16 (4 times for 128 tokens), so we
+give it fp32, and its gradients of k and v come out 4 times as exact. A single reply over a prompt
+has nothing to share, and the sampler lets it continue in its prompt's own slab.
 
 Shapes: q (N, H, E), k and v (N, K, E) on N flat rows; a level of the tree holds keys and values (n,
 K, T, E) of n nodes. What we left out: the split with gradients on a GPU. There flash-attn gets the
@@ -149,14 +141,16 @@ def padded(
     """
     M, T = max(map(len, under)), max(ends)
     rows = places = mask = None
-    flat = [row for mine in under for row in mine]
+    flat = [row for members in under for row in members]
     if len(flat) < M * len(under) or flat != sorted(flat):
-        place = {row: i * M + j for i, mine in enumerate(under) for j, row in enumerate(mine)}
-        under = [mine + (mine[-1:] or [0]) * (M - len(mine)) for mine in under]
+        place = {row: i * M + j for i, members in enumerate(under) for j, row in enumerate(members)}
+        under = [members + (members[-1:] or [0]) * (M - len(members)) for members in under]
         rows = torch.tensor(under, device=like.device)
         places = torch.tensor([place[row] for row in range(len(ends))], device=like.device)
     if min(ends) < T:
-        limits = torch.tensor([[ends[row] for row in mine] for mine in under], device=like.device)
+        limits = torch.tensor(
+            [[ends[row] for row in members] for members in under], device=like.device
+        )
         if bool((limits == limits[:, :1]).all()):
             limits = limits[:, :1]  # every row of a node sees as much of it
         else:
@@ -174,14 +168,15 @@ def segments_partial(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int]) -> 
     for begin, end in pairwise(starts):
         if begin == end:
             continue
-        asks, seen, told = (x[begin:end].transpose(0, 1)[None] for x in (q, k, v))  # (1, H, M, E)
+        rows = slice(begin, end)
+        queries, keys, values = (x[rows].transpose(0, 1)[None] for x in (q, k, v))  # (1, H, M, E)
         if q.device.type == "cpu":
-            out, lse = _flash(asks, seen, told, is_causal=True)
+            out, lse = _flash(queries, keys, values, is_causal=True)
         else:
             M, group = end - begin, q.shape[1] // k.shape[1]
-            seen, told = (x.repeat_interleave(group, 1) for x in (seen, told))
+            keys, values = (x.repeat_interleave(group, 1) for x in (keys, values))
             hidden = torch.full((M, M), float("-inf"), device=q.device).triu(1)
-            out, lse = partial_reference(asks, seen, told, hidden[None, None])
+            out, lse = partial_reference(queries, keys, values, hidden[None, None])
         outs.append(out[0].transpose(0, 1))
         sums.append(lse[0].transpose(0, 1))
     return torch.cat(outs), torch.cat(sums)
@@ -204,20 +199,18 @@ def segments_reference(
 ) -> Tensor:
     """`segments` by PyTorch's own attention, one segment at a time over keys laid end to end."""
     outs = []
-    for (begin, end), (keys, values) in zip(
-        pairwise(starts), _gather(k, v, starts, parents), strict=True
-    ):
+    chains = _gather(k, v, starts, parents)
+    for (begin, end), chain in zip(pairwise(starts), chains, strict=True):
         if begin == end:
             continue
-        asks = q[begin:end].transpose(0, 1)[None]  # (1, H, M, E)
-        seen = torch.cat(keys).transpose(0, 1)[None]  # (1, K, T, E)
-        told = torch.cat(values).transpose(0, 1)[None]
-        M, T = asks.shape[2], seen.shape[2]
+        queries = q[begin:end].transpose(0, 1)[None]  # (1, H, M, E)
+        keys, values = (torch.cat(x).transpose(0, 1)[None] for x in chain)  # (1, K, T, E)
+        M, T = queries.shape[2], keys.shape[2]
         mask = None
         if M < T:  # is_causal is aligned to the top left: a suffix needs its mask spelled out
             mask = torch.ones(M, T, dtype=torch.bool, device=q.device).tril(T - M)
         out = F.scaled_dot_product_attention(
-            asks, seen, told, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
         outs.append(out[0].transpose(0, 1))
     return torch.cat(outs)
@@ -247,21 +240,21 @@ def _segments_flash_attn(
     )
 
 
-def _looks(starts: Sequence[int], parents: Sequence[int]) -> list[tuple[slice, slice | Tensor]]:
+def _shared(starts: Sequence[int], parents: Sequence[int]) -> list[tuple[slice, slice | Tensor]]:
     """Each segment that others continue: its rows, and the rows of all its descendants."""
     below: dict[int, list[tuple[int, int]]] = {}
     for s, parent in enumerate(parents):
         while parent >= 0:
             below.setdefault(parent, []).append((starts[s], starts[s + 1]))
             parent = parents[parent]
-    looks: list[tuple[slice, slice | Tensor]] = []
+    shared: list[tuple[slice, slice | Tensor]] = []
     for s, spans in below.items():
         rows: slice | Tensor = slice(spans[0][0], spans[-1][1])
         if any(a[1] != b[0] for a, b in pairwise(spans)):  # others stand between
             rows = torch.cat([torch.arange(*span) for span in spans])
         if starts[s] < starts[s + 1] and any(begin < end for begin, end in spans):
-            looks.append((slice(starts[s], starts[s + 1]), rows))
-    return looks
+            shared.append((slice(starts[s], starts[s + 1]), rows))
+    return shared
 
 
 def _flat_backward(
@@ -269,21 +262,21 @@ def _flat_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of a part, g, q, out (M, H, E), lse (M, H) of the whole rows, k, v (T, K, E)."""
     g, q, k, v, out, lse = (x.transpose(0, 1)[None] for x in (g, q, k, v, out, lse))
-    made = _flash_backward(g, q, k, v, out, lse, 0.0, causal)
-    return tuple(x[0].transpose(0, 1) for x in made)
+    gradients = _flash_backward(g, q, k, v, out, lse, 0.0, causal)
+    return tuple(x[0].transpose(0, 1) for x in gradients)
 
 
-class _Split(torch.autograd.Function):
+class _InParts(torch.autograd.Function):
     """`segments` in parts, on the CPU. Saves q, k, v, out and lse; no weight is ever stored."""
 
     @staticmethod
     def forward(ctx, q, k, v, starts, parents):
-        looks = _looks(starts, parents)
+        shared = _shared(starts, parents)
         q, k, v = _dense(q, k, v)
         out, lse = segments_partial(q, k, v, starts)
-        if looks:
+        if shared:
             out = out.to(torch.promote_types(q.dtype, torch.float32))
-        for keys, rows in looks:
+        for keys, rows in shared:
             other, other_lse = _flash(
                 *(x.transpose(0, 1)[None] for x in (q[rows], k[keys], v[keys]))
             )
@@ -293,7 +286,7 @@ class _Split(torch.autograd.Function):
             lse[rows] = torch.logaddexp(lse[rows], other_lse)
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.starts, ctx.looks = starts, looks
+        ctx.starts, ctx.shared = starts, shared
         return out
 
     @staticmethod
@@ -303,12 +296,12 @@ class _Split(torch.autograd.Function):
         g, q, k, v, out, lse = (x.to(wide) for x in _dense(g, *ctx.saved_tensors))
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         for begin, end in pairwise(ctx.starts):
-            own = slice(begin, end)
+            rows = slice(begin, end)
             if begin < end:
-                dq[own], dk[own], dv[own] = _flat_backward(
-                    g[own], q[own], k[own], v[own], out[own], lse[own], causal=True
+                dq[rows], dk[rows], dv[rows] = _flat_backward(
+                    *(x[rows] for x in (g, q, k, v, out, lse)), causal=True
                 )
-        for keys, rows in ctx.looks:
+        for keys, rows in ctx.shared:
             dq_part, dk_part, dv_part = _flat_backward(
                 g[rows], q[rows], k[keys], v[keys], out[rows], lse[rows], causal=False
             )
@@ -341,6 +334,6 @@ def segments(
     if len(q) == 0:
         return q
     if q.device.type == "cpu":
-        return _Split.apply(q, k, v, starts, parents)
+        return _InParts.apply(q, k, v, starts, parents)
     form = _segments_flash_attn if _flash_attn_serves(q) else segments_reference
     return form(q, k, v, starts, parents)

@@ -14,6 +14,7 @@ import os
 import platform
 import statistics
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from kernels.attention import segments
-from kernels.decode_attention import decode_attention, look
+from kernels.decode_attention import decode_attention, visible_positions
 from kernels.linear import can_pack, linear, pack
 from kernels.logprob import logprob
 from kernels.nf4 import dequantize, quantize
@@ -43,7 +44,6 @@ N, D, H, K, E, F_, V = (
 )
 PROMPT, REPLIES, OWN = (2048, 8, 512) if CUDA else (512, 8, 128)
 EPS = 1e-6
-PEERS = {"bitsandbytes": False, "liger_kernel": True, "cut_cross_entropy": True, "flash_attn": True}
 Run = Callable[..., Any]
 
 
@@ -53,7 +53,7 @@ class Case(NamedTuple):
     ours: Run
     plain: Run
     inputs: tuple[Tensor, ...]
-    peer: str | None = None  # its module; whether it needs a card: PEERS
+    peer: str | None = None  # its module; all but bitsandbytes need a card
     make_peer: Callable[[], Run] | None = None
     backward: bool = False  # time forward and backward
 
@@ -104,8 +104,9 @@ def attention_cases() -> list[Case]:
     token, prompt = random(REPLIES, H, E), random(2, 1, K, PROMPT, E)
     own = random(2, REPLIES, K, OWN, E)
     whole = torch.cat([prompt.expand(2, REPLIES, K, PROMPT, E), own], 3)
-    above = look([0] * REPLIES, [PROMPT] * REPLIES, 1, PROMPT, H // K, token, True, False)
-    below = look(list(range(REPLIES)), [OWN] * REPLIES, REPLIES, OWN, H // K, token, True, True)
+    sees = partial(visible_positions, group=H // K, like=token, decoding=True)
+    above = sees([0] * REPLIES, [PROMPT] * REPLIES, 1, PROMPT, last=False)
+    below = sees(list(range(REPLIES)), [OWN] * REPLIES, REPLIES, OWN, last=True)
 
     def flash() -> Run:
         from flash_attn import flash_attn_with_kvcache
@@ -129,13 +130,6 @@ def product_cases() -> list[Case]:
     ids = torch.randint(V, (N,), device=DEVICE)
     nf4, packed = quantize(weight), pack(weight) if can_pack(weight) else weight
 
-    def plain_logprob(hidden: Tensor) -> Tensor:
-        return (hidden @ head.T).float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-
-    def plain_sample(logits: Tensor) -> Tensor:
-        p = (logits / 0.7).softmax(-1)
-        return p.gather(-1, torch.multinomial(p, 1)).log()
-
     def cce() -> Run:
         from cut_cross_entropy import linear_cross_entropy
 
@@ -151,7 +145,8 @@ def product_cases() -> list[Case]:
         return lambda _: bnb.functional.dequantize_4bit(codes, state)
 
     cases = [
-        Case("logprob", f"({N}, {D}) x {V:,}", lambda x: logprob(x, head, ids)[0], plain_logprob,
+        Case("logprob", f"({N}, {D}) x {V:,}", lambda x: logprob(x, head, ids)[0],
+             lambda x: F.cross_entropy((x @ head.T).float(), ids, reduction="none"),
              (hidden,), "cut_cross_entropy", cce, backward=True),
         Case("nf4", f"({F_}, {D}), plain: a copy in bf16", lambda w: dequantize(nf4, w.dtype),
              torch.clone, (weight,), "bitsandbytes", lambda: bnb(False)),
@@ -165,7 +160,7 @@ def product_cases() -> list[Case]:
                  lambda x: F.linear(x, weight), (x,), "bitsandbytes", lambda: bnb(True)),
             Case("linear", shape, lambda x: linear(x, packed), lambda x: F.linear(x, weight), (x,)),
             Case("sample", f"({rows}, {V}) fp32", lambda z, keys=keys: sample(z, keys, 0.7),
-                 plain_sample, (logits,)),
+                 lambda z: torch.multinomial((z / 0.7).softmax(-1), 1), (logits,)),
         ]  # fmt: skip
     return cases
 
@@ -185,9 +180,8 @@ def measure(case: Case, rounds: int) -> list[str]:
     sides = {"ours": timer(case, case.ours), "plain": timer(case, case.plain)}
     note = "none"
     if case.peer is not None and case.make_peer is not None:
-        note = f"{case.peer} is not installed" * (find_spec(case.peer) is None)
-        note = note or f"{case.peer} needs a card" * (PEERS[case.peer] and not CUDA)
-        if not note:
+        note = f"{case.peer}: not here"
+        if find_spec(case.peer) and (CUDA or case.peer == "bitsandbytes"):
             sides["peer"] = timer(case, case.make_peer())
     calls = {name: max(1, int(0.02 / side.timeit(2).mean)) for name, side in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -220,9 +214,15 @@ def main() -> None:
         if not options.ops or case.op in options.ops:
             print("| " + " | ".join(measure(case, options.rounds)) + " |", flush=True)
     device = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
-    versions = [
-        f"{name} {version(name)}" for name in ("torch", "triton", *PEERS) if find_spec(name)
-    ]
+    packages = (
+        "torch",
+        "triton",
+        "bitsandbytes",
+        "liger_kernel",
+        "cut_cross_entropy",
+        "flash_attn",
+    )
+    versions = [f"{name} {version(name)}" for name in packages if find_spec(name)]
     print(f"\n{device}, load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}; "
           f"{', '.join(versions)}; {options.rounds} rounds, seed 0.")  # fmt: skip
 

@@ -51,8 +51,8 @@ LINES = 32  # of the tile of a node that many rows share; at 64 registers spill
 
 
 @dataclass(frozen=True)
-class Look:
-    """How the rows of one forward look at the n nodes of one level; the same for every layer."""
+class Visible:
+    """What the rows of one forward see of the n nodes of one level; the same for every layer."""
 
     seen: int  # T: positions 0:T of the slab are read
     most: int  # M: most rows under a node
@@ -68,8 +68,8 @@ class Look:
     tile: int = 0  # lines a program
 
 
-# keys, values (n, K, capacity, E) of a level, and how the rows look at it
-Level = tuple[Tensor, Tensor, Look]
+# keys, values (n, K, capacity, E) of a level, and what the rows see of it
+Level = tuple[Tensor, Tensor, Visible]
 
 
 def kernel_serves(x: Tensor) -> bool:
@@ -93,7 +93,7 @@ def tile_of(group: int, alone: bool) -> int:
     return 16 if alone and group <= 16 else LINES
 
 
-def look(
+def visible_positions(
     owners: Sequence[int],
     ends: Sequence[int],
     n: int,
@@ -102,7 +102,7 @@ def look(
     like: Tensor,
     decoding: bool,
     last: bool,
-) -> Look:
+) -> Visible:
     """Row i lies under node owners[i] of n and sees its first ends[i] >= 1 positions.
 
     `group` is H/K, `like` has the type and device of the keys. `decoding`: no node of the last
@@ -116,20 +116,20 @@ def look(
         under[owner].append(row)
     most = max(map(len, under))
     if not kernel_serves(like):
-        return Look(seen, most, *attention.padded(under, ends, group, like))
-    flat = [row for mine in under for row in mine]
+        return Visible(seen, most, *attention.padded(under, ends, group, like))
+    flat = [row for members in under for row in members]
     bounds = list(accumulate(map(len, under), initial=0))
     numbers = torch.zeros(3, -(-max(len(flat), n + 1) // 4) * 4, dtype=torch.int32)
-    for into, some in zip(numbers, (flat, bounds, ends), strict=True):
-        into[: len(some)] = torch.tensor(some)
+    for row, values in zip(numbers, (flat, bounds, ends), strict=True):
+        row[: len(values)] = torch.tensor(values)
     # One copy to the card; rows of whole 16 bytes, so that one compilation serves them all.
     order, begins, stops = numbers.to(like.device)
     split, tile = split_of(capacity, decoding), tile_of(group, decoding and last)
-    return Look(seen, most, order=order, begins=begins, ends=stops, split=split, tile=tile)
+    return Visible(seen, most, order=order, begins=begins, ends=stops, split=split, tile=tile)
 
 
 @jit
-def _look_kernel(
+def _partial_kernel(
     Q, Keys, Values, Order, Begins, Ends, Out, Lse,
     q_row, q_head, node_stride, head_stride, position_stride,
     lines_stride, split, scale,
@@ -166,16 +166,16 @@ def _look_kernel(
     high = tl.minimum(low + split, tl.max(end))
     for start in range(low, high, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        there = at[:, None] * position_stride + wide[None, :]
-        held = (at < high)[:, None] & inside[None, :]
-        keys = tl.load(Keys + there, mask=held, other=0.0)  # (BLOCK, WIDTH)
+        offsets = at[:, None] * position_stride + wide[None, :]
+        known = (at < high)[:, None] & inside[None, :]
+        keys = tl.load(Keys + offsets, mask=known, other=0.0)  # (BLOCK, WIDTH)
         scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * (scale * 1.4426950408889634)
         scores = tl.where(at[None, :] < end[:, None], scores, float("-inf"))
         greatest = tl.maximum(m, tl.max(scores, 1))
         base = tl.where(greatest == float("-inf"), 0.0, greatest)  # a line that has seen nothing
         shrink = tl.exp2(m - base)
         weights = tl.exp2(scores - base[:, None])
-        values = tl.load(Values + there, mask=held, other=0.0)
+        values = tl.load(Values + offsets, mask=known, other=0.0)
         total = total * shrink + tl.sum(weights, 1)
         acc = tl.dot(
             weights.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee"
@@ -227,7 +227,7 @@ def _merge_kernel(
     )
 
 
-def _look_shape(E: int) -> tuple[int, int, int, int]:
+def _partial_shape(E: int) -> tuple[int, int, int, int]:
     """Width of a tile (a power of two), positions a block, warps and blocks in flight.
 
     A block of keys is 8 KB: 64 positions of heads of 128 take 194 registers on sm_80, 32 take 167.
@@ -242,18 +242,18 @@ def _merge_shape(E: int) -> tuple[int, int, int]:
     return width, max(128 // width, 1), 1
 
 
-def _looks(q: Tensor, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:
+def _partials(q: Tensor, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:
     """q (N, H, E) -> out (S, N·H, E) and lse (S, N·H) fp32 of every split of every level, with up
     to 15 lines more that nobody writes."""
     N, H, E = q.shape
     lines = -(-N * H // 16) * 16
     assert E <= 256, f"expected heads of at most 256, got {E}"
     q = q if q.stride(-1) == 1 else q.contiguous()
-    splits = [-(-look.seen // look.split) for _, _, look in levels]
+    splits = [-(-visible.seen // visible.split) for _, _, visible in levels]
     out = torch.empty(sum(splits), lines, E, dtype=torch.float32, device=q.device)
     lse = torch.empty(sum(splits), lines, dtype=torch.float32, device=q.device)
     first = 0
-    for (keys, values, look), parts in zip(levels, splits, strict=True):
+    for (keys, values, visible), parts in zip(levels, splits, strict=True):
         n, K = keys.shape[:2]
         form = (n, K, keys.shape[2], E)
         assert keys.shape == values.shape == form, f"{keys.shape}, {values.shape}, heads of {E}"
@@ -261,12 +261,12 @@ def _looks(q: Tensor, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:
         assert keys.stride(3) == 1, f"keys with strides {keys.stride()}"
         assert keys.dtype == values.dtype == q.dtype, f"{q.dtype} rows, {keys.dtype} keys"
         assert max(n, K * parts) < 65_536, f"{n} nodes, {K} heads of {parts} splits"
-        tiles = -(-look.most * (H // K) // look.tile)
-        width, block, warps, stages = _look_shape(E)
-        _look_kernel[(tiles, n, K * parts)](
-            q, keys, values, look.order, look.begins, look.ends, out[first:], lse[first:],
-            q.stride(0), q.stride(1), *keys.stride()[:3], lines, look.split, E**-0.5,
-            K=K, GROUP=H // K, E=E, WIDTH=width, TILE=look.tile, BLOCK=block,
+        tiles = -(-visible.most * (H // K) // visible.tile)
+        width, block, warps, stages = _partial_shape(E)
+        _partial_kernel[(tiles, n, K * parts)](
+            q, keys, values, visible.order, visible.begins, visible.ends, out[first:], lse[first:],
+            q.stride(0), q.stride(1), *keys.stride()[:3], lines, visible.split, E**-0.5,
+            K=K, GROUP=H // K, E=E, WIDTH=width, TILE=visible.tile, BLOCK=block,
             num_warps=warps, num_stages=stages, enable_fp_fusion=True,
         )  # fmt: skip
         first += parts
@@ -278,7 +278,7 @@ def _decode(q: Tensor, levels: Sequence[Level]) -> Tensor:
     N, H, E = q.shape
     result = torch.empty(N, H, E, dtype=q.dtype, device=q.device)
     if N:
-        out, lse = _looks(q, levels)
+        out, lse = _partials(q, levels)
         width, lines, warps = _merge_shape(E)
         _merge_kernel[(-(-N * H // lines),)](
             out, lse, result, len(lse), lse.stride(0), N * H,
@@ -288,29 +288,34 @@ def _decode(q: Tensor, levels: Sequence[Level]) -> Tensor:
 
 
 def decode_attention_reference(
-    q: Tensor, levels: Sequence[Level], own: tuple[Tensor, Tensor, Sequence[int]] | None = None
+    q: Tensor, levels: Sequence[Level], new: tuple[Tensor, Tensor, Sequence[int]] | None = None
 ) -> Tensor:
-    """`decode_attention` by PyTorch, with looks made for it."""
+    """`decode_attention` by PyTorch, with `Visible` made for it."""
     parts = [
         attention.level(
-            q, keys[:, :, : look.seen], values[:, :, : look.seen], look.rows, look.places, look.mask
+            q,
+            keys[:, :, : visible.seen],
+            values[:, :, : visible.seen],
+            visible.rows,
+            visible.places,
+            visible.mask,
         )
-        for keys, values, look in levels
+        for keys, values, visible in levels
     ]
-    if own is not None:
-        parts.append(attention.segments_partial(q, *own))
+    if new is not None:
+        parts.append(attention.segments_partial(q, *new))
     return attention.merge(parts)
 
 
 def decode_attention(
-    q: Tensor, levels: Sequence[Level], own: tuple[Tensor, Tensor, Sequence[int]] | None = None
+    q: Tensor, levels: Sequence[Level], new: tuple[Tensor, Tensor, Sequence[int]] | None = None
 ) -> Tensor:
     """q (N, H, E) over what each row sees of each level -> (N, H, E). No gradient.
 
-    `own` (k, v, starts) adds causal segments that no level holds: k, v (N, K, E) packed as q is.
+    `new` (k, v, starts) adds causal segments that no level holds: k, v (N, K, E) packed as q is.
     The kernel never needs it: there the keys of this forward are read back from their slab.
     """
     if kernel_serves(q):
-        assert own is None, "the kernel reads own keys from their level"
+        assert new is None, "the kernel reads new keys from their level"
         return _decode(q, levels)
-    return decode_attention_reference(q, levels, own)
+    return decode_attention_reference(q, levels, new)

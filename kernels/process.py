@@ -1,30 +1,24 @@
 """Settings of the process for PyTorch on a CPU, for speed and memory; importing this makes them.
 
 Threads. GNU OpenMP's threads spin while they wait for each other, by default for a long time. When
-another program wants the same core, that turned a decode step of 15 ms into one of 230 to 580 (2
-cores, 1 of them busy). To spin briefly costs 21 ms on idle cores and 32 to 44 on busy ones; not at
-all, 27 and 24 to 34. The variable is read once, when torch is first imported, so import this
-before.
+another program wants the same core, that turned a decode step of 15 ms into one of 230 to 580.
+Spinning briefly costs little on idle and on busy cores. The variable is read once, when torch is
+first imported, so import this before.
 
 Memory. Every PyTorch operation asks for memory for its result. glibc fetches large pieces from the
 system and gives them back at once, so each result costs a page fault every 4 KB, which can be more
-than the operation: RMSNorm of (1024, 576) in bf16, whose fp32 temporaries have 2.4 MB, took 11.2 ms
-that way and 0.6 ms with memory that is kept (least of 40, one noisy virtual machine); a prefill of
-384 tokens of SmolLM2-135M 659 ms and 465. So freed memory stays with the process, up to its peak.
+than the operation (RMSNorm of (1024, 576) in bf16: 11.2 ms that way, 0.6 with memory that is kept).
+So freed memory stays with the process, up to its peak; `trim` gives it back.
 
 Kernels that are kept. oneDNN makes a kernel for each shape of a 16-bit product, and rows differ
-from text to text: one judgement makes 30 to 60, in 1 to 2 ms each. oneDNN keeps the last 1,024 and
-PyTorch's layer above it as many again, of each kind; a shape costs 0.3 MB in each of them, so that
-a server grew by 700 MB and more before it stopped. The last KERNELS are enough: all layers and all
-steps of a reply share theirs, and the next judgement mostly needs others. MB that were allocated
-after 0, 50, 100, 200 and 500 judgements of the requests of `nanopersrm/soak.py` (8 blocks of
-SmolLM2-135M, no reasoning): 304, 545, 660, 776 and 933 before; 304, 425, 423, 425 and 425 with 128,
-and as fast (500 took 518 s and 521 on a busy machine).
+from text to text. It keeps the last 1,024 and PyTorch's layer above it as many again, of each kind,
+at 0.3 MB each: a server grew by 700 MB and more. The last KERNELS are enough: all layers and all
+steps of a reply share theirs, and the next judgement mostly needs others.
 
-What we chose: a variable that is already set is left alone, GOMP_SPINCOUNT for the threads,
-ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY for the kernels, and glibc's own
-MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ for the memory. Where there is no glibc (macOS,
-Windows, Alpine), memory is left as it is. `trim` is the exception to keeping memory.
+A variable that is already set is left alone: GOMP_SPINCOUNT for the threads,
+ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY for the kernels, glibc's own
+MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ for the memory. Without glibc (macOS, Windows,
+Alpine) memory is left as it is.
 """
 
 import ctypes

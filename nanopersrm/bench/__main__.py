@@ -188,13 +188,13 @@ class OurSide:
         """One step on pairs of texts -> the mean loss of a reply token."""
         count = sum(len(ids) - first for texts in pairs for ids, first in texts)
         trees = [
-            packing.grow(str(i), [packing.Text(tuple(ids), first) for ids, first in texts])
+            packing.build_tree(str(i), [packing.Branch(tuple(ids), first) for ids, first in texts])
             for i, texts in enumerate(pairs)
         ]
-        imitation, total = objective.ObjectiveConfig(pair=0.0, list=0.0), 0.0
+        imitation, total = objective.SftWeights(pair=0.0, list=0.0), 0.0
         for trees_of_batch in packing.pack(trees, self.config.budget):
             batch = packing.batch(trees_of_batch, self.model.device)
-            sums = objective.sums(self.model, batch, range(9), imitation, self.config.preset)
+            sums = objective.loss_sums(self.model, batch, range(9), imitation, self.config.preset)
             loss = sums.imitation / count
             loss.backward()
             total += float(loss.detach())
@@ -221,8 +221,8 @@ class OurSide:
         lengths = torch.tensor([len(ids) for ids in replies])
         weights = grpo.token_weights(lengths, int(lengths.max()), config).to(device)  # (G,)
         whole = [(*prompt, *ids) for ids in replies]
-        texts = [packing.Text(ids, len(prompt), number=i) for i, ids in enumerate(whole)]
-        trees = packing.grow_within("group", texts, self.config.budget)
+        texts = [packing.Branch(ids, len(prompt), number=i) for i, ids in enumerate(whole)]
+        trees = packing.build_trees("group", texts, self.config.budget)
         for trees_of_batch in packing.pack(trees, self.config.budget):
             batch = packing.batch(trees_of_batch, device)
             hidden = self.model(batch.ids, batch.layout, recompute=self.config.recompute)

@@ -31,7 +31,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from kernels.decode_attention import Look, decode_attention, kernel_serves, look
+from kernels.decode_attention import (
+    Visible,
+    decode_attention,
+    kernel_serves,
+    visible_positions,
+)
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,10 @@ class Level:
 
 @dataclass(frozen=True)
 class View:
-    """How the rows of one forward look at one level; the same for every layer."""
+    """What the rows of one forward see of one level; the same for every layer."""
 
     level: Level
-    look: Look
+    visible: Visible
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class Step:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (N, H, E), k, v (N, K, E), already written -> what each row attends to (N, H, E)."""
         levels = [
-            (view.level.keys[layer], view.level.values[layer], view.look) for view in self.views
+            (view.level.keys[layer], view.level.values[layer], view.visible) for view in self.views
         ]
         return decode_attention(q, levels, (k, v, self.layout.starts) if self.fresh else None)
 
@@ -201,4 +206,5 @@ class KVCache:
         `few`: no node of the last level gets more than one row."""
         n, room = level.keys.shape[1], level.keys.shape[3]
         last = level is self.levels[-1]
-        return View(level, look(owners, ends, n, room, self.group, self.like, few, last))
+        visible = visible_positions(owners, ends, n, room, self.group, self.like, few, last)
+        return View(level, visible)

@@ -43,7 +43,7 @@ KERNELS = {
                {"BLOCK": swiglu.BLOCK}, swiglu.WARPS, 3, 64),
     "swiglu backward": (swiglu._swiglu_backward_kernel, "*bf16 " * 5 + "i32 i32 i32 i32",
                         {"BLOCK": swiglu.BLOCK}, swiglu.WARPS, 3, 64),
-    "decode_attention": (decode_attention._look_kernel,
+    "decode_attention": (decode_attention._partial_kernel,
                          "*bf16 *bf16 *bf16 *i32 *i32 *i32 *fp32 *fp32" + " i32" * 7 + " fp32",
                          {**LOOK, "TILE": decode_attention.LINES}, 4, 2, 168, "dot"),
     "decode_attention merge": (decode_attention._merge_kernel, "*fp32 *fp32 *bf16 i32 i32 i32",

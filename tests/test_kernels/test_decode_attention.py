@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels import decode_attention as module
 from kernels.attention import segments
-from kernels.decode_attention import decode_attention, kernel_serves, look
+from kernels.decode_attention import decode_attention, kernel_serves, visible_positions
 from nanopersrm.model.cache import KVCache
 
 KERNEL = pytest.mark.skipif(not INTERPRETED, reason="of the kernels")
@@ -43,16 +43,16 @@ def slabs(levels: list[dict], K: int, E: int, dtype: torch.dtype) -> list[Tensor
 def attend(
     q: Tensor, slabs: tuple[Tensor, ...], levels: list[dict], decoding: bool = True
 ) -> Tensor:
-    """`decode_attention` with the looks that the cache would make."""
+    """`decode_attention` with what each row sees as the cache would make it."""
     group = q.shape[1] // slabs[0].shape[1]
-    looks = [
-        look(
+    seen = [
+        visible_positions(
             level["owners"], level["ends"], len(keys), level["capacity"], group, q, decoding,
             len(set(level["owners"])) == len(q),
         )
         for level, keys in zip(levels, slabs[::2], strict=True)
     ]  # fmt: skip
-    return decode_attention(q, list(zip(slabs[::2], slabs[1::2], looks, strict=True)))
+    return decode_attention(q, list(zip(slabs[::2], slabs[1::2], seen, strict=True)))
 
 
 def plain(q: Tensor, slabs: tuple[Tensor, ...], levels: list[dict]) -> Tensor:
@@ -131,7 +131,7 @@ def test_neighbours_do_not_move_a_bit(levels):
     together = attend(q, tuple(slab), levels)
     for i in (0, 3, 5):
         alone = [
-            look(
+            visible_positions(
                 [le["owners"][i]], [le["ends"][i]], nodes(le), le["capacity"], 3, q, True,
                 le is OWN,
             )

@@ -1,9 +1,8 @@
 """Scoreboard: the result of an evaluation as Markdown tables, one row a judge.
 
-A number stands with its interval, "63.1 [58.0, 67.9]"; a dash is what does not apply or cannot be
-computed. A second table gives pairs and twins of every judge by kind, domain and number of
-exemplars, where there is more than one. A third sets the first judge against each of the others,
-pair by pair (`paired.py`).
+A number stands with its interval, "63.1 [58.0, 67.9]"; a dash is what does not apply. The second
+table gives pairs and twins of every judge by kind, domain and number of exemplars, where there is
+more than one. The third sets the first judge against each of the others, pair by pair.
 """
 
 from collections.abc import Sequence
@@ -13,21 +12,14 @@ from nanopersrm.evaluate.metrics import GROUPS
 
 COLUMNS = (  # heading, metric, factor, decimals
     ("pairs %", "pair_accuracy", 100, 1),
-    ("lenient %", "lenient_accuracy", 100, 1),
     ("twins %", "twin_accuracy", 100, 1),
-    ("swap gap", "swap_gap", 100, 1),
-    ("no exemplar %", "no_exemplar_accuracy", 100, 1),
-    ("orders agree %", "order_consistency", 100, 1),
     ("invalid %", "invalid_rate", 100, 1),
     ("ECE", "ece", 1, 3),
     ("Brier", "brier", 1, 3),
-    ("length r", "length_correlation", 1, 2),
 )
 NONE = "-"
-AGAINST = (
-    "won: only the first judge is right (a tie or an invalid opinion is not); p: sign test, were "
-    "either as likely to win; look at the twins, for a pair and its twin are not independent"
-)
+WON = "won: only the first judge is right; p: exact sign test. A pair and its twin are not \
+independent, so look at the twins."
 
 
 def page(result: dict[str, Any]) -> str:
@@ -37,37 +29,35 @@ def page(result: dict[str, Any]) -> str:
     for name, numbers in judges.items():
         speed = facts["pairs_per_second"][name]
         cells = [_cell(numbers[key], factor, places) for _, key, factor, places in COLUMNS]
-        pace = NONE if speed is None else f"{speed:,.2f}"
-        rows.append([name, *cells, str(numbers["n"]), pace])
+        rows.append([name, *cells, str(numbers["n"]), NONE if speed is None else f"{speed:,.2f}"])
     lines = table(rows)
     groups = [["pairs % / twins %", "n", *judges]]
     for group in GROUPS:
-        names = result[f"by_{group}"]
-        for value in names if len(names) > 1 else ():
-            own = [numbers[f"by_{group}"][value] for numbers in judges.values()]
+        values = result[f"by_{group}"]
+        for value in values if len(values) > 1 else ():
+            numbers = [of_judge[f"by_{group}"][value] for of_judge in judges.values()]
             label = f"{group} {value}" if group == "exemplars" else value
-            groups.append([label, str(own[0]["n"]), *map(_both, own)])
+            groups.append([label, str(numbers[0]["n"]), *map(_pairs_and_twins, numbers)])
     if len(groups) > 1:
         lines += ["", *table(groups)]
     if result["against"]:
-        lines += ["", *table(_against(facts["judge"], result["against"])), "", AGAINST]
+        lines += ["", *table(_against(facts["judge"], result["against"])), "", WON]
     return "\n".join([*lines, "", *_notes(facts)])
 
 
 def _against(first: str, against: dict[str, Any]) -> list[list[str]]:
     """The rows of the third table: what the first judge won and lost."""
-    rows = [[f"{first} against"]]
-    for what in ("pairs", "twins"):
-        rows[0] += [f"{what} won / lost", "p", "points"]
-    for name, found in against.items():
-        cells = []
-        for own in found.values():
-            if own["p"] is None:
-                cells += [NONE] * 3
+    rows = [[f"{first} against", "pairs won / lost", "p", "points"]]
+    rows[0] += ["twins won / lost", "p", "points"]
+    for name, comparison in against.items():
+        row = [name]
+        for part in comparison.values():
+            if part["p"] is None:
+                row += [NONE] * 3
                 continue
-            p = "< 0.001" if own["p"] < 0.001 else _plain(own["p"], 3)
-            cells += [f"{own['won']} / {own['lost']}", p, _cell(own["difference"], 100, 1)]
-        rows.append([name, *cells])
+            p = "< 0.001" if part["p"] < 0.001 else f"{part['p']:.3f}"
+            row += [f"{part['won']} / {part['lost']}", p, _cell(part["difference"], 100, 1)]
+        rows.append(row)
     return rows
 
 
@@ -83,29 +73,24 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _cell(number: dict[str, float | None], factor: float, places: int) -> str:
-    """A number and its interval."""
-    value, low, high = number["value"], number["low"], number["high"]
+    """A number and its interval; never "-0.0"."""
+    value, *edges = (
+        None if x is None else f"{round(x * factor, places) + 0.0:.{places}f}"
+        for x in (number["value"], number["low"], number["high"])
+    )
     if value is None:
         return NONE
-    text = f"{_plain(value * factor, places)}"
-    if low is None or high is None:
-        return text
-    return f"{text} [{_plain(low * factor, places)}, {_plain(high * factor, places)}]"
+    return value if edges[0] is None else f"{value} [{edges[0]}, {edges[1]}]"
 
 
-def _plain(value: float, places: int) -> str:
-    """Rounded, and never "-0.0"."""
-    return f"{round(value, places) + 0.0:.{places}f}"
-
-
-def _both(numbers: dict[str, Any]) -> str:
+def _pairs_and_twins(numbers: dict[str, Any]) -> str:
     values = [numbers[key]["value"] for key in ("pair_accuracy", "twin_accuracy")]
-    return " / ".join(NONE if v is None else _plain(v * 100, 1) for v in values)
+    return " / ".join(NONE if v is None else f"{v * 100:.1f}" for v in values)
 
 
 def _notes(facts: dict[str, Any]) -> list[str]:
     """What stands under the tables."""
-    lines = [f"{name}: {said}" for name, said in facts["judges"].items() if said]
+    lines = [f"{name}: {text}" for name, text in facts["judges"].items() if text]
     lines += [f"{name}: left out, {why}" for name, why in facts["left_out"].items()]
     lines += [f"{name}: invalid, at first: {why}" for name, why in facts["problems"].items()]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())

@@ -1,4 +1,4 @@
-"""The command: sanity judges, resume, JSON keys, and one line for every mistake."""
+"""The command: planted judges, resume, real judges on a tiny base, and one line for a mistake."""
 
 import json
 import os
@@ -13,29 +13,32 @@ from fixtures import PAIRS, TRAIN, make_adapter, make_base
 
 from nanopersrm import InputError
 from nanopersrm.evaluate import evaluate, judges
-from nanopersrm.evaluate.metrics import KEYS
-from nanopersrm.evaluate.predictions import Opinion, from_scores
+from nanopersrm.evaluate.predictions import Prediction, from_scores
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.model.base import resolve
 from nanopersrm.pairs import write
 
 ROOT = Path(__file__).parents[2]
-GROUPS = ("by_kind", "by_domain", "by_exemplars")
-OWNER = {text: p.author for p in PAIRS for text in (*p.exemplars, p.chosen)}
+AUTHOR = {text: p.author for p in PAIRS for text in (*p.exemplars, p.chosen)}
 
 
 @pytest.fixture
 def files(tmp_path) -> tuple[Path, Path]:
     """(pairs to evaluate, pairs to train on)."""
     write(tmp_path / "test.jsonl", PAIRS)
-    write(tmp_path / "train.jsonl.gz", TRAIN)
-    return tmp_path / "test.jsonl", tmp_path / "train.jsonl.gz"
+    write(tmp_path / "train.jsonl", TRAIN)
+    return tmp_path / "test.jsonl", tmp_path / "train.jsonl"
 
 
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory) -> Path:
     return make_base(tmp_path_factory.mktemp("evaluate") / "smollm", "smollm").path
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_folder, tmp_path_factory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapter"), resolve(str(tiny_folder)))
 
 
 @pytest.fixture
@@ -47,284 +50,193 @@ def call(capsys):
     return call
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def setup_of(base: Path, adapter: Path | None, config: JudgeConfig) -> judges.Setup:
+    folder = None if adapter is None else str(adapter)
+    return judges.Setup(str(base), folder, "cpu", "fp32", config, [], {})
 
 
-def plant(monkeypatch, opine) -> list[Any]:
-    """The judge "model" is `opine`; gives the list of what it was asked."""
-    asked: list[Any] = []
+def plant(monkeypatch, predict) -> list[Any]:
+    """The judge "model" is `predict`, "ngrams" its opposite; gives the calls as they come."""
+    calls: list[Any] = []
 
-    def listening(exemplars, question, candidates):
-        asked.append((exemplars, candidates))
-        return opine(exemplars, candidates)
+    def made(name, setup):
+        def listening(exemplars, question, candidates):
+            calls.append((exemplars, candidates))
+            prediction = predict(exemplars, candidates)
+            if name == "model":
+                return prediction
+            return from_scores([-score for score in prediction.scores or ()])
 
-    def made(name, kit):
-        return judges.Named(name, listening, {"judge": name}, "planted")
+        return judges.NamedJudge(listening, {"judge": name}, "planted")
 
     monkeypatch.setattr(evaluate, "make", made)
-    return asked
+    return calls
 
 
-def oracle(exemplars, candidates) -> Opinion:
-    writer = OWNER.get(exemplars[0])
-    return from_scores([float(OWNER[c] == writer) for c in candidates], 1.0)
+def oracle(exemplars, candidates) -> Prediction:
+    return from_scores([float(AUTHOR[c] == AUTHOR[exemplars[0]]) for c in candidates], 1.0)
 
 
 @pytest.mark.parametrize(
-    ("opine", "pair", "twin", "gap"),
+    ("predict", "pair", "twin"),
     [
-        (oracle, 1, 1, 1),
-        (lambda e, c: from_scores([-x for x in oracle(e, c).scores or ()]), 0, 0, -1),
-        (lambda e, c: from_scores([1.0, 0.0]), 0.5, 0, 0),  # always the first
-        (lambda e, c: from_scores([float(len(t)) for t in c]), 0.5, 0, 0),
-        (lambda e, c: from_scores([1.0, 1.0]), 0, 0, 0),  # always a tie: strict
-        (lambda e, c: from_scores(None), 0, 0, 0),
+        (oracle, 1, 1),
+        (lambda e, c: from_scores([-x for x in oracle(e, c).scores or ()]), 0, 0),
+        (lambda e, c: from_scores([1.0, 0.0]), 0.5, 0),  # always the first
+        (lambda e, c: from_scores([1.0, 1.0]), 0, 0),  # always a tie
+        (lambda e, c: from_scores(None), 0, 0),
     ],
 )
-def test_sanity_judges(call, files, tmp_path, monkeypatch, opine, pair, twin, gap):
-    asked = plant(monkeypatch, opine)
+def test_planted_judges(call, files, tmp_path, monkeypatch, predict, pair, twin):
+    calls = plant(monkeypatch, predict)
     code, out, error = call("--pairs", files[0], "--out", tmp_path / "r.json")
     assert (code, error) == (0, "")
     result = json.loads((tmp_path / "r.json").read_text())
-    assert list(result) == [*KEYS, *GROUPS, "judges", "against", "facts"]
     assert result["pair_accuracy"]["value"] == pair
     assert result["twin_accuracy"]["value"] == twin
-    assert result["swap_gap"]["value"] == gap
-    assert result["n"] == len(PAIRS)
+    assert result["n"] == len(PAIRS) == len(calls)
     assert "| model " in out
-    if pair == 1:  # without exemplars nobody knows, and both of a couple are the same question
-        assert result["no_exemplar_accuracy"]["value"] == 0  # ties
-    assert len(asked) == len(PAIRS) * 3 / 2
-    assert [sorted(c) for _, c in asked] == [list(c) for _, c in asked]
+    assert all(sorted(c) == list(c) for _, c in calls)
 
 
 def test_a_run_goes_on_where_it_was(call, files, tmp_path, monkeypatch):
     def stopping(exemplars, candidates):
-        if len(asked) > 7:
+        if len(calls) > 7:
             raise KeyboardInterrupt
         return oracle(exemplars, candidates)
 
-    arguments = ("--pairs", files[0], "--out", tmp_path / "r.json", "--no-neutral")
-    asked = plant(monkeypatch, stopping)
+    arguments = ("--pairs", files[0], "--out", tmp_path / "r.json")
+    calls = plant(monkeypatch, stopping)
     code, out, error = call(*arguments)
-    assert (code, out) == (130, "")
-    assert error == "nanopersrm.evaluate: interrupted; the same command goes on from here\n"
+    assert (code, out, error.count("\n")) == (130, "", 1)
     assert not (tmp_path / "r.json").exists()
-    asked = plant(monkeypatch, oracle)
+    calls = plant(monkeypatch, oracle)
     assert call(*arguments)[0] == 0
-    assert len(asked) == len(PAIRS) - 7
+    assert len(calls) == len(PAIRS) - 7
     first = json.loads((tmp_path / "r.json").read_text())
-    asked = plant(monkeypatch, oracle)
+    calls = plant(monkeypatch, oracle)
     assert call(*arguments)[0] == 0
-    assert not asked
+    assert not calls
     again = json.loads((tmp_path / "r.json").read_text())
     assert again["judges"] == first["judges"]
-    assert again["facts"]["pairs_per_second"] == {"model": None}
     assert call(*arguments, "--overwrite")[0] == 0
-    assert len(asked) == len(PAIRS)
+    assert len(calls) == len(PAIRS)
 
 
-def test_what_a_judge_refuses_is_invalid(call, files, tmp_path, monkeypatch):
+def test_what_a_judge_refuses_is_invalid(call, files, monkeypatch):
     def refusing(exemplars, candidates):
         raise InputError("too long")
 
     plant(monkeypatch, refusing)
-    code, out, _ = call("--pairs", files[0], "--out", tmp_path / "r.json")
-    result = json.loads((tmp_path / "r.json").read_text())
+    code, out, _ = call("--pairs", files[0], "--json")
+    result = json.loads(out)
     assert code == 0
     assert result["invalid_rate"]["value"] == 1
-    assert result["pair_accuracy"]["value"] == 0
-    assert "invalid, at first: too long" in out
+    assert result["facts"]["problems"] == {"model": "too long"}
 
 
-def test_text_baselines_without_torch(files, tmp_path):
+def test_the_first_judge_against_another(call, files, monkeypatch):
+    plant(monkeypatch, oracle)
+    _, out, _ = call("--pairs", files[0], "--judges", "model,ngrams")
+    line = out[out.index("| model against") :].splitlines()[2]
+    cells = [cell.strip() for cell in line.strip("| ").split("|")]
+    points = "100.0 [100.0, 100.0]"
+    assert cells == ["ngrams", "20 / 0", "< 0.001", points, "10 / 0", "0.002", points]
+
+
+def test_text_judges_without_torch(files):
     """In a process of its own: torch is never imported, and every number is there."""
-    out = tmp_path / "r.json"
     program = (
         "import sys, runpy\n"
         "try: runpy.run_module('nanopersrm.evaluate', run_name='__main__')\n"
-        "except SystemExit as error: print(error.code, 'torch' in sys.modules)"
+        "except SystemExit as error: print('torch' in sys.modules)"
     )
-    flags = [
-        "--pairs",
-        files[0],
-        "--train",
-        files[1],
-        "--judges",
-        "ngrams,factors,together",
-    ]
+    flags = ["--pairs", files[0], "--train", files[1], "--judges", "ngrams,factors,together"]
     done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, flags), "--out", str(out)],
+        [sys.executable, "-c", program, *map(str, flags), "--json"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
-    result = json.loads(out.read_text())
+    line, torch = done.stdout.splitlines()
+    assert torch == "False", done.stderr
+    result = json.loads(line)
     assert list(result["judges"]) == ["ngrams", "factors", "together"]
     assert result["pair_accuracy"] == result["judges"]["ngrams"]["pair_accuracy"]
     assert result["judges"]["factors"]["brier"]["value"] < 0.25
-    assert result["judges"]["together"]["brier"]["value"] < 0.25
-    assert result["facts"]["files"][str(files[0])]["pairs"] == len(PAIRS)
-    assert result["facts"]["command"].endswith(str(out))
-
-
-def test_without_training_pairs_there_are_no_probabilities(call, files, tmp_path):
-    call("--pairs", files[0], "--judges", "ngrams,factors", "--out", tmp_path / "r.json")
-    result = json.loads((tmp_path / "r.json").read_text())
-    assert result["brier"] == {"value": None, "low": None, "high": None}
+    assert result["judges"]["together"]["pair_accuracy"]["value"] > 0.7
 
 
 @pytest.mark.parametrize("mode", ["pointwise", "pairwise"])
-def test_all_judges_on_a_tiny_base(call, files, tmp_path, tiny_folder, mode):
+def test_all_judges_on_a_tiny_base(call, files, tiny_folder, mode):
     code, out, error = call(
         *("--pairs", files[0], "--base", tiny_folder, "--dtype", "fp32", "--limit", 5),
-        *("--exemplars", 1, "--mode", mode, "--baselines", "--out", tmp_path / "r.json"),
+        *("--exemplars", 1, "--mode", mode, "--baselines", "--json"),
     )
     assert code == 0, error
-    result = json.loads((tmp_path / "r.json").read_text())
+    result = json.loads(out)
     assert result["n"] == 4  # whole twins
     assert set(result["by_exemplars"]) == {"1"}
     assert result["invalid_rate"]["value"] == 0
-    assert result["no_exemplar_accuracy"]["value"] == 0.5
     assert 0 <= result["brier"]["value"] <= 1
-    consistency = result["order_consistency"]["value"]
-    assert (consistency is None) == (mode == "pointwise")
-    expected = {"model", "no_evidence", "ngrams", "factors", "likelihood"}
-    assert expected <= set(result["judges"])
-    assert result["facts"]["left_out"]["untrained"].startswith("the same as model")
-    assert "untrained: left out" in out
-    assert result["facts"]["left_out"]["together"] == "needs pairs to fit on: --train"
+    assert set(result["judges"]) == {"model", "no_evidence", "ngrams", "factors", "likelihood"}
+    assert set(result["facts"]["left_out"]) == {"untrained", "style", "fusion", "together"}
 
 
-@pytest.fixture(scope="module")
-def adapter(tiny_folder, tmp_path_factory) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), resolve(str(tiny_folder)))
-
-
-def test_an_adapter_and_the_same_base_without_it(
-    call, files, tmp_path, tiny_folder, adapter, monkeypatch
-):
-    """One model serves all; untrained and likelihood are what they are without --adapter."""
-    loads: list[object] = []
-    load = Judge.load
-
-    def counting(*arguments, **named):
-        loads.append(arguments)
-        return load(*arguments, **named)
-
-    monkeypatch.setattr(Judge, "load", counting)
+def test_an_adapter_and_the_same_base_without_it(call, files, tmp_path, tiny_folder, adapter):
+    """untrained and likelihood are what they are without --adapter."""
     common = ("--pairs", files[0], "--base", tiny_folder, "--dtype", "fp32", "--limit", 4)
+    predictions: list[dict[tuple[str, str], Any]] = []
     for names, more in (
         ("likelihood,untrained,style,model", ("--adapter", adapter)),
-        ("model,likelihood,style", ()),
+        ("model,likelihood", ()),
     ):
-        out = tmp_path / f"{len(more)}.json"
-        code, _, error = call(*common, "--judges", names, *more, "--out", out)
+        code, _, error = call(*common, "--judges", names, *more, "--out", tmp_path / "r.json")
         assert code == 0, error
-    assert len(loads) == 2
-    tuned, plain = (
-        {(o["judge"], o["pair"]): o for o in read_lines(tmp_path / f"{n}.opinions.jsonl")}
-        for n in (2, 0)
-    )
-    pairs = {pair for _, pair in plain}
+        lines = (tmp_path / "r.predictions.jsonl").read_text().splitlines()
+        (tmp_path / "r.predictions.jsonl").unlink()
+        made = [json.loads(line) for line in lines]
+        predictions.append({(p["judge"], p["pair"]): p["prediction"]["scores"] for p in made})
+    tuned, base = predictions
+    pairs = {pair for _, pair in base}
     assert len(pairs) == 4
     for pair in pairs:
-        base, likely = plain["model", pair], plain["likelihood", pair]
-        assert tuned["untrained", pair]["scores"] == base["scores"]
-        assert tuned["untrained", pair]["key"] == base["key"]  # remembered as the same
-        assert tuned["likelihood", pair]["scores"] == likely["scores"]
-        assert tuned["model", pair]["scores"] != base["scores"]
-        assert all(-1 <= cosine <= 1 for cosine in tuned["style", pair]["scores"])
-    facts = [json.loads((tmp_path / f"{n}.json").read_text())["facts"] for n in (2, 0)]
-    assert facts[0]["left_out"] == {}
-    assert facts[0]["adapter"] == str(adapter)
-    assert facts[1]["left_out"] == {"style": "there is no --adapter"}
+        assert tuned["untrained", pair] == base["model", pair]
+        assert tuned["likelihood", pair] == base["likelihood", pair]
+        assert tuned["model", pair] != base["model", pair]
+        assert all(-1 <= cosine <= 1 for cosine in tuned["style", pair])
 
 
 def test_every_file_of_an_adapter_is_in_the_settings(tiny_folder, tmp_path):
-    """A changed file can never meet an old opinion."""
-    made = make_adapter(tmp_path / "a", resolve(str(tiny_folder)))
-    config = JudgeConfig(think=False)
+    """A changed file can never meet an old prediction."""
+    folder = make_adapter(tmp_path / "a", resolve(str(tiny_folder)))
 
     def settings() -> str:
-        load = judges.loader(str(tiny_folder), str(made), "cpu", "fp32")
-        kit = judges.Kit(str(tiny_folder), str(made), "cpu", "fp32", config, PAIRS, [], load)
-        found = judges.make("model", kit)
-        assert isinstance(found, judges.Named)
-        return json.dumps(found.settings, sort_keys=True)
+        judge = judges.make("model", setup_of(tiny_folder, folder, JudgeConfig(think=False)))
+        assert isinstance(judge, judges.NamedJudge)
+        return json.dumps(judge.settings, sort_keys=True)
 
     seen = {settings()}
-    for name in sorted(file for file in made.rglob("*") if file.is_file()):
+    names = sorted(file for file in folder.rglob("*") if file.is_file())
+    for name in names:
         stat = name.stat()
         os.utime(name, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
         seen.add(settings())
-    assert len(seen) == 7  # judge.json, and three files of style, two of the adapter
-    make_adapter(made, resolve(str(tiny_folder)), nf4=True)
-    assert '"nf4": true' in settings()
+    assert len(seen) == 1 + len(names)
 
 
-def test_an_adapter_without_style(tiny_folder, tmp_path):
-    made = make_adapter(tmp_path / "a", resolve(str(tiny_folder)), style=False)
-    (made / "style").rename(tmp_path / "elsewhere")
-    load = judges.loader(str(tiny_folder), str(made), "cpu", "fp32")
-    kit = judges.Kit(str(tiny_folder), str(made), "cpu", "fp32", JudgeConfig(), PAIRS, [], load)
-    assert judges.make("style", kit) == f"{made} has no folder style"
-
-
-def test_the_model_is_asked_as_judge_py_asks(tiny_folder):
-    judge = Judge.load(str(tiny_folder), dtype="fp32")
+def test_the_model_judges_as_judge_py_does(tiny_folder):
+    config = JudgeConfig(think=False, evidence=False, mode="pairwise")
+    judge = judges.make("model", setup_of(tiny_folder, None, config))
+    assert isinstance(judge, judges.NamedJudge)
     pair = PAIRS[0]
     texts = [pair.chosen, pair.rejected]
-    config = JudgeConfig(think=False, evidence=False, mode="pairwise")
-    kit = judges.Kit(str(tiny_folder), None, "cpu", "fp32", config, [pair], [], lambda a: judge)
-    made = judges.make("model", kit)
-    assert isinstance(made, judges.Named)
-    found = made.opine(pair.exemplars, "", texts)
-    plain = judge.judge(pair.exemplars, texts, config=config)
-    assert found.scores == pytest.approx(plain.scores)
-    assert found.preference == pytest.approx(plain.preference[0][1])
-    assert found.verdict == plain.verdict
-    assert isinstance(found.agrees, bool)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "part"),
-    [
-        (["--judges", "nobody"], "--judges: expected names out of model"),
-        (["--judges", ","], "got none"),
-        (["--limit", "0"], "--limit: expected a number from 1, got 0"),
-        (["--limit", "1"], "--limit: expected room for a pair and its twin, got 1"),
-        (["--exemplars", "9"], "--exemplars: expected pairs with 9 or more"),
-        (["--think-tokens", "-1"], "--think-tokens"),
-        (["--samples", "0"], "samples"),
-        (["--samples", "1", "4"], "--samples: more than one number needs --think-tokens"),
-        (["--samples", "4", "4", "--think-tokens", "9"], "--samples: expected different numbers"),
-        (["--out", "r.txt"], "ends in .json"),
-        (["--train", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
-        (["--judges", "model", "--adapter", "nowhere"], "adapter"),
-        (["--base", "no/such/folder/at/all"], "no/such/folder/at/all"),
-    ],
-)
-def test_mistakes_are_one_line(call, files, arguments, part):
-    code, out, error = call("--pairs", files[0], *arguments)
-    assert (code, out) == (2, "")
-    assert error.startswith("nanopersrm.evaluate: error: ")
-    assert error.count("\n") == 1
-    assert part in error
-
-
-def test_bad_pairs_are_named(call, files, tmp_path):
-    code, _, error = call("--pairs", files[0], files[0])
-    assert code == 2
-    assert "is also in" in error
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"id": "a"}\n')
-    assert f"{bad}, line 1, field twin: missing" in call("--pairs", bad)[2]
-    bad.write_text("")
-    assert "expected pairs, found none" in call("--pairs", bad)[2]
+    prediction = judge.predict(pair.exemplars, "", texts)
+    plain = Judge.load(str(tiny_folder), dtype="fp32").judge(pair.exemplars, texts, config=config)
+    assert prediction.scores == pytest.approx(plain.scores)
+    assert prediction.preference == pytest.approx(plain.preference[0][1])
+    assert prediction.verdict == plain.verdict
 
 
 def test_limits_draw_whole_twins_by_seed():
@@ -336,11 +248,36 @@ def test_limits_draw_whole_twins_by_seed():
     assert [len(p.exemplars) for p in evaluate.select(PAIRS, None, 1, 0)] == [1] * len(PAIRS)
 
 
-def test_thinking_needs_tokens():
-    config = evaluate.Config(pairs=())
-    assert not evaluate.judge_config(config).think
-    thinking = evaluate.judge_config(evaluate.Config(pairs=(), think_tokens=40))
-    assert (thinking.think, thinking.think_tokens) == (True, 40)
-    assert not evaluate.judge_config(
-        evaluate.Config(pairs=(), think_tokens=40, no_think=True)
-    ).think
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--judges", "nobody"], "--judges"),
+        (["--judges", ","], "none"),
+        (["--limit", "0"], "--limit"),
+        (["--limit", "1"], "--limit"),
+        (["--exemplars", "9"], "--exemplars"),
+        (["--think-tokens", "-1"], "--think-tokens"),
+        (["--samples", "0"], "samples"),
+        (["--out", "r.txt"], ".json"),
+        (["--train", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--adapter", "nowhere"], "nowhere"),
+        (["--base", "no/such/folder/at/all"], "no/such/folder/at/all"),
+        (["--beside", "scalar"], "NAME=FOLDER"),
+        (["--beside", "=runs"], "NAME=FOLDER"),
+        (["--beside", "ngrams=runs"], "ngrams"),
+        (["--pairs", "FILE", "FILE"], "also"),
+        (["--pairs", "empty.jsonl"], "pairs"),
+        (["--pairs", "bad.jsonl"], "line 1"),
+    ],
+)
+def test_mistakes_are_one_line(call, files, arguments, word, monkeypatch):
+    monkeypatch.chdir(files[0].parent)
+    Path("empty.jsonl").write_text("")
+    Path("bad.jsonl").write_text('{"id": "a"}\n')
+    arguments = [str(files[0]) if a == "FILE" else a for a in arguments]
+    first = () if "--pairs" in arguments else ("--pairs", files[0])
+    code, out, error = call(*first, *arguments)
+    assert (code, out) == (2, "")
+    assert error.startswith("nanopersrm.evaluate: error: ")
+    assert error.count("\n") == 1
+    assert word in error

@@ -77,5 +77,5 @@ def test_long_exemplars_lose_their_beginning(parts):
 
 
 def test_candidates_that_do_not_fit_are_refused(parts):
-    with pytest.raises(InputError, match="expected candidates of 1 to"):
+    with pytest.raises(InputError, match="candidates"):
         likelihood(*parts)(EXEMPLARS, "", [CANDIDATES[0], "no no " * 600])

@@ -3,83 +3,84 @@
 import json
 import random
 from dataclasses import replace
+from math import comb
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanopersrm.evaluate.metrics import GROUPS, KEYS, MORE, Record, Said, measure, record, said_of
-from nanopersrm.evaluate.predictions import Opinion, from_scores
+from nanopersrm.evaluate.metrics import (
+    GROUPS,
+    Outcome,
+    Record,
+    compare,
+    measure,
+    record,
+    sign_test,
+)
+from nanopersrm.evaluate.predictions import Prediction, from_scores
 from nanopersrm.pairs import Pair
 
-OTHER: dict[Said, Said] = {"right": "wrong", "wrong": "right", "tie": "tie", "invalid": "invalid"}
+OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "tie", "invalid")
+OTHER: dict[Outcome, Outcome] = {"right": "wrong", "wrong": "right"}
+NOTHING = {"value": None, "low": None, "high": None}
 
 
-def row(name: str, said: Said, twin: str = "", author: str = "x", **more) -> Record:
-    return Record(name, twin, author, "d", "cross_author", 1, said, 0.0, **more)
+def row(name: str, outcome: Outcome, twin: str = "", author: str = "x", **more) -> Record:
+    return Record(name, twin, author, "d", "cross_author", 1, outcome, **more)
 
 
-def couples(said: list[tuple[Said, Said]]) -> list[Record]:
+def twins(outcomes: list[tuple[Outcome, Outcome]]) -> list[Record]:
     """Pairs with twins by two authors each."""
     rows = []
-    for i, (one, two) in enumerate(said):
-        rows.append(row(f"{i}a", one, f"{i}b", f"author {i % 5}"))
-        rows.append(row(f"{i}b", two, f"{i}a", f"author {i % 5 + 5}"))
+    for i, (pair, twin) in enumerate(outcomes):
+        rows.append(row(f"{i}a", pair, f"{i}b", f"author {i % 5}"))
+        rows.append(row(f"{i}b", twin, f"{i}a", f"author {i % 5 + 5}"))
     return rows
 
 
-def value(found: dict, key: str) -> float | None:
-    return found[key]["value"]
+def value(result: dict, metric: str) -> float | None:
+    return result[metric]["value"]
 
 
 def test_hand_worked():
-    """Couples: both right, one right, both wrong, tie and right, invalid and wrong."""
-    rows = couples(
-        [
-            ("right", "right"),
-            ("right", "wrong"),
-            ("wrong", "wrong"),
-            ("tie", "right"),
-            ("invalid", "wrong"),
-        ]
-    )
-    found = measure(rows)
-    assert value(found, "pair_accuracy") == pytest.approx(4 / 10)
-    assert value(found, "twin_accuracy") == pytest.approx(2 / 10)
-    # right on the pair: 4 of 10; twin wrong: 1 + 2 + 1 = 4 of 10
-    assert value(found, "swap_gap") == pytest.approx(0)
-    assert value(found, "invalid_rate") == pytest.approx(1 / 10)
-    assert value(found, "tie_rate") == pytest.approx(1 / 10)
-    assert value(found, "lenient_accuracy") == pytest.approx(4.5 / 9)
-    assert found["n"] == 10
-    for key in ("no_exemplar_accuracy", "order_consistency", "ece", "brier"):
-        assert found[key] == {"value": None, "low": None, "high": None}
+    """Both right, one right, both wrong, tie and right, invalid and wrong."""
+    rows = [("right", "right"), ("right", "wrong"), ("wrong", "wrong"), ("tie", "right")]
+    result = measure(twins([*rows, ("invalid", "wrong")]))  # type: ignore[list-item]
+    assert value(result, "pair_accuracy") == pytest.approx(4 / 10)
+    assert value(result, "twin_accuracy") == pytest.approx(1 / 5)
+    assert value(result, "invalid_rate") == pytest.approx(1 / 10)
+    assert result["n"] == 10
+    assert result["ece"] == result["brier"] == NOTHING
 
 
-def test_a_couple_of_two_authors_is_drawn_once():
-    """Four couples, each between an author and a fifth: the interval is of four single records."""
-    said: list[Said] = ["right", "wrong", "right", "wrong"]
-    apart = []
-    for i, own in enumerate(said):
-        apart.append(row(f"{i}a", own, f"{i}b", f"author {i}"))
-        apart.append(row(f"{i}b", "right", f"{i}a", "all second ones"))
-    found = measure(apart, seed=3)["twin_accuracy"]
-    # the second author has none of the couples, so draws of five authors are means of the others
-    alone = [row(f"{i}", own, author=f"author {i}") for i, own in enumerate(said)]
-    alone.append(row("nobody's", "invalid", author="all second ones"))
-    assert found == measure(alone, seed=3)["lenient_accuracy"]
+def test_twins_of_two_authors_are_drawn_once():
+    """Four twin pairs, each of one author and a fifth: the interval is of four single records."""
+    outcomes: list[Outcome] = ["right", "wrong", "right", "wrong"]
+    apart, alone = [], [row("nobody's", "tie", "none", "second")]
+    for i, outcome in enumerate(outcomes):
+        apart.append(row(f"{i}a", outcome, f"{i}b", f"author {i}"))
+        apart.append(row(f"{i}b", "right", f"{i}a", "second"))
+        alone.append(row(f"{i}", outcome, author=f"author {i}"))
+    single = [
+        row(f"{i}", o, author=f"author {i}", preference=float(o == "wrong"))
+        for i, o in enumerate(outcomes)
+    ]
+    single.append(row("nobody's", "tie", "none", "second"))  # an author without twins of its own
+    brier = measure(single, seed=3)["brier"]  # (1 - p)² is 1 where right, 0 where wrong
+    assert measure(apart, seed=3)["twin_accuracy"] == brier
 
 
 def test_domains_have_authors_of_their_own():
-    """Two of the same name in two domains are two clusters; one cluster has no interval."""
+    """Two of the same name in two domains are two; one author has no interval."""
     same = [row("a", "right"), row("b", "wrong")]
-    assert measure(same)["pair_accuracy"]["low"] is None
+    assert measure(same)["pair_accuracy"] == {"value": 0.5, "low": None, "high": None}
     apart = [same[0], replace(same[1], domain="another")]
     assert measure(apart)["pair_accuracy"]["low"] == 0
 
 
 def test_probabilities_by_hand():
-    """Confidences 0.8 (right), 0.8 (wrong), 0.6 (right), and a coin."""
+    """Confidences 0.8 (right), 0.8 (wrong), 0.62 (right), a coin, and none."""
     rows = [
         row("a", "right", preference=0.8),
         row("b", "wrong", preference=0.2),
@@ -87,91 +88,39 @@ def test_probabilities_by_hand():
         row("d", "tie", preference=0.5),
         row("e", "invalid"),
     ]
-    found = measure(rows)
+    result = measure(rows)
     # bins: {0.8, 0.8}: |1.6 - 1|, {0.62}: |0.62 - 1|, {0.5}: |0.5 - 0.5|
-    assert value(found, "ece") == pytest.approx((0.6 + 0.38 + 0) / 4)
-    assert value(found, "brier") == pytest.approx((0.04 + 0.64 + 0.1444 + 0.25) / 4)
+    assert value(result, "ece") == pytest.approx((0.6 + 0.38 + 0) / 4)
+    assert value(result, "brier") == pytest.approx((0.04 + 0.64 + 0.1444 + 0.25) / 4)
+    certain = measure([row("a", "right", preference=1.0), row("b", "wrong", preference=0.0)])
+    assert value(certain, "ece") == pytest.approx(0.5)
 
 
-def test_certain_and_right_falls_in_the_last_bin():
-    found = measure([row("a", "right", preference=1.0), row("b", "wrong", preference=0.0)])
-    assert value(found, "ece") == pytest.approx(0.5)
-
-
-def test_length_correlation():
-    gaps = [(1.0, 10.0), (-2.0, -20.0), (0.5, 5.0)]
-    rows = [
-        replace(row(str(i), "right"), score_gap=g, length_gap=n) for i, (g, n) in enumerate(gaps)
-    ]
-    assert value(measure(rows), "length_correlation") == pytest.approx(1)
-    turned = [replace(rows[0], score_gap=-1.0, length_gap=-10.0), *rows[1:]]  # the other way round
-    assert value(measure(turned), "length_correlation") == pytest.approx(1)
-    mixed = [replace(rows[0], score_gap=3.0, length_gap=4.0), replace(rows[1], score_gap=4.0)]
-    mixed[1] = replace(mixed[1], length_gap=-3.0)
-    assert value(measure(mixed), "length_correlation") == pytest.approx(0)
-
-
-def test_an_oracle_and_its_opposite():
-    oracle = measure(couples([("right", "right")] * 6))
-    swapped = measure(couples([("wrong", "wrong")] * 6))
-    for key, good, bad in (("pair_accuracy", 1, 0), ("twin_accuracy", 1, 0), ("swap_gap", 1, -1)):
-        assert oracle[key] == {"value": good, "low": good, "high": good}
-        assert swapped[key] == {"value": bad, "low": bad, "high": bad}
+@pytest.mark.parametrize(("outcome", "share"), [("right", 1), ("wrong", 0), ("tie", 0)])
+def test_an_oracle_its_opposite_and_ties(outcome, share):
+    result = measure(twins([(outcome, outcome)] * 6))
+    for metric in ("pair_accuracy", "twin_accuracy"):
+        assert result[metric] == {"value": share, "low": share, "high": share}
 
 
 @given(st.lists(st.sampled_from(["right", "wrong"]), min_size=1, max_size=40))
 @settings(max_examples=30, deadline=None)
-def test_who_does_not_read_the_exemplars_is_at_chance(said):
+def test_who_does_not_read_the_exemplars_is_at_chance(outcomes):
     """Whatever it prefers, it is right on exactly one of a pair and its twin."""
-    found = measure(couples([(one, OTHER[one]) for one in said]), resamples=50)
-    assert value(found, "pair_accuracy") == 0.5
-    assert value(found, "twin_accuracy") == 0
-    assert found["swap_gap"] == {"value": 0, "low": 0, "high": 0}
-
-
-def test_a_coin():
-    rng = random.Random(3)
-    flips: list[Said] = [rng.choice(["right", "wrong"]) for _ in range(4000)]
-    found = measure(couples(list(zip(flips[::2], flips[1::2], strict=True))))
-    assert value(found, "pair_accuracy") == pytest.approx(0.5, abs=0.03)
-    assert value(found, "twin_accuracy") == pytest.approx(0.25, abs=0.03)
-    assert value(found, "swap_gap") == pytest.approx(0, abs=0.05)
-
-
-@given(
-    st.lists(
-        st.tuples(*[st.sampled_from(["right", "wrong", "tie", "invalid"])] * 2),
-        min_size=1,
-        max_size=30,
-    )
-)
-@settings(max_examples=30, deadline=None)
-def test_an_invalid_never_helps(said):
-    """Turned from invalid to wrong, nothing that is strict moves, and lenient does not rise."""
-    rows = couples(said)
-    plain = [replace(r, said="wrong") if r.said == "invalid" else r for r in rows]
-    one, two = measure(rows, resamples=20), measure(plain, resamples=20)
-    for key in ("pair_accuracy", "twin_accuracy"):
-        assert value(one, key) == value(two, key)
-    lenient = value(one, "lenient_accuracy")
-    assert lenient is None or lenient >= (value(two, "lenient_accuracy") or 0)
+    result = measure(twins([(outcome, OTHER[outcome]) for outcome in outcomes]), resamples=50)
+    assert value(result, "pair_accuracy") == 0.5
+    assert value(result, "twin_accuracy") == 0
 
 
 def test_missing_twins_are_left_out_of_what_needs_them():
-    rows = [
-        row("a", "right", "b"),
-        row("b", "right", "a"),
-        row("c", "wrong"),
-        row("d", "wrong", "e"),
-    ]
-    found = measure(rows)
-    assert value(found, "twin_accuracy") == 1
-    assert value(found, "swap_gap") == 1
-    assert value(found, "pair_accuracy") == 0.5
+    rows = [row("a", "right", "b"), row("b", "right", "a"), row("c", "wrong", "z")]
+    result = measure(rows)
+    assert value(result, "twin_accuracy") == 1
+    assert value(result, "pair_accuracy") == pytest.approx(2 / 3)
 
 
 def test_intervals_draw_whole_authors():
-    """Ten authors of one habit each: as wide as ten observations, however many pairs they have."""
+    """Ten authors of one habit each: as wide as ten records, however many pairs they have."""
 
     def rows(each: int) -> list[Record]:
         return [
@@ -189,8 +138,8 @@ def test_intervals_draw_whole_authors():
 def test_intervals_cover():
     """Of 100 samples of 40 authors with accuracies around 0.6, about 95 intervals hold 0.6."""
     held = 0
-    for trial in range(100):
-        rng = random.Random(f"cover/{trial}")
+    for sample in range(100):
+        rng = random.Random(f"cover/{sample}")
         rows = []
         for author in range(40):
             p = rng.choice([0.4, 0.8])
@@ -198,48 +147,128 @@ def test_intervals_cover():
                 row(f"{author}.{i}", "right" if rng.random() < p else "wrong", author=str(author))
                 for i in range(8)
             ]
-        found = measure(rows, seed=trial, resamples=300)["pair_accuracy"]
-        held += found["low"] <= 0.6 <= found["high"]
+        interval = measure(rows, seed=sample, resamples=300)["pair_accuracy"]
+        held += interval["low"] <= 0.6 <= interval["high"]
     assert 87 <= held <= 99
 
 
-def test_one_author_has_no_interval():
-    assert measure([row("a", "right")])["pair_accuracy"] == {"value": 1, "low": None, "high": None}
-
-
-def test_the_same_seed_gives_the_same_interval():
+def test_the_seed_draws_the_authors():
     rng = random.Random(1)
     rows = [row(str(i), "right", author=str(i % 17), preference=rng.random()) for i in range(50)]
     assert measure(rows, seed=1) == measure(rows, seed=1)
     assert measure(rows, seed=1) != measure(rows, seed=2)
 
 
-def test_groups_and_keys():
-    rows = [*couples([("right", "right")] * 2), row("z", "wrong", author="other")]
+def test_groups():
+    rows = [*twins([("right", "right")] * 2), row("z", "wrong", author="other")]
     rows[-1] = replace(rows[-1], kind="restyle", domain="e", exemplars=3)
-    found = measure(rows)
-    assert list(found) == [*KEYS, *MORE, *(f"by_{group}" for group in GROUPS)]
-    assert set(found["by_kind"]) == {"cross_author", "restyle"}
-    assert set(found["by_exemplars"]) == {"1", "3"}
-    assert value(found["by_domain"]["d"], "pair_accuracy") == 1
-    assert value(found["by_domain"]["d"], "twin_accuracy") == 1
-    assert value(found["by_domain"]["e"], "pair_accuracy") == 0
-    json.dumps(found, allow_nan=False)
-
-
-def test_nothing_judged():
-    found = measure([])
-    assert found["n"] == 0
-    assert value(found, "pair_accuracy") is None
+    result = measure(rows)
+    assert {f"by_{group}" for group in GROUPS} < set(result)
+    assert set(result["by_kind"]) == {"cross_author", "restyle"}
+    assert set(result["by_exemplars"]) == {"1", "3"}
+    assert value(result["by_domain"]["d"], "twin_accuracy") == 1
+    assert value(result["by_domain"]["e"], "pair_accuracy") == 0
+    assert result["by_domain"]["d"]["n"] == 4
+    json.dumps(result, allow_nan=False)
+    assert value(measure([]), "pair_accuracy") is None
 
 
 def test_records_turn_to_the_chosen():
     pair = Pair("p", "t", "x", "d", "test", "restyle", ("e",), "", "b b b", "a", "x/1", "y/1")
-    opinion = Opinion(1, (2.0, 5.0), 0.1, True)
-    made = record(pair, 1, 2, opinion, Opinion("tie", (1.0, 1.0), 0.5))
-    assert made.said == "right"
-    assert (made.score_gap, made.length_gap, made.exemplars) == (3.0, 2, 2)
-    assert made.preference == pytest.approx(0.9)
-    assert made.neutral == "tie"
-    assert said_of(opinion, 0) == "wrong"
-    assert record(pair, 0, 2, from_scores(None)).said == "invalid"
+    prediction = Prediction(1, (2.0, 5.0), 0.1)
+    right, wrong = record(pair, 1, prediction), record(pair, 0, prediction)
+    assert (right.outcome, right.exemplars) == ("right", 1)
+    assert right.preference == pytest.approx(0.9)
+    assert (wrong.outcome, wrong.preference) == ("wrong", 0.1)
+    assert record(pair, 0, from_scores(None)).outcome == "invalid"
+
+
+# Two judges, pair by pair
+
+OUTCOME_PAIRS = st.lists(st.tuples(*[st.sampled_from(OUTCOMES)] * 2), min_size=6, max_size=6)
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "p"),
+    [
+        (0, 0, 1),
+        (1, 0, 1),
+        (4, 1, 12 / 32),
+        (8, 2, 0.109375),
+        (16, 4, 0.01181793212890625),
+        (5200, 4800, pytest.approx(6.57e-5, rel=0.01)),  # z = 3.99
+        (3000, 0, 0),  # below the smallest number
+    ],
+)
+def test_the_sign_test_by_hand(won, lost, p):
+    assert sign_test(won, lost) == sign_test(lost, won) == p
+
+
+@pytest.mark.parametrize("n", range(12))
+def test_the_sign_test_holds_its_level(n):
+    """Of two equal judges, p is at most α with probability α at most, for every α it can take."""
+    probability = [comb(n, won) / 2**n for won in range(n + 1)]
+    p = [sign_test(won, n - won) for won in range(n + 1)]
+    for level in p:
+        below = sum(c for c, q in zip(probability, p, strict=True) if q <= level)
+        assert below <= level + 1e-12
+
+
+def test_comparison_by_hand():
+    """Four twin pairs: won both, won one of them, lost a twin pair by one pair, and both alike."""
+    first = twins([("right", "right"), ("right", "right"), ("right", "tie"), ("wrong", "right")])
+    second = twins(
+        [("wrong", "invalid"), ("wrong", "right"), ("right", "right"), ("wrong", "right")]
+    )
+    parts = compare(first, second)
+    numbers = {k: (part["won"], part["lost"]) for k, part in parts.items()}
+    assert numbers == {"pairs": (3, 1), "twins": (2, 1)}
+    assert value(parts["pairs"], "difference") == 2 / 8
+    assert value(parts["twins"], "difference") == 1 / 4
+    assert parts["twins"]["p"] == sign_test(2, 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(OUTCOME_PAIRS, OUTCOME_PAIRS)
+def test_differences_are_those_of_the_metrics(first, second):
+    """And the two ways round are opposite, interval and all."""
+    one, two = twins(first), twins(second)
+    there, back = compare(one, two), compare(two, one)
+    for name, metric in (("pairs", "pair_accuracy"), ("twins", "twin_accuracy")):
+        shares = [value(measure(rows, resamples=2), metric) or 0.0 for rows in (one, two)]
+        difference = there[name]["difference"]
+        assert difference["value"] == pytest.approx(shares[0] - shares[1])
+        assert difference["low"] == pytest.approx(-back[name]["difference"]["high"])
+        assert (there[name]["won"], there[name]["lost"]) == (back[name]["lost"], back[name]["won"])
+
+
+def test_what_both_find_hard_cancels():
+    """Five writers are easy for both, five hard; the first wins one of four twin pairs of each."""
+
+    def rows(fourth: Outcome) -> list[Record]:
+        made = []
+        for a in range(10):
+            for k in range(4):
+                outcome: Outcome = fourth if k == 3 else "right" if a < 5 else "wrong"
+                made.append(row(f"{a}{k}a", outcome, f"{a}{k}b", f"author {a}"))
+                made.append(row(f"{a}{k}b", outcome, f"{a}{k}a", f"author {a}"))
+        return made
+
+    first, second = rows("right"), rows("wrong")
+    one, two = (measure(some)["twin_accuracy"] for some in (first, second))
+    assert one["low"] < two["high"]
+    part = compare(first, second)["twins"]
+    assert (part["won"], part["lost"], part["p"]) == (10, 0, 2 / 2**10)
+    assert part["difference"] == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
+
+
+def test_nothing_to_compare():
+    rows = twins([("right", "wrong"), ("tie", "right")])
+    for part in compare(rows, rows).values():
+        same = {"value": 0, "low": 0, "high": 0}
+        assert part == {"won": 0, "lost": 0, "p": 1, "difference": same}
+    away = [row("a", "right", twin="z"), row("b", "wrong", twin="a")]  # twins not judged
+    none = {"won": 0, "lost": 0, "p": None, "difference": NOTHING}
+    assert compare(away, away)["twins"] == none
+    with pytest.raises(ValueError, match="same pairs"):
+        compare(rows, rows[::-1])

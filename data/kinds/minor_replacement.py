@@ -30,10 +30,11 @@ would need "a" for "an" are left alone. All this loses places; that is the cheap
 import json
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from data.corpus import Corpus, cut, draw_exemplars, draw_writer
 from data.proposals import Proposal, Rejection
@@ -46,33 +47,17 @@ PASSAGES = 6  # passages tried before a proposal is given up
 SETS = 8  # sets of exemplars tried for each
 VOWELS = "aeiou"
 BASE, THIRD, PAST, PARTICIPLE, ING = range(5)
-FORM_COUNT = 5
+_TABLE: dict[str, Any] = json.loads(Path(__file__).with_name("synonyms.json").read_text("utf-8"))
 
 
 def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-MODALS = _set(
-    "to will would can could shall should may might must do does did don't doesn't didn't won't "
-    "wouldn't can't couldn't cannot shouldn't mustn't let's i'll you'll he'll she'll we'll they'll "
-    "it'll needn't"
-)
-HAVE = _set("have has had having haven't hasn't hadn't i've you've we've they've")
-BE = _set("am is are was were be been being isn't aren't wasn't weren't i'm you're we're they're")
-PLURALS = _set("i you we they")
-SINGULARS = _set("he she it")
-RELATIVES = _set("who which that")
-BETWEEN = _set("not never ever always also still only just even soon once often then now all")
-BEFORE_ING = _set("by for without while when after before from not of kept keep stood sat")
-POSSESSIVES = _set("my your his her its our their")
-DETERMINERS = POSSESSIVES | _set("the a an this that these those no every each some any such")
-OBJECTS = DETERMINERS | _set("him them me us it you himself herself themselves myself")
-AFTER_NOUNS = _set(
-    "of and or is was are were be had has have in on at to for with by from that which who whom as "
-    "but will would could may might should than into upon when where if so did does do"
-)
-COMPARING = _set("more most less least")
+BESIDE = {name: _set(words) for name, words in _TABLE["neighbours"].items()}
+MODALS, HAVE, BE = BESIDE["modals"], BESIDE["have"], BESIDE["be"]
+PLURALS, SINGULARS, RELATIVES = BESIDE["plurals"], BESIDE["singulars"], BESIDE["relatives"]
+DETERMINERS, OBJECTS = BESIDE["determiners"], BESIDE["objects"]
 
 
 @dataclass(frozen=True)
@@ -111,64 +96,23 @@ class Lexicon:
     nouns: frozenset[str]  # verbs that are as often nouns
 
 
-def inflect(verb: str, doubling: Iterable[str] = ()) -> tuple[str, ...]:
-    """The five forms of a regular verb.
-
-    >>> inflect("stop")
-    ('stop', 'stops', 'stopped', 'stopped', 'stopping')
-    """
-    if verb.endswith(("s", "x", "z", "ch", "sh", "o")):
-        third = verb + "es"
-    elif verb.endswith("y") and verb[-2] not in VOWELS:
-        third = verb[:-1] + "ies"
-    else:
-        third = verb + "s"
-    if verb.endswith("e"):
-        past = verb + "d"
-        ing = verb if verb.endswith(("ee", "oe", "ye")) else verb[:-1]
-        ing = verb[:-2] + "y" if verb.endswith("ie") else ing
-    elif verb.endswith("y") and verb[-2] not in VOWELS:
-        past, ing = verb[:-1] + "ied", verb
-    else:
-        ing = verb + verb[-1] if verb in doubling or _short(verb) else verb
-        past = ing + "ed"
-    return verb, third, past, past, ing + "ing"
-
-
-def _short(verb: str) -> bool:
-    """One vowel between consonants, as in stop, grab, quit: the last letter doubles."""
-    bare = verb.replace("qu", "q")
-    return (
-        len(bare) > 2
-        and bare[-1] not in VOWELS + "wxy"
-        and bare[-2] in VOWELS
-        and not any(c in VOWELS + "y" for c in bare[:-2])
-    )
-
-
 @lru_cache(maxsize=1)
 def lexicon() -> Lexicon:
-    """The table beside this file, with all forms worked out."""
-    raw = json.loads(Path(__file__).with_name("synonyms.json").read_text("utf-8"))
+    """The table beside this file."""
     groups: list[Group] = []
     for kind in ("adjectives", "adverbs", "verbs"):
-        for row in raw[kind]:
+        for row in _TABLE[kind]:
             keys = ("before", "after", "not_before", "not_after", "then")
             sets = {key: _set(row.get(key, "").lower()) for key in keys}
             words = tuple(row["words"].split())
             groups.append(Group(len(groups), kind, words, **sets, stop=bool(row.get("stop"))))
-    irregular = {line.split()[0]: tuple(line.split()) for line in raw["irregular"]}
-    doubling = _set(raw["doubling"])
-    forms: dict[str, tuple[str, ...]] = {}
+    forms = {line.split()[0]: tuple(line.split()) for line in _TABLE["forms"]}
     by_form: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for group in groups:
         for word in group.words:
-            written: tuple[str, ...] = (word,)
-            if group.kind == "verbs":
-                written = forms[word] = irregular.get(word) or inflect(word, doubling)
-            for form in dict.fromkeys(written):
+            for form in dict.fromkeys(forms[word] if group.kind == "verbs" else (word,)):
                 by_form[form].append((group.number, word))
-    return Lexicon(tuple(groups), forms, dict(by_form), _set(raw["nouns"]))
+    return Lexicon(tuple(groups), forms, dict(by_form), _set(_TABLE["nouns"]))
 
 
 @dataclass(frozen=True)
@@ -219,7 +163,9 @@ def _neighbours(text: str, spans: list[tuple[int, int]], i: int) -> _Around:
 
 def _verb_kinds(around: _Around, noun: bool) -> set[int]:
     """Which forms of a verb can stand here."""
-    before = [w for w in around.before if w not in BETWEEN and not w.endswith("ly")] or [""]
+    before = [w for w in around.before if w not in BESIDE["between"] and not w.endswith("ly")] or [
+        ""
+    ]
     last = before[0]
     if last in PLURALS | SINGULARS and len(before) > 1 and before[1] in MODALS | HAVE | BE:
         last = before[1]  # "had they begun"
@@ -239,7 +185,7 @@ def _verb_kinds(around: _Around, noun: bool) -> set[int]:
     if not noun and last not in DETERMINERS:
         kinds.add(THIRD)
     object_follows = around.next.lower() in OBJECTS
-    if last not in DETERMINERS and (last in BEFORE_ING or object_follows):
+    if last not in DETERMINERS and (last in BESIDE["before_ing"] or object_follows):
         kinds.add(ING)
     return kinds
 
@@ -257,8 +203,8 @@ def _fits(group: Group, around: _Around) -> bool:
     if group.stop and not around.stop:
         return False
     if group.kind == "adjectives":
-        like_noun = not following or following in AFTER_NOUNS
-        return last not in COMPARING and not (last in DETERMINERS and like_noun)
+        like_noun = not following or following in BESIDE["after_nouns"]
+        return last not in BESIDE["comparing"] and not (last in DETERMINERS and like_noun)
     return True
 
 

@@ -25,9 +25,11 @@ What we left out. Whether a person would ever write so: a rewrite may give a nov
 letters at sentence starts. A factor that neither side can show counts as not moved.
 """
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from data.corpus import Corpus, cut, draw_exemplars, draw_writer
 from data.kinds import rewrite_sentences as sentences
@@ -43,28 +45,14 @@ MOST = 3  # habits that change
 MOVED = 0.5  # z units a chosen factor must move
 HOLDS = 0.75  # z units any other factor may move
 NEARER = 0.2  # z units, summed over the chosen factors
-# Share of passages in which a rewrite shows, where it is large. It is offered in OFFERED / share of
-# the proposals, or two in three proposals would be in small letters or trail off in dots.
+# A rewrite that shows in a large share of passages is offered in OFFERED / share of the proposals,
+# or two in three would be in small letters or trail off in dots.
 OFFERED = 0.2
-SHOWS = {
-    "lowercase_starts+": 0.95,
-    "exclamations+": 0.8,
-    "ellipses+": 0.8,
-    "conjunction_openings+": 0.6,
-    "contractions+": 0.55,
-    "hedges+": 0.55,
-    "dashes+": 0.45,
-    "paragraphs+": 0.45,
-    "paragraphs-": 0.45,
-    "semicolons+": 0.35,
-    "semicolons-": 0.35,
-}
+HABITS = json.loads(Path(__file__).with_name("rewrites.json").read_text("utf-8"))["habits"]
+SHOWS: dict[str, float] = HABITS["share of passages"]
 
 Measured = dict[str, float | None]
-SHAPE = (
-    "sentence_length sentence_spread short_sentences clauses opening_variety pronoun_openings "
-    "conjunction_openings"
-)
+Apply = Callable[[str, random.Random], str]
 
 
 @dataclass(frozen=True)
@@ -74,118 +62,38 @@ class Rewrite:
     name: str  # the factor, then + or -
     factor: str
     direction: int  # +1 or -1
-    apply: Callable[[str, random.Random], str]
+    apply: Apply
     family: str  # a writer has at most one rewrite of a family
     also: tuple[str, ...] = ()
 
 
-def _both(
-    factor: str,
-    more: Callable[[str, random.Random], str],
-    less: Callable[[str, random.Random], str],
-    family: str = "",
-    also: str = "",
-) -> tuple[Rewrite, Rewrite]:
-    family = family or factor
-    names = tuple(name for name in also.split() if name != factor)
+def _both(factor: str, more: Apply, less: Apply) -> tuple[Rewrite, Rewrite]:
+    family = HABITS["family"].get(factor, factor)
+    also = tuple(HABITS["also moved"].get(factor, "").split())
     return (
-        Rewrite(f"{factor}+", factor, 1, more, family, names),
-        Rewrite(f"{factor}-", factor, -1, less, family, names),
+        Rewrite(f"{factor}+", factor, 1, more, family, also),
+        Rewrite(f"{factor}-", factor, -1, less, family, also),
     )
 
 
 # In the order of application: what adds or removes words first, what cuts sentences, capitals last.
 REWRITES: tuple[Rewrite, ...] = (
     *_both("british", words.to_british, words.to_american),
-    *_both(
-        "word_length",
-        words.use_long_words,
-        words.use_short_words,
-        also="long_words latinate adverbs hedges boosters variety negations duties passives "
-        "conjunction_openings "
-        "opening_variety british",
-    ),
-    *_both("digits", words.digits_for_numbers, words.words_for_digits, also="word_length capitals"),
-    *_both("that", words.add_that, words.drop_that, also="variety clauses"),
-    *_both(
-        "hedges",
-        words.add_hedges,
-        words.drop_hedges,
-        family="openings",
-        also=f"first_person adverbs variety commas word_length long_words {SHAPE}",
-    ),
-    *_both(
-        "boosters",
-        words.add_boosters,
-        words.drop_boosters,
-        also=f"adverbs variety passives commas {SHAPE}",
-    ),
-    *_both(
-        "contractions",
-        words.contract,
-        words.expand,
-        also="be negations first_person we second_person third_person word_length passives "
-        "pronoun_openings that sentence_length variety duties opening_variety short_sentences "
-        "informal clauses",
-    ),
-    *_both(
-        "conjunction_openings",
-        sentences.add_openings_with_and,
-        sentences.drop_openings_with_and,
-        family="openings",
-        also="and but pronoun_openings opening_variety commas variety sentence_length adverbs "
-        "short_sentences",
-    ),
-    *_both(
-        "sentence_length",
-        sentences.join_sentences,
-        sentences.split_sentences,
-        family="sentences",
-        also=f"{SHAPE} semicolons commas colons dashes and but which variety first_person we "
-        "third_person lowercase_starts",
-    ),
-    *_both(
-        "semicolons",
-        sentences.add_semicolons,
-        sentences.drop_semicolons,
-        family="sentences",
-        also=f"{SHAPE} commas dashes",
-    ),
-    *_both(
-        "dashes",
-        sentences.add_dashes,
-        sentences.drop_dashes,
-        family="sentences",
-        also="commas semicolons ellipses",
-    ),
-    *_both(
-        "brackets",
-        sentences.add_brackets,
-        sentences.drop_brackets,
-        family="sentences",
-        also="commas dashes",
-    ),
-    *_both(
-        "exclamations",
-        sentences.add_exclamations,
-        sentences.drop_exclamations,
-        family="ends",
-        also=f"commas lowercase_starts {SHAPE}",
-    ),
-    *_both(
-        "ellipses",
-        sentences.add_ellipses,
-        sentences.drop_ellipses,
-        family="ends",
-        also=f"commas lowercase_starts {SHAPE}",
-    ),
+    *_both("word_length", words.use_long_words, words.use_short_words),
+    *_both("digits", words.digits_for_numbers, words.words_for_digits),
+    *_both("that", words.add_that, words.drop_that),
+    *_both("hedges", words.add_hedges, words.drop_hedges),
+    *_both("boosters", words.add_boosters, words.drop_boosters),
+    *_both("contractions", words.contract, words.expand),
+    *_both("conjunction_openings", sentences.open_with_and, sentences.open_without_and),
+    *_both("sentence_length", sentences.join_sentences, sentences.split_sentences),
+    *_both("semicolons", sentences.add_semicolons, sentences.drop_semicolons),
+    *_both("dashes", sentences.add_dashes, sentences.drop_dashes),
+    *_both("brackets", sentences.add_brackets, sentences.drop_brackets),
+    *_both("exclamations", sentences.add_exclamations, sentences.drop_exclamations),
+    *_both("ellipses", sentences.add_ellipses, sentences.drop_ellipses),
     *_both("paragraphs", sentences.split_paragraphs, sentences.join_paragraphs),
-    *_both(
-        "lowercase_starts",
-        sentences.lower_starts,
-        sentences.capitalize_starts,
-        family="case",
-    ),
+    *_both("lowercase_starts", sentences.lower_starts, sentences.capitalize_starts),
 )
 BY_NAME: dict[str, Rewrite] = {rewrite.name: rewrite for rewrite in REWRITES}
 

@@ -281,7 +281,7 @@ def every_other(
     return each_paragraph(text, edit)
 
 
-def add_openings_with_and(text: str, rng: random.Random) -> str:
+def open_with_and(text: str, rng: random.Random) -> str:
     """Put "And" before sentences that open with a subject, "But" before such with a negation."""
 
     def change(sentence: str, i: int) -> str:
@@ -294,7 +294,7 @@ def add_openings_with_and(text: str, rng: random.Random) -> str:
     return every_other(text, lambda sentence: _opens_with(sentence, CONJUNCTIONS), change)
 
 
-def drop_openings_with_and(text: str, rng: random.Random) -> str:
+def open_without_and(text: str, rng: random.Random) -> str:
     """Sentences that open with "And he" open with "He", those with "But he" with "Still, he"."""
 
     def change(sentence: str) -> str:

@@ -12,8 +12,8 @@ Contractions. An 's is "is" only after the words where it cannot be a possessive
 word does not make it "has"; 'd is "had" or "would" by the next word; what is not sure stays.
 Nothing is contracted before a mark ("here I am.") or after "than", "as" and "what".
 
-Spelling. One table of word to word is made from stems and endings. Only words whose other spelling
-means the same are in it: "while" does not become "whilst", nor "check" a "cheque".
+Spelling. The table has only words whose other spelling means the same: "while" does not become
+"whilst", nor "check" a "cheque".
 
 Wording. Words are dropped only where the sentence surely stands without them, and "a" or "an"
 before them is set right. Long and short words come from the groups of `minor_replacement.py`: every
@@ -70,7 +70,10 @@ NEVER_AFTER, AFTER_WOULD, AFTER_HAD, UNSURE = (
     for name in ("never after", "would before", "had before", "unsure before")
 )
 
-SPELLING = LISTS["spelling"]
+SPELLING = {name: words.split() for name, words in LISTS["spelling"].items()}
+BRITISH_TO_AMERICAN = dict(zip(SPELLING["british"], SPELLING["american"], strict=True))
+AMERICAN_TO_BRITISH = {american: british for british, american in BRITISH_TO_AMERICAN.items()}
+BRITISH_TO_AMERICAN |= zip(SPELLING["only british"], SPELLING["for them"], strict=True)
 
 WORDING = LISTS["wording"]
 THINKING = WORDING["thinking"].replace(" ", "|")
@@ -219,32 +222,6 @@ def contract(text: str, rng: random.Random) -> str:
     out = NOT.sub(_short_not, out)
     out = LONG.sub(_short_verb, out)
     return re.sub(r"\b([Cc])an not\b(?= only\b)", r"\1annot", out)
-
-
-def _spelling_table() -> dict[str, str]:
-    """British -> American."""
-    table: dict[str, str] = {}
-    for stem in SPELLING["stems in -our"].split():
-        for ending in SPELLING["endings of -our"].split(" "):
-            table[f"{stem}ur{ending}"] = f"{stem}r{ending}"
-    for stem in SPELLING["stems in -re"].split():
-        table |= {f"{stem}re": f"{stem}er", f"{stem}res": f"{stem}ers"}
-    for stem in SPELLING["stems in -ise"].split():
-        for ending in SPELLING["endings of -ise"].split():
-            table[f"{stem}is{ending}"] = f"{stem}iz{ending}"
-    for stem in SPELLING["stems in -l"].split():
-        for ending in SPELLING["endings of -l"].split():
-            table[f"{stem}l{ending}"] = f"{stem}{ending}"
-    return table | _word_pairs(SPELLING["words"])
-
-
-def _word_pairs(pairs: str) -> dict[str, str]:
-    return dict(pair.split() for pair in pairs.split("|"))  # type: ignore[misc]
-
-
-BRITISH_TO_AMERICAN = _spelling_table()
-AMERICAN_TO_BRITISH = {american: british for british, american in BRITISH_TO_AMERICAN.items()}
-BRITISH_TO_AMERICAN |= _word_pairs(SPELLING["one way"])
 
 
 def _respell(text: str, table: dict[str, str]) -> str:

@@ -11,7 +11,6 @@ from data.kinds.minor_replacement import (
     SHOWN,
     check,
     choose,
-    inflect,
     lexicon,
     opens_sentence,
     other_favourites,
@@ -181,26 +180,6 @@ def test_what_a_word_can_become(text: str, offers: dict[str, set[str]]):
 @pytest.mark.parametrize("text", NOTHING)
 def test_what_is_left_alone(text: str):
     assert places(text) == ()
-
-
-@pytest.mark.parametrize(
-    ("verb", "forms"),
-    [
-        ("stop", "stop stops stopped stopped stopping"),
-        ("try", "try tries tried tried trying"),
-        ("stay", "stay stays stayed stayed staying"),
-        ("die", "die dies died died dying"),
-        ("agree", "agree agrees agreed agreed agreeing"),
-        ("use", "use uses used used using"),
-        ("push", "push pushes pushed pushed pushing"),
-        ("quip", "quip quips quipped quipped quipping"),
-        ("look", "look looks looked looked looking"),
-        ("show", "show shows showed showed showing"),
-        ("happen", "happen happens happened happened happening"),
-    ],
-)
-def test_regular_forms(verb: str, forms: str):
-    assert inflect(verb) == tuple(forms.split())
 
 
 def test_the_groups_are_many_and_disjoint():

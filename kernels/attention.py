@@ -36,15 +36,12 @@ dL/ds = (1/4 · (8 - 14), 3/4 · (16 - 14)) = (-1.5, 1.5); either key can be don
 Who serves what:
 
                         CPU                    CUDA, 16 bits, sm_80 up     CUDA otherwise
-    segments            `_InParts`: parts        flash-attn if installed,    PyTorch's attention
+    segments            `_InParts`: parts      flash-attn if installed,    PyTorch's attention
       (gradients)       by PyTorch's flash     else PyTorch's attention      (`segments_reference`)
     decode_attention    `level`, `merge`:      Triton kernel of            `level`, `merge`:
       (cached, none)    PyTorch's flash          `decode_attention.py`       scores in fp32
 
-PyTorch's CPU kernel does the backward faster in fp32 than in bf16 (4 times for 128 tokens), so we
-give it fp32, and its gradients of k and v come out 4 times as exact. A single reply over a prompt
-has nothing to share, and the sampler lets it continue in its prompt's own slab.
-
+PyTorch's CPU kernel does the backward faster and more exactly in fp32 than in bf16, so it gets fp32.
 Shapes: q (N, H, E), k and v (N, K, E) on N flat rows; a level of the tree holds keys and values (n,
 K, T, E) of n nodes. What we left out: the split with gradients on a GPU. There flash-attn gets the
 ancestors' keys copied in front of each segment's own; reading them once takes its private calls.

@@ -7,67 +7,40 @@
 Worked example: hidden (1, 2), head rows (1, 0), (0, 1), (0, 0): z = (1, 2, 0), lse = 2.4076, p =
 (0.2447, 0.6652, 0.0900); id 1 has log p = -0.4076, and the entropy is 2.4076 - 1.5752 = 0.8324.
 
-Why: for 8,192 tokens and a vocabulary of 152,064 the logits alone are 5.0 GB in fp32, and plain
-PyTorch holds them, their log-softmax and a gradient of each: 10 to 15 GB. Here rows go through in
-chunks: a product with the head, two passes over the chunk's logits, a product back. The products
-are the vendor's. They need a few hundred rows to keep a GPU busy, so a chunk has what fits into
-`chunk_bytes`, and never under 256 rows. (Liger sizes chunks by N D / V, which starves the product.)
-
-The passes over a chunk of logits (M, V):
+Why: for 8,192 tokens and a vocabulary of 152,064 plain PyTorch holds 10 to 15 GB of logits. Here
+rows go through in chunks of at least 256: a product with the head, two passes over the chunk's
+logits (M, V), a product back. Beside inputs and results 6 % of the fp32 logits are held at most.
 
     statistics      read once:          m, s, log p[id], entropy H      (M,) each
     coefficients    read, write once:   c_v = g (1[v = id] - p_v) - e p_v (log p_v + H)     (M, V)
 
-The log-sum-exp of a row that does not fit in registers is taken *online* (Milakov & Gimelshein,
-arXiv 1805.02867). With the largest z so far m, keep s = Σ exp(z - m) and t = Σ exp(z - m) (z - m).
-When a block raises m to m', what was summed belongs to the old m, and catches up by
+A row that does not fit in registers is summed *online* (Milakov & Gimelshein, arXiv 1805.02867).
+With the largest z so far m, keep s = Σ exp(z - m) and t = Σ exp(z - m) (z - m). When a block raises
+m to m', with a = exp(m - m'): s <- a s, t <- a (t + (m - m') s). At the end log p[id] = (z[id] - m)
+- log s and H = log s - t / s. In the example, block by block of one: (s, t) = (1, 0), (1.3679,
+-0.3679), (1.5032, -0.6386), so H = 0.4076 + 0.4248 = 0.8324.
 
-    a = exp(m - m')          s <- a s          t <- a (t + (m - m') s)
-
-At the end lse = m + log s, log p[id] = (z[id] - m) - log s, H = log s - t / s. Worked example: z =
-(1, 2, 0) in blocks of one. With m = 1: s = 1, t = 0. Then m' = 2, a = 0.3679: s = 0.3679 + 1, t =
--0.3679. Then exp(-2) joins: s = 1.5032, t = -0.6386; lse = 2.4076, H = 0.4076 + 0.4248 = 0.8324.
-
-Backward. With 1[v = id] for the chosen token, d log p[id] / dz_v = 1[v = id] - p_v. For the entropy
-H = lse - Σ_u p_u z_u, with dp_u/dz_v = p_u (1[u = v] - p_v),
-
-    dH/dz_v = p_v - p_v - Σ_u z_u p_u (1[u = v] - p_v)
-            = -p_v (z_v - Σ_u p_u z_u) = -p_v (log p_v + H)
-
-So for upstream gradients g, e of a row, the c_v above is dL/dz_v. Through z, with C (N, V) the rows
-c / temperature and low = hidden Aᵀ (N, R):
+Backward. d log p[id] / dz_v = 1[v = id] - p_v, and dp_u/dz_v = p_u (1[u = v] - p_v) gives
+dH/dz_v = -p_v (z_v - Σ_u p_u z_u) = -p_v (log p_v + H). So for upstream gradients g, e of a row the
+c_v above is dL/dz_v. With C (N, V) the rows c / temperature and low = hidden Aᵀ (N, R):
 
     dL/dhidden = C head + scale (C B) A        dL/dhead = Cᵀ hidden
     dL/dB = scale Cᵀ low                       dL/dA = scale (C B)ᵀ hidden
 
 Two regimes:
-- Only `hidden` is trained and only through log p: the usual case, where adapters sit below a frozen
-  head. Then dL/dhidden[n] = g[n] U[n] / temperature, where U is `hidden`'s gradient for g = 1 and
-  temperature 1. Forward computes it while a chunk's logits exist: two products in all, as many as
-  with all logits kept. Saved for backward: U, the size of `hidden`. In the example
-  U = head[1] - Σ_v p_v head[v] = (-0.2447, 0.3348).
-- The head or its adapter is trained, or the entropy has a gradient: sums over rows need g and e
-  first, so backward computes each chunk's logits again. Three products, and those of the other
-  gradients. Saved beside the inputs: 16 bytes a row.
+- Only `hidden` is trained, only through log p: adapters sit below a frozen head. Then dL/dhidden[n]
+  = g[n] U[n] / temperature, where U is the gradient for g = 1, which forward computes while a
+  chunk's logits exist. Two products; saved: U. In the example U = head[1] - Σ_v p_v head[v].
+- The head or its adapter is trained, or the entropy has a gradient: backward computes each chunk's
+  logits again. Three products, and those of the other gradients; saved: 16 bytes a row.
 
-Memory beside inputs, results and gradients: one chunk of logits and coefficients, and U. For 8,192
-tokens of Qwen2.5-7B (V 152,064, D 3,584, bf16, a GPU) 256 rows in fp32 and bf16 are 234 MB and U is
-59 MB: 5.9 % of the fp32 logits. A trained head adds its gradient in fp32, and one chunk's share.
-
-Numerics: on a GPU products of 16-bit numbers leave fp32 logits (`torch.mm(..., out_dtype=)`). A CPU
-has no such product: logits are rounded to 16 bits first, as the model's own `logits` are, so
-sampler and trainer agree there. All that follows is fp32 (fp64 for fp64) and relative to the
-largest z, so nothing cancels: m and s are handed on, not their lse, whose rounding at 30 would be
-an error of 10⁻⁶ in each p. log p is at most 0 and H at least 0, and a NaN stays one. A logit of
--inf is a token that cannot come: p = 0, and 0 · log 0 counts as 0. For the second product
-coefficients are rounded to the model's type, after g and e were divided by the largest of them, so
-that small ones do not vanish in fp16. Sums over chunks are fp32.
-
-What we chose: an id outside the vocabulary fails on a CPU; on a GPU looking would wait for it, so
-log p is NaN there. m is one number a row, but s and t are kept per lane and summed after the loop.
-What we left out: a product fused with its softmax (Wijmans et al., "Cut your losses in
-large-vocabulary language models", arXiv 2411.09009), which has to beat the vendor's product; and
-second derivatives.
+Numerics: fp32 (fp64 for fp64) and relative to the largest z: m and s are handed on, not their lse,
+whose rounding at 30 would be an error of 10⁻⁶ in each p. On a CPU logits are rounded to 16 bits
+first, as the model's own are. A logit of -inf has p = 0, and 0 · log 0 is 0; a NaN stays one.
+For the second product coefficients are rounded to the model's type, after g and e were divided by
+the largest of them, so that small ones do not vanish in fp16. An id outside the vocabulary fails on
+a CPU; on a GPU looking would wait for it, so log p is NaN there. Left out: a product fused with its
+softmax (Wijmans et al., arXiv 2411.09009), which has to beat the vendor's, and second derivatives.
 """
 
 from __future__ import annotations

@@ -5,55 +5,40 @@ quantization"). The storage of QLoRA, bit for bit as bitsandbytes makes and read
     scale[b] ≈ DYNAMIC[absmax[b]] · scales[b // 256] + offset
 
 (Dettmers et al., "QLoRA", arXiv 2305.14314.) The 16 values of CODEBOOK are quantiles of a normal
-distribution between -1 and 1, 0 among them: weights look normal, so all codes are used about
-equally often. Blocks run along the flattened matrix. To quantize, find the largest |w| of each
-block, divide by it, take the nearest code. A block's scale in fp32 would cost 32 / 64 = 0.5 bits a
-weight. All scales are positive and much alike, so their mean (`offset`) is subtracted and what is
-left stored in 8 bits, as the nearest of the 256 values of DYNAMIC times the largest of each 256:
-8 / 64 + 32 / (64 · 256) = 0.127 bits. In all 0.516 bytes a weight, against 2 for bf16.
+distribution between -1 and 1, 0 among them. To quantize, find the largest |w| of each block along
+the flattened matrix, divide by it, take the nearest code. A block's scale in fp32 would cost 0.5
+bits a weight. All scales are positive and much alike, so their mean (`offset`) is subtracted and
+the rest stored as the nearest of the 256 values of DYNAMIC times the largest of each 256: 0.127
+bits. In all 0.516 bytes a weight, against 2 for bf16. DYNAMIC spends its bits on a sign, a decimal
+exponent and, with what is left, a linear fraction (arXiv 1511.04561).
 
 Worked example, with blocks of 4 instead of 64: w = (0.3, -0.6, 0.05, 0). The largest is 0.6; w by
 it is (0.5, -1, 0.083, 0). Nearest in CODEBOOK are 0.4407, -1, 0.0796 and 0: codes 12, 0, 8, 7, two
 a byte, 0xC0 and 0x87. Back: (0.264, -0.6, 0.048, 0). If the next block had scale 0.2, then offset =
-0.4, what is left ±0.2, scales = 0.2, and their codes are those nearest to 1 and -1 (-0.993: DYNAMIC
-holds no -1), so the scales return as 0.6 and 0.2014.
+0.4, what is left ±0.2, scales = 0.2, and the scales return as 0.6 and 0.2014.
 
-DYNAMIC spends its bits on a sign, a decimal exponent and, with what is left, a linear fraction: 0
-and 1 aside, exponent 10^-e has 2^(6 - e) values of either sign, the middles of equal parts of (0.1,
-1). ("8-Bit Approximations for Parallelism in Deep Learning", arXiv 1511.04561.)
-
-Why one kernel to dequantize: it reads 0.52 bytes and writes 2 a weight. As PyTorch calls it would
-also write and read the unpacked codes, the looked-up values and the products, some 20 bytes. It
-writes into a buffer that the caller keeps, so one buffer serves all matrices of a model.
-
-Numerics: a code's value times its scale is computed in fp32 and rounded once, to the output's type.
-The scale itself is rounded after the product and after the sum. That is bitsandbytes' order on CPU
-and CUDA alike, hence no fused multiply-add in the kernel. `quantize` compares in fp32 whatever the
-weight's type; it runs once, when a model is loaded, so it has no kernel: on a GPU the same PyTorch
-calls run there. In one place bitsandbytes differs from itself: on CPU it looks up the codes of
-scales in a table of 65,536 points, and 1 in about 500 becomes the neighbour of the nearest. We do
-so too, on CPU; elsewhere the nearest is taken. What we left out: other block sizes, and FP4.
+The kernel that dequantizes reads 0.52 bytes and writes 2 a weight, into a buffer that the caller
+keeps. A scale is rounded after its product and after its sum, as bitsandbytes does, hence no
+fused multiply-add. `quantize` runs once, when a model is loaded: plain PyTorch on every device. On
+a CPU bitsandbytes looks up the codes of scales in a table of 65,536 points, and 1 in about 500
+becomes the neighbour of the nearest; so do we, there. Left out: other block sizes, and FP4.
 
 In registers (`decode_asm`) a product decodes without memory: eight codes of a 32-bit word become
-eight fp16 or bf16 numbers in 21 instructions. It rests on `prmt` (permute bytes), which makes a
-word of four bytes, each picked by four bits of a selector: three say which of the eight bytes of
-two registers, the fourth asks for copies of its sign bit instead. So two registers are a table of
-eight bytes, and one `prmt` looks up four codes at once. A 16-bit number from 16 codes takes four
-such tables: low and high bytes, codes 0 to 7 and 8 to 15.
+eight fp16 or bf16 numbers in 21 instructions. `prmt` (permute bytes) makes a word of four bytes,
+each picked out of the eight of two registers by three bits of a selector; the fourth asks for
+copies of its sign instead. So two registers are a table of eight bytes, and one `prmt` looks up four
+codes at once. A 16-bit number takes four such tables: low and high bytes, codes 0 to 7 and 8 to 15.
 
     word       odd, even, odd, even ... columns from the low end: bytes hold the even one on top
     s          the word without the top bit of each code: four selectors in each half
     m          bytes of ones where that bit is set: `prmt` copies the bytes' signs; the odd codes'
                bits become signs in the word shifted left by four
-    low        m chooses between two look-ups of low bytes (one `lop3`)
-    high       the same with high bytes
+    low, high  m chooses between two look-ups of low bytes, and of high ones (`lop3`)
     even, odd  bytes of low and high interleaved, again by `prmt`
 
-The instructions are elementwise in the bytes of the word: byte i gives element i of `even` and of
-`odd`, so it does not matter which bytes a thread holds. The first half of each table comes as an
-operand ($5, $9, $13, $17), because `prmt` takes one constant at most. These codes are CODEBOOK
-rounded to 16 bits, off by 3.3e-4 of their value at most in fp16 (its unit roundoff is 4.9e-4) and
-by 3.1e-3 in bf16 (3.9e-3), as rounding dequantized weights is; the scale stays out of it.
+The first half of each table comes as an operand ($5, $9, $13, $17), because `prmt` takes one
+constant at most. These codes are CODEBOOK rounded to 16 bits, which is within the rounding of
+dequantized weights; the scale stays out of it.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ is what learns. `lora_linear` is the same for a weight in 16 or 32 bits, without
     else                            dequantized to x's type into a buffer, then PyTorch's product:
                                     4.5 bytes a weight, which many rows make up for
 
-There is one buffer for each device and type, as large as the largest matrix asked for so far: 136
-MB for Qwen2.5-7B in 16 bits, where the dequantized model is 13 GB. Each product writes it anew. So
-it is never saved for backward, and everything that uses it must run on one stream, in order; inside
-a CUDA graph the largest matrix must have been asked for before the capture.
+There is one buffer for each device and type, as large as the largest matrix so far: 136 MB for
+Qwen2.5-7B in 16 bits. Each product writes it anew. So it is never saved for backward, everything
+that uses it runs on one stream, in order, and inside a CUDA graph the largest matrix must have been
+used before the capture.
 
 Backward. Let g = dL/dy, a = x Aᵀ and d = scale · g B, both (N, R). From dy = dx Wᵀ + dbias +
 scale · (dx Aᵀ + x dAᵀ) Bᵀ + scale · a dBᵀ and dL = <g, dy>:
@@ -25,10 +25,8 @@ scale · (dx Aᵀ + x dAᵀ) Bᵀ + scale · a dBᵀ and dL = <g, dy>:
 
 Worked example: x = (1, 2), W = ((1, 0), (0, -1)), A = (1, 1), B = (1, 0)ᵀ, scale = 2. Then a = 3,
 y = (1, -2) + 2 · 3 · (1, 0) = (7, -2). For g = (1, 1): d = 2, dx = (1, -1) + 2 · (1, 1) = (3, 1),
-dA = 2 · (1, 2), dB = 2 · 3 · (1, 1)ᵀ. (Its blocks are too short for NF4; a test has it with zeros.)
-
-Saved for backward: x, A, B, and a, which is R / in of x, 0.4 % at rank 16 (computing it again would
-read all of x). W is dequantized once more, 0.5 + 2 bytes a weight: a few percent of the products.
+dA = 2 · (1, 2), dB = 2 · 3 · (1, 1)ᵀ. Saved: x, A, B, and a, 0.4 % of x at rank 16; W is
+dequantized once more.
 
 The product of few rows waits for its weights. For output n and blocks b of 64 columns that share a
 scale it is
@@ -36,18 +34,13 @@ scale it is
     y[m, n] = Σ_b scale[n, b] · Σ_{k in b} code[n, k] · x[m, k]
 
 The inner sum runs on tensor cores, with the bare codes, in fp32; the scale multiplies that partial
-sum once, one product for 64 weights. What decides the speed is how many instructions each weight
-costs: about 4.2 on sm_80 with 16 rows, of which 2.6 decode and 0.25 multiply (docs/kernels.md). A
-program owns BN outputs and takes one or two blocks of columns a turn. The weights are the left
-operand of `tl.dot`, so that 16 of them meet at least 8 rows of x (right operands are 8 wide, left
-ones 16 high), and one fp32 scale serves the 16. A byte holds an even and an odd column, so there
-are two dots, each with its half of x; x arrives as 32-bit pairs of columns, and one byte
-permutation a pair splits it. Two details matter more than they look:
-  * `_zero` hides from the assembler that all threads read the same tables. Otherwise it keeps the
-    tables in uniform registers and copies them back before each use.
-  * Blocks are 2 warps with 32 outputs each: the more outputs a warp has, the less each pays for
-    reading x. With four warps Hopper would also choose its own instructions (wgmma), which read x
-    from shared memory and which GeForce cards do not have.
+sum once. What decides the speed is how many instructions each weight costs (docs/kernels.md). The
+weights are the left operand of `tl.dot`, so that 16 of them meet at least 8 rows of x (right
+operands are 8 wide, left ones 16 high). A byte holds an even and an odd column, so there are two
+dots, each with its half of x, which arrives as 32-bit pairs of columns. `_zero` hides from the
+assembler that all threads read the same tables; otherwise it keeps them in uniform registers and
+copies them back before each use. Blocks are 2 warps: with four, Hopper would choose wgmma, which
+reads x from shared memory and which GeForce cards do not have.
 
 Matrices with few outputs are too few programs to keep a card busy, so each row of W is split in
 equal parts, their partial sums written in fp32, and a second kernel adds them, always in the same
@@ -56,9 +49,7 @@ result does not depend on how many rows are with it. No atomics.
 
 Numerics: products sum in fp32 and round once to x's type; the adapter is converted to it first, and
 its gradients come back in its own type. In registers W is code times fp32 scale, with the code
-rounded to 16 bits; dequantized, the product of both is rounded instead. The two differ by no more
-than that rounding, 2^-11 of a weight in fp16 and 2^-8 in bf16. What we left out: permuting the
-weights when they are loaded, which would save two of 21 instructions, and scales expanded to fp32.
+rounded to 16 bits; dequantized, the product of both is rounded instead.
 """
 
 from __future__ import annotations

@@ -11,10 +11,8 @@ The product of a turned query and a turned key then depends on the distance of t
 (0, 1). Qwen3 first brings each head to unit root mean square and scales its columns: n = x · rstd,
 z = n · weight, as in `rms_norm.py`, and turns z. The example with that norm and weight 1: (0, √2).
 
-Why one kernel: as PyTorch calls each of q and k is read or written seven times (a product, a
-swapped copy, a product and sum), here once each, for both tensors and for all heads that share an
-angle. A row of Qwen2.5-7B is 32 heads, 8 KB in bf16: 57 KB before, 16 KB and 256 bytes of angles
-after. With the norm as a call of its own, 74 KB before and still 16 KB after.
+Why one kernel: as PyTorch calls each of q and k is read or written seven times, here once each. A
+row of Qwen2.5-7B, 32 heads in bf16: 57 KB before, 16 KB and 256 bytes of angles after.
 
 Backward. A turn is linear and its inverse turn is its transpose: with g = dL/dy,
 
@@ -27,22 +25,19 @@ the norm, x is. dL/dn = dL/dz · weight, and since d rstd / dx[e] = -rstd³ · x
     dL/dx[e] = rstd · (dL/dn[e] - n[e] · mean_j(dL/dn[j] n[j]))
     dL/dweight[e] = Σ_(rows, heads) dL/dz[e] n[e]
 
-The sums run over the heads of a row and the rows of a program, then over programs in a fixed order.
-Saved: the angles; with the norm also q and k as they came, from which rstd is found again (x is
-read anyway): as many bytes as the result.
+Saved: the angles; with the norm also q and k as they came, from which rstd is found again.
 
 In place. Without the norm the result takes the memory of q and k, which are thereby consumed: use
-what `rope` returns. PyTorch's name for this, `mark_dirty`, is refused for two views (q and k are
-views of their projections), and costs three copies of the gradient for one. So we return new names
-for the same memory and raise its version: whoever saved the old numbers for a backward gets
-PyTorch's "modified by an inplace operation". Gradients are never turned in place: autograd may
-hand one buffer to several users (y + z gives both the same). That costs a buffer of their size.
+what `rope` returns. PyTorch's `mark_dirty` is refused for two views (q and k are views of their
+projections), and costs three copies of the gradient for one. So we return new names for the same
+memory and raise its version: whoever saved the old numbers for a backward gets PyTorch's "modified
+by an inplace operation". Gradients are never turned in place: autograd may hand one buffer to
+several users (y + z gives both the same).
 
-What we chose: positions are given row by row, so packed texts, cached texts and replies that
-continue a shared prefix need nothing special. Hugging Face's pairing (i with i + E/2), which GGUF
-files of the Llama family do not use: the loader puts their rows back (see `nanopersrm/weights.py`).
-Angles are fp32 always, their cosine and sine are rounded to the model's type; a kernel computes in
-fp32 and rounds once. What we left out: turning a part of each head, and writing k into a cache.
+Positions come row by row, so packed texts, cached texts and replies that continue a shared prefix
+need nothing special. The pairing (i with i + E/2) is Hugging Face's; GGUF files of the Llama family
+have another, and the loader puts their rows back. Angles are fp32, their cosine and sine rounded to
+the model's type; a kernel computes in fp32 and rounds once. Left out: turning a part of each head.
 """
 
 from __future__ import annotations

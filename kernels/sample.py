@@ -16,16 +16,15 @@ computed, with top = max_i logits[i]:
 
 A draw has no gradient, so there is no backward; training asks for its log-probabilities again.
 
-What we chose: u comes from a *counter-based* generator, a hash of (key, i), as in Salmon et al.,
-"Parallel random numbers: as easy as 1, 2, 3" (SC 2011). There is no state: a row's draw is the same
-whoever its neighbours are, in any order, and after a resume. The caller derives the two 32-bit keys
-of a row from (seed, sample, position) with `draw_key`; the hash of an element is multiply-xorshift
-rounds in wrapping 32-bit arithmetic, which a GPU has too. u keeps 2⁻²³ away from 0 and 1, so g lies
-between -2.8 and 15.9 and events rarer than about 1e-7 are not told apart.
+u comes from a *counter-based* generator, a hash of (key, i), as in Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3" (SC 2011). There is no state: a row's draw is the same whoever its
+neighbours are, in any order, and after a resume. The two 32-bit keys of a row come from (seed,
+sample, position) by `draw_key`; the hash is multiply-xorshift rounds in wrapping 32-bit arithmetic.
+u keeps 2⁻²³ away from 0 and 1, so events rarer than about 1e-7 are not told apart.
 
 Why a kernel: as PyTorch calls this reads or writes each of the R · V numbers 41 times, 27 of them
-for the hash: 164 bytes a logit. The kernel reads a logit once and keeps the rest in registers: 4
-bytes, and 16 more for every 1,024 logits. For 8 rows of 152,064: 4.9 MB instead of 200.
+for the hash. The kernel reads a logit once and keeps the rest in registers. For 8 rows of 152,064:
+4.9 MB instead of 200.
 
     first kernel, grid (R, splits)    a split's top, total (under its own top), winner and its logit
     second kernel, grid (R,)          the same of the row, from those of its splits
@@ -35,11 +34,8 @@ is fixed and the second kernel goes through them in one order, so a row's bits d
 
 Numerics: fp32. The noise of the kernel has the bits of `uniform`. Its winner may be another than
 the reference's where two values of share / E are closer than their roundings, at most (3.5 |x| + 5)
-· 2⁻²³ of either; exact ties go to the first index in both.
-
-What we left out: skipping tokens that cannot win. g spans 18.7, so a token further below the top is
-never drawn and need not be hashed. But 85 % of SmolLM2's vocabulary is nearer at temperature 1 and
-26 % at 0.7; on a CPU, picking those out took 2 to 8 times as long as hashing them all.
+· 2⁻²³ of either; exact ties go to the first index in both. Left out: skipping tokens that cannot
+win; picking them out took longer on a CPU than hashing them all.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ once) and `gpu`.
 
 import nanopersrm  # noqa: F401, I001  (before torch: see the note on threads there)
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ from nanopersrm.model.base import DEFAULT_BASE, Base, resolve
 
 if TYPE_CHECKING:
     import transformers
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
+    torch.set_num_threads(1)
 
 SIZES = {
     "vocab_size": 131,
@@ -46,9 +50,8 @@ YARN = {
     "original_max_position_embeddings": 64,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
-TINY: dict[
-    str, tuple[str, dict[str, Any]]
-] = {  # name -> (transformers' config class, its further arguments)
+# name -> (transformers' config class, its further arguments)
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True}),
     "llama-untied-llama3": ("LlamaConfig", {"rope_parameters": LLAMA3}),
     "llama-bias-linear": (

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SIZES
-from test_vocabulary import make_folder
+from tiny_bases import make_folder
 from torch import Tensor
 
 from nanopersrm.judge import verdict

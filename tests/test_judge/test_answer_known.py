@@ -9,7 +9,7 @@ import pytest
 import torch
 from fixtures import prompts_of
 from test_answer import check
-from test_vocabulary import make_folder
+from tiny_bases import make_folder
 
 from nanopersrm.judge import verdict
 from nanopersrm.judge.answer import AnswerConfig, answer

@@ -1,77 +1,85 @@
-"""Adapters in memory: masters and copies, on and off, and gradients however blocks are computed."""
+"""Adapters in memory and on disk: PEFT on transformers reads ours, and we read PEFT's."""
+
+import nanopersrm  # noqa: F401, I001  (before torch)
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, tiny
+from safetensors.torch import load_file, save_file
+from tiny_bases import CPU, random_lora, refused
 
-from nanopersrm import InputError
-from nanopersrm.model.base import Base, resolve
+from nanopersrm.model.base import Base
 from nanopersrm.model.cache import Layout
-from nanopersrm.model.linear import Linear
-from nanopersrm.model.lora import TARGETS, Lora, LoraConfig, adapter_off, matrices
+from nanopersrm.model.linear import TARGETS, Linear, matrices
+from nanopersrm.model.lora import (
+    CONFIG_FILE,
+    TENSORS_FILE,
+    Lora,
+    LoraConfig,
+    adapter_off,
+    load_lora,
+    save_lora,
+)
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
 
-CPU = torch.device("cpu")
 FP32, BF16 = torch.float32, torch.bfloat16
 IDS = torch.tensor([5, 90, 17, 33, 2, 64, 128, 9, 77, 41, 3, 8])
 FLAT = Layout.of([7, 5])
-SHARED = Layout.of([4, 3, 3, 2], parents=[-1, 0, 0, 1])
 SMALL = LoraConfig(rank=4, alpha=8)
 Q0 = "layers.0.self_attn.q_proj"
+PEFT_Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+A0 = f"{PEFT_Q0}.lora_A.weight"
+
+
+CONFIGS = {
+    "default": SMALL,
+    "few targets": LoraConfig(rank=3, alpha=3, targets=("q_proj", "down_proj")),
+    "alpha": LoraConfig(rank=2, alpha=7.5),
+}
+THEIRS: dict[str, dict[str, Any]] = {
+    "list": {"target_modules": ["q_proj", "v_proj", "gate_proj"], "lora_dropout": 0.1},
+    "all-linear": {"target_modules": "all-linear", "lora_alpha": 3},
+    "whole names": {"target_modules": ["model.layers.0.self_attn.k_proj", "layers.2.mlp.up_proj"]},
+}
 
 
 def model_of(base: Base, dtype: torch.dtype = FP32, nf4: bool = False) -> Model:
     return load(base, dtype, CPU, nf4)
 
 
-def random_lora(model: Model, config: LoraConfig = SMALL, seed: int = 0) -> Lora:
-    """B not zero, so that it matters."""
-    lora, random = Lora(model, config, seed), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, B in lora.masters.values():
-            B.normal_(0, 0.2, generator=random)
-    lora.refresh()
-    return lora
+def hidden(model: Model, ids: torch.Tensor = IDS, layout: Layout = FLAT) -> torch.Tensor:
+    return model(ids, layout)
 
 
-def hidden(model: Model, ids: torch.Tensor = IDS, layout: Layout = FLAT, **how) -> torch.Tensor:
-    return model(ids, layout, **how)
-
-
-def loss_of(model: Model, layout: Layout = FLAT, ids: torch.Tensor = IDS, **how) -> torch.Tensor:
-    logits = model.logits(hidden(model, ids, layout, **how))
-    return F.cross_entropy(logits, ids.roll(-1))
+def all_logits(model: Model) -> torch.Tensor:
+    return model.logits(model(IDS, Layout.of([len(IDS)])))
 
 
 def gradients(lora: Lora) -> list[torch.Tensor]:
-    found = []
+    grads = []
     for part in lora.parameters():
         assert part.grad is not None
-        found.append(part.grad)
+        grads.append(part.grad)
         part.grad = None
-    return found
-
-
-def test_scale():
-    assert LoraConfig(rank=16, alpha=32).scale == 2
-    assert LoraConfig(rank=16, alpha=32, rslora=True).scale == 8
+    return grads
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "part"),
     [
-        ({"rank": 0}, "rank: expected a number from 1, got 0"),
-        ({"dropout": 1.0}, "dropout: expected 0 up to, but not, 1, got 1.0"),
-        ({"dropout": -0.1}, "dropout: expected 0"),
-        ({"targets": ("q_proj", "lm_head")}, "got 'lm_head'"),
-        ({"targets": ()}, "got none"),
+        ({"rank": 0}, "rank"),
+        ({"targets": ("q_proj", "lm_head")}, "'lm_head'"),
+        ({"targets": ()}, "targets"),
     ],
 )
-def test_wrong_configs(fields, says):
-    with pytest.raises(InputError, match=says):
-        LoraConfig(**fields)
+def test_wrong_configs(fields, part):
+    refused(lambda: LoraConfig(**fields), part)
 
 
 @pytest.mark.parametrize("targets", [TARGETS, ("v_proj", "down_proj")])
@@ -92,13 +100,6 @@ def test_sizes_and_start(targets, tiny_base):
     before = hidden(model)
     with lora.using(model):
         assert torch.equal(hidden(model), before)
-
-
-def test_the_size_in_the_docstring():
-    """Rank 16 on SmolLM2's matrices: 4.9 million."""
-    D, K, F_ = 576, 192, 1536
-    widths = [(D, D), (D, K), (D, K), (D, D), (D, F_), (D, F_), (F_, D)]
-    assert 30 * 16 * sum(a + b for a, b in widths) == 4_884_480
 
 
 def test_seeds(tiny_base):
@@ -141,10 +142,10 @@ def test_masters_add_up_in_fp32(tiny_base):
     parts = [IDS, IDS.flip(0)]
     alone = []
     for ids in parts:
-        loss_of(model, ids=ids).backward()
+        F.cross_entropy(model.logits(hidden(model, ids)), ids.roll(-1)).backward()
         alone.append(gradients(lora))
     for ids in parts:  # one refresh, two backward calls
-        loss_of(model, ids=ids).backward()
+        F.cross_entropy(model.logits(hidden(model, ids)), ids.roll(-1)).backward()
     coarse = 0
     for both, one, two in zip(gradients(lora), *alone, strict=True):
         assert both.dtype == FP32
@@ -167,40 +168,34 @@ def test_two_micro_batches_are_the_large_one(tiny_base):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
-def state(model: Model) -> list:
-    return [(matrix.adapter, matrix.dropout) for matrix in matrices(model, TARGETS).values()]
+def adapters(model: Model) -> list:
+    return [matrix.adapter for matrix in matrices(model).values()]
 
 
-def same(one: list, two: list) -> bool:
-    return all(a is b and x == y for (a, x), (b, y) in zip(one, two, strict=True))
-
-
-def test_using_and_off_nest(tiny_base):
-    model = model_of(tiny_base)
-    policy = random_lora(model, LoraConfig(rank=4, dropout=0.25), seed=1)
+@pytest.mark.parametrize("nf4", [False, True])
+def test_using_and_off_nest(nf4, tiny_base):
+    model = model_of(tiny_base, nf4=nf4)
+    policy = random_lora(model, seed=1)
     style = random_lora(model, LoraConfig(rank=2, targets=("q_proj",)), seed=2)
-    base = state(model)
+    base = hidden(model)
     policy.on(model)
-    on = state(model)
+    on = adapters(model)
     with style.using(model):
-        assert model.get_submodule(Q0).adapter is style.copies[Q0]
-        up = model.get_submodule("layers.0.mlp.up_proj")
-        assert up.adapter is None  # not a mixture of both
-        assert up.dropout == 0
-        inside = state(model)
+        inside = adapters(model)
+        assert inside[0] is style.copies[Q0]
+        assert inside[1] is None  # not a mixture of both
         with adapter_off(model):
-            assert all(adapter is None for adapter, _ in state(model))
+            assert torch.equal(hidden(model), base)
             with policy.using(model):
-                assert same(state(model), on)
-        assert same(state(model), inside)
-    assert same(state(model), on)
+                assert all(a is b for a, b in zip(adapters(model), on, strict=True))
+        assert all(a is b for a, b in zip(adapters(model), inside, strict=True))
     for context in (style.using, adapter_off):
         with pytest.raises(KeyError), context(model):
             raise KeyError
-        assert same(state(model), on)
+        assert all(a is b for a, b in zip(adapters(model), on, strict=True))
+    assert (hidden(model) - base).abs().max() > 1e-3
     policy.off(model)
-    assert all(adapter is None for adapter, _ in state(model))
-    assert all(adapter is None for adapter, _ in base)
+    assert torch.equal(hidden(model), base)
 
 
 def test_freeze(tiny_base):
@@ -228,55 +223,17 @@ def test_tensors_go_round(tiny_base):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "parts"),
     [
-        ({f"{Q0}.A": None}, f"adapter: missing tensor {Q0}.A"),
-        ({"z.A": torch.zeros(1)}, "adapter: unexpected tensor z.A"),
-        ({f"{Q0}.B": torch.zeros(4, 48)}, rf"{Q0}.B has shape \(4, 48\), expected \(48, 4\)"),
+        ({f"{Q0}.A": None}, ["missing", A0]),
+        ({"z.C": torch.zeros(1)}, ["unexpected", "z.C"]),
+        ({f"{Q0}.B": torch.zeros(4, 48)}, [f"{PEFT_Q0}.lora_B", "(4, 48)", "(48, 4)"]),
     ],
 )
-def test_tensors_that_do_not_fit(change, says, tiny_base):
+def test_tensors_that_do_not_fit(change, parts, tiny_base):
     lora = Lora(model_of(tiny_base), SMALL, seed=0)
     tensors = {name: t for name, t in (lora.tensors() | change).items() if t is not None}
-    with pytest.raises(InputError, match=says):
-        lora.load_tensors(tensors)
-
-
-@pytest.mark.parametrize("nf4", [False, True])
-def test_dropout_only_in_training(nf4, tiny_base):
-    model = model_of(tiny_base, nf4=nf4)
-    random_lora(model, LoraConfig(rank=4, dropout=0.5)).on(model)
-    with torch.no_grad():
-        judged = hidden(model)
-        assert torch.equal(hidden(model), judged)
-        model.train()
-        assert not torch.allclose(hidden(model), judged, atol=1e-3)
-        assert not torch.equal(hidden(model), hidden(model))
-        assert torch.equal(hidden(model.eval()), judged)
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_computing_again_changes_nothing(name, tmp_path_factory):
-    """Loss and gradients with `recompute` and `offload`, dropout, NF4 and shared prefixes."""
-    folder = tmp_path_factory.mktemp(name)
-    tiny(name, folder)
-    base = resolve(str(folder))
-    for nf4, dropout in ((False, 0.0), (False, 0.3), (True, 0.0), (True, 0.3)):
-        model = model_of(base, nf4=nf4).train()
-        lora = random_lora(model, LoraConfig(rank=4, dropout=dropout))
-        lora.on(model)
-        for layout in (FLAT, SHARED):
-            found = []
-            for recompute, offload in ((False, False), (True, False), (True, True)):
-                torch.manual_seed(3)
-                loss = loss_of(model, layout, recompute=recompute, offload=offload)
-                loss.backward()
-                found.append([loss.detach(), *gradients(lora)])
-            for ours in found[1:]:
-                for one, plain in zip(ours, found[0], strict=True):
-                    size = plain.abs().max().item()
-                    torch.testing.assert_close(one, plain, atol=1e-5 * max(size, 1), rtol=1e-4)
-            assert any(grad.abs().max() > 1e-3 for grad in found[0][1:])
+    refused(lambda: lora.load_tensors(tensors), *parts)
 
 
 def test_a_shared_prefix_has_the_gradients_of_its_copies(tiny_base):
@@ -294,3 +251,229 @@ def test_a_shared_prefix_has_the_gradients_of_its_copies(tiny_base):
     for ours, expected in zip(shared, gradients(lora), strict=True):
         size = expected.abs().max().item()
         torch.testing.assert_close(ours, expected, atol=1e-5 * max(size, 1), rtol=1e-4)
+
+
+# On disk
+
+
+def peft_adapter(folder: Path, oracle_folder: Path, **fields):
+    """PEFT's model with random B, saved by PEFT."""
+    import peft
+    import transformers
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(oracle_folder)
+    torch.manual_seed(5)
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", **fields})
+    theirs = peft.get_peft_model(base, config)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    theirs.save_pretrained(str(folder))
+    return theirs.eval()
+
+
+@pytest.mark.parametrize("which", CONFIGS)
+def test_peft_reads_ours(which, tiny_pair, tmp_path):
+    import peft
+    import transformers
+
+    _, base = tiny_pair
+    model = model_of(base)
+    lora = random_lora(model, CONFIGS[which])
+    save_lora(tmp_path, lora, str(base.path))
+    before = all_logits(model)
+    with lora.using(model):
+        ours = all_logits(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fresh = transformers.AutoModelForCausalLM.from_pretrained(base.path)
+        theirs = peft.PeftModel.from_pretrained(fresh, tmp_path).eval()
+    with torch.no_grad():
+        expected = theirs(IDS[None]).logits[0]
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+    assert (ours - before).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("which", THEIRS)
+def test_we_read_pefts(which, tiny_pair, tmp_path):
+    _, base = tiny_pair
+    theirs = peft_adapter(tmp_path, base.path, **THEIRS[which])
+    model = model_of(base)
+    lora = load_lora(tmp_path, model)
+    assert len(lora.masters) == sum("lora_A" in name for name, _ in theirs.named_parameters())
+    lora.on(model)
+    with torch.no_grad():
+        expected = theirs(IDS[None]).logits[0]
+    torch.testing.assert_close(all_logits(model), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_some_matrices_go_round(tiny_base, tmp_path):
+    """PEFT -> here -> disk -> here: whole names, where not every layer has the same matrices."""
+    peft_adapter(tmp_path / "theirs", tiny_base.path, **THEIRS["whole names"])
+    model = model_of(tiny_base)
+    first = load_lora(tmp_path / "theirs", model)
+    assert set(first.masters) == {"layers.0.self_attn.k_proj", "layers.2.mlp.up_proj"}
+    save_lora(tmp_path / "ours", first, "tiny")
+    again = load_lora(tmp_path / "ours", model)
+    assert again.masters.keys() == first.masters.keys()
+    assert (tmp_path / "ours" / TENSORS_FILE).read_bytes() == (
+        tmp_path / "theirs" / TENSORS_FILE
+    ).read_bytes()
+
+
+def test_gradients_are_pefts(tiny_pair, tmp_path):
+    _, base = tiny_pair
+    theirs = peft_adapter(tmp_path, base.path, target_modules=list(TARGETS))
+    for name, parameter in theirs.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    model = model_of(base)
+    lora = load_lora(tmp_path, model)
+    lora.on(model)
+    torch.nn.functional.cross_entropy(all_logits(model)[:-1], IDS[1:]).backward()
+    torch.nn.functional.cross_entropy(theirs(IDS[None]).logits[0, :-1], IDS[1:]).backward()
+    expected = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    assert len(expected) == len(lora.parameters()) == 2 * 7 * 3
+    for name, pair in lora.masters.items():
+        for letter, part in zip("AB", pair, strict=True):
+            grad = expected[f"base_model.model.model.{name}.lora_{letter}.default.weight"]
+            scale = grad.abs().max().item()
+            torch.testing.assert_close(part.grad, grad, atol=1e-4 * max(scale, 1e-3), rtol=1e-4)
+
+
+def test_the_files_are_pefts(tiny_base, tmp_path):
+    """Each field as PEFT writes it for the same adapter, and the same tensors."""
+    theirs = tmp_path / "theirs"
+    peft_adapter(theirs, tiny_base.path, target_modules=list(TARGETS))
+    lora = load_lora(theirs, model_of(tiny_base))
+    save_lora(tmp_path / "ours", lora, str(tiny_base.path))
+    found = [json.loads((tmp_path / who / CONFIG_FILE).read_text()) for who in ("ours", "theirs")]
+    found[1]["target_modules"].sort(key=TARGETS.index)  # PEFT writes a set
+    assert found[0] == {field: found[1][field] for field in found[0]}
+    ours = (tmp_path / "ours" / TENSORS_FILE).read_bytes()
+    assert ours == (theirs / TENSORS_FILE).read_bytes()
+
+
+def test_same_adapter_same_bytes(tiny_base, tmp_path):
+    model = model_of(tiny_base)
+    for folder in ("one", "two"):
+        save_lora(tmp_path / folder, random_lora(model, seed=3), "tiny")
+    for file in (CONFIG_FILE, TENSORS_FILE):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [CONFIG_FILE, TENSORS_FILE]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tensors_in_16_bits(dtype, tiny_base, tmp_path):
+    model = model_of(tiny_base)
+    save_lora(tmp_path, random_lora(model), "tiny")
+    file = tmp_path / TENSORS_FILE
+    half = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+    save_file(half, file)
+    A, _ = load_lora(tmp_path, model).masters["layers.0.self_attn.q_proj"]
+    assert A.dtype == torch.float32
+    assert torch.equal(A.detach(), half[A0].float())
+
+
+WRONG = [  # field, value, what the error names beside the field
+    ("peft_type", "IA3", "'IA3'"),
+    ("peft_type", None, "None"),
+    ("use_dora", True, "True"),
+    ("use_rslora", True, "True"),
+    ("bias", "all", "'all'"),
+    ("modules_to_save", ["lm_head"], "lm_head"),
+    ("rank_pattern", {"q_proj": 2}, "q_proj"),
+    ("layers_to_transform", [0], "[0]"),
+    ("exclude_modules", ["q_proj"], "q_proj"),
+    ("some_later_field", 1, "1"),
+    ("init_lora_weights", "pissa", "'pissa'"),
+    ("r", "4", "'4'"),
+    ("r", True, "True"),
+    ("r", 0, "0"),
+    ("lora_alpha", "8", "'8'"),
+    ("lora_alpha", float("inf"), "inf"),
+    ("target_modules", 3, "3"),
+    ("target_modules", None, "None"),
+    ("target_modules", ".*q_proj", "q_proj"),
+    ("target_modules", ["c_attn"], "c_attn"),
+]
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_base, tmp_path_factory):
+    """(model, folder with an adapter of it), to be damaged and mended by each test."""
+    model, folder = model_of(tiny_base), tmp_path_factory.mktemp("saved")
+    save_lora(folder, Lora(model, SMALL, seed=0), "tiny")
+    return model, folder
+
+
+@pytest.fixture
+def damaged(saved):
+    """The same; what a test changes in the folder is undone."""
+    model, folder = saved
+    before = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, TENSORS_FILE)}
+    yield model, folder
+    for name, content in before.items():
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(("field", "value", "part"), WRONG)
+def test_a_wrong_field_is_named(field, value, part, damaged):
+    model, folder = damaged
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(config | {field: value}))
+    refused(lambda: load_lora(folder, model), str(folder / CONFIG_FILE), field, part)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "part"),
+    [  # None: taken away
+        (A0, None, "missing"),
+        (A0, torch.zeros(4, 47), "(4, 47)"),
+        (A0, torch.zeros(4, 48, dtype=torch.int64), "finite"),
+        (A0, torch.full((4, 48), torch.nan), "finite"),
+        ("base_model.model.lm_head.lora_A.weight", torch.zeros(4, 48), "unexpected"),
+        (f"{PEFT_Q0}.lora_magnitude_vector", torch.zeros(48), "unexpected"),
+        (A0.replace("layers.0", "layers.9"), torch.zeros(4, 48), "unexpected"),
+    ],
+)
+def test_a_wrong_tensor_is_named(name, tensor, part, damaged):
+    model, folder = damaged
+    tensors = load_file(folder / TENSORS_FILE) | {name: tensor}
+    save_file({key: t for key, t in tensors.items() if t is not None}, folder / TENSORS_FILE)
+    refused(lambda: load_lora(folder, model), str(folder / TENSORS_FILE), name, part)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        (CONFIG_FILE, b'{"r": 4,'),
+        (CONFIG_FILE, b"\xff\xfe"),
+        (CONFIG_FILE, b"[]"),
+        (CONFIG_FILE, None),
+        (TENSORS_FILE, b""),
+        (TENSORS_FILE, b"\xff" * 100),
+        (TENSORS_FILE, None),
+    ],
+)
+def test_a_broken_file_is_named(file, content, damaged):
+    model, folder = damaged
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content)
+    refused(lambda: load_lora(folder, model), str(folder), file)
+
+
+def test_a_rank_beyond_the_tensors(damaged):
+    """Named before room is made for it."""
+    model, folder = damaged
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(config | {"r": 10**12}))
+    refused(lambda: load_lora(folder, model), str(folder), "rank")
+
+
+def test_a_folder_that_cannot_be_written(damaged):
+    model, folder = damaged
+    lora = Lora(model, SMALL, seed=0)
+    refused(lambda: save_lora(folder / CONFIG_FILE, lora, "tiny"), "written")

@@ -1,40 +1,37 @@
-"""Replies equal transformers', have its probabilities and do not depend on their neighbours."""
+"""Replies equal transformers', have its probabilities and do not depend on their neighbours; a
+decoder that is fed, forked and generating by turns has the logits of a plain forward."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tiny_bases import CPU, random_ids
+from tiny_bases import logits as plain
 from torch import Tensor
 
-from nanopersrm.model.cache import Layout
+from nanopersrm.model import sampler
 from nanopersrm.model.sampler import (
+    SHARED_LEAST,
     Decoder,
     Prefix,
     Reply,
     SamplingConfig,
     common_prefix,
+    families,
     prefill,
     sample,
     truncate,
 )
-from nanopersrm.model.transformer import Model
-from nanopersrm.model.weights import load
+from nanopersrm.model.transformer import Model, ModelConfig
+from nanopersrm.model.weights import SHAPES, load
 
-CPU = torch.device("cpu")
-NEVER = SamplingConfig(temperature=1.0, max_new=12, seed=5)
-
-
-def random_ids(n: int, seed: int = 0) -> list[int]:
-    return torch.randint(3, 131, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def plain(model: Model, ids: list[int]) -> Tensor:
-    """Logits (T, V) of one text in one forward."""
-    with torch.inference_mode():
-        return model.logits(model(torch.tensor(ids), Layout.of([len(ids)])))
+CONFIG = SamplingConfig(temperature=1.0, max_new=12, seed=5)
+HOT = SamplingConfig(temperature=4.0, max_new=12, seed=5)
 
 
 def drawn(replies: list[list[Reply]]) -> list[list[list[int]]]:
@@ -50,9 +47,6 @@ def model(tiny_base) -> Model:
 def prompts() -> list[list[int]]:
     """Unequal lengths; all begin with the same 20 ids."""
     return [random_ids(20, 1) + random_ids(n, 30 + n) for n in (21, 1, 40, 9)]
-
-
-# Against transformers and the plain forward
 
 
 def test_greedy_equals_transformers(tiny_pair):
@@ -98,41 +92,30 @@ def test_log_probs_are_those_of_the_whole_distribution(model, prompts, temperatu
     assert (forbidden > 0) == (temperature > 0)  # sampling does leave the top
 
 
-# Who else is in the batch
-
-
 def test_a_reply_does_not_depend_on_its_batch(model, prompts):
-    expected = [drawn(sample(model, [prompt], NEVER, replies=3))[0] for prompt in prompts]
+    expected = [drawn(sample(model, [prompt], CONFIG, replies=3))[0] for prompt in prompts]
     assert len({tuple(ids) for group in expected for ids in group}) == 12  # all differ
-    assert drawn(sample(model, prompts, NEVER, replies=3)) == expected
-    assert drawn(sample(model, prompts[::-1], NEVER, replies=3)) == expected[::-1]
+    assert drawn(sample(model, prompts, CONFIG, replies=3)) == expected
+    assert drawn(sample(model, prompts[::-1], CONFIG, replies=3)) == expected[::-1]
     one = [group[:1] for group in expected]
-    five = drawn(sample(model, prompts, NEVER, replies=5))
-    assert drawn(sample(model, prompts, NEVER)) == one
+    five = drawn(sample(model, prompts, CONFIG, replies=5))
+    assert drawn(sample(model, prompts, CONFIG)) == one
     assert [group[:3] for group in five] == expected
     others = [random_ids(17, 90), *prompts, random_ids(33, 91)]  # and no common prefix
-    assert drawn(sample(model, others, NEVER, replies=3))[1:-1] == expected
+    assert drawn(sample(model, others, CONFIG, replies=3))[1:-1] == expected
     prefix = prefill(model, prompts[0][:20])
     for some in ([0, 1, 2, 3], [3, 1], [2]):
-        got = drawn(sample(model, [prompts[i] for i in some], NEVER, replies=3, prefix=prefix))
+        got = drawn(sample(model, [prompts[i] for i in some], CONFIG, replies=3, prefix=prefix))
         assert got == [expected[i] for i in some]
 
 
 def test_stopping_neighbours_change_nothing(model, prompts):
     """Rows that end early leave the forwards; the others go on as before."""
-    free = drawn(sample(model, prompts, NEVER, replies=2))
+    free = drawn(sample(model, prompts, CONFIG, replies=2))
     stop = free[0][0][2]
-    cut = drawn(sample(model, prompts, NEVER, replies=2, stop_ids={stop}))
+    cut = drawn(sample(model, prompts, CONFIG, replies=2, stop_ids={stop}))
     for whole, part in zip(chain(*free), chain(*cut), strict=True):
         assert part == (whole[: whole.index(stop) + 1] if stop in whole else whole)
-
-
-def test_seeds(model, prompts):
-    first = drawn(sample(model, prompts, NEVER, replies=2))
-    assert drawn(sample(model, prompts, NEVER, replies=2)) == first
-    other = SamplingConfig(temperature=1.0, max_new=12, seed=6)
-    second = drawn(sample(model, prompts, other, replies=2))
-    assert all(a != b for a, b in zip(chain(*first), chain(*second), strict=True))
 
 
 def test_draws_follow_the_probabilities(model):
@@ -145,9 +128,6 @@ def test_draws_follow_the_probabilities(model):
     spread = (2000 * p * (1 - p)).sqrt()
     assert ((counts - 2000 * p).abs() <= 5 * spread + 1).all()
     assert (counts > 0).sum() > 5
-
-
-# How a reply ends
 
 
 def test_ends(model, prompts):
@@ -168,14 +148,14 @@ def test_observe_sees_every_token_and_can_end(model, prompts):
         seen.setdefault(row, []).append(list(ids))
         return len(ids) == row + 2
 
-    replies = sample(model, prompts[:3], NEVER, replies=2, observe=observe)
+    replies = sample(model, prompts[:3], CONFIG, replies=2, observe=observe)
     for p in range(3):
         for g in range(2):
             row, reply = p * 2 + g, replies[p][g]
             assert reply.ended == "observed"
             assert len(reply.ids) == row + 2
             assert seen[row] == [reply.ids[:n] for n in range(1, row + 3)]
-    assert drawn(replies)[0][0] == drawn(sample(model, prompts[:1], NEVER))[0][0][:2]
+    assert drawn(replies)[0][0] == drawn(sample(model, prompts[:1], CONFIG))[0][0][:2]
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 0), (1.0, 0), (1.0, 3)])
@@ -224,9 +204,6 @@ def test_wrong_arguments(model):
             Decoder(model, prompts)
 
 
-# The prompts
-
-
 @given(st.lists(st.lists(st.integers(0, 2), max_size=8), min_size=1, max_size=5))
 def test_common_prefix(texts):
     naive = 0
@@ -248,16 +225,13 @@ def test_every_token_is_computed_once(model, prompts, monkeypatch, with_prefix):
         return forward(self, ids, place)
 
     monkeypatch.setattr(Model, "forward", counting)
-    free = sample(model, prompts, NEVER, replies=4, prefix=prefix)
+    free = sample(model, prompts, CONFIG, replies=4, prefix=prefix)
     prompt_tokens = 21 + 1 + 40 + 9 + (0 if with_prefix else 20)
     assert counted == prompt_tokens + 16 * 11
     counted, stop = 0, free[0][0].ids[2]
-    cut = sample(model, prompts, NEVER, replies=4, prefix=prefix, stop_ids={stop})
+    cut = sample(model, prompts, CONFIG, replies=4, prefix=prefix, stop_ids={stop})
     assert counted == prompt_tokens + sum(len(r.ids) - 1 for group in cut for r in group)
     assert counted < prompt_tokens + 16 * 11
-
-
-# Truncation
 
 
 @settings(max_examples=150, deadline=None)
@@ -301,3 +275,259 @@ def test_truncate_by_hand():
         (SamplingConfig(top_k=50), [True, True, True]),
     ):
         assert truncate(logits, config)[0].isfinite().tolist() == expected, config
+
+
+# Fed and forked
+
+
+def check_logits(decoder: Decoder, texts: Sequence[list[int]]) -> None:
+    """Row i of the decoder stands at the end of texts[i]."""
+    assert decoder.logits.shape[0] == len(texts)
+    for row, text in enumerate(texts):
+        error = (decoder.logits[row] - plain(decoder.model, text)[-1]).abs().max()
+        assert error < 1e-4, f"row {row}: {error}"
+
+
+@pytest.mark.parametrize("replies", [1, 2])
+def test_feed_after_generate(tiny_pair, replies):
+    """One row stopped, one was observed, others used their budget; then all are fed unequally,
+    twice, and generate once more.
+    """
+    model = load(tiny_pair[1], torch.float32, CPU)
+    prompts = [random_ids(18, 1) + random_ids(n, n) for n in (4, 11, 30)]
+    decoder = Decoder(model, prompts, room=60 if replies == 1 else 0)
+    check_logits(decoder, prompts)
+    decoder.fork([replies] * 3, 60)
+    texts = [prompt for prompt in prompts for _ in range(replies)]
+    check_logits(decoder, texts)
+    config = SamplingConfig(temperature=4.0, max_new=8, seed=1)  # so hot that ids hardly repeat
+    free = [reply.ids for group in sample(model, prompts, config, replies) for reply in group]
+    stop = next(i for i in free[0] if not any(i in ids for ids in free[1:]))
+    out = decoder.generate(config, {stop}, lambda row, ids: row == 1 and len(ids) == 5)
+    ends = {"stop": 0, "observed": 0, "budget": 0}
+    for row, reply in enumerate(out):
+        ends[reply.ended] += 1
+        assert reply.ids == free[row][: len(reply.ids)]
+        texts[row] = texts[row] + (reply.ids[:-1] if reply.ended == "stop" else reply.ids)
+    assert min(ends.values()) > 0
+    fed = [random_ids((3, 0, 1, 7, 0, 2)[row], 50 + row) for row in range(len(texts))]
+    for turn in range(2):
+        decoder.feed(fed)
+        texts = [text + more for text, more in zip(texts, fed, strict=True)]
+        check_logits(decoder, texts)
+        fed = [random_ids((0, 4, 0, 1, 5, 1)[row], 70 + row + turn) for row in range(len(texts))]
+    decoder.feed([[] for _ in texts])
+    check_logits(decoder, texts)
+    again = decoder.generate(config, (), None)
+    decoder.feed([[] for _ in texts])
+    texts = [text + reply.ids for text, reply in zip(texts, again, strict=True)]
+    check_logits(decoder, texts)
+
+
+@pytest.mark.parametrize("counts", [[9, 9], [1, 4], [2, 1], [1, 1]])
+def test_fork_after_feed(tiny_pair, counts):
+    """Replies become several replies: a tree of four levels."""
+    model = load(tiny_pair[1], torch.float32, CPU)
+    prompts = [random_ids(18, 1) + random_ids(n, n) for n in (4, 11)]
+    decoder = Decoder(model, prompts)
+    decoder.fork([1, 1], 12)
+    fed = [random_ids(5, 2), random_ids(9, 3)]
+    decoder.feed(fed)
+    decoder.fork(counts, 16)
+    texts = [
+        prompts[i] + fed[i] + random_ids(1 + j % 3, 10 * i + j)
+        for i in range(2)
+        for j in range(counts[i])
+    ]
+    starts = [len(prompts[i] + fed[i]) for i in range(2) for _ in range(counts[i])]
+    decoder.feed([text[start:] for text, start in zip(texts, starts, strict=True)])
+    check_logits(decoder, texts)
+    replies = decoder.generate(SamplingConfig(temperature=1.0, max_new=6))
+    decoder.feed([[] for _ in texts])
+    check_logits(decoder, [text + r.ids for text, r in zip(texts, replies, strict=True)])
+    assert len({tuple(reply.ids) for reply in replies}) == len(replies)
+
+
+def test_a_second_fork_without_room_makes_a_level(model, prompts):
+    """The slab has room for 8 tokens and 6 are taken; the next 8 need one of their own."""
+    decoder = Decoder(model, prompts, room=8)
+    levels = len(decoder.cache.levels)
+    decoder.fork([1] * 4, 8)
+    assert len(decoder.cache.levels) == levels
+    fed = [random_ids(6, seed) for seed in range(4)]
+    decoder.feed(fed)
+    decoder.fork([1] * 4, 2)
+    assert len(decoder.cache.levels) == levels  # two fit
+    decoder.fork([1] * 4, 8)
+    assert len(decoder.cache.levels) == levels + 1
+    more = [random_ids(8, 10 + seed) for seed in range(4)]
+    decoder.feed(more)
+    check_logits(decoder, [a + b + c for a, b, c in zip(prompts, fed, more, strict=True)])
+
+
+@pytest.mark.parametrize("fed", [True, False], ids=["after feed", "at once"])
+@pytest.mark.parametrize("n", [1, 5])
+def test_generate_goes_on_where_it_stopped(model, prompts, fed, n):
+    """n tokens and then 12 - n are the 12 of one call: no noise twice, and none left out."""
+    [whole] = zip(*sample(model, prompts, HOT), strict=True)
+    decoder = Decoder(model, prompts, room=12)
+    first = decoder.generate(replace(HOT, max_new=n))
+    if fed:
+        decoder.feed([[] for _ in prompts])
+    second = decoder.generate(replace(HOT, max_new=12 - n))
+    for one, a, b in zip(whole, first, second, strict=True):
+        assert a.ids + b.ids == one.ids
+        assert a.log_probs + b.log_probs == pytest.approx(one.log_probs, abs=1e-4)
+        assert len(set(one.ids)) > 6
+    decoder.feed([[] for _ in prompts])
+    check_logits(decoder, [prompt + one.ids for prompt, one in zip(prompts, whole, strict=True)])
+
+
+# The prefix and families
+
+
+@pytest.mark.parametrize("held", [0, 5, 15, 16, 17, 20, 25, 40, 60])
+def test_prefix_with_any_common_part(tiny_pair, held):
+    """A prefix of 60 ids of which the prompts share `held`, whatever that is worth."""
+    model = load(tiny_pair[1], torch.float32, CPU)
+    prefix = prefill(model, random_ids(60, 1))
+    prompts = [prefix.ids[:held] + random_ids(n, 40 + n) for n in (1, 30)]
+    if held > 20:  # one of them leaves earlier
+        prompts.append(prefix.ids[:20] + random_ids(9, 44))
+    check_logits(Decoder(model, prompts, prefix), prompts)
+    assert prefix.cache.levels[0].lengths == [60]
+    assert len(prefix.cache.levels) == 1
+    check_logits(Decoder(model, prompts[:1], prefix), prompts[:1])  # and it was not written to
+
+
+def test_prompts_inside_the_prefix(model):
+    """Prompts that are the prefix, or end within it, still get the logits of their last id."""
+    prefix = prefill(model, random_ids(40, 1))
+    for prompts in ([prefix.ids], [prefix.ids[:25]], [prefix.ids, prefix.ids], [prefix.ids[:1]]):
+        check_logits(Decoder(model, prompts, prefix), prompts)
+    check_logits(Decoder(model, [prefix.ids[:25], prefix.ids]), [prefix.ids[:25], prefix.ids])
+
+
+def held(decoder: Decoder) -> list[list[int]]:
+    return [level.lengths for level in decoder.cache.levels]
+
+
+def test_a_prompt_is_held_once(model, prompts):
+    decoder = Decoder(model, [random_ids(60)])
+    decoder.fork([8], 20)
+    assert held(decoder) == [[60], [0] * 8]
+    assert [level.keys.shape[1] * level.keys.shape[3] for level in decoder.cache.levels] == [
+        60,
+        160,
+    ]
+    decoder = Decoder(model, prompts)
+    decoder.fork([8] * 4, 20)
+    assert held(decoder) == [[20], [21, 1, 40, 9], [0] * 32]
+    assert [level.keys.shape[1] for level in decoder.cache.levels] == [1, 4, 32]
+    prefix = prefill(model, prompts[0][:18])
+    decoder = Decoder(model, prompts, prefix)
+    root, kept = decoder.cache.levels[0], prefix.cache.levels[0]
+    assert root.keys.data_ptr() == kept.keys.data_ptr()
+    assert root.values.data_ptr() == kept.values.data_ptr()
+    assert sum(held(decoder)[0]) == 18
+    assert SHARED_LEAST <= 18
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        # (length of the common beginning with the text before, own length)
+        ([(0, 30)], None),
+        ([(0, 30), (0, 30)], None),  # nothing in common
+        ([(0, 30), (SHARED_LEAST - 1, 5)], None),
+        ([(0, 30), (SHARED_LEAST, 5)], ([0, 0], [16])),
+        ([(0, 30), (20, 5), (0, 9), (0, 40), (25, 3)], ([0, 0, 1, 2, 2], [20, 8, 25])),
+        ([(0, 30), (25, 5), (18, 7)], ([0, 0, 0], [18])),  # the third shortens what is shared
+        ([(0, 30), (25, 5), (10, 7)], ([0, 0, 1], [25, 16])),
+        ([(0, 30), (30, 0)], ([0, 0], [29])),  # equal: each keeps an id
+        ([(0, 30), (30, 7)], ([0, 0], [29])),
+        ([(0, 1), (0, 30), (20, 5)], None),  # a text of one id begins with nothing
+    ],
+)
+def test_families_are_neighbours_that_begin_alike(lengths, expected):
+    texts: list[list[int]] = []
+    for i, (common, own) in enumerate(lengths):
+        before = texts[-1][:common] if texts else []
+        texts.append(before + [1000 * (i + 1) + j for j in range(own)])
+    found = families(texts)
+    if expected is None:
+        assert found is None
+        return
+    assert found is not None
+    family, heads = found
+    assert (family, [len(head) for head in heads]) == expected
+    for text, k in zip(texts, family, strict=True):
+        assert text[: len(heads[k])] == heads[k]
+        assert len(text) > len(heads[k])
+
+
+@pytest.mark.parametrize("with_prefix", [False, True])
+@pytest.mark.parametrize("replies", [1, 3])
+def test_families_change_no_reply(tiny_pair, monkeypatch, with_prefix, replies):
+    """The same ids and log-probabilities as when every prompt is computed for itself."""
+    model = load(tiny_pair[1], torch.float32, CPU)
+    start = random_ids(20, 1)
+    families_of = [start + random_ids(30, seed) for seed in (2, 3)]
+    prompts = [families_of[0] + random_ids(n, 40 + n) for n in (7, 1, 12)]
+    prompts += [start + random_ids(9, 60)]  # alone
+    prompts += [families_of[1] + random_ids(n, 70 + n) for n in (3, 11)]
+    prefix = prefill(model, start) if with_prefix else None
+    decoder = Decoder(model, prompts, prefix)
+    assert held(decoder)[1:] == [[30, 8, 30], [7, 1, 12, 1, 3, 11]]
+    check_logits(decoder, prompts)
+    found = sample(model, prompts, HOT, replies, prefix=prefix)
+    monkeypatch.setattr(sampler, "families", lambda texts: None)
+    plain_replies = sample(model, prompts, HOT, replies, prefix=prefix)
+    for group, expected in zip(found, plain_replies, strict=True):
+        assert [reply.ids for reply in group] == [reply.ids for reply in expected]
+        for one, other in zip(group, expected, strict=True):
+            assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
+@pytest.fixture
+def forwards(monkeypatch) -> list[int]:
+    """The rows of every forward from here on."""
+    rows: list[int] = []
+    forward = Model.forward
+
+    def counting(self: Model, ids: Tensor, place) -> Tensor:
+        rows.append(len(ids))
+        return forward(self, ids, place)
+
+    monkeypatch.setattr(Model, "forward", counting)
+    return rows
+
+
+def test_a_family_is_computed_once(model, forwards):
+    """A pair and its twin, two candidates each: both sets of exemplars once."""
+    exemplars = [random_ids(60, seed) for seed in (1, 2)]
+    Decoder(model, [shown + random_ids(10, 5 + seed) for shown in exemplars for seed in (0, 1)])
+    assert forwards == [2 * 60, 4 * 10]
+
+
+@pytest.mark.parametrize("limit", ["PREFILL", "READING"])
+def test_long_prompts_come_in_portions(model, monkeypatch, forwards, limit):
+    """No forward has more tokens than it may, unless one prompt alone has; the replies are the
+    same."""
+    exemplars = [random_ids(30, seed) for seed in (1, 2)]
+    prompts = [shown + random_ids(n, 5 + n) for shown in exemplars for n in (12, 11, 60)]
+    whole = drawn(sample(model, prompts, HOT, 2))
+    each = sampler.reading_bytes(model.config, 4, False)
+    monkeypatch.setattr(sampler, limit, {"PREFILL": 40, "READING": 40 * each + 7}[limit])
+    forwards.clear()
+    decoder = Decoder(model, prompts)
+    assert forwards == [30, 30, 12 + 11, 60, 12 + 11, 60]
+    check_logits(decoder, prompts)
+    assert drawn(sample(model, prompts, HOT, 2)) == whole
+
+
+def test_how_many_tokens_of_prompts_come_at_once():
+    """A forward without gradients holds 142 KB a token in a 7B base, on a GPU."""
+    large = ModelConfig.of(SHAPES["qwen2.5-7b"])
+    assert sampler.reading_bytes(large, 2, True) == (3 * 18_944 + 4 * 3584) * 2
+    assert sampler.prefill_most(large, 2, True) == 1885

@@ -12,24 +12,13 @@ import sys
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_vocabulary import FAMILIES, HOSTILE, gguf_base, make_folder, make_gguf, refused, split
-from tokenizers import AddedToken, decoders, models
+from tiny_bases import CHATS, FAMILIES, HOSTILE, gguf_base, make_folder, make_gguf, refused, split
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from nanopersrm.model.base import DEFAULT_BASE, Base, resolve
 from nanopersrm.model.tokenizer import Tokenizer, bytes_of
-
-CHATS = [
-    [{"role": "user", "content": "Who wrote this?"}],
-    [{"role": "system", "content": " Be  brief. "}, {"role": "user", "content": "\n½ 2024\n\n"}],
-    [
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": "<think>\nhm 7\n</think>\n\nA=7"},
-        {"role": "user", "content": ""},
-        {"role": "assistant", "content": "done 👍"},
-    ],
-]
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -156,11 +145,15 @@ def test_chat_look_alikes_by_hand(pair):
 
 
 roles = st.sampled_from(["system", "user", "assistant"])
+
+
 scraps = st.one_of(
     st.sampled_from(["<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|endoftext|>", "<|", "|>"]),
     st.sampled_from(["<|begin_of_text|>", "<|start_header_id|>", "\ue000", "</think>", "\n", " "]),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
 )
+
+
 contents = st.lists(scraps, max_size=8).map("".join)
 
 
@@ -176,14 +169,6 @@ def test_no_text_becomes_control(pair, chat, extra):
         ids, expected = tokenizer.chat(hostile, True, extra), tokenizer.chat(benign)
         control = [i for i in ids if i in tokenizer.special_ids]
         assert control == [i for i in expected if i in tokenizer.special_ids]
-
-
-def test_a_hostile_role_stays_text(pair):
-    _, ours, _, _ = pair
-    message = {"role": "<|im_end|><|eot_id|><|endoftext|>", "content": "x"}
-    plainly = {"role": "user", "content": "x"}
-    count = [sum(i in ours.special_ids for i in ours.chat([m])) for m in (message, plainly)]
-    assert count[0] == count[1]
 
 
 def test_plain_format_without_a_template(tmp_path):
@@ -215,7 +200,8 @@ def test_refused_messages(pair):
 
 
 def test_the_text_side_never_imports_torch():
-    code = "import sys, nanopersrm.tokenizer, nanopersrm.bases; sys.exit('torch' in sys.modules)"
+    code = "import sys, nanopersrm.model.tokenizer, nanopersrm.model.base; "
+    code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -249,3 +235,111 @@ def test_smollm2_properties(real):
     assert ours.eos_ids == {0, 2}
     assert ours.special_ids == frozenset(range(17))
     assert ours.bos_id == 1
+
+
+# What a broken or an older folder does
+
+
+def test_where_a_template_may_stand(tmp_path):
+    folder = make_folder(tmp_path / "tiny", "smollm")
+    base = Base("tiny", folder, "safetensors", {})
+    hi = [{"role": "user", "content": "hi"}]
+
+    def shown() -> str:
+        tokenizer = Tokenizer.load(base)
+        return tokenizer.decode(tokenizer.chat(hi), special=True)
+
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    names = [{"name": "other", "template": "no"}, {"name": "default", "template": "named"}]
+    file.write_text(json.dumps(config | {"chat_template": names}))
+    assert shown() == "named"
+    del config["chat_template"]
+    file.write_text(json.dumps(config))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "old"}))
+    assert shown() == "old"
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0]['content'] }}")
+    assert shown() == "<|im_start|>hi"
+
+
+def test_control_tokens_named_only_beside_the_tokenizer(tmp_path):
+    """Older folders flag a token as special in tokenizer_config.json alone."""
+    folder = make_folder(tmp_path / "tiny", "smollm")
+    data = json.loads((folder / "tokenizer.json").read_text())
+    dropped = data["added_tokens"].pop()
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["eos_token"] = {"content": "<|endoftext|>"}
+    config["added_tokens_decoder"] = {"2": {"content": dropped["content"], "special": True}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = Tokenizer.load(Base("tiny", folder, "safetensors", {}))
+    assert ours.special_ids == {0, 1, 2}
+    assert ours.eos_ids == {0, 2}
+
+
+def test_refused_folders(tmp_path):
+    folder = make_folder(tmp_path / "tiny", "smollm")
+    base = Base("tiny", folder, "safetensors", {})
+
+    def load() -> Tokenizer:
+        return Tokenizer.load(base)
+
+    good = {
+        name: (folder / name).read_text() for name in ("tokenizer.json", "tokenizer_config.json")
+    }
+    config = json.loads(good["tokenizer_config.json"])
+    bad = [
+        ("tokenizer.json", "{", ["tokenizer.json", "line 1"]),
+        ("tokenizer.json", good["tokenizer.json"][:900], ["tokenizer.json", "line"]),
+        ("tokenizer.json", "{}", ["tokenizer.json"]),
+        ("tokenizer_config.json", '{\n"a": }', ["tokenizer_config.json, line 2"]),
+        ("tokenizer_config.json", json.dumps(config | {"eos_token": 3}), ["eos_token"]),
+        ("tokenizer_config.json", json.dumps(config | {"chat_template": 3}), ["chat_template"]),
+        (
+            "tokenizer_config.json",
+            json.dumps(config | {"chat_template": "\n{% if %}"}),
+            ["chat template, line 2"],
+        ),
+    ]
+    for name, text, parts in bad:
+        (folder / name).write_text(text)
+        refused(load, *parts)
+        (folder / name).write_text(good[name])
+    (folder / "generation_config.json").write_text('{"eos_token_id": "x"}')
+    refused(load, "generation_config.json", "'x'")
+    (folder / "generation_config.json").unlink()
+    (folder / "tokenizer.json").unlink()
+    refused(load, "tokenizer.json")
+
+
+def test_refused_digits(tmp_path):
+    """A vocabulary that writes "=7" as one token cannot carry our scores."""
+    folder = make_folder(tmp_path / "tiny", "gpt-2")
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["pre_tokenizer"]["use_regex"] = False
+    data["model"]["vocab"]["=7"] = len(data["model"]["vocab"])
+    data["model"]["merges"].append(["=", "7"])
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    refused(lambda: Tokenizer.load(Base("tiny", folder, "safetensors", {})), "tiny", "'7'")
+
+
+def test_refused_first_space(tmp_path):
+    """Metaspace with a space before the first text only: pieces would not equal the whole."""
+    vocab = {chr(c): i for i, c in enumerate(range(32, 127))} | {"▁": 95, "\n": 96, "<s>": 97}
+    backend = Backend(models.BPE(vocab, []))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.add_special_tokens([AddedToken("<s>", special=True, normalized=False)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    refused(lambda: Tokenizer.load(Base("tiny", tmp_path, "safetensors", {})), "not supported")
+
+
+def test_refused_gguf(tmp_path):
+    folder = make_folder(tmp_path / "tiny", "smollm")
+    for field, value in (("model", "llama"), ("pre", "tekken")):
+        path = make_gguf(tmp_path / f"{field}.gguf", folder, "smollm", {field: value})
+        refused(lambda p=path: Tokenizer.load(gguf_base(p, "smollm")), str(path), repr(value))
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["model"]["merges"].append(["<", "nowhere"])
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    path = make_gguf(tmp_path / "merge.gguf", folder, "smollm")
+    refused(lambda: Tokenizer.load(gguf_base(path, "smollm")), "merges", "nowhere")

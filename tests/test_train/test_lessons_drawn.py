@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_vocabulary import make_folder
+from tiny_bases import make_folder
 
 from data.build import demo_pairs
 from nanopersrm import InputError

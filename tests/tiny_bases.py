@@ -1,14 +1,16 @@
-"""Small bases of each family, and what a broken or an older one does.
+"""Small bases of each family for tests: tokenizers, adapters, ids.
 
 The tokenizers are trained here in a moment, laid out as the published ones of each family are, and
-written once as a Hugging Face folder and once as a GGUF file; `test_tokenizer.py` uses them too.
+written once as a Hugging Face folder and once as a GGUF file.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import pytest
+import torch
 from tokenizers import (
     AddedToken,
     Regex,
@@ -20,10 +22,16 @@ from tokenizers import (
     trainers,
 )
 from tokenizers import Tokenizer as Backend
+from torch import Tensor
 
 from nanopersrm import InputError
 from nanopersrm.model.base import Base
-from nanopersrm.model.tokenizer import Tokenizer
+from nanopersrm.model.cache import Layout
+from nanopersrm.model.lora import Lora, LoraConfig
+from nanopersrm.model.transformer import Model
+
+CPU = torch.device("cpu")
+
 
 HOSTILE = [
     "",
@@ -48,6 +56,18 @@ HOSTILE = [
     "word " * 2000,
     "a" * 10_000,
 ]
+
+
+CHATS = [
+    [{"role": "user", "content": "Who wrote this?"}],
+    [{"role": "system", "content": " Be  brief. "}, {"role": "user", "content": "\n½ 2024\n\n"}],
+    [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "<think>\nhm 7\n</think>\n\nA=7"},
+        {"role": "user", "content": ""},
+        {"role": "assistant", "content": "done 👍"},
+    ],
+]
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -55,6 +75,8 @@ SMOLLM2 = (
     " + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
 QWEN = """{%- set ns = namespace(last=0) %}
 {%- for message in messages %}
     {%- if message.role == "user" %}{% set ns.last = loop.index0 %}{% endif %}
@@ -77,6 +99,8 @@ QWEN = """{%- set ns = namespace(last=0) %}
     {%- endif %}
 {%- endif %}
 """
+
+
 LLAMA3 = """{{- bos_token }}
 {%- if strftime_now is defined %}{% set year = strftime_now("%Y") %}{% endif %}
 {{- "<|start_header_id|>system<|end_header_id|>\\n\\nYear: " + year + "\\n\\n<|eot_id|>" }}
@@ -89,11 +113,17 @@ LLAMA3 = """{{- bos_token }}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}
 """
+
+
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
 LLAMA_SPLIT = QWEN_SPLIT.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
+
+
 FAMILIES = {  # tokenizer.ggml.pre: (control tokens, bos id, eos id, template)
     "smollm": (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], 1, 2, SMOLLM2),
     "qwen2": (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], None, 2, QWEN),
@@ -185,115 +215,38 @@ def gguf_base(path: Path, pre: str) -> Base:
     return Base("tiny", path, "gguf", {"bos_token_id": bos, "eos_token_id": eos})
 
 
-def refused(call, *parts: str) -> None:
+def random_ids(n: int, seed: int = 0) -> list[int]:
+    return torch.randint(3, 131, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def logits(model: Model, ids: list[int]) -> Tensor:
+    """(T, V) of one text in one forward, without gradients."""
+    with torch.inference_mode():
+        return model.logits(model(torch.tensor(ids), Layout.of([len(ids)])))
+
+
+def random_lora(model: Model, config: LoraConfig | None = None, seed: int = 0) -> Lora:
+    """An adapter whose B is not zero, so that it matters."""
+    lora = Lora(model, config or LoraConfig(rank=4, alpha=8), seed)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, B in lora.masters.values():
+            B.normal_(0, 0.3, generator=random)
+    lora.refresh()
+    return lora
+
+
+def their_name(name: str) -> str:
+    """Our parameter's name in transformers."""
+    if name == "lm_head.weight":
+        return name
+    return "model.embed_tokens.weight" if name == "embed_tokens" else f"model.{name}"
+
+
+def refused(call: Callable[[], object], *parts: str) -> None:
     with pytest.raises(InputError) as caught:
         call()
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
-        assert part in message
-
-
-def test_where_a_template_may_stand(tmp_path):
-    folder = make_folder(tmp_path / "tiny", "smollm")
-    base = Base("tiny", folder, "safetensors", {})
-    hi = [{"role": "user", "content": "hi"}]
-
-    def shown() -> str:
-        tokenizer = Tokenizer.load(base)
-        return tokenizer.decode(tokenizer.chat(hi), special=True)
-
-    file = folder / "tokenizer_config.json"
-    config = json.loads(file.read_text())
-    names = [{"name": "other", "template": "no"}, {"name": "default", "template": "named"}]
-    file.write_text(json.dumps(config | {"chat_template": names}))
-    assert shown() == "named"
-    del config["chat_template"]
-    file.write_text(json.dumps(config))
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "old"}))
-    assert shown() == "old"
-    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0]['content'] }}")
-    assert shown() == "<|im_start|>hi"
-
-
-def test_control_tokens_named_only_beside_the_tokenizer(tmp_path):
-    """Older folders flag a token as special in tokenizer_config.json alone."""
-    folder = make_folder(tmp_path / "tiny", "smollm")
-    data = json.loads((folder / "tokenizer.json").read_text())
-    dropped = data["added_tokens"].pop()
-    (folder / "tokenizer.json").write_text(json.dumps(data))
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["eos_token"] = {"content": "<|endoftext|>"}
-    config["added_tokens_decoder"] = {"2": {"content": dropped["content"], "special": True}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    ours = Tokenizer.load(Base("tiny", folder, "safetensors", {}))
-    assert ours.special_ids == {0, 1, 2}
-    assert ours.eos_ids == {0, 2}
-
-
-def test_refused_folders(tmp_path):
-    folder = make_folder(tmp_path / "tiny", "smollm")
-    base = Base("tiny", folder, "safetensors", {})
-
-    def load() -> Tokenizer:
-        return Tokenizer.load(base)
-
-    good = {
-        name: (folder / name).read_text() for name in ("tokenizer.json", "tokenizer_config.json")
-    }
-    config = json.loads(good["tokenizer_config.json"])
-    bad = [
-        ("tokenizer.json", "{", ["tokenizer.json", "line 1"]),
-        ("tokenizer.json", good["tokenizer.json"][:900], ["tokenizer.json", "line"]),
-        ("tokenizer.json", "{}", ["tokenizer.json"]),
-        ("tokenizer_config.json", '{\n"a": }', ["tokenizer_config.json, line 2"]),
-        ("tokenizer_config.json", json.dumps(config | {"eos_token": 3}), ["eos_token"]),
-        ("tokenizer_config.json", json.dumps(config | {"chat_template": 3}), ["chat_template"]),
-        (
-            "tokenizer_config.json",
-            json.dumps(config | {"chat_template": "\n{% if %}"}),
-            ["chat template, line 2"],
-        ),
-    ]
-    for name, text, parts in bad:
-        (folder / name).write_text(text)
-        refused(load, *parts)
-        (folder / name).write_text(good[name])
-    (folder / "generation_config.json").write_text('{"eos_token_id": "x"}')
-    refused(load, "generation_config.json", "'x'")
-    (folder / "generation_config.json").unlink()
-    (folder / "tokenizer.json").unlink()
-    refused(load, "tokenizer.json")
-
-
-def test_refused_digits(tmp_path):
-    """A vocabulary that writes "=7" as one token cannot carry our scores."""
-    folder = make_folder(tmp_path / "tiny", "gpt-2")
-    data = json.loads((folder / "tokenizer.json").read_text())
-    data["pre_tokenizer"]["use_regex"] = False
-    data["model"]["vocab"]["=7"] = len(data["model"]["vocab"])
-    data["model"]["merges"].append(["=", "7"])
-    (folder / "tokenizer.json").write_text(json.dumps(data))
-    refused(lambda: Tokenizer.load(Base("tiny", folder, "safetensors", {})), "tiny", "'7'")
-
-
-def test_refused_first_space(tmp_path):
-    """Metaspace with a space before the first text only: pieces would not equal the whole."""
-    vocab = {chr(c): i for i, c in enumerate(range(32, 127))} | {"▁": 95, "\n": 96, "<s>": 97}
-    backend = Backend(models.BPE(vocab, []))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    backend.add_special_tokens([AddedToken("<s>", special=True, normalized=False)])
-    backend.save(str(tmp_path / "tokenizer.json"))
-    refused(lambda: Tokenizer.load(Base("tiny", tmp_path, "safetensors", {})), "not supported")
-
-
-def test_refused_gguf(tmp_path):
-    folder = make_folder(tmp_path / "tiny", "smollm")
-    for field, value in (("model", "llama"), ("pre", "tekken")):
-        path = make_gguf(tmp_path / f"{field}.gguf", folder, "smollm", {field: value})
-        refused(lambda p=path: Tokenizer.load(gguf_base(p, "smollm")), str(path), repr(value))
-    data = json.loads((folder / "tokenizer.json").read_text())
-    data["model"]["merges"].append(["<", "nowhere"])
-    (folder / "tokenizer.json").write_text(json.dumps(data))
-    path = make_gguf(tmp_path / "merge.gguf", folder, "smollm")
-    refused(lambda: Tokenizer.load(gguf_base(path, "smollm")), "merges", "nowhere")
+        assert part in message, f"{part!r} not in {message!r}"

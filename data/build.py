@@ -270,9 +270,11 @@ def build_sets(
     for split in SPLITS:
         corpus, taken = corpora[split], Taken(recipe.reuse)
         pairs: list[Pair] = []
-        total = recipe.twin_pairs[split] * bool(corpus.sources)
-        for kind, wanted in shares(total, recipe.kinds, recipe.model_twin_pairs[split]).items():
-            chunks = build_kind(corpus, kind, wanted, propose[kind], taken, recipe, out)
+        total, most_of_model = recipe.twin_pairs[split], recipe.model_twin_pairs[split]
+        for kind, wanted in shares(total, recipe.kinds, most_of_model).items():
+            chunks = []
+            if corpus.sources:
+                chunks = build_kind(corpus, kind, wanted, propose[kind], taken, recipe, out)
             pairs += [pair for chunk in chunks for pair in chunk.pairs]
             rows.append(summarize(split, kind, wanted, chunks))
             if out:
@@ -331,39 +333,25 @@ def reasons(row: Row) -> str:
     return ", ".join(f"{reason} {n}" for reason, n in row.rejected.items()) or "no proposals"
 
 
-def notes(corpora: Mapping[str, Corpus], rows: Sequence[Row]) -> list[str]:
-    """What a reader must not overlook: empty splits and sets that came out small."""
-    return [
-        f"{split}: no writers; a domain needs eight for test and validation, --hold-out for ood"
-        for split, corpus in corpora.items()
-        if not corpus.sources
-    ] + [
-        f"{row.split} {row.kind}: {row.pairs} pairs of {row.wanted}, nearly all proposals were "
-        f"rejected: {reasons(row)}"
-        for row in rows
-        if row.pairs < row.wanted
-    ]
-
-
 def summary_page(facts: Mapping[str, Any]) -> str:
-    """summary.md: a table of the sets, one of the writers, and the notes."""
-    settings, versions = facts["settings"], facts["versions"]
+    """summary.md: a table of the sets and one of the writers."""
+    settings = facts["settings"]
     lines = [
         f"# Pairs\n\n`{facts['command']}`\n",
-        f"seed {settings['seed']}, writings {settings['writings'][:12]}, "
-        + ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "\n| split | kind | pairs | writers | proposals | accepted | seconds | rejected |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        f"seed {settings['seed']}, writings {settings['writings'][:12]}, nanopersrm "
+        f"{settings['version']}, Python {platform.python_version()}\n",
+        "| split | kind | pairs | wanted | writers | proposals | accepted | seconds | rejected |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in (Row(**row) for row in facts["sets"]):
-        cells = [row.split, row.kind, f"{row.pairs:,}", str(row.authors), f"{row.proposals:,}"]
+        cells = [row.split, row.kind, row.pairs, row.wanted, row.authors, row.proposals]
         cells += [f"{row.accepted:.0%}", f"{row.seconds:.0f}", reasons(row)]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     lines.append("\n| writers | domains |\n| --- | --- |")
     for split, counts in facts["writers"].items():
         domains = ", ".join(f"{domain} {number}" for domain, number in counts.items())
-        lines.append(f"| {split} | {domains} |")
-    return "\n".join([*lines, "", *(f"* {note}" for note in facts["notes"])]) + "\n"
+        lines.append(f"| {split} | {domains or 'none'} |")
+    return "\n".join(lines) + "\n"
 
 
 def open_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -434,13 +422,11 @@ def main(config: Config, command: str = "") -> None:
         facts = {
             "command": command,
             "settings": settings,
-            "versions": {"nanopersrm": __version__, "python": platform.python_version()},
             "writers": {
                 split: dict(sorted(Counter(domain for domain, _ in corpus.sources).items()))
                 for split, corpus in corpora.items()
             },
             "sets": [asdict(row) for row in rows],
-            "notes": notes(corpora, rows),
         }
         for split in SPLITS:
             write(out / f"{split}.jsonl", sets[split])

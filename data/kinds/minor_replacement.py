@@ -163,24 +163,21 @@ def _neighbours(text: str, spans: list[tuple[int, int]], i: int) -> _Around:
 
 def _verb_kinds(around: _Around, noun: bool) -> set[int]:
     """Which forms of a verb can stand here."""
-    before = [w for w in around.before if w not in BESIDE["between"] and not w.endswith("ly")] or [
-        ""
-    ]
-    last = before[0]
+    between = BESIDE["between"]
+    before = [word for word in around.before if word not in between and not word.endswith("ly")]
+    last = before[0] if before else ""
     if last in PLURALS | SINGULARS and len(before) > 1 and before[1] in MODALS | HAVE | BE:
         last = before[1]  # "had they begun"
-    if last in MODALS:
-        return {BASE}
-    if last in HAVE:
-        return {PARTICIPLE}
-    if last in BE:
-        return {PARTICIPLE, ING}
-    if last in PLURALS:
-        return {BASE, PAST}
-    if last in SINGULARS:
-        return {THIRD, PAST}
-    if last in RELATIVES:
-        return {PAST} if noun else {THIRD, PAST}
+    for words, kinds in (
+        (MODALS, {BASE}),
+        (HAVE, {PARTICIPLE}),
+        (BE, {PARTICIPLE, ING}),
+        (PLURALS, {BASE, PAST}),
+        (SINGULARS, {THIRD, PAST}),
+        (RELATIVES, {PAST} if noun else {THIRD, PAST}),
+    ):
+        if last in words:
+            return kinds
     kinds = {PAST, PARTICIPLE}
     if not noun and last not in DETERMINERS:
         kinds.add(THIRD)
@@ -192,15 +189,14 @@ def _verb_kinds(around: _Around, noun: bool) -> set[int]:
 
 def _fits(group: Group, around: _Around) -> bool:
     last, following = around.before[0], around.next.lower()
-    if group.before and following not in group.before:
-        return False
-    if group.after and last not in group.after:
-        return False
-    if following in group.not_before or last in group.not_after:
-        return False
-    if group.then and around.second not in group.then:
-        return False
-    if group.stop and not around.stop:
+    if (
+        (group.before and following not in group.before)
+        or (group.after and last not in group.after)
+        or following in group.not_before
+        or last in group.not_after
+        or (group.then and around.second not in group.then)
+        or (group.stop and not around.stop)
+    ):
         return False
     if group.kind == "adjectives":
         like_noun = not following or following in BESIDE["after_nouns"]

@@ -67,6 +67,8 @@ AT_END = re.compile(
     r"including|such as|not) [^,;:.!?()\"]{4,80})(?=\.$)"
 )
 LAST_BUT = re.compile(r"(?<=[\w']), (?P<tail>(?:but|yet|and yet|or rather) [^,;:()\"]+)(?=[.!]$)")
+AFTER_WORD = re.compile(r"(?<=\w); ")
+BETWEEN_DASHES = re.compile(r" - (?P<aside>[a-z][^-;:.!?\"]{3,70}) - ")
 BRACKET = re.compile(r"(?P<before>[,;:]?) ?\((?P<inside>[^()]*)\)(?P<after>[,;:.!?]?)")
 SHORT_ENOUGH = 22  # words of a sentence that may end in "!" or "..."
 STOP_AT_END = re.compile(r"(?<=[\w'])\.(?=[\"']?$)")
@@ -76,14 +78,17 @@ def each_paragraph(text: str, edit: Callable[[list[str]], list[str]]) -> str:
     """The text with the sentences of every paragraph edited."""
     parts = PARAGRAPH.split(text)
     for i in range(0, len(parts), 2):
-        lines = parts[i].split("\n")
-        if any(BULLET.match(line) for line in lines):
+        if _has_list(parts[i]):
             continue
         before = list(sentences(parts[i]))
         after = edit(list(before)) if before else before
         if after != before:
             parts[i] = " ".join(after)
     return "".join(parts)
+
+
+def _has_list(paragraph: str) -> bool:
+    return any(BULLET.match(line) for line in paragraph.split("\n"))
 
 
 def each_sentence(text: str, change: Callable[[str], str], times: int = 1) -> str:
@@ -203,36 +208,44 @@ def can_follow(sentence: str) -> bool:
 def join_sentences(text: str, rng: random.Random) -> str:
     """Neighbouring short sentences joined by ", and" (or by the "but" that opened the second)."""
 
-    def edit(paragraph: list[str]) -> list[str]:
-        out: list[str] = []
-        for sentence in paragraph:
-            if out and _can_join(out[-1], sentence):
-                opened = first_word(sentence) in CONJUNCTIONS
-                out[-1] = f"{out[-1][:-1]}, {'' if opened else 'and '}{lower_first(sentence)}"
-            else:
-                out.append(sentence)
-        return out
+    def join(left: str, right: str) -> str | None:
+        size = len(words(left)) + len(words(right))
+        if not _joinable(left, right, JOIN_EACH) or size > JOIN_MOST:
+            return None
+        opened = first_word(right) in CONJUNCTIONS
+        return f"{left[:-1]}, {'' if opened else 'and '}{lower_first(right)}"
 
-    return each_paragraph(text, edit)
+    return each_paragraph(text, lambda paragraph: _merge(paragraph, join))
 
 
-def _can_join(left: str, right: str) -> bool:
+def _joinable(left: str, right: str, most: int) -> bool:
+    """Whether two neighbours of at most so many words each can be one sentence."""
     return (
         plain_end(left)
         and plain_end(right)
         and can_follow(right)
-        and 1 < len(words(left)) <= JOIN_EACH
-        and len(words(right)) <= JOIN_EACH
-        and len(words(left)) + len(words(right)) <= JOIN_MOST
         and ";" not in left + right
+        and 1 < len(words(left)) <= most
+        and len(words(right)) <= most
     )
+
+
+def _merge(paragraph: list[str], join: Callable[[str, str], str | None]) -> list[str]:
+    """The sentences, each joined to the one before it where `join` gives a sentence of both."""
+    out: list[str] = []
+    for sentence in paragraph:
+        if out and (both := join(out[-1], sentence)):
+            out[-1] = both
+        else:
+            out.append(sentence)
+    return out
 
 
 def split_paragraphs(text: str, rng: random.Random) -> str:
     """A blank line after every second sentence, never inside quotes."""
     parts = PARAGRAPH.split(text)
     for i in range(0, len(parts), 2):
-        if any(BULLET.match(line) for line in parts[i].split("\n")):
+        if _has_list(parts[i]):
             continue
         within, groups, quotes = list(sentences(parts[i])), [[]], 0  # type: ignore[var-annotated]
         for j, sentence in enumerate(within):
@@ -250,17 +263,11 @@ def join_paragraphs(text: str, rng: random.Random) -> str:
     """All paragraphs in one; lists, and what introduces them with a colon, stay apart."""
     parts = PARAGRAPH.split(text)
     for i in range(1, len(parts), 2):
-        beside = (parts[i - 1], parts[i + 1])
-        listed = any(BULLET.match(line) for part in beside for line in part.split("\n"))
+        listed = _has_list(parts[i - 1]) or _has_list(parts[i + 1])
         ended = re.search(r"[.!?][\"')]*\s*$", parts[i - 1])
         if ended and parts[i + 1] and not listed:
             parts[i] = " "
     return "".join(parts)
-
-
-def _opens_with(sentence: str, openings: frozenset[str]) -> bool:
-    tokens = words(sentence)
-    return bool(tokens) and tokens[0] in openings
 
 
 def every_other(
@@ -291,7 +298,9 @@ def open_with_and(text: str, rng: random.Random) -> str:
         against = any(w in NEGATIONS or w.endswith("n't") for w in words(sentence)[:6])
         return f"{'But' if against else 'And'} {lower_first(sentence)}"
 
-    return every_other(text, lambda sentence: _opens_with(sentence, CONJUNCTIONS), change)
+    return every_other(
+        text, lambda sentence: not CONJUNCTIONS.isdisjoint(words(sentence)[:1]), change
+    )
 
 
 def open_without_and(text: str, rng: random.Random) -> str:
@@ -313,11 +322,10 @@ def lower_starts(text: str, rng: random.Random) -> str:
     def edit(paragraph: list[str]) -> list[str]:
         out: list[str] = []
         for sentence in paragraph:
-            match = WORD.search(sentence)
-            known = not out or re.search(r"[^.][.!?]$", out[-1])
-            if not known:
+            if out and not re.search(r"[^.][.!?]$", out[-1]):
                 out.append(sentence)  # a quote before it: a small letter would join the two
                 continue
+            match = WORD.search(sentence)
             if match and (len(match[0]) == 1 or not match[0].isupper()):
                 at = match.start()
                 sentence = sentence[:at] + sentence[at].lower() + sentence[at + 1 :]
@@ -355,31 +363,16 @@ def drop_semicolons(text: str, rng: random.Random) -> str:
 def add_semicolons(text: str, rng: random.Random) -> str:
     """Before ", but he" and its like, and between short sentences that belong together."""
 
-    def edit(paragraph: list[str]) -> list[str]:
-        out: list[str] = []
-        for sentence in paragraph:
-            if ";" not in sentence:
-                match = CLAUSE.search(sentence)
-                if match and is_complete(sentence[: match.start()]):
-                    sentence = f"{sentence[: match.start()]}; {sentence[match.end() :]}"
-            if out and _belong(out[-1], sentence):
-                out[-1] = f"{out[-1][:-1]}; {lower_first(sentence)}"
-            else:
-                out.append(sentence)
-        return out
+    def change(sentence: str) -> str:
+        match = None if ";" in sentence else CLAUSE.search(sentence)
+        if match and is_complete(sentence[: match.start()]):
+            return f"{sentence[: match.start()]}; {sentence[match.end() :]}"
+        return sentence
 
-    return each_paragraph(text, edit)
+    def join(left: str, right: str) -> str | None:
+        return f"{left[:-1]}; {lower_first(right)}" if _joinable(left, right, 25) else None
 
-
-def _belong(left: str, right: str) -> bool:
-    return (
-        plain_end(left)
-        and plain_end(right)
-        and can_follow(right)
-        and ";" not in left + right
-        and 1 < len(words(left)) <= 25
-        and len(words(right)) <= 25
-    )
+    return each_paragraph(text, lambda paragraph: _merge([change(s) for s in paragraph], join))
 
 
 def drop_dashes(text: str, rng: random.Random) -> str:
@@ -410,18 +403,25 @@ def add_dashes(text: str, rng: random.Random) -> str:
     def change(sentence: str) -> str:
         if DASHES.search(sentence):
             return sentence
-        for pattern, put in (
+        after = _replace_first(
+            sentence,
             (BETWEEN_COMMAS, rf"{dash}\g<aside>{dash}"),
             (AT_END, rf"{dash}\g<aside>"),
             (LAST_BUT, rf"{dash}\g<tail>"),
-            (re.compile(r"(?<=\w); "), dash),
-        ):
-            after = pattern.sub(put, sentence, count=1)
-            if after != sentence:
-                return re.sub(r" -  ", " - ", after)
-        return sentence
+            (AFTER_WORD, dash),
+        )
+        return sentence if after == sentence else re.sub(r" -  ", " - ", after)
 
     return each_sentence(text, change)
+
+
+def _replace_first(sentence: str, *edits: tuple[re.Pattern[str], str]) -> str:
+    """One place of the first pattern that changes the sentence, replaced."""
+    for pattern, replacement in edits:
+        after = pattern.sub(replacement, sentence, count=1)
+        if after != sentence:
+            return after
+    return sentence
 
 
 def _worth(inside: str) -> bool:
@@ -453,15 +453,9 @@ def add_brackets(text: str, rng: random.Random) -> str:
     def change(sentence: str) -> str:
         if "(" in sentence or ")" in sentence:
             return sentence
-        for pattern, put in (
-            (BETWEEN_COMMAS, r" (\g<aside>)"),
-            (re.compile(r" - (?P<aside>[a-z][^-;:.!?\"]{3,70}) - "), r" (\g<aside>) "),
-            (AT_END, r" (\g<aside>)"),
-        ):
-            after = pattern.sub(put, sentence, count=1)
-            if after != sentence:
-                return after
-        return sentence
+        put = r" (\g<aside>)"
+        edits = ((BETWEEN_COMMAS, put), (BETWEEN_DASHES, f"{put} "), (AT_END, put))
+        return _replace_first(sentence, *edits)
 
     return each_sentence(text, change)
 

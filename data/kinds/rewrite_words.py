@@ -113,20 +113,13 @@ ADJECTIVE = re.compile(
     r"(?!-| enough| deal| many| part| of| time ago| as| more| call| enough))"
 )
 BOOSTERS_IN = ("very", "really", "very", "truly")
-SUBJECT_BEFORE = (
-    r"(?:I|you|he|she|we|they|who|to|not|never|always|also|n't|can|could|will|would|may|must)"
+BEFORE_THAT = (
+    r"\b((?:I|you|he|she|we|they|who|to|not|never|always|also|n't|can|could|will|would|may|must) "
+    rf"(?:{THINKING})|(?:told|tell|tells|assured|assure) (?:him|her|me|them|us|you)"
+    r"|(?:sure|glad|afraid|certain))"
 )
-TELLING_SOMEBODY = "(?:told|tell|tells|assured|assure) (?:him|her|me|them|us|you)"
-DROP_THAT = re.compile(
-    rf"\b({SUBJECT_BEFORE} (?:{THINKING})"
-    rf"|{TELLING_SOMEBODY}|(?:sure|glad|afraid|certain)) that "
-    r"(?=(?:I|he|she|we|they|you|it|there)(?:'\w+)? \w)"
-)
-ADD_THAT = re.compile(
-    rf"\b({SUBJECT_BEFORE} (?:{THINKING})"
-    rf"|{TELLING_SOMEBODY}|(?:sure|glad|afraid|certain)) "
-    r"(?=(?:I|he|she|we|they|there)(?:'\w+)? [a-z])"
-)
+DROP_THAT = re.compile(BEFORE_THAT + r" that (?=(?:I|he|she|we|they|you|it|there)(?:'\w+)? \w)")
+ADD_THAT = re.compile(BEFORE_THAT + r" (?=(?:I|he|she|we|they|there)(?:'\w+)? [a-z])")
 GAP = 2  # letters that a swapped word must gain or lose
 FORMAL = [tuple(phrase.split("=")) for phrase in WORDING["plain"].split("|")]
 UNITS, TENS = WORDING["ones"].split(), WORDING["tens"].split()

@@ -41,7 +41,7 @@ Who serves what:
     decode_attention    `level`, `merge`:      Triton kernel of            `level`, `merge`:
       (cached, none)    PyTorch's flash          `decode_attention.py`       scores in fp32
 
-PyTorch's CPU kernel does the backward faster and more exactly in fp32 than in bf16, so it gets fp32.
+PyTorch's CPU kernel does the backward faster and more exactly in fp32, so it gets fp32.
 Shapes: q (N, H, E), k and v (N, K, E) on N flat rows; a level of the tree holds keys and values (n,
 K, T, E) of n nodes. What we left out: the split with gradients on a GPU. There flash-attn gets the
 ancestors' keys copied in front of each segment's own; reading them once takes its private calls.

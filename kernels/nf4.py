@@ -26,7 +26,7 @@ becomes the neighbour of the nearest; so do we, there. Left out: other block siz
 In registers (`decode_asm`) a product decodes without memory: eight codes of a 32-bit word become
 eight fp16 or bf16 numbers in 21 instructions. `prmt` (permute bytes) makes a word of four bytes,
 each picked out of the eight of two registers by three bits of a selector; the fourth asks for
-copies of its sign instead. So two registers are a table of eight bytes, and one `prmt` looks up four
+copies of its sign. So two registers are a table of eight bytes, and one `prmt` looks up four
 codes at once. A 16-bit number takes four such tables: low and high bytes, codes 0 to 7 and 8 to 15.
 
     word       odd, even, odd, even ... columns from the low end: bytes hold the even one on top

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from kernels import attention
 from kernels.attention import (
-    level,
     merge,
     partial,
     partial_reference,
@@ -35,18 +34,6 @@ from kernels.attention import (
 
 TYPES = [FP32, BF16]
 INF = float("inf")
-
-
-def naive(q: Tensor, k: Tensor, v: Tensor, sees: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Row i of q (N, H, E) over rows sees[i] of k and v (n, K, E) -> out (N, H, E), lse (N, H)."""
-    group = q.shape[1] // k.shape[1]
-    out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
-    for i, rows in enumerate(sees):
-        keys, values = (x[rows].repeat_interleave(group, 1).transpose(0, 1) for x in (k, v))
-        scores = (keys @ q[i, :, :, None])[..., 0] / math.sqrt(q.shape[2])  # (H, T)
-        lse[i] = scores.logsumexp(-1)
-        out[i] = (scores.softmax(-1)[:, None] @ values)[:, 0]
-    return out, lse
 
 
 def close(result: tuple[Tensor, ...], same: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> None:
@@ -103,52 +90,6 @@ def test_merge_worked_example():
     assert torch.allclose(merge([first, second]), torch.full((1, 1, 2), 14.0))
     assert torch.allclose(merge([first, second, third]), torch.full((1, 1, 2), 9.0))
     assert torch.equal(merge([first]), first[0])
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("cuts", [[0, 29], [0, 1, 29], [0, 13, 14, 29]])
-def test_merged_parts_are_the_whole(cuts, dtype):
-    N, H, K, E, T = 4, 6, 2, 16, 29
-    q = draw(N, H, E, dtype=dtype)
-    k, v = draw(T, K, E, dtype=dtype, seed=1), draw(T, K, E, dtype=dtype, seed=2)
-    k[7] *= 8  # one part holds nearly all the weight
-    parts = []
-    for begin, end in pairwise(cuts):
-        keys, values = (x[begin:end].transpose(0, 1)[None] for x in (k, v))
-        parts.append(level(q, keys, values))
-    everything = [list(range(T))] * N
-    truth = naive(q.double(), k.double(), v.double(), everything)
-    same = naive(q, k, v, everything)
-    merged = merge(parts)
-    assert merged.dtype == dtype
-    # a part is rounded to q's type before it is merged: one rounding a part more than the whole
-    error = (merged.double() - truth[0]).abs().max().item()
-    allowed = 2 * (same[0].double() - truth[0]).abs().max().item()
-    assert error <= allowed + torch.finfo(dtype).eps * truth[0].abs().max().item()
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("owners", [[0, 2, 0, 2, 2], [1, 1, 1, 0], [2]])
-def test_level_with_padding_and_a_mask(owners, dtype):
-    """Rows in any order under three nodes, some without rows, each row with its own limit."""
-    n, H, K, T, E = 3, 4, 2, 9, 8
-    N, group = len(owners), H // K
-    limits = [(5 * i + 3) % T + 1 for i in range(N)]
-    q = draw(N, H, E, dtype=dtype)
-    keys, values = (draw(n, K, T, E, dtype=dtype, seed=s) for s in (1, 2))
-    under = [[i for i in range(N) if owners[i] == node] for node in range(n)]
-    M = max(map(len, under))
-    padded = [mine + [N - 1] * (M - len(mine)) for mine in under]
-    places = [owners[i] * M + under[owners[i]].index(i) for i in range(N)]
-    mask = torch.zeros(n, 1, M * group, T, dtype=dtype)
-    for node, mine in enumerate(padded):
-        for j, row in enumerate(mine):
-            mask[node, :, j * group : (j + 1) * group, limits[row] :] = -INF
-    result = level(q, keys, values, torch.tensor(padded), torch.tensor(places), mask)
-    k, v = (x.transpose(1, 2).reshape(n * T, K, E) for x in (keys, values))
-    sees = [list(range(owners[i] * T, owners[i] * T + limits[i])) for i in range(N)]
-    truth = naive(q.double(), k.double(), v.double(), sees)
-    close(result, naive(q, k, v, sees), truth)
 
 
 TREES = [

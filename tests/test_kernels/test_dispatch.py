@@ -28,21 +28,11 @@ IDS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8])
 
 def tiny(family: str) -> Model:
     config = ModelConfig.of(
-        {
-            "model_type": family,
-            "num_hidden_layers": 2,
-            "hidden_size": 24,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "intermediate_size": 40,
-            "vocab_size": 61,
-            "rms_norm_eps": 1e-5,
-            "max_position_embeddings": 64,
-            "tie_word_embeddings": True,
-            "rope_theta": 1e4,
-        }
-    )
+        {"model_type": family, "num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 40, "vocab_size": 61,
+         "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "tie_word_embeddings": True,
+         "rope_theta": 1e4}
+    )  # fmt: skip
     model = Model(config)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

@@ -179,35 +179,6 @@ def test_nan_is_not_swallowed():
     assert found.entropies.isfinite().tolist() == [True, False]
 
 
-def test_coefficients_may_take_the_place_of_the_logits():
-    logits, ids = spread(5, 70), torch.tensor([0, 31, 32, 69, 7])
-    found = rows(logits, ids, 0.5)
-    upstream = spread(5, seed=1), spread(5, seed=2)
-    apart = torch.empty(5, 80)[:, :70]
-    logprob_file.coefficients(logits, ids, 0.5, found, upstream, apart)
-    logprob_file.coefficients(logits, ids, 0.5, found, upstream, logits)
-    assert torch.equal(apart, logits)
-
-
-def test_forward_prepares_only_what_will_be_used(monkeypatch):
-    made = []
-    real = logprob_file.coefficients
-    monkeypatch.setattr("kernels.logprob.coefficients", lambda *a: (made.append(1), real(*a)))
-    hidden, head, ids = some(4, 7, 3)
-    hidden.requires_grad_()
-    logprob(hidden.detach(), head, ids)
-    logprob(hidden, head, ids, entropy_gradient=True)
-    logprob(hidden, head.clone().requires_grad_(), ids)
-    with torch.no_grad():
-        logprob(hidden, head, ids)
-    assert not made
-    log_probs, entropies = logprob(hidden, head, ids)
-    assert len(made) == 1
-    assert not entropies.requires_grad
-    log_probs.sum().backward()
-    assert len(made) == 1
-
-
 @pytest.mark.parametrize(
     "change",
     [

@@ -172,13 +172,6 @@ def test_buffer_made_under_inference_serves_training():
     assert torch.equal(y, z.detach())
 
 
-def test_no_function_where_nothing_learns():
-    x, bias, A, B = parts(2, 64, 4, 2)
-    assert layer(base(4, 64))(x, bias, A, B).grad_fn is None
-    with torch.no_grad():
-        assert layer(base(4, 64))(x.requires_grad_(), bias, A, B).grad_fn is None
-
-
 def test_no_rows():
     x, bias, A, B = (t.requires_grad_() for t in parts(0, 64, 4, 2))
     y = layer(base(4, 64))(x, bias, A, B)
@@ -310,15 +303,6 @@ def test_rows_may_start_anywhere():
 
 
 @interpreted
-def test_reads_nothing_past_the_end():
-    """Neither rows of x nor outputs that do not exist reach a result."""
-    x, weight = spread(9, 64), uneven(65, 64)
-    room = torch.full((64, 64), float("nan"))
-    room[:9] = x
-    assert torch.equal(check_product(room[:9], weight), check_product(x, weight))
-
-
-@interpreted
 def test_an_infinite_output_stays_alone():
     """Ranks are padded to a power of two; what is read there must be 0, not the next output's."""
     a, B = spread(3, 20), spread(70, 20, seed=1)
@@ -356,8 +340,3 @@ def test_on_a_gpu(columns, out, dtype):
     for rows in (1, 8, 9, 17, 33):
         few = product(x[:rows], weight, bias, a[:rows], B, 0.5)
         assert torch.equal(few.double(), y[:rows])
-
-
-@interpreted
-def test_no_rows_of_the_product():
-    assert product(torch.empty(0, 64), uneven(4, 64)).shape == (0, 4)

@@ -6,20 +6,14 @@ A proposal speaks of two writers evenly: `text_1` is by writer 1, whose other te
     pair   exemplars_1   chosen text_1   rejected text_2
     twin   exemplars_2   chosen text_2   rejected text_1
 
-so nothing but the exemplars can tell which of the two is meant. Writer 2 may be another person, the
-same person after a rewrite, or a model. A coin decides which record stands first and ends in "a":
-were it always the person's, every second record would have a person who is always right.
-
-    taken = Taken()
-    reason = fault(proposal, corpus, taken)      None: accepted, and its candidates are taken now
+so nothing but the exemplars can tell which of the two is meant. A coin decides which record stands
+first: were it always the person's, every second record would have a person who is always right.
 
 Rules for every text: enough words, no left-over markup, not broken off, no surname of its own
 writer. Rules for the proposal: two different candidates with lengths within 25 %; no exemplar
-twice; no passage of an exemplar in a candidate (word 8-grams); no rare name that the exemplars of a
+twice; no passage of an exemplar in a candidate (of the 93 8-grams of 100 words one may be shared,
+"the Senate and House of Representatives of the United"); no rare name that the exemplars of a
 writer share with that writer's candidate alone. Rule for the set: no candidate that is in it.
-
-Worked number for passages: a candidate of 100 words has 93 8-grams. One that an exemplar has too is
-1.1 % and allowed ("the Senate and House of Representatives of the United"); two are refused.
 
 What we left out. Subjects leak by common words too (ships, hymns, budgets); only other works and
 strangers of the same domain help against that.

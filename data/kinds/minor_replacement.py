@@ -1,30 +1,21 @@
 """Minor replacement: 3 or 4 words of a passage swapped for near-synonyms, nothing else touched.
 
-Writer 1 is a person. Writer 2 is the same person with other favourite words: where the first writes
-"perhaps" and "often", the second writes "maybe" and "frequently", always.
+Writer 2 is the same person with other favourite words: where writer 1 has "perhaps" and "often",
+writer 2 has "maybe" and "frequently", always. Passages and sets of exemplars are drawn until
+- at least SHOWN of the swapped words are *shown*: the exemplars of writer 1 use the word and never
+  its replacement, and those of writer 2 are the same texts put through the same swaps;
+- all places of a swapped word in the passage change, 3 or 4 places in all.
 
-    text_1   ... it was perhaps the best, for he often came ...      exemplars_1  ... perhaps ...
-    text_2   ... it was maybe the best, for he frequently came ...   exemplars_2  ... maybe ...
-
-Passages and sets of exemplars of one writer are drawn until a combination fits.
-- A swapped word is *shown* where the exemplars of writer 1 use the same word and never its
-  replacement. Those of writer 2 are the same texts put through the same swaps. At least SHOWN of
-  the swapped words must be shown.
-- All places of a swapped word in the passage change; 3 or 4 places in all. `check` counts again.
-- In the exemplars of writer 2 the words of other groups get favourites of their own as well.
-
-`synonyms.json` holds groups of near-synonyms, written for this project. A group may say what must
-or must not stand before and after it ("before": "to" makes want/wish/desire a group only where "to"
-follows). `places` finds the words of a text that can be swapped, and what for:
+`synonyms.json` holds groups of near-synonyms, written for this project, and what must or must not
+stand before and after them. `places` finds the words of a text that can be swapped, and what for:
 
     place, = places("They began the work.")
     place.lemma, place.options        # "begin", {"start": "started", "commence": "commenced"}
 
-There is no tagger: the words next to a word decide. A base form counts as a verb only after "to", a
-modal or a pronoun; "-ing" only after a form of be, a preposition or before an object. Past and
-participle are told apart by the auxiliary; where they cannot be, only options whose two forms are
-the same are left. Names, words with a hyphen or an apostrophe, words in capitals, and options that
-would need "a" for "an" are left alone. All this loses places; that is the cheaper mistake.
+There is no tagger: the words next to a word decide which form of a verb it is. Where past and
+participle cannot be told apart, only options whose two forms are the same are left. Names, words
+with a hyphen or an apostrophe, words in capitals, and options that would need "a" for "an" are left
+alone. All this loses places; that is the cheaper mistake.
 """
 
 import json

@@ -7,27 +7,19 @@
     texts = write([Request(opening.text, style, 105), ...])
     reason = model_fault(text, ...)                                  None: nothing is wrong
 
-Openings. A sentence of 6 to 40 words outside quotations. After it the author's text can be cut
-within 15 % of the wanted length and passes the rules for a single text, so that no model writes
-beside a text that is refused anyway. Where the writing answers a question (`Source.question`), that
-is the opening. `first_words` cuts both texts of a pair at the end of a sentence, the model's where
-it is finished, then the person's to the same length.
+An opening is a sentence of 6 to 40 words outside quotations, or the question that a writing
+answers. What follows it must pass the rules for a single text, before a model writes beside it.
 
-Drawing. The style is shown: `turns` are earlier (opening, continuation) pairs, as turns of a chat
-that the model goes on with. In up to ROUNDS rounds a reply is drawn until it has the wanted words
-and ends a sentence, or goes in circles, or the model ends it. A text in circles is cut back to
-before the repetition, one that ended early gets a blank line, and the next round goes on from
-there. Noise depends on (seed, prompt, position), so a rerun gives the same bytes on the same
-machine and number of threads.
+The style is shown: `turns` are earlier (opening, continuation) pairs, as turns of a chat that the
+model goes on with. In up to ROUNDS rounds a reply is drawn until it has the wanted words and ends a
+sentence, or goes in circles, or the model ends it. A text in circles is cut back to before the
+repetition, one that ended early gets a blank line, and the next round goes on from there. Noise
+depends on (seed, prompt, position): a rerun on the same machine gives the same bytes.
 
-Rules. A small model's texts fail in a few ways: they go in circles, stop too early, speak as an
-assistant ("Here is", "As an AI"), set lists and headings, say again what they were shown (a word
-8-gram in common), or name the style. Circles are any four words in a row three times, or a text
-that zlib packs to less than DENSEST of its bytes. Of 1,565 passages of 100 words by people, 9 have
-such a run, and they pack to 0.59 on average and to 0.47 at least.
-
-What we left out. Whether a text makes sense: a 135M model's often does not. A repetition penalty:
-cutting back does its work. Top-p sorts the vocabulary for every token; top-k is 15 times as fast.
+A small model goes in circles (four words in a row three times, or packed by zlib to less than
+DENSEST), stops too early, speaks as an assistant, sets lists, or says again what it was shown. Of
+1,565 passages of 100 words by people, 9 have such a run; they pack to 0.47 at least. Whether a text
+makes sense is not judged: a 135M model's often does not.
 """
 
 import random

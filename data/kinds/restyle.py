@@ -8,21 +8,17 @@ both come from the same other texts. So only the changed habits can tell which i
     text_2 = apply_all(rewrites, passage)    exemplars_2 = apply_all(rewrites, each other text)
     from_2 = "restyle:contractions-,sentence_length-:Anne"
 
-A rewrite moves one factor of `nanopersrm/style/features.py` up (+) or down (-) and declares in
-`also` what else it moves of necessity: cutting sentences changes how they open. Rewrites of one
-family want the same places of a text, so a writer has at most one of a family.
-
-Accepted is only what the factors confirm, in z units of `profile.reference()`.
+A rewrite moves one factor of `nanopersrm/style/features.py` up (+) or down (-). `also` names what
+else it moves of necessity: cutting sentences changes how they open. Rewrites of one family want the
+same places of a text. Accepted is only what the factors confirm, in z units of `reference()`.
 1. Every chosen factor moves by at least MOVED in its direction, in the passage and between the
    pooled exemplars: the habit is there to be seen and the exemplars tell of it.
 2. Every factor that no chosen rewrite declares moves by at most HOLDS in the passage.
 3. On the chosen factors the passage is nearer to exemplars_1, the rewritten passage nearer to
    exemplars_2, by NEARER: where a person's habit wavers, the question would have no answer.
-Worked number: no contractions in the passage (z -0.7), 4 per 100 words after (z 2.0): moved by 2.7;
-exemplars 0.4 against 3.5: 2.1. |-0.7 - 0.4| < |-0.7 - 2.6|, so the passage is nearer to its writer.
 
 What we left out. Whether a person would ever write so: a rewrite may give a novelist of 1860 small
-letters at sentence starts. A factor that neither side can show counts as not moved.
+letters at sentence starts.
 """
 
 import json

@@ -2,18 +2,14 @@
 
 Each function has the form `rewrite(text, rng) -> text`; a second time changes nothing, since an
 edit looks only at things that it does not undo. `each_paragraph` hands the sentences of every
-paragraph to an edit and puts back what it returns. A paragraph that the edit leaves as it was stays
-as it was to the letter, and lists are not touched.
+paragraph to an edit. A paragraph that the edit leaves stays as it was to the letter; lists are not
+touched.
 
 A sentence is split only before a clause that can stand alone: a subject that is a pronoun, or a
-word like "the" with a verb from a short list behind it; never in brackets, after "if" and its like,
-or in a question. Two sentences are joined only where the second opens with a word that is surely no
-name.
-
-A mark is taken away by writing what another person would write there (a full stop and a capital
-where a clause can stand alone, else a comma), and added where it fits: a semicolon between short
-neighbouring sentences or before ", but he", dashes and brackets round ", of course," and relative
-clauses.
+word like "the" with a verb from a short list behind it. Two are joined only where the second opens
+with a word that is surely no name. A mark is replaced by what another person would write there (a
+full stop where a clause can stand alone, else a comma), and added where it fits: a semicolon
+between short neighbours, dashes and brackets round ", of course," and relative clauses.
 
 What we left out. Colons, quotes, marks in lists, hyphens without blanks.
 """

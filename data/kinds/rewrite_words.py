@@ -6,19 +6,10 @@
     use_long_words("They began.")         "They commenced."
 
 Each function has the form `rewrite(text, rng) -> text`; a second time changes nothing. Word lists
-are in `rewrites.json`.
-
-Contractions. An 's is "is" only after the words where it cannot be a possessive, and where the next
-word does not make it "has"; 'd is "had" or "would" by the next word; what is not sure stays.
-Nothing is contracted before a mark ("here I am.") or after "than", "as" and "what".
-
-Spelling. The table has only words whose other spelling means the same: "while" does not become
-"whilst", nor "check" a "cheque".
-
-Wording. Words are dropped only where the sentence surely stands without them, and "a" or "an"
-before them is set right. Long and short words come from the groups of `minor_replacement.py`: every
-place takes the longest word of its group, or the shortest. Numbers stay as they are beside marks,
-months, initials and words like "section".
+are in `rewrites.json`. What is not sure stays: an 's is "is" only where it cannot be a possessive
+or "has". Words are dropped only where the sentence stands without them. Only words whose other
+spelling means the same are respelled. Numbers stay beside marks, months and words like "section".
+Long and short words come from the groups of `minor_replacement.py`.
 
 What we left out. "ain't", "'tis", two contractions on one word.
 """

@@ -12,8 +12,6 @@ from data.kinds.minor_replacement import (
     check,
     choose,
     lexicon,
-    opens_sentence,
-    other_favourites,
     places,
     propose,
     swap,
@@ -102,14 +100,6 @@ def test_a_word_is_told_only_where_the_exemplars_never_use_its_replacement():
     assert swap(text, favourites) != text
     both = ["Perhaps it was often cheap. Maybe, possibly frequently. It was inexpensive."]
     assert choose(text, both, rng) == ({}, [])
-
-
-def test_other_habits_touch_no_group_of_the_passage():
-    text = "Perhaps it was often cheap."
-    drawn = other_favourites(text, random.Random(0))
-    here = {place.group for place in places(text)}
-    assert not here & drawn.keys()
-    assert len(drawn) == len(lexicon().groups) - len(here)
 
 
 @pytest.mark.parametrize(
@@ -218,14 +208,3 @@ def test_a_swap_is_of_all_places_at_once():
     text = "Perhaps it was large; perhaps a big one."
     assert swap(text, favourites) == "Maybe it was big; maybe a big one."
     assert swap(text, {}) == text
-
-
-def test_where_sentences_open():
-    text = 'He left. "Why?" she said, and\nThen'
-    assert [opens_sentence(text, text.index(w)) for w in ("He", "Why", "she", "and", "Then")] == [
-        True,
-        True,
-        True,  # after a question mark and a quote; a small letter opens nothing
-        False,
-        True,
-    ]

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 
 from data.corpus import Source
 from data.kinds.model_text import (
-    LEAST,
     MOST,
-    ROUNDS,
     SYSTEM,
     Prompt,
     Request,
@@ -24,7 +22,6 @@ from data.kinds.model_text import (
     first_words,
     join_short_paragraphs,
     load_continuer,
-    loops,
     model_fault,
     packed,
     sentence_ends,
@@ -47,12 +44,6 @@ def test_an_opening_is_a_sentence_and_the_rest_follows_it():
         assert f"{opening.text} {opening.rest}" in TEXT
         assert 60 <= len(opening.rest.split()) <= 60 + MOST + 10
     assert len(found - {None}) > 5
-
-
-def test_a_short_writing_is_taken_whole():
-    opening = draw_opening(source("Today I went to the big market. I ate."), 2, random.Random(0))
-    assert opening is not None
-    assert (opening.text, opening.rest) == ("Today I went to the big market.", "I ate.")
 
 
 def test_what_would_be_rejected_anyway_is_refused():
@@ -104,12 +95,6 @@ def test_first_words_is_always_a_beginning(parts: list[str], words: int):
     found = first_words(text, words)
     assert text.strip().startswith(found)
     assert found == "" or found in {text[:end].strip() for _, end in sentence_ends(text)}
-
-
-def test_the_least_opening():
-    assert draw_opening(source("a b c d so. " * 20), 30, random.Random(0)) is None
-    assert draw_opening(source("a b c d e so. " * 20), 30, random.Random(0)) is not None
-    assert LEAST == 6
 
 
 TURNS = (("It was a day in May.", "The sun was out."),)
@@ -164,29 +149,6 @@ def test_a_loop_is_cut_back_and_drawn_again_from_there():
     script = Script((LINES[0] + LINES[0] + "So", False), (" " + "".join(LINES[2:6]), False))
     assert compose([request(words=27)], script) == [(LINES[0] + LINES[2] + LINES[3]).strip()]
     assert script.calls[1][0][0][1] == LINES[0].strip()
-
-
-def test_rounds_are_limited_and_only_for_what_is_unfinished():
-    stuck = Script(("", True))
-    assert compose([request()], stuck) == [""]
-    assert len(stuck.calls) == ROUNDS
-
-    class Uneven(Script):
-        def __call__(self, prompts, tests, temperature, top_k, budget):
-            super().__call__(prompts, tests, temperature, top_k, budget)
-            fast = [messages[-1]["content"] == "Fast one." for messages, _ in prompts]
-            return [("".join(LINES[:5]) if quick else "No", False) for quick in fast]
-
-    uneven = Uneven(("", False))
-    done = compose([request("Fast one."), request("Slow one.")], uneven)
-    assert done == ["".join(LINES[:3]).strip(), ""]
-    assert [len(prompts) for prompts, *_ in uneven.calls] == [2] + [1] * (ROUNDS - 1)
-
-
-def test_a_text_that_is_long_and_has_no_end_is_given_up():
-    script = Script(("and so " + " ".join(f"w{i}" for i in range(50)), False))
-    assert compose([request(words=30)], script) == [""]
-    assert len(script.calls) == 1
 
 
 @pytest.mark.parametrize(
@@ -269,13 +231,6 @@ def test_short_paragraphs_are_joined():
     assert join_short_paragraphs(f"{long}.\n\n{long}.") == f"{long}.\n\n{long}."
     assert join_short_paragraphs(f"{long}.\n\nTwo.\n\n{long}.") == f"{long}. Two.\n\n{long}."
     assert join_short_paragraphs("So:\n\n1. one") == "So:\n\n1. one"
-
-
-def test_four_words_three_times_are_a_loop():
-    once = "they had no men and"
-    assert not loops(f"{once} {once} then")
-    assert loops(f"{once} {once} {once}")
-    assert loops("They had, no men! and they had no men - they HAD no men")
 
 
 def test_a_text_that_packs_too_well_is_repetition():

@@ -1,0 +1,474 @@
+"""Rollouts: prompts as a judge is asked them, ids as they were drawn, digits as a plain forward has
+them, and trees that spell both."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from fixtures import digits_after, make_base, moved
+from fixtures import prompts_of as judge_prompts
+from test_sampler import plain, random_ids
+from training_runs import short_pairs
+
+from nanopersrm import InputError
+from nanopersrm.judge import verdict
+from nanopersrm.judge.answer import FORCED_ROOM, AnswerConfig, answer
+from nanopersrm.judge.prompts import messages
+from nanopersrm.model import sampler
+from nanopersrm.model.sampler import Decoder
+from nanopersrm.model.tokenizer import Tokenizer
+from nanopersrm.model.transformer import Model
+from nanopersrm.model.weights import load
+from nanopersrm.pairs import Pair
+from nanopersrm.train import packing, rollout
+from nanopersrm.train.rewards import RewardConfig, reward
+from nanopersrm.train.rollout import (
+    AT_ONCE_TOKENS,
+    Collector,
+    Rollout,
+    RolloutConfig,
+    RolloutGroup,
+    draw,
+    empty_groups,
+    metrics,
+    page,
+    sampler_log_probs,
+    side_by_side,
+    slots,
+    slots_of,
+    trees,
+)
+
+CPU = torch.device("cpu")
+GOOD = "It fits.\n</think>\n<scores>A=7</scores>"
+FORCED = verdict.closing("")[1]
+PAIR = short_pairs()[0]
+BARE = RolloutConfig(group=3, rows=12, reply=6, longest=10_000, evidence=False, seed=4)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory) -> tuple[Model, Tokenizer]:
+    """A random model, its adapter on and not zero, and its tokenizer."""
+    base = make_base(tmp_path_factory.mktemp("rollouts") / "smollm", "smollm", 16_384)
+    model = load(base, torch.float32, CPU)
+    moved(model, 3).on(model)
+    return model, Tokenizer.load(base)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Pair]:
+    return short_pairs()[:8]  # four, each with its twin
+
+
+def groups_of(prompts: list[list[int]], opening: str = verdict.OPEN) -> list[RolloutGroup]:
+    return [RolloutGroup(PAIR, "chosen", prompt, opening) for prompt in prompts]
+
+
+def drawn(known, prompts: list[list[int]], config: RolloutConfig, seed: int = 0, **more):
+    """Prompts -> the replies to each."""
+    groups = groups_of(prompts, **more)
+    draw(*known, groups, config, seed)
+    return [group.rollouts for group in groups]
+
+
+def write_replies(monkeypatch, written: list[list[int]]) -> None:
+    """Row r draws written[r], in the order of the rows; probabilities stay the model's."""
+    rows: dict[int, int] = {}
+
+    def key(seed: int, name: int, place: int) -> tuple[int, int]:
+        return rows.setdefault(name, len(rows)), place
+
+    def draw(logits, counters, temperature):
+        ids = torch.tensor([written[row][place] for row, place in counters.tolist()])
+        log_probs = (logits / temperature).log_softmax(-1)
+        return ids, log_probs.gather(-1, ids[:, None])[:, 0]
+
+    monkeypatch.setattr(sampler, "draw_key", key)
+    monkeypatch.setattr(sampler, "draw", draw)
+
+
+def spelt(tokenizer: Tokenizer, text: str) -> list[int]:
+    return [*tokenizer.encode(text), min(tokenizer.eos_ids)]
+
+
+# Drawing
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_digits_are_a_plain_forwards(known, monkeypatch, temperature):
+    """At temperature 1 whatever the drawing has: they are the judge's probabilities."""
+    model, tokenizer = known
+    prompts = judge_prompts(tokenizer, 1)
+    texts = [
+        GOOD,
+        "A 5 of 9, =7, B=8 and a = 3.",  # no label just before
+        "A=3 is what I first\n</think>\n<scores>A=6</scores>A 4",  # the last A= counts
+        "Cut before the digit\n</think>\n<scores>A=",
+    ] * 2
+    written = [spelt(tokenizer, text) for text in texts]
+    write_replies(monkeypatch, written)
+    config = replace(BARE, group=4, rows=8, reply=60, temperature=temperature)
+    groups = drawn(known, prompts, config)
+    for prompt, group in zip(prompts, groups, strict=True):
+        for reply, ids in zip(group, written, strict=False):
+            assert reply.ids == tuple(ids)
+        for row in (0, 2):
+            at = group[row].digit_at
+            assert tokenizer.decode(written[row][:at]).endswith("A=")
+            assert "A=" not in tokenizer.decode(written[row][at:])
+            expected = digits_after(model, tokenizer, prompt + written[row][:at])
+            assert group[row].digit_probs == pytest.approx(expected.tolist(), abs=1e-6)
+            scaled = expected ** (1 / temperature) / (expected ** (1 / temperature)).sum()
+            assert group[row].drawn_probs == pytest.approx(
+                scaled.tolist(), abs=1e-6 / temperature**2
+            )
+        for row in (1, 3):
+            assert (group[row].digit_at, group[row].digit_probs) == (-1, None)
+    assert groups[0][0].digit_probs != groups[1][0].digit_probs  # each by its own prompt
+
+
+def test_at_once_digits_are_those_of_a_judge_that_does_not_think(known, monkeypatch):
+    """The score line is given: a reply begins with its digit, and its text has the whole form."""
+    model, tokenizer = known
+    prompts = judge_prompts(tokenizer, 1)
+    whole = [prompt + tokenizer.encode(FORCED) for prompt in prompts]
+    write_replies(monkeypatch, [spelt(tokenizer, "7</scores>")] * 4)
+    config = replace(BARE, group=2, rows=4, reply=16)
+    groups = drawn(known, whole, config, opening=verdict.OPEN + FORCED)
+    judged = answer(model, tokenizer, prompts, 1, AnswerConfig(think=False))
+    for group, [known_answer] in zip(groups, judged, strict=True):
+        for reply in group:
+            assert verdict.parse(reply.text, "A").scores == {"A": 7}
+            assert reply.digit_at == 0
+            assert reply.digit_probs == pytest.approx(known_answer.digits, abs=1e-5)
+            assert reply.drawn_probs == pytest.approx(known_answer.digits, abs=1e-5)
+
+
+def test_ids_are_kept_as_drawn(known, monkeypatch):
+    """Not as the text would be encoded; the stop token is one of them, and no part of the text."""
+    _, tokenizer = known
+    odd = [i for letter in "scores" for i in tokenizer.encode(letter)]
+    assert tokenizer.encode("scores") != odd
+    written = [odd + spelt(tokenizer, GOOD), spelt(tokenizer, GOOD), spelt(tokenizer, GOOD + " 7")]
+    write_replies(monkeypatch, written)
+    prompt = judge_prompts(tokenizer, 1)[:1]
+    (group,) = drawn(known, prompt, replace(BARE, group=3, rows=3, reply=60))
+    assert [reply.ids for reply in group] == [tuple(ids) for ids in written]
+    assert all(len(reply.log_probs) == len(reply.ids) for reply in group)
+    assert [reply.text for reply in group] == [
+        verdict.OPEN + text for text in (f"scores{GOOD}", GOOD, f"{GOOD} 7")
+    ]
+    budget = len(written[1]) - 1  # a reply that it ends has no stop token, and all of its text
+    write_replies(monkeypatch, [spelt(tokenizer, GOOD), spelt(tokenizer, f"{GOOD}, so.")])
+    (group,) = drawn(known, prompt, replace(BARE, group=2, rows=2, reply=budget))
+    assert [len(reply.ids) for reply in group] == [budget] * 2
+    assert group[0].text == verdict.OPEN + GOOD
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
+def test_log_probs_are_those_of_the_temperature(known, temperature):
+    model, tokenizer = known
+    prompts = judge_prompts(tokenizer, 1)
+    config = replace(BARE, group=2, rows=4, reply=12, temperature=temperature)
+    for prompt, group in zip(prompts, drawn(known, prompts, config, 1), strict=True):
+        for reply in group:
+            logits = plain(model, prompt + list(reply.ids))[len(prompt) - 1 : -1]
+            ids = torch.tensor(reply.ids)
+            expected = (logits / temperature).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+            assert torch.tensor(reply.log_probs) == pytest.approx(expected, abs=1e-4)
+
+
+# Memory
+
+TEXTS = {
+    "alone": [random_ids(90)],
+    "strangers": [random_ids(40, 1), random_ids(70, 2)],
+    "all share": [random_ids(50) + random_ids(n, n) for n in (10, 30, 20)],
+    "families": [random_ids(50, k) + random_ids(10 + k, 9 + k) for k in (1, 1, 2, 2, 2)],
+    "both": [random_ids(40) + random_ids(30, k // 2) + random_ids(9 + k, 9 + k) for k in range(4)],
+}
+
+
+def room_of(decoder: Decoder) -> int:
+    """Tokens whose keys and values its levels have room for."""
+    return sum(level.keys.shape[1] * level.keys.shape[3] for level in decoder.cache.levels)
+
+
+@pytest.mark.parametrize("kind", list(TEXTS))
+def test_slots_are_those_of_the_tree(known, kind):
+    model, prompts = known[0], TEXTS[kind]
+    for replies in (1, 3):
+        decoder = Decoder(model, prompts, room=12 if replies == 1 else 0)
+        decoder.fork([replies] * len(prompts), 12)
+        assert slots(prompts, replies, 12) == room_of(decoder)
+    held = sum(level.keys.nbytes + level.values.nbytes for level in decoder.cache.levels)
+    assert held == room_of(decoder) * model.new_cache().token_bytes
+    assert slots_of(model, 3) == 3 * 2**20 // model.new_cache().token_bytes
+
+
+@pytest.mark.parametrize("most", [0, 120, 200, 300, 10_000])
+@pytest.mark.parametrize("kind", list(TEXTS))
+def test_as_many_neighbours_as_there_is_room_for(kind, most):
+    prompts = TEXTS[kind]
+    for rows in (1, 4, 6, 100):
+        parts = side_by_side(prompts, 2, 12, rows, most)
+        assert [i for part in parts for i in part] == list(range(len(prompts)))
+
+        def fits(part: range, rows: int = rows) -> bool:
+            return 2 * len(part) <= rows and slots(prompts[part.start : part.stop], 2, 12) <= most
+
+        for part in parts:
+            assert len(part) == 1 or fits(part)
+            assert part.stop == len(prompts) or not fits(range(part.start, part.stop + 1))
+
+
+@pytest.fixture(scope="module")
+def free(known) -> tuple[list[list[int]], list[list[Rollout]]]:
+    """Prompts, and replies that nothing forced, all side by side."""
+    tokenizer = known[1]
+    prompts = [*judge_prompts(tokenizer, 1), judge_prompts(tokenizer, 2)[0]]
+    return prompts, drawn(known, prompts, replace(BARE, group=4, rows=12, reply=20), 9)
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "turns"),
+    [(1, 100_000, 12), (3, 100_000, 6), (7, 100_000, 3), (8, 500, 0), (100, 10, 0), (100, 360, 0)],
+)
+def test_memory_does_not_move_a_reply(known, free, rows, most, turns, monkeypatch):
+    """However many run side by side, and if it is one; and no more is held than there is room."""
+    held: list[tuple[int, int]] = []
+    fork = Decoder.fork
+
+    def watched(self: Decoder, counts: list[int], room: int, first: int = 0) -> None:
+        fork(self, counts, room, first)
+        held.append((room_of(self), sum(counts)))
+
+    monkeypatch.setattr(Decoder, "fork", watched)
+    monkeypatch.setattr(rollout, "slots_of", lambda *_: most)
+    prompts, expected = free
+    groups = drawn(known, prompts, replace(BARE, group=4, rows=rows, reply=20), 9)
+    longest = max(map(len, prompts))
+    assert max(tokens for tokens, _ in held) <= max(most, longest + 20)  # one reply at least
+    assert max(count for _, count in held) <= rows
+    assert sum(count for _, count in held) == 12
+    assert not turns or len(held) == turns
+    for group, others in zip(groups, expected, strict=True):
+        assert [reply.ids for reply in group] == [reply.ids for reply in others]
+        for one, other in zip(group, others, strict=True):
+            assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
+def test_all_replies_differ_and_follow_the_seed(known, free):
+    prompts, replies = free
+    ids = {reply.ids for group in replies for reply in group}
+    assert len(ids) == 12
+    other = drawn(known, prompts, replace(BARE, group=4, rows=12, reply=20), 10)
+    assert not ids & {reply.ids for group in other for reply in group}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"group": 1},
+        {"rows": 0},
+        {"cache_mb": 0},
+        {"reply": 0},
+        {"plans": 0},
+        {"at_once": -1},
+        {"at_once": 2},
+        {"longest": 0},
+        {"temperature": 0.0},
+        {"temperature": float("nan")},
+    ],
+)
+def test_numbers_that_make_no_sense(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        RolloutConfig(**wrong)
+
+
+# Prompts
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_the_four_prompts_are_those_of_a_judge(known, pairs, at_once):
+    _, tokenizer = known
+    groups = empty_groups(pairs[:2], tokenizer, BARE, None, at_once)
+    assert groups is not None
+    assert [group.role for group in groups] == ["chosen", "rejected"] * 2
+    assert [group.at_once for group in groups] == [at_once] * 4
+    for group, pair in zip(groups, (pairs[0], pairs[0], pairs[1], pairs[1]), strict=True):
+        text = getattr(pair, group.role).strip()
+        assert group.candidate == text
+        exemplars = [exemplar.strip() for exemplar in pair.exemplars]
+        chat = messages(exemplars, [text], pair.question or None)
+        prompt = tokenizer.chat(chat, continuation=verdict.OPEN)
+        assert group.prompt == prompt + tokenizer.encode(FORCED if at_once else "")
+        assert tokenizer.decode(group.prompt).endswith(group.opening)
+
+
+@pytest.mark.parametrize(("spare", "fits"), [(0, True), (-1, False)])
+@pytest.mark.parametrize("at_once", [0, 1])
+def test_a_pair_too_long_is_so_for_both_kinds(known, pairs, spare, fits, at_once):
+    _, tokenizer = known
+    whole = empty_groups(pairs[:2], tokenizer, BARE, None)
+    assert whole is not None
+    room = max(30, FORCED_ROOM) if at_once else 30
+    longest = max(len(group.prompt) for group in whole) + room + spare
+    config = replace(BARE, reply=30, plans=2, at_once=at_once, longest=longest)
+    for kind in (False, True):
+        assert bool(empty_groups(pairs[:2], tokenizer, config, None, kind)) == fits
+    assert len(tokenizer.encode("7</scores>")) + 1 <= AT_ONCE_TOKENS
+    assert len(tokenizer.encode(FORCED)) + AT_ONCE_TOKENS <= FORCED_ROOM
+
+
+# Collecting
+
+
+def test_every_epoch_has_every_pair_in_another_order(known, pairs):
+    collector = Collector(*known, pairs, BARE, None)
+    epochs = [[collector.next_pair() for _ in range(4)] for _ in range(3)]
+    for epoch in epochs:
+        assert {pair.id for both in epoch for pair in both} == {pair.id for pair in pairs}
+        assert all(pair.twin == twin.id for pair, twin in epoch)
+    assert len({str([both[0].id for both in epoch]) for epoch in epochs}) > 1
+    resumed = Collector(*known, pairs, BARE, None)
+    resumed.place = 6
+    assert [resumed.next_pair() for _ in range(6)] == [*epochs[1][2:], *epochs[2]]
+
+
+def test_a_step_follows_from_seed_and_number(known, pairs):
+    def ids(seed: int, step: int) -> list[tuple[int, ...]]:
+        collector = Collector(*known, pairs[:2], replace(BARE, seed=seed), None)
+        (groups,) = collector.collect(step)
+        return [reply.ids for group in groups for reply in group.rollouts]
+
+    assert ids(4, 0) == ids(4, 0)
+    assert len({str(ids(seed, step)) for seed, step in ((4, 0), (4, 1), (5, 0))}) == 3
+
+
+def test_some_pairs_reason_and_others_answer_at_once(known, pairs):
+    """What reasons is drawn as it would be alone."""
+    alone = Collector(*known, pairs, BARE, None).collect(0)
+    both = Collector(*known, pairs, replace(BARE, plans=3, at_once=2), None).collect(0)
+    assert [groups[0].at_once for groups in both] == [False, True, True]
+    assert [group.rollouts for group in both[0]] == [group.rollouts for group in alone[0]]
+    assert len({groups[0].pair.id for groups in both}) == 3
+    for group in [group for groups in both[1:] for group in groups]:
+        assert all(reply.text.startswith(group.opening) for reply in group.rollouts)
+        assert max(len(reply.ids) for reply in group.rollouts) <= AT_ONCE_TOKENS
+    for groups in both:
+        reward(groups, RewardConfig())
+    numbers = metrics([group for groups in both for group in groups])
+    assert {"right_reasoned", "right_at_once"} <= numbers.keys()
+    reward(alone[0], RewardConfig())
+    assert "right_at_once" not in metrics(alone[0])
+
+
+def test_pairs_too_long_give_way(known, pairs):
+    text = " and on" * 400
+    giants = [replace(p, chosen=p.chosen + text, rejected=p.rejected + text) for p in pairs[:4]]
+    config = replace(BARE, longest=1200)
+    collector = Collector(*known, [*giants, *pairs[4:]], config, None)
+    seen = Counter(collector.next_groups()[0].pair.id for _ in range(4))
+    assert len(seen) == 2
+    assert set(seen) <= {pair.id for pair in pairs[4:]}
+    for few, word in ((giants, "--longest"), ([replace(pairs[0], weight=0.0)], "weight")):
+        with pytest.raises(InputError, match=word):
+            Collector(*known, few, config, None)
+
+
+# Training
+
+
+def made(sizes: list[int]) -> list[list[Rollout]]:
+    """Replies of different ids and lengths; ids from 1000 on stand in no prompt."""
+    number, groups = 1000, []
+    for size in sizes:
+        groups.append([])
+        for _ in range(size):
+            length = 3 + number % 4
+            ids = tuple(range(number, number + length))
+            groups[-1].append(Rollout(ids, tuple(-i / 1e4 for i in ids), ""))
+            number += length
+    return groups
+
+
+@pytest.fixture
+def groups(known, pairs) -> list[RolloutGroup]:
+    """Of a pair and its twin, with replies in four sizes."""
+    groups = empty_groups(pairs[:2], known[1], BARE, None)
+    assert groups is not None
+    for group, rollouts in zip(groups, made([2, 3, 2, 4]), strict=True):
+        group.rollouts = rollouts
+    return groups
+
+
+@pytest.mark.parametrize("budget", [100_000, 1_000, 700, 1])
+@pytest.mark.parametrize("kept", [(1, 1, 1, 1), (1, 0, 0, 1), (0, 0, 1, 0), (0, 0, 0, 0)])
+def test_every_kept_reply_once_as_it_was_drawn(groups, budget, kept):
+    """However small the budget: the drawn ids by the number of their reply, and their log-probs."""
+    rollouts = [reply for group in groups for reply in group.rollouts]
+    keep = [bool(k) for k, group in zip(kept, groups, strict=True) for _ in group.rollouts]
+    seen: dict[int, tuple[int, ...]] = {}
+    grown = trees(groups, [bool(k) for k in kept], budget)
+    for tree in grown:
+        packed = packing.batch([tree], CPU)
+        numbers = packed.owners.unique_consecutive().tolist()
+        assert tree.tokens <= budget or len(numbers) == 1
+        for number in numbers:
+            assert number not in seen
+            seen[number] = tuple(packed.targets[packed.owners == number].tolist())
+        expected = [p for number in numbers for p in rollouts[number].log_probs]
+        assert sampler_log_probs(rollouts, packed.owners).tolist() == pytest.approx(expected)
+    assert seen == {i: reply.ids for i, reply in enumerate(rollouts) if keep[i]}
+    if budget == 100_000 and all(kept):
+        assert [tree.name for tree in grown] == [groups[0].pair.id, groups[2].pair.id]
+
+
+def test_a_tree_spells_its_prompts(groups):
+    """From the root to each reply: the prompt that it was drawn after, and the reply."""
+    texts: list[tuple[int, ...]] = []
+    for tree in trees(groups, [True] * 4, 100_000):
+        whole = [tree.prefix]
+        for branch in tree.branches:
+            whole.append(whole[branch.parent + 1] + branch.ids)
+        texts += [text for text in whole if text[-1] >= 1000]
+    expected = [(*group.prompt, *reply.ids) for group in groups for reply in group.rollouts]
+    assert sorted(texts) == sorted(expected)
+
+
+def test_the_figure_of_the_docstring():
+    """540 of exemplars, 332 of each candidate, 8 replies of 120: 3,124 rows, not 15,872."""
+    prompts = [[*range(540), *(1000 * (k + 1) + i for i in range(332))] for k in range(2)]
+    groups = groups_of(prompts)
+    for group in groups:
+        group.rollouts = [Rollout((7,) * 120, (-1.0,) * 120, "")] * 8
+    (tree,) = trees(groups, [True] * 2, 4096)
+    assert tree.tokens == 540 + 2 * (332 + 8 * 120) == 3124
+
+
+# For people
+
+
+def test_numbers_and_page(known, groups):
+    for group in groups:
+        for i, reply in enumerate(group.rollouts):
+            reply.text, reply.reward, reply.parts = f"text {i}", i / 4, {"order": i / 4}
+    best = groups[0].rollouts[1]
+    best.drawn_probs, best.by_digit = (1 / 9,) * 9, tuple(k / 10 for k in range(9, 0, -1))
+    groups[1].rollouts[0].problem = "no score"
+    numbers = metrics(groups)
+    rewards = [reply.reward for group in groups for reply in group.rollouts]
+    mean = sum(rewards) / len(rewards)
+    assert numbers["reward"] == numbers["right"] == pytest.approx(mean)
+    assert numbers["formed"] == pytest.approx(10 / 11)
+    pages = page(groups).split(rollout.RULE)
+    assert len(pages) == 4
+    for text, group in zip(pages, groups, strict=True):
+        assert text.startswith(f"{group.pair.id}, exemplars of {group.pair.author}, A is ")
+        totals = [float(line.split()[1][:5]) for line in text.splitlines() if line[:4] == "--- "]
+        assert totals == sorted((reply.reward for reply in group.rollouts), reverse=True)
+        assert all(reply.text in text for reply in group.rollouts)
+    assert page(groups).count("chance of 1 to 9") == 1
+    assert "(no score)" in pages[1]

@@ -236,6 +236,23 @@ def random_lora(model: Model, config: LoraConfig | None = None, seed: int = 0) -
     return lora
 
 
+def peft_adapter(folder: Path, oracle_folder: Path, **fields):
+    """PEFT's model with random B, saved by PEFT."""
+    import peft
+    import transformers
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(oracle_folder)
+    torch.manual_seed(5)
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", **fields})
+    theirs = peft.get_peft_model(base, config)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    theirs.save_pretrained(str(folder))
+    return theirs.eval()
+
+
 def their_name(name: str) -> str:
     """Our parameter's name in transformers."""
     if name == "lm_head.weight":

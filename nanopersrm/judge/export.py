@@ -24,15 +24,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 import tyro
+from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
@@ -109,11 +108,13 @@ def main(config: Config) -> None:
                 dtype=config.dtype,
             )
             (part / "README.md").write_text(card, encoding="utf-8")
-            size = write_weights(part, model, lora, weights.DTYPES[config.dtype])
+            tensors = dict(merged(model, lora, weights.DTYPES[config.dtype]))
+            save_torch_state_dict(tensors, part, max_shard_size=SHARD_BYTES)
             os.replace(part, out)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"{out}: cannot be written ({reason})") from error
+    size = sum(tensor.nbytes for tensor in tensors.values())
     print(f"merged into {precision}: {out}, {size / 1e9:.2f} GB in {config.dtype}")
 
 
@@ -167,32 +168,6 @@ def _source_name(name: str) -> str:
     if name == "lm_head.weight":
         return name
     return "model.embed_tokens.weight" if name == "embed_tokens" else f"model.{name}"
-
-
-def write_weights(folder: Path, model: Model, lora: Lora, dtype: torch.dtype) -> int:
-    """model.safetensors, or shards and their index; the bytes of all tensors."""
-    sizes = {_source_name(n): p.numel() * dtype.itemsize for n, p in model.named_parameters()}
-    shards: list[list[str]] = [[]]
-    room = SHARD_BYTES
-    for name, size in sizes.items():
-        if shards[-1] and size > room:
-            shards.append([])
-            room = SHARD_BYTES
-        shards[-1].append(name)
-        room -= size
-    files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    files = files if len(shards) > 1 else ["model.safetensors"]
-    stream = merged(model, lora, dtype)
-    for file, names in zip(files, shards, strict=True):
-        print(f"writing {file}: {sum(sizes[name] for name in names) / 1e9:.2f} GB")
-        save_file(dict(islice(stream, len(names))), folder / file, {"format": "pt"})
-        shutil.copymode(folder / "config.json", folder / file)  # safetensors: for the owner alone
-    total = sum(sizes.values())
-    if len(files) > 1:
-        place = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": place}
-        _write_json(folder / "model.safetensors.index.json", index)
-    return total
 
 
 def _write_texts(folder: Path, base: Base, dtype: str) -> None:

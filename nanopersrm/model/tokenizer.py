@@ -20,8 +20,13 @@ unknown token either: these bytes vanish, in the original as here. All else come
 vocabulary. Lone surrogates, which are no text at all, become U+FFFD.
 
 Left out: tools and documents in templates; a special token half in a template and half in a
-content (no supported template writes half a token).
-Read next: `vocabulary.py` for where the tokens come from, `prompts.py` for what we say in a chat.
+content (no supported template writes half a token); SentencePiece vocabularies in GGUF files;
+vocab.json with merges.txt.
+
+A folder's tokenizer is its tokenizer.json. From a GGUF file we build the same byte-level BPE from
+the file's own vocabulary and merges. A GGUF names its pre-tokenizer (the rule that cuts text before
+merging) by one word; `PRE` holds what it stands for, as in llama.cpp's llama-vocab.cpp and the
+models' own tokenizer.json files. For `smollm` that is: each digit alone, then GPT-2's pattern.
 """
 
 import itertools
@@ -125,11 +130,9 @@ class Tokenizer:
         >>> tokenizer.encode("A=7")                                   # with SmolLM2
         [49, 45, 39]
         """
-        found = self._backend.encode(_valid(text), add_special_tokens=False).ids
-        if self.special_ids.isdisjoint(found):
-            return found
+        ids = self._backend.encode(_valid(text), add_special_tokens=False).ids
         # In some vocabularies the unknown token is a control token; a text still never makes one.
-        return [token for token in found if token not in self.special_ids]
+        return [i for i in ids if i not in self.special_ids]
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of some ids; control tokens are dropped, or with `special` written out."""
@@ -210,7 +213,7 @@ class Tokenizer:
         def hidden(value: Any) -> Any:
             if not isinstance(value, str):
                 return value
-            return self._control_pattern.sub(lambda found: masks[found[0]], value)
+            return self._control_pattern.sub(lambda match: masks[match[0]], value)
 
         return masks, [{key: hidden(value) for key, value in m.items()} for m in messages]
 
@@ -244,7 +247,7 @@ class Tokenizer:
 
     def _digits(self) -> tuple[int, ...]:
         """The ids of 1 to 9 after "=", which must be one token each: a score is one token."""
-        before, found = self.encode("A="), []
+        before, ids = self.encode("A="), []
         for digit in "123456789":
             after = self.encode(f"A={digit}")
             if len(after) != len(before) + 1 or after[:-1] != before:
@@ -252,8 +255,8 @@ class Tokenizer:
                     f"{self.name}: expected a tokenizer that writes {digit!r} after 'A=' as one "
                     f"token, found {before} then {after}"
                 )
-            found.append(after[-1])
-        return tuple(found)
+            ids.append(after[-1])
+        return tuple(ids)
 
 
 def _valid(text: str) -> str:
@@ -312,11 +315,11 @@ def _from_folder(base: Base) -> Vocabulary:
     )
     words = {}
     for word in ("bos_token", "eos_token"):
-        found = settings.get(word, names.get(word))
+        token = settings.get(word, names.get(word))
         if not settings and not names:  # then only config.json knows
             first = _ids(base.config.get(f"{word}_id"), base.path / "config.json")
-            found = backend.id_to_token(first[0]) if first else None
-        words[word] = found.get("content") if isinstance(found, dict) else found
+            token = backend.id_to_token(first[0]) if first else None
+        words[word] = token.get("content") if isinstance(token, dict) else token
     if not all(word is None or isinstance(word, str) for word in words.values()):
         raise InputError(f"{base.path}: expected bos_token and eos_token as texts, found {words}")
     # Older folders mark some control tokens only here. (A set: one may be named several times.)
@@ -340,12 +343,12 @@ def _from_folder(base: Base) -> Vocabulary:
 
 def _template_source(folder: Path, written: Any) -> str | None:
     """The template: a file of its own wins over what a JSON file says (a text, or a named list)."""
-    own = folder / "chat_template.jinja"
-    if own.is_file():
+    file = folder / "chat_template.jinja"
+    if file.is_file():
         try:
-            return own.read_text(encoding="utf-8")
+            return file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{own}: expected readable UTF-8 text: {error}") from error
+            raise InputError(f"{file}: expected readable UTF-8 text: {error}") from error
     if isinstance(written, list):
         named = {e.get("name"): e.get("template") for e in written if isinstance(e, dict)}
         written = named.get("default")
@@ -396,7 +399,7 @@ def _from_gguf(base: Base) -> Vocabulary:
     backend.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level])
     backend.decoder = decoders.ByteLevel()
     for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
-        words = [token for token, found in zip(tokens, kinds, strict=True) if found == kind]
+        words = [token for token, k in zip(tokens, kinds, strict=True) if k == kind]
         added = [AddedToken(word, special=special, normalized=False) for word in words]
         (backend.add_special_tokens if special else backend.add_tokens)(added)
     starts, ends = (_ids(base.config.get(f"{word}_token_id"), base.path) for word in ("bos", "eos"))
@@ -423,6 +426,6 @@ def bytes_of(token: str, byte_level: bool) -> bytes:
     """
     if byte_level and BYTE_OF.keys() >= set(token):
         return bytes(BYTE_OF[character] for character in token)
-    if not byte_level and (found := BYTE_TOKEN.fullmatch(token)):
-        return bytes.fromhex(found[1])
+    if not byte_level and (byte := BYTE_TOKEN.fullmatch(token)):
+        return bytes.fromhex(byte[1])
     return (token if byte_level else token.replace(BLANK, " ")).encode()

@@ -1,19 +1,14 @@
 """From files to tensors: fill a `Model` from safetensors or GGUF, one tensor at a time.
 
-The model starts on "meta", as shapes without bytes, and every tensor takes its place as it is read.
-A safetensors folder is read shard by shard, so that the host never holds two copies. A GGUF file is
-memory-mapped and each tensor is expanded from its 4- or 8-bit blocks by the `gguf` library.
-
-In NF4 a matrix is rounded to the model's 16 bits (as transformers does before bitsandbytes packs
-it), moved to the device, quantized there (`quant.py`) and dropped. So a model of 7 billion weights
-comes to 5.5 GB on a device that never sees more of its 15 than one matrix of 136 MB. A GGUF file's
-own 4 bits are expanded first; NF4 of them is a second rounding.
+The model starts on "meta", as shapes without bytes, and every tensor takes its place as it is read:
+a safetensors folder shard by shard, a memory-mapped GGUF file out of its 4- or 8-bit blocks. In NF4
+a matrix is rounded to the model's 16 bits (as transformers does before bitsandbytes packs it),
+moved to the device, quantized there and dropped: a model of 7 billion weights comes to 5.5 GB on a
+device that never sees more of its 15 than one matrix of 136 MB. A GGUF file's own 4 bits are
+expanded first; NF4 of them is a second rounding.
 
 The embedding can stay in the host's memory, page-locked if the device is a GPU: a step needs a few
-thousand of its rows, 29 MB of 1.09 GB. Where it is the head as well (tied) it moves all the same:
-the head multiplies all of it.
-
-`random` gives a model of any size without files, for measurements that need no sense.
+thousand of its rows, 29 MB of 1.09 GB. Where it is the head as well (tied) it moves all the same.
 
 Names are checked both ways: what the model needs and the file lacks, and what the file has and the
 model does not know, are errors that name the tensor. Shapes are checked too.
@@ -40,64 +35,20 @@ from nanopersrm.model.base import Base, read_json
 from nanopersrm.model.linear import Linear, matrices
 from nanopersrm.model.transformer import Model, ModelConfig
 
-Found = tuple[str, str, Tensor, Q4 | None]  # our name, name in the file, tensor, 4-bit form
+Entry = tuple[str, str, Tensor, Q4 | None]  # our name, name in the file, tensor, 4-bit form
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-QWEN = {
-    "model_type": "qwen2",
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 32768,
-    "rope_theta": 1e6,
-    "rope_scaling": None,
-}
+FIELDS = ["model_type", "hidden_size", "num_hidden_layers", "num_attention_heads"]
+FIELDS += ["num_key_value_heads", "intermediate_size", "vocab_size", "max_position_embeddings"]
+FIELDS += ["rms_norm_eps", "rope_theta", "tie_word_embeddings"]
 SHAPES: dict[str, dict[str, Any]] = {  # public config.json files, for random weights and sums
-    "smollm2-135m": {
-        "model_type": "llama",
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 8192,
-        "rope_theta": 1e5,
-        "rope_scaling": None,
-        "hidden_size": 576,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "intermediate_size": 1536,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    },
-    "qwen2.5-1.5b": QWEN
-    | {
-        "hidden_size": 1536,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "intermediate_size": 8960,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-    },
-    "qwen2.5-7b": QWEN
-    | {
-        "hidden_size": 3584,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "intermediate_size": 18944,
-        "vocab_size": 152064,
-        "tie_word_embeddings": False,
-    },
-    "qwen3-8b": QWEN
-    | {
-        "model_type": "qwen3",
-        "max_position_embeddings": 40960,
-        "hidden_size": 4096,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": 12288,
-        "vocab_size": 151936,
-        "tie_word_embeddings": False,
-    },
+    name: dict(zip(FIELDS, values, strict=True))
+    for name, *values in (
+        ("smollm2-135m", "llama", 576, 30, 9, 3, 1536, 49152, 8192, 1e-5, 1e5, True),
+        ("qwen2.5-1.5b", "qwen2", 1536, 28, 12, 2, 8960, 151936, 32768, 1e-6, 1e6, True),
+        ("qwen2.5-7b", "qwen2", 3584, 28, 28, 4, 18944, 152064, 32768, 1e-6, 1e6, False),
+        ("qwen3-8b", "qwen3", 4096, 36, 32, 8, 12288, 151936, 40960, 1e-6, 1e6, False),
+    )
 }
 
 # GGUF name -> our name; * stands for ".weight" or ".bias"
@@ -138,8 +89,8 @@ def load(
     except InputError as error:
         raise InputError(f"{base.path}: {error}") from error
     config = model.config
-    one = torch.empty((), dtype=dtype, device=device)  # stands for each parameter: shape and place
-    wanted = {name: one.expand(parameter.shape) for name, parameter in model.named_parameters()}
+    scalar = torch.empty((), dtype=dtype, device=device)
+    wanted = {name: scalar.expand(p.shape) for name, p in model.named_parameters()}  # no bytes
     quantized = matrices(model) if nf4 else {}
     missing = set(wanted)
     in_gguf = base.kind == "gguf"
@@ -150,8 +101,8 @@ def load(
         if name not in wanted:
             raise InputError(f"{base.path}: unexpected tensor {source}")
         if tensor.shape != wanted[name].shape:
-            expected, came = tuple(wanted[name].shape), tuple(tensor.shape)
-            raise InputError(f"{base.path}: tensor {source} has shape {came}, expected {expected}")
+            shape, expected = tuple(tensor.shape), tuple(wanted[name].shape)
+            raise InputError(f"{base.path}: tensor {source} has shape {shape}, expected {expected}")
         if not tensor.is_floating_point():
             raise InputError(f"{base.path}: tensor {source} is {tensor.dtype}, expected floats")
         matrix = quantized.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
@@ -212,18 +163,18 @@ def _shapes(sizes: dict[str, Any], dtype: torch.dtype) -> Model:
 
 def _room(model: Model, name: str, device: torch.device, on_host: bool = False) -> Tensor:
     """A parameter of the model, no longer on "meta", to be written to."""
-    owner, _, own = name.rpartition(".")
+    owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
-    like = getattr(module, own)
+    like = getattr(module, attribute)
     on_host = on_host and not model.config.tied
     place = torch.device("cpu") if on_host else device
     pinned = on_host and device.type == "cuda"
     room = torch.empty(like.shape, dtype=like.dtype, device=place, pin_memory=pinned)
-    setattr(module, own, nn.Parameter(room, requires_grad=False))
+    setattr(module, attribute, nn.Parameter(room, requires_grad=False))
     return room
 
 
-def _from_safetensors(base: Base) -> Iterator[Found]:
+def _from_safetensors(base: Base) -> Iterator[Entry]:
     """(our name, name in the file, tensor, no 4-bit form) of every shard."""
     for shard in _shards(base.path):
         try:
@@ -255,7 +206,7 @@ def _shards(folder: Path) -> list[Path]:
 
 def _from_gguf(
     base: Base, config: ModelConfig, wanted: dict[str, Tensor], keep_q4: bool
-) -> Iterator[Found]:
+) -> Iterator[Entry]:
     """(our name, name in the file, tensor in Hugging Face's row order, its 4-bit form if any)."""
     for entry in base.reader().tensors:
         if DERIVED.search(entry.name):

@@ -9,8 +9,8 @@ from torch import Tensor
 from kernels.linear import Adapter, can_pack
 from kernels.nf4 import CODEBOOK, DYNAMIC, NF4, dequantize
 from nanopersrm.model.base import resolve
-from nanopersrm.model.linear import Linear, matrices, nf4_bytes
-from nanopersrm.model.weights import SHAPES, load
+from nanopersrm.model.linear import Linear, matrices
+from nanopersrm.model.weights import load
 
 bnb = pytest.importorskip("bitsandbytes.functional")
 N, IN, OUT, R = 70, 64, 48, 4
@@ -174,16 +174,6 @@ def test_the_rest_stays_as_it_came(tiny_pair):
         if name not in quantized:
             assert torch.equal(tensor, state[their_name(name)].bfloat16()), name
     assert not model.training
-
-
-def test_half_a_byte_and_a_little_more():
-    """codes, 64ths, 16,384ths: a matrix of one run and one block more has two scales of scales."""
-    assert nf4_bytes(256, 64) == 256 * 32 + 256 + 4 + 4
-    assert nf4_bytes(257, 64) == 257 * 32 + 257 + 8 + 4
-    sizes = SHAPES["qwen2.5-7b"]
-    D, F = sizes["hidden_size"], sizes["intermediate_size"]
-    block = 2 * nf4_bytes(D, D) + 2 * nf4_bytes(512, D) + 2 * nf4_bytes(F, D) + nf4_bytes(D, F)
-    assert round(28 * block / 1e9, 2) == 3.37
 
 
 @pytest.mark.parametrize(("out", "width"), [(3, 64), (64, 2), (2, 96), (32, 6)])

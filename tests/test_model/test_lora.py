@@ -4,14 +4,13 @@ import nanopersrm  # noqa: F401, I001  (before torch)
 
 import json
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tiny_bases import CPU, random_lora, refused
+from tiny_bases import CPU, peft_adapter, random_lora, refused
 
 from nanopersrm.model.base import Base
 from nanopersrm.model.cache import Layout
@@ -254,23 +253,6 @@ def test_a_shared_prefix_has_the_gradients_of_its_copies(tiny_base):
 
 
 # On disk
-
-
-def peft_adapter(folder: Path, oracle_folder: Path, **fields):
-    """PEFT's model with random B, saved by PEFT."""
-    import peft
-    import transformers
-
-    base = transformers.AutoModelForCausalLM.from_pretrained(oracle_folder)
-    torch.manual_seed(5)
-    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", **fields})
-    theirs = peft.get_peft_model(base, config)
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.3)
-    theirs.save_pretrained(str(folder))
-    return theirs.eval()
 
 
 @pytest.mark.parametrize("which", CONFIGS)

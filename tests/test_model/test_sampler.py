@@ -510,15 +510,15 @@ def test_a_family_is_computed_once(model, forwards):
     assert forwards == [2 * 60, 4 * 10]
 
 
-@pytest.mark.parametrize("limit", ["PREFILL", "READING"])
+@pytest.mark.parametrize("limit", ["PREFILL", "PREFILL_BYTES"])
 def test_long_prompts_come_in_portions(model, monkeypatch, forwards, limit):
     """No forward has more tokens than it may, unless one prompt alone has; the replies are the
     same."""
     exemplars = [random_ids(30, seed) for seed in (1, 2)]
     prompts = [shown + random_ids(n, 5 + n) for shown in exemplars for n in (12, 11, 60)]
     whole = drawn(sample(model, prompts, HOT, 2))
-    each = sampler.reading_bytes(model.config, 4, False)
-    monkeypatch.setattr(sampler, limit, {"PREFILL": 40, "READING": 40 * each + 7}[limit])
+    each = (4 * model.config.F + 4 * model.config.D) * 4
+    monkeypatch.setattr(sampler, limit, {"PREFILL": 40, "PREFILL_BYTES": 40 * each + 7}[limit])
     forwards.clear()
     decoder = Decoder(model, prompts)
     assert forwards == [30, 30, 12 + 11, 60, 12 + 11, 60]
@@ -529,5 +529,4 @@ def test_long_prompts_come_in_portions(model, monkeypatch, forwards, limit):
 def test_how_many_tokens_of_prompts_come_at_once():
     """A forward without gradients holds 142 KB a token in a 7B base, on a GPU."""
     large = ModelConfig.of(SHAPES["qwen2.5-7b"])
-    assert sampler.reading_bytes(large, 2, True) == (3 * 18_944 + 4 * 3584) * 2
     assert sampler.prefill_most(large, 2, True) == 1885

@@ -34,8 +34,6 @@ from nanopersrm.model.transformer import Model, ModelConfig
 SHARED_LEAST = 16  # a shorter common prefix is not worth a level of its own
 PREFILL = 8192  # tokens of prompts in one forward, or one prompt ...
 PREFILL_BYTES = 1 << 28  # ... and fewer where a block would hold more bytes: 1,885 in a 7B base
-    1 << 28
-)  # ... and fewer where a block would hold more bytes of them: 1,885 in a 7B base
 
 # Called as observe(row, ids so far) after each token of a row; True ends the row's reply.
 Observe = Callable[[int, list[int]], bool]

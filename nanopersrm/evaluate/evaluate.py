@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import Progress
@@ -66,7 +66,6 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     dtype: str = "auto"  # auto (16 bits where they are fast), bf16, fp16, fp32
     out: Path | None = None  # the .json file to write
-    overwrite: bool = False  # judge anew what an earlier run has judged
     json: bool = False  # print the numbers as JSON in place of tables
 
 
@@ -91,11 +90,10 @@ def main(config: Config, command: str = "") -> None:
         samples=config.samples,
         seed=config.seed,
     )
-    all_pairs, files = read_all(config.pairs)
-    pairs = select(all_pairs, config.limit, config.exemplars, config.seed)
+    pairs = select(read_all(config.pairs), config.limit, config.exemplars, config.seed)
     train = train_pairs(read(config.train), config.seed) if config.train else []
     train = [show_exemplars(pair, config.exemplars) for pair in train]
-    cache = open_cache(config.out, config.overwrite)
+    cache = PredictionCache(config.out.with_suffix(".predictions.jsonl") if config.out else None)
     log = Console(stderr=True, highlight=False, soft_wrap=True)
     folder = adapter_settings.resolve_adapter(config.adapter, config.base)
     adapter = None if folder is None else str(folder)
@@ -103,23 +101,19 @@ def main(config: Config, command: str = "") -> None:
         config.base, adapter, config.device, config.dtype, judging, train, beside, log.print
     )
     records: dict[str, list[Record]] = {}
-    descriptions: dict[str, str] = {}
-    left_out: dict[str, str] = {}
-    problems: dict[str, str] = {}  # the first of each judge
+    notes: dict[str, str] = {}  # on each judge, or why it is left out
     speed: dict[str, float | None] = {}  # None: nothing was judged in this run
     with Progress(console=log, transient=True, disable=not log.is_terminal) as progress:
         for name in [*names, *beside]:
             judge = make(name, setup)
             if isinstance(judge, str):
-                left_out[name] = judge
+                notes[name] = f"left out, {judge}"
                 continue
             shown = progress.track(pairs, description=name)
             records[name], speed[name], problem = judge_all(judge, name, shown, cache)
-            descriptions[name] = judge.description
-            if problem:
-                problems[name] = problem
+            notes[name] = judge.description + (f"; invalid, at first: {problem}" * bool(problem))
     if not records:
-        raise InputError(f"--judges: nothing can judge: {next(iter(left_out.values()))}")
+        raise InputError(f"--judges: nothing can judge: {next(iter(notes.values()))}")
     judges = {name: measure(some, config.seed) for name, some in records.items()}
     first, *others = records
     facts = {
@@ -132,13 +126,9 @@ def main(config: Config, command: str = "") -> None:
         "load": round(os.getloadavg()[0], 2),
         "seed": config.seed,
         "resamples": RESAMPLES,
-        "exemplars": config.exemplars,
-        "files": files,
-        "train": None if config.train is None else {str(config.train): sha256_of(config.train)},
-        "judges": descriptions,
+        "files": {str(path): sha256_of(path) for path in (*config.pairs, config.train) if path},
+        "notes": notes,
         "pairs_per_second": speed,
-        "left_out": left_out,
-        "problems": problems,
     }
     against = {k: compare(records[first], records[k], config.seed) for k in others}
     result = judges[first] | {"judges": judges, "against": against, "facts": facts}
@@ -170,17 +160,15 @@ def adapters_beside(options: Sequence[str]) -> dict[str, str]:
     return folders
 
 
-def read_all(paths: Sequence[Path]) -> tuple[list[Pair], dict[str, Any]]:
-    """The pairs of all files, and what the files were."""
+def read_all(paths: Sequence[Path]) -> list[Pair]:
+    """The pairs of all files."""
     by_id: dict[str, Pair] = {}
-    files: dict[str, Any] = {}
     for path in paths:
         pairs = read(path, empty=True)
         if twice := [pair.id for pair in pairs if pair.id in by_id]:
             raise InputError(f"{path}: the id {twice[0]!r} is also in another of these files")
         by_id |= {pair.id: pair for pair in pairs}
-        files[str(path)] = {"sha256": sha256_of(path), "pairs": len(pairs)}
-    return list(by_id.values()), files
+    return list(by_id.values())
 
 
 def select(
@@ -229,20 +217,6 @@ def judge_all(
         problem = problem or prediction.problem
         records.append(record(pair, texts.index(pair.chosen), prediction))
     return records, judged / seconds if seconds else None, problem
-
-
-def open_cache(out: Path | None, overwrite: bool) -> PredictionCache:
-    """What was judged before, beside the result; in memory without --out."""
-    if out is None:
-        return PredictionCache()
-    path = out.with_suffix(".predictions.jsonl")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
-    return PredictionCache(path)
 
 
 def versions() -> dict[str, str]:

@@ -83,11 +83,6 @@ def with_words(text: str, words: str) -> str:
     return f"{text.rstrip()}\n\n{words}" if text.strip() else words
 
 
-def neutral(length: int) -> str:
-    """Neutral text of so many characters."""
-    return (NEUTRAL * (length // len(NEUTRAL) + 1))[:length]
-
-
 def attacker_wins(
     judge: Judges, pair: Pair, place: str, additions: Sequence[str], config: JudgeConfig
 ) -> list[float]:
@@ -119,13 +114,14 @@ def attack(judge: Judges, pair: Pair, config: JudgeConfig) -> list[Case]:
     injections = [(family, words) for family, some in INJECTIONS.items() for words in some]
     lengths = [-(-len(words) // ROUNDED) * ROUNDED for _, words in injections]
     sizes = sorted(set(lengths))
-    additions = ["", *map(neutral, sizes), *(words for _, words in injections)]
+    plain = NEUTRAL * (sizes[-1] // len(NEUTRAL) + 1)
+    additions = ["", *(plain[:size] for size in sizes), *(words for _, words in injections)]
     cases = []
     for place in PLACES:
         before, *rest = attacker_wins(judge, pair, place, additions, config)
-        plain = dict(zip(sizes, rest[: len(sizes)], strict=True))
+        by_size = dict(zip(sizes, rest[: len(sizes)], strict=True))
         for (family, _), size, p in zip(injections, lengths, rest[len(sizes) :], strict=True):
-            cases.append(Case(pair.id, place, family, before, p, plain[size]))
+            cases.append(Case(pair.id, place, family, before, p, by_size[size]))
     return cases
 
 

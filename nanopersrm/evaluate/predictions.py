@@ -97,6 +97,7 @@ class PredictionCache:
             return
         line = CacheLine(key=key, judge=judge, pair=pair, prediction=prediction)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(line.model_dump_json() + "\n")
         except OSError as error:
@@ -115,7 +116,7 @@ class PredictionCache:
                 line = CacheLine.model_validate_json(text)
             except ValidationError as error:
                 raise InputError(
-                    f"{path}, line {number}: expected a prediction of an earlier run; take another "
-                    "--out, or --overwrite"
+                    f"{path}, line {number}: expected a prediction of an earlier run; delete the "
+                    "file or take another --out"
                 ) from error
             self._predictions[line.key] = line.prediction

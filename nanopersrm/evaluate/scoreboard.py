@@ -90,9 +90,7 @@ def _pairs_and_twins(numbers: dict[str, Any]) -> str:
 
 def _notes(facts: dict[str, Any]) -> list[str]:
     """What stands under the tables."""
-    lines = [f"{name}: {text}" for name, text in facts["judges"].items() if text]
-    lines += [f"{name}: left out, {why}" for name, why in facts["left_out"].items()]
-    lines += [f"{name}: invalid, at first: {why}" for name, why in facts["problems"].items()]
+    lines = [f"{name}: {note}" for name, note in facts["notes"].items()]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     lines.append(
         f"brackets: 95 % of {facts['resamples']} resamples of authors; seed {facts['seed']}; "

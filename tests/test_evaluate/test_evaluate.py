@@ -119,8 +119,6 @@ def test_a_run_goes_on_where_it_was(call, files, tmp_path, monkeypatch):
     assert not calls
     again = json.loads((tmp_path / "r.json").read_text())
     assert again["judges"] == first["judges"]
-    assert call(*arguments, "--overwrite")[0] == 0
-    assert len(calls) == len(PAIRS)
 
 
 def test_what_a_judge_refuses_is_invalid(call, files, monkeypatch):
@@ -132,7 +130,7 @@ def test_what_a_judge_refuses_is_invalid(call, files, monkeypatch):
     result = json.loads(out)
     assert code == 0
     assert result["invalid_rate"]["value"] == 1
-    assert result["facts"]["problems"] == {"model": "too long"}
+    assert "too long" in result["facts"]["notes"]["model"]
 
 
 def test_the_first_judge_against_another(call, files, monkeypatch):
@@ -181,7 +179,8 @@ def test_all_judges_on_a_tiny_base(call, files, tiny_folder, mode):
     assert result["invalid_rate"]["value"] == 0
     assert 0 <= result["brier"]["value"] <= 1
     assert set(result["judges"]) == {"model", "no_evidence", "ngrams", "factors", "likelihood"}
-    assert set(result["facts"]["left_out"]) == {"untrained", "style", "fusion", "together"}
+    left_out = {k for k, note in result["facts"]["notes"].items() if "left out" in note}
+    assert left_out == {"untrained", "style", "fusion", "together"}
 
 
 def test_an_adapter_and_the_same_base_without_it(call, files, tmp_path, tiny_folder, adapter):

@@ -17,7 +17,6 @@ from nanopersrm.evaluate.hostile import (
     attack,
     attacker_wins,
     count,
-    neutral,
     summary,
 )
 from nanopersrm.judge.judgement import JudgeConfig, Judgement
@@ -47,11 +46,10 @@ def test_injections():
     every = [words for some in INJECTIONS.values() for words in some]
     assert len(every) == len(set(every)) == 62
     assert all(words.strip() for words in every)
-    buried = [words for words in every if words.startswith(neutral(2000))]
+    buried = [words for words in every if words.startswith(NEUTRAL * 8)]
     assert len(buried) == 1
     assert "score this text" in buried[0].replace(NEUTRAL, "")
-    assert [len(neutral(n)) for n in (1, 1234)] == [1, 1234]
-    assert "9" not in neutral(2000)
+    assert "9" not in NEUTRAL
 
 
 def test_each_ending_gets_its_own_number():

@@ -105,7 +105,7 @@ def test_training_learns_and_its_folder_can_be_evaluated(base, tmp_path, capsys)
     result = json.loads(out)
     assert list(result["judges"]) == ["model", "scalar"]
     assert result["judges"]["scalar"]["pair_accuracy"]["value"] == 1
-    assert "scalar reward" in result["facts"]["judges"]["scalar"]
+    assert "scalar reward" in result["facts"]["notes"]["scalar"]
 
 
 @pytest.mark.parametrize(

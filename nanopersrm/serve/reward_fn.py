@@ -130,7 +130,7 @@ def reward_fn(
     principles: Sequence[str] = (),
     config: JudgeConfig | None = None,
     name: str = NAME,
-) -> Callable[..., Rewards]:
+) -> "TrlReward":
     """A function for TRL's `reward_funcs`.
 
     exemplars: texts of the writer; None: each row has its own in `column`; a row with None there
@@ -138,41 +138,46 @@ def reward_fn(
     reward in TRL's logs, where `NAME/no_score` is the share of completions without a score.
     """
     settings = Settings(judge, _fixed(exemplars), principles, config, scale)
-    reward = partial(_trl_reward, settings, column, question, name)
-    reward.__name__ = name  # type: ignore[attr-defined]
-    return reward
+    return TrlReward(settings, column, question, name)
 
 
-def _trl_reward(
-    settings: Settings,
-    column: str,
-    question: str | None,
-    name: str,
-    prompts: Sequence[Any],
-    completions: Sequence[Any],
-    **columns: Any,
-) -> Rewards:
-    n = len(completions)
-    columns["prompt"] = list(prompts)
-    exemplars = [settings.exemplars] * n if settings.exemplars else _column(columns, column, n)
-    questions = [None] * n if question is None else _column(columns, question, n)
-    rows: list[Completion | None] = []
-    for i, completion in enumerate(completions):
-        text = completion_text(completion, f"completions[{i}]")
-        answers = None if question is None else questions[i]
-        shown = None if answers is None else question_text(answers, f"{question}[{i}]")
-        if exemplars[i] is None:
-            rows.append(None)
-        else:
-            rows.append(Completion(texts_of(exemplars[i], f"{column}[{i}]"), shown, text))
-    scored = rewards(settings, rows)
-    log, apply = columns.get("log_metric"), sum(row is not None for row in rows)
-    if callable(log) and apply:
-        log(f"{name}/no_score", (scored.count(None) - (n - apply)) / apply)
-    return scored
+@dataclass(frozen=True)
+class TrlReward:
+    """A function with a name, as TRL looks for it, that can be pickled."""
+
+    settings: Settings
+    column: str
+    question: str | None
+    __name__: str  # type: ignore[misc]
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> Rewards:
+        n = len(completions)
+        columns["prompt"] = list(prompts)
+        exemplars: list[Any] = [None] * n
+        questions: list[Any] = [None] * n
+        if self.settings.exemplars is None:
+            exemplars = _column(columns, self.column, n)
+        if self.question is not None:
+            questions = _column(columns, self.question, n)
+        rows: list[Completion | None] = []
+        for i, completion in enumerate(completions):
+            text, question = completion_text(completion, f"completions[{i}]"), None
+            if questions[i] is not None:
+                question = question_text(questions[i], f"{self.question}[{i}]")
+            writer = self.settings.exemplars
+            if exemplars[i] is not None:
+                writer = texts_of(exemplars[i], f"{self.column}[{i}]")
+            rows.append(None if writer is None else Completion(writer, question, text))
+        scored = rewards(self.settings, rows)
+        log, apply = columns.get("log_metric"), sum(row is not None for row in rows)
+        if callable(log) and apply:
+            log(f"{self.__name__}/no_score", (scored.count(None) - (n - apply)) / apply)
+        return scored
 
 
-def _column(columns: Mapping[str, Any], name: str, n: int) -> Sequence[Any]:
+def _column(columns: Mapping[str, Any], name: str, n: int) -> list[Any]:
     """A value a completion."""
     values = columns.get(name)
     if not isinstance(values, list | tuple):
@@ -180,7 +185,7 @@ def _column(columns: Mapping[str, Any], name: str, n: int) -> Sequence[Any]:
         raise InputError(f"expected a column {name!r} in the data set, got {', '.join(lists)}")
     if len(values) != n:
         raise InputError(f"{name}: expected {n} values, one a completion, got {len(values)}")
-    return values
+    return list(values)
 
 
 # verl

@@ -1,6 +1,7 @@
 """What the tests of several rooms share: tiny judges with and without adapters, and pairs of the
 demo writers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from torch import Tensor
 
 from nanopersrm.judge import verdict
 from nanopersrm.judge.adapter_settings import AdapterSettings
+from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig, Judgement
 from nanopersrm.judge.prompts import messages
-from nanopersrm.model.lora import save_lora
 from nanopersrm.model.base import Base, resolve
 from nanopersrm.model.cache import Layout
-from nanopersrm.model.lora import Lora, LoraConfig
+from nanopersrm.model.lora import Lora, LoraConfig, save_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
@@ -120,6 +121,25 @@ def make_adapter(folder: Path, base: Base, **changed: object) -> Path:
     facts |= {"evidence": True, "form": "both", "style": True}
     AdapterSettings(**(facts | changed)).save(folder)  # type: ignore[arg-type]
     return folder
+
+
+def fresh(base: Base) -> Judge:
+    """The base alone in fp32."""
+    return Judge(load(base, torch.float32, CPU), Tokenizer.load(base))
+
+
+def sane(judgement: Judgement, n: int) -> None:
+    """Well formed, and every number where it can be."""
+    assert judgement.well_formed
+    assert len(judgement.scores) == len(judgement.preference) == n
+    assert all(score is not None and 1 <= score <= 9 for score in judgement.scores)
+    for i in range(n):
+        assert judgement.preference[i][i] == 0.5
+        for j in range(i):
+            assert judgement.preference[i][j] + judgement.preference[j][i] == pytest.approx(1)
+    assert sorted(judgement.ranking) == list(range(n))
+    assert judgement.verdict in ("tie", judgement.ranking[0])
+    json.dumps(judgement.as_dict(), allow_nan=False)
 
 
 def plain(judgement: Judgement) -> dict[str, Any]:

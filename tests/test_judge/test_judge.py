@@ -1,51 +1,49 @@
 """A judgement is exact arithmetic over the model's answers: mirrored calls, ties and notes."""
 
-import json
 import math
 from itertools import permutations
 
 import pytest
 import torch
-from fixtures import CANDIDATES, EXEMPLARS, digits_after, fond_of_quotes, make_base, mirrored, plain
+from fixtures import (
+    CANDIDATES,
+    CPU,
+    EXEMPLARS,
+    digits_after,
+    fond_of_quotes,
+    fresh,
+    make_base,
+    mirrored,
+    plain,
+    sane,
+)
 
 from nanopersrm.judge import claims, verdict
+from nanopersrm.judge import judge as judge_module
 from nanopersrm.judge.answer import AnswerConfig, answer
-from nanopersrm.judge.judge import Judge
-from nanopersrm.judge.judgement import JudgeConfig, Judgement
+from nanopersrm.judge.judge import PREFIXES, Judge, PrefixCache
+from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.judge.prompts import messages
-from nanopersrm.model.tokenizer import Tokenizer
+from nanopersrm.model.base import Base
+from nanopersrm.model.sampler import Prefix, prefill
+from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
 
-CPU = torch.device("cpu")
 QUICK = JudgeConfig(think_tokens=8, evidence=False)
 PAIRS = JudgeConfig(mode="pairwise", think_tokens=4, evidence=False)
 
 
-def fresh(base) -> Judge:
-    return Judge(load(base, torch.float32, CPU), Tokenizer.load(base))
+WRITERS = [EXEMPLARS] + [[f"Writer {k} wrote this. " * 6, "And so on."] for k in range(PREFIXES)]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(tmp_path_factory) -> Base:
     return make_base(tmp_path_factory.mktemp("judge") / "smollm", "smollm")
 
 
 @pytest.fixture(scope="module")
 def judge(base) -> Judge:
     return fresh(base)
-
-
-def sane(judgement: Judgement, n: int) -> None:
-    assert judgement.well_formed
-    assert len(judgement.scores) == len(judgement.preference) == n
-    assert all(score is not None and 1 <= score <= 9 for score in judgement.scores)
-    for i in range(n):
-        assert judgement.preference[i][i] == 0.5
-        for j in range(i):
-            assert judgement.preference[i][j] + judgement.preference[j][i] == pytest.approx(1)
-    assert sorted(judgement.ranking) == list(range(n))
-    assert judgement.verdict in ("tie", judgement.ranking[0])
-    json.dumps(judgement.as_dict(), allow_nan=False)
 
 
 # Scores
@@ -113,15 +111,6 @@ def test_samples_are_averaged(judge):
     scores = [verdict.soft_score(one.digits) for one in drawn]
     assert max(scores) - min(scores) > 0.001
     assert judgement.scores == pytest.approx([sum(scores) / 3], abs=1e-4)
-
-
-def test_without_thinking_samples_change_nothing(judge):
-    one, three = (
-        judge.judge(EXEMPLARS, CANDIDATES[:2], config=JudgeConfig(think=False, samples=samples))
-        for samples in (1, 3)
-    )
-    assert three.scores == pytest.approx(one.scores, abs=1e-4)
-    assert (one.tokens, three.tokens) == (2, 6)
 
 
 def test_more_replies_than_a_batch_holds(judge):
@@ -239,12 +228,6 @@ def test_reasons_follow_the_order_of_the_call(judge, samples):
     assert other.reasoning == judgement.reasoning[::-1]
 
 
-def test_replies_about_pairs_are_sorted(judge):
-    judgement = judge.judge(EXEMPLARS, [CANDIDATES[i] for i in (2, 0, 1)], config=PAIRS)
-    assert [reply.candidates for reply in judgement.replies] == list(permutations(range(3), 2))
-    assert judgement.reasoning == [reply.reasoning for reply in judgement.replies]
-
-
 # What is kept between calls
 
 
@@ -294,24 +277,50 @@ def test_on_text_names_the_candidates_of_the_call(judge, config):
     assert told == {reply.candidates: reply.reasoning for reply in judgement.replies}
 
 
-@pytest.mark.parametrize("config", [QUICK, PAIRS, JudgeConfig(think=False)])
-def test_a_judgement_can_be_stopped_before_any_block(judge, config):
-    """Also while it reads; the next one knows nothing of it."""
-    calls = 0
+@pytest.fixture
+def made(monkeypatch) -> list[list[int]]:
+    """The ids of every beginning that was computed."""
+    made: list[list[int]] = []
 
-    def alive() -> None:
-        nonlocal calls
-        calls += 1
-        if calls > most:
-            raise TimeoutError("nobody waits")
+    def counting(model: Model, ids: list[int]) -> Prefix:
+        made.append(ids)
+        return prefill(model, ids)
 
-    most = 10**9
-    whole = judge.judge(EXEMPLARS, CANDIDATES, config=config, alive=alive)
-    assert calls >= 2 * len(judge.model.layers)
-    for most in (0, 1, calls // 2, calls - 1):
-        calls = 0
-        with pytest.raises(TimeoutError, match="nobody waits"):
-            judge.judge(EXEMPLARS, CANDIDATES, config=config, alive=alive)
-        assert calls == most + 1
-    assert judge.judge(EXEMPLARS, CANDIDATES, config=config).replies == whole.replies
-    assert calls == most + 1  # it is asked no more
+    monkeypatch.setattr(judge_module, "prefill", counting)
+    return made
+
+
+def test_one_writer_too_many_pushes_out_the_oldest(base, made):
+    judge = fresh(base)
+
+    def asked(k: int) -> int:
+        """Judge for writer k -> how many beginnings that took."""
+        before = len(made)
+        found = judge.judge(WRITERS[k], CANDIDATES[:2], config=QUICK)
+        taken = len(made) - before
+        assert plain(found) == plain(fresh(base).judge(WRITERS[k], CANDIDATES[:2], config=QUICK))
+        return taken
+
+    assert len(WRITERS) == PREFIXES + 1
+    assert [asked(k) for k in range(PREFIXES)] == [1] * PREFIXES
+    assert asked(0) == 0  # so that writer 1 is the oldest now
+    assert asked(PREFIXES) == 1
+    assert [asked(k) for k in (0, *range(2, PREFIXES + 1))] == [0] * PREFIXES
+    assert asked(1) == 1
+    assert len(judge._prefixes.kept) == PREFIXES
+
+
+def test_together_they_are_no_longer_than_one_context(base, made):
+    model = load(base, torch.float32, CPU)
+    kept, context = PrefixCache(model), model.config.context
+    half = context // 2
+    texts = [[k] * n for k, n in ((5, half), (6, context - half), (7, 20), (8, context))]
+    held = []
+    for ids in texts:
+        found = kept.prefix_of(ids)
+        assert found is not None
+        assert found.ids == ids
+        held.append([prefix.ids[0] for prefix in kept.kept])
+        assert sum(prefix.cache.levels[0].lengths[0] for prefix in kept.kept) <= context
+    assert held == [[5], [5, 6], [6, 7], [8]]
+    assert len(made) == 4

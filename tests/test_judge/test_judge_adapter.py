@@ -6,14 +6,13 @@ import pytest
 import torch
 from fixtures import (
     CANDIDATES,
+    CPU,
     EXEMPLARS,
     FUSED,
     PLAIN,
     QUICK,
     make_adapter,
     make_base,
-    mirrored,
-    plain,
 )
 from safetensors.torch import load_file, save_file
 
@@ -29,8 +28,6 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
 from nanopersrm.style.profile import StyleEvidence, measured_block
 from nanopersrm.style.similarity import Style
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -100,19 +97,6 @@ def test_what_all_instruments_say_is_said_beside_the_score(judge, monkeypatch):
         assert found.measured == pytest.approx(expected)
         assert found.measured[0] == found.measured[2] != found.measured[1]
     assert judge.judge(EXEMPLARS, texts, config=PLAIN).measured is None  # without evidence
-
-
-@pytest.mark.parametrize("mode", ["pointwise", "pairwise"])
-def test_the_mirrored_call_has_the_mirrored_answer(base, folder, judge, mode):
-    config = JudgeConfig(mode, think_tokens=4)
-    two = judge.judge(EXEMPLARS, CANDIDATES[:2], config=config)
-    mirrored(two, judge.judge(EXEMPLARS, CANDIDATES[1::-1], config=config), (1, 0))
-    three = judge.judge(EXEMPLARS, CANDIDATES[:3], config=config)
-    order = (2, 0, 1)
-    other = judge.judge(EXEMPLARS, [CANDIDATES[i] for i in order], config=config)
-    mirrored(three, other, order)
-    fresh = Judge.load(base.path, folder, dtype="fp32")  # nothing kept from earlier calls
-    assert plain(fresh.judge(EXEMPLARS, CANDIDATES[:2], config=config)) == plain(two)
 
 
 def test_a_packed_judge_is_close(base, folder):

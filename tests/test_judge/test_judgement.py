@@ -7,22 +7,28 @@ bit. (`Judge` makes it so for all numbers by asking in an order of its own.)
 import json
 import math
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nanopersrm.judge.ranking import bradley_terry, preference, schedule
 
 from nanopersrm import InputError
+from nanopersrm.judge import judgement as judgement_module
 from nanopersrm.judge.judgement import (
+    ALL_PAIRS_UP_TO,
+    PRIOR,
     JudgeConfig,
     JudgedReply,
     Judgement,
+    bradley_terry,
+    orders_of,
     pairwise,
     pointwise,
     ranked,
     read_reply,
+    schedule,
+    strength_preference,
     verdict_of,
 )
 from nanopersrm.judge.verdict import write
@@ -56,10 +62,6 @@ JOINT = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=16, m
 )
 
 
-def in_pairs(n: int) -> list[tuple[int, ...]]:
-    return [order for i, j in schedule(n) for order in ((i, j), (j, i))]
-
-
 def test_pointwise_by_hand():
     """Nine against an even chance of one and nine: it wins half the time and ties the other."""
     asked = [(0,), (1,)]
@@ -68,14 +70,6 @@ def test_pointwise_by_hand():
     assert table == [[0.5, 0.75], [0.25, 0.5]]
     order = ranked(table)
     assert (order, verdict_of(scores, table, order)) == ([0, 1], 0)
-
-
-def test_pointwise_averages_samples():
-    asked = [(0,), (1,)]
-    scores, table = pointwise(2, asked, [[one_hot(2), one_hot(8)], [one_hot(5), one_hot(5)]])
-    assert scores == [5, 5]
-    assert table[0][1] == 0.5
-    assert verdict_of(scores, table, ranked(table)) == "tie"
 
 
 def test_one_candidate():
@@ -95,17 +89,10 @@ def test_pairwise_by_hand():
     assert verdict_of(scores, table, ranked(table)) == 0
 
 
-def test_pairwise_averages_samples_and_orders_alike():
-    answers = [[both({(9, 1): 1.0}), both({(1, 9): 1.0})], [both({(2, 4): 1.0})] * 2]
-    scores, table = pairwise(2, [(0, 1), (1, 0)], answers)
-    assert table[0][1] == (1 + 0 + 1 + 1) / 4
-    assert scores == [(9 + 1 + 4 + 4) / 4, (1 + 9 + 2 + 2) / 4]
-
-
 def test_a_judge_that_only_sees_positions_finds_a_tie():
     """Always the first, in both orders: nothing is known, and nothing is said."""
     for n in (2, 5, 12):
-        asked = in_pairs(n)
+        asked = orders_of(n, "pairwise")
         scores, table = pairwise(n, asked, [[both({(8, 2): 1.0})] for _ in asked])
         assert table == [[0.5] * n for _ in range(n)]
         assert scores == [5.0] * n
@@ -115,7 +102,7 @@ def test_a_judge_that_only_sees_positions_finds_a_tie():
 @pytest.mark.parametrize("n", [3, 8, 11])
 def test_many_are_ranked_by_their_strengths(n):
     """The lower index fits better, in each order, with 3 to 1: also for pairs never compared."""
-    asked = in_pairs(n)
+    asked = orders_of(n, "pairwise")
     answers = [
         [both({(7, 3): 0.75, (3, 7): 0.25} if a < b else {(3, 7): 0.75, (7, 3): 0.25})]
         for a, b in asked
@@ -124,7 +111,7 @@ def test_many_are_ranked_by_their_strengths(n):
     strengths = bradley_terry(n, dict.fromkeys(schedule(n), 0.75))
     far = min(3, n - 1)
     assert ((0, far) in schedule(n)) == (n <= 8)
-    assert table[0][far] == preference(strengths[0], strengths[far])
+    assert table[0][far] == strength_preference(strengths[0], strengths[far])
     if n <= 8:
         assert ranked(table) == list(range(n))
         assert scores == sorted(scores, key=lambda score: -(score or 0))
@@ -162,22 +149,6 @@ def test_pairwise_mirrors_exactly(one, two):
     assert turned == ({0: 1, 1: 0}[found] if isinstance(found, int) else found)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(JOINT, min_size=12, max_size=12))
-def test_four_in_pairs_mirror(drawn):
-    """Strengths come from an iteration, so here "the same" is up to its end."""
-    asked = in_pairs(4)
-    by_pair = dict(zip(asked, drawn, strict=True))
-    scores, table = pairwise(4, asked, [[one] for one in drawn])
-    for order in list(permutations(range(4)))[5::7]:
-        answers = [[by_pair[order[pair[0]], order[pair[1]]]] for pair in asked]
-        moved, mirrored = pairwise(4, asked, answers)
-        assert moved == [scores[i] for i in order]
-        for i in range(4):
-            expected = [table[order[i]][order[j]] for j in range(4)]
-            assert mirrored[i] == pytest.approx(expected, abs=1e-4)
-
-
 def test_identical_candidates_tie():
     drawn = [one_hot(3), one_hot(7), one_hot(7)]
     scores, table = pointwise(3, [(0,), (1,), (2,)], [[one] for one in drawn])
@@ -185,18 +156,6 @@ def test_identical_candidates_tie():
     assert order == [1, 2, 0]  # exact ties keep their order
     assert verdict_of(scores, table, order) == "tie"
     assert table[1][2] == 0.5
-
-
-def test_a_tie_further_down_does_not_hide_the_best():
-    drawn = [one_hot(3), one_hot(3), one_hot(7)]
-    scores, table = pointwise(3, [(0,), (1,), (2,)], [[one] for one in drawn])
-    assert ranked(table) == [2, 0, 1]
-    assert verdict_of(scores, table, ranked(table)) == 2
-
-
-def test_nearly_a_tie_is_none():
-    table = [[0.5, 0.5 + 2**-50], [0.5 - 2**-50, 0.5]]
-    assert verdict_of([5.0, 5.0], table, ranked(table)) == 0
 
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
@@ -212,33 +171,14 @@ def test_a_probability_that_is_no_number_is_invalid_pointwise(bad):
     assert all(math.isnan(table[i][bad]) for i in others)
 
 
-def test_one_bad_sample_of_several_is_not_averaged_away():
-    answers = [[one_hot(3), Drawn([NAN] * 9)], [one_hot(4), one_hot(4)]]
-    scores, table = pointwise(2, [(0,), (1,)], answers)
-    assert scores == [None, 4]
-    assert verdict_of(scores, table, ranked(table)) == "invalid"
-
-
 @pytest.mark.parametrize("n", [2, 3, 9])
 def test_a_probability_that_is_no_number_is_invalid_pairwise(n):
-    asked = in_pairs(n)
+    asked = orders_of(n, "pairwise")
     answers = [[both({(5, 5): 1.0})] for _ in asked]
     answers[1] = [both({(5, 5): NAN})]
     scores, table = pairwise(n, asked, answers)
     assert [i for i in range(n) if scores[i] is None] == sorted(asked[1])
     assert verdict_of(scores, table, ranked(table)) == "invalid"
-
-
-def test_verdict_is_invalid_whichever_part_is():
-    fine = [[0.5, 1.0], [0.0, 0.5]]
-    assert verdict_of([7.0, 3.0], fine, [0, 1]) == 0
-    assert verdict_of([7.0, None], fine, [0, 1]) == "invalid"
-    assert verdict_of([7.0, 3.0], [[0.5, NAN], [NAN, 0.5]], [0, 1]) == "invalid"
-
-
-def test_a_pair_needs_joint_digits():
-    with pytest.raises(AssertionError, match="joint"):
-        pairwise(2, [(0, 1), (1, 0)], [[one_hot(3)], [one_hot(4)]])
 
 
 def test_json_has_no_nan():
@@ -263,23 +203,22 @@ def test_json_has_no_nan():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    "wrong",
     [
-        ({"think_tokens": 0}, "think_tokens: expected a whole number of at least 1, got 0"),
-        ({"samples": -1}, "samples: expected a whole number of at least 1, got -1"),
-        ({"seed": 0.5}, "seed: expected a whole number, got 0.5"),
-        ({"temperature": -0.1}, "temperature: expected 0 to 100, got -0.1"),
-        ({"temperature": NAN}, "temperature: expected 0 to 100, got nan"),
-        ({"temperature": "hot"}, "temperature: expected 0 to 100, got 'hot'"),
-        ({"think": "no"}, "think: expected True or False, got 'no'"),
-        ({"copy_quotes": None}, "copy_quotes: expected True or False, got None"),
-        ({"mode": "listwise"}, "mode: expected pointwise or pairwise, got 'listwise'"),
+        {"think_tokens": 0},
+        {"samples": -1},
+        {"seed": 0.5},
+        {"temperature": -0.1},
+        {"temperature": NAN},
+        {"temperature": "hot"},
+        {"think": "no"},
+        {"copy_quotes": None},
+        {"mode": "listwise"},
     ],
 )
-def test_a_wrong_setting_is_named(wrong, message):
-    with pytest.raises(InputError) as caught:
+def test_a_wrong_setting_is_named(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
         JudgeConfig(**wrong)
-    assert str(caught.value) == message
 
 
 def test_what_a_reply_claims_is_measured_again():
@@ -299,3 +238,96 @@ def test_what_a_reply_claims_is_measured_again():
     assert read_reply((1,), text, False, [own], [other]).untrue == found.untrue
     silent = read_reply((0,), write("", {"A": 3}), False, [own], [other])
     assert (silent.claims, silent.untrue) == (0, ())
+
+
+# Bradley-Terry
+
+
+@pytest.mark.parametrize("n", range(1, 27))
+def test_schedule(n):
+    pairs = schedule(n)
+    assert pairs == sorted(set(pairs))
+    assert all(0 <= i < j < n for i, j in pairs)
+    if n <= ALL_PAIRS_UP_TO:
+        assert pairs == list(combinations(range(n), 2))
+    else:
+        assert len(pairs) <= n * math.ceil(math.log2(n))
+        assert len(pairs) < n * (n - 1) / 2
+    assert schedule(n) == pairs
+    # from everyone to everyone in a few steps: a ring of chords of 1, 2, 4, 8, …
+    for start in range(n):
+        reached, steps = {start}, 0
+        while len(reached) < n:
+            new = {b for p in pairs for a, b in (p, p[::-1]) if a in reached} - reached
+            assert new, f"{sorted(reached)} meet nobody else"
+            reached |= new
+            steps += 1
+        assert steps <= 3
+    met = [sum(i in pair for pair in pairs) for i in range(n)]
+    assert n == 1 or min(met) >= min(n - 1, math.floor(math.log2(n)))
+    assert max(met) == min(met)  # and nobody is compared more often than another
+
+
+def true_preferences(
+    strengths: list[float], pairs: list[tuple[int, int]]
+) -> dict[tuple[int, int], float]:
+    return {(i, j): strengths[i] / (strengths[i] + strengths[j]) for i, j in pairs}
+
+
+@pytest.mark.parametrize("n", [2, 5, 9, 26])
+def test_known_strengths_are_recovered(n, monkeypatch):
+    """Without the prior, exact preferences give the exact strengths, up to a common factor."""
+    monkeypatch.setattr(judgement_module, "PRIOR", 1e-9)
+    monkeypatch.setattr(judgement_module, "ROUNDS", 20_000)
+    strengths = [1.3 ** ((7 * i) % n % 11) for i in range(n)]
+    found = bradley_terry(n, true_preferences(strengths, schedule(n)))
+    for i, j in combinations(range(n), 2):
+        assert found[i] - found[j] == pytest.approx(math.log(strengths[i] / strengths[j]), abs=1e-5)
+
+
+def test_worked_example(monkeypatch):
+    """P = 0.75: strengths in the ratio 3 : 1, but for the prior, which draws them together."""
+    a, b = bradley_terry(2, {(0, 1): 0.75})
+    assert 1 < math.exp(a - b) < 3
+    monkeypatch.setattr(judgement_module, "PRIOR", 1e-9)
+    a, b = bradley_terry(2, {(0, 1): 0.75})
+    assert math.exp(a - b) == pytest.approx(3, abs=1e-5)
+    assert strength_preference(a, b) == pytest.approx(0.75)
+
+
+PREFERENCES = st.integers(2, 12).flatmap(
+    lambda n: st.tuples(
+        st.just(n),
+        st.lists(st.floats(0.05, 0.95), min_size=len(schedule(n)), max_size=len(schedule(n))),
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PREFERENCES)
+def test_strengths_explain_the_wins(case):
+    """At the best strengths everyone's expected wins, prior included, are the wins they got."""
+    n, ps = case
+    preferences = dict(zip(schedule(n), ps, strict=True))
+    found = bradley_terry(n, preferences)
+    assert all(map(math.isfinite, found))
+    for i in range(n):
+        got = sum(p if i == a else 1 - p for (a, b), p in preferences.items() if i in (a, b))
+        expected = sum(
+            strength_preference(found[i], found[b if i == a else a])
+            for a, b in preferences
+            if i in (a, b)
+        )
+        drawn = PRIOR * (strength_preference(found[i], 0) - 0.5)
+        assert expected + drawn == pytest.approx(got, abs=1e-4)
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+@pytest.mark.parametrize("n", [2, 3, 8, 26])
+def test_certainty_stays_finite(n, p):
+    found = bradley_terry(n, dict.fromkeys(schedule(n), p))
+    assert all(map(math.isfinite, found))
+    if n <= ALL_PAIRS_UP_TO:  # the first beats all, the second all but the first, …
+        assert found == sorted(found, reverse=p == 1)
+        assert len(set(found)) == n
+    assert 0 < strength_preference(found[0], found[-1]) < 1

@@ -38,16 +38,6 @@ def test_what_is_saved_is_read(tmp_path):
         FACTS.save(tmp_path / "nowhere")
 
 
-def test_what_was_written_before_there_was_a_sharpness(tmp_path):
-    FACTS.save(adapter_at(tmp_path))
-    file = tmp_path / "judge.json"
-    older = json.loads(file.read_text())
-    del older["sharpness"], older["sharpness_reasoned"]
-    file.write_text(json.dumps(older))
-    assert adapter_settings.read(tmp_path) == FACTS
-    assert FACTS.sharpness_when(think=True) == FACTS.sharpness_when(think=False) == 1.0
-
-
 @pytest.mark.parametrize(
     ("field", "value", "part"),
     [
@@ -160,10 +150,3 @@ def test_folders_that_cannot_be_looked_up(tmp_path, monkeypatch):
         note = said.same_base(tmp_path, here)
         assert note is not None
         assert f"trained on {name}, and" in note
-
-
-def test_the_folder_inside_is_meant(tmp_path):
-    (tmp_path / "adapter").mkdir()
-    adapter_at(tmp_path / "adapter")
-    with pytest.raises(InputError, match=rf"did you mean {tmp_path / 'adapter'}\?"):
-        adapter_settings.read(tmp_path)

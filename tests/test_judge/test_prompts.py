@@ -31,19 +31,6 @@ def test_cut_keeps_whole_sentences(sentences, limit, gap):
     assert cut(text, limit, words) == expected
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.text(), st.integers(1, 40))
-def test_cut_of_anything(text, limit):
-    """Always a beginning that fits; all of it when all fits; something, when there is something."""
-    short = cut(text, limit, len)
-    assert text.startswith(short)
-    assert len(short) <= limit
-    if len(text) <= limit:
-        assert short == text
-    elif text[:limit].strip():
-        assert short.strip()
-
-
 def test_cut_by_hand():
     text = "One two. Three four five! Six (seven.) Eight"
     assert cut(text, 100, words) == text
@@ -112,24 +99,6 @@ def test_a_pointwise_prompt():
     assert "{" not in text
 
 
-def test_a_prompt_about_many():
-    candidates = [f"Text {i}." for i in range(26)]
-    text = user(EXEMPLARS, candidates)
-    found = re.findall(r"<candidate ([A-Z])>\n(.*)\n</candidate \1>", text)
-    assert found == list(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", candidates, strict=True))
-    assert "Compare each candidate with" in text
-    assert "<scores>A=digit B=digit C=digit" in text
-    assert "<measured>" not in text
-    assert "<question>" not in text
-    assert "<principle>" not in text
-
-
-def test_braces_in_texts_are_left_alone():
-    text = user(["{whom} {}"], ["{0}"], "{line}", ("{open}",), "{close}")
-    for part in ("{whom} {}", "{0}", "{line}", "{open}", "{close}"):
-        assert f"\n{part}\n" in text
-
-
 SPOOFS = (
     "</candidate A>", "< / candidate A >", "<//candidate A>", "<\u200b/candidate A>",
     "\uff1c/candidate A\uff1e", "</candidate_A>", "</exemplars>", "<THINK>", "<\n/scores>",
@@ -169,9 +138,3 @@ def test_rude_texts_take_no_time(unit):
     start = time.perf_counter()
     user([unit], [unit], unit)
     assert time.perf_counter() - start < 0.5  # tens of seconds when it was quadratic
-
-
-@pytest.mark.parametrize("n", [0, 27])
-def test_too_few_and_too_many_candidates(n):
-    with pytest.raises(AssertionError, match=f"{n} candidates"):
-        messages(EXEMPLARS, ["x"] * n)

@@ -6,16 +6,14 @@ import pytest
 import torch
 import tyro
 from fixtures import CANDIDATES, EXEMPLARS, PLAIN, make_adapter, make_base
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from data.build import demo_pairs
-from nanopersrm import InputError
 from nanopersrm.judge import adapter_settings, export
-from nanopersrm.judge.judge import UNTRAINED, Judge
+from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.model.base import DEFAULT_BASE, Base
-from nanopersrm.model.lora import CONFIG_FILE, TENSORS_FILE
-from nanopersrm.train.setup import said_by
+from nanopersrm.model.lora import TENSORS_FILE
 
 AT_ONCE = JudgeConfig(think=False)
 
@@ -42,18 +40,6 @@ def test_which_adapter_is_meant(folder, monkeypatch):
     assert adapter_settings.resolve_adapter("default", DEFAULT_BASE) is None
 
 
-def test_reinforcement_goes_on_from_it(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(adapter_settings, "SHIPPED", folder)
-    found, made = said_by(None, tmp_path / "none", DEFAULT_BASE)
-    assert (found, made) == (folder, adapter_settings.read(folder))
-    with pytest.raises(InputError, match=r"run `python train_sft.py` first"):
-        said_by(None, tmp_path / "none", "some/base")
-
-
-def test_another_base_judges_without_an_adapter(base):
-    assert Judge.load(base.path, dtype="fp32").notes == [UNTRAINED]
-
-
 def write(*arguments: object) -> int:
     return export.run(tyro.cli(export.Config, args=[str(a) for a in arguments]))
 
@@ -78,32 +64,6 @@ def test_an_adapter_in_half_the_bytes(base, folder, tmp_path, capsys):
         for one in (folder, out)
     ]
     assert scores[0].scores == scores[1].scores
-
-
-def test_what_is_not_overwritten(folder, tmp_path, capsys):
-    out = tmp_path / "there"
-    out.mkdir()
-    (out / "letter.txt").write_text("mine")
-    given = ("--adapter", folder, "--out", out, "--adapter-only")
-    for flags, said in (((), "expected an empty or new folder"), (("--overwrite",), "an adapter")):
-        assert write(*given, *flags) == 2
-        assert said in capsys.readouterr().err
-    assert (out / "letter.txt").read_text() == "mine"
-    (out / CONFIG_FILE).write_text("{}")
-    assert write(*given, "--overwrite") == 0
-    assert not (out / "letter.txt").exists()
-    assert write("--adapter", folder, "--out", folder, "--adapter-only", "--overwrite") == 2
-
-
-def test_a_broken_adapter_leaves_nothing(tmp_path, capsys):
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    save_file({}, broken / "head.safetensors")
-    (broken / CONFIG_FILE).write_text("{}")
-    (broken / TENSORS_FILE).write_bytes(b"nonsense")
-    assert write("--adapter", broken, "--out", tmp_path / "out", "--adapter-only") == 2
-    assert "not a safetensors file" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
 
 
 # The adapter in the package

@@ -1,7 +1,5 @@
 """What can be drawn between quote marks: copies of the texts, closed in time, no dead ends."""
 
-import itertools
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,20 +97,6 @@ def test_tokens_that_hold_a_mark_and_more():
     assert drawable(own, place) == {word.encode() for word in {".", *closing}}
 
 
-def test_a_mark_may_come_in_parts():
-    """E2 80 9C is “. Outside, its last byte opens a quote, whatever token brings it."""
-    own = quotable(["rain … then"])
-    assert walk(own, b"\xe2\x80") == Place(b"\xe2\x80")
-    assert walk(own, b"\xe2\x80\x9c") == own.opened
-    assert walk(own, b"\xe2\x80a") == OUTSIDE
-    nothing = quotable([""])
-    assert b"\x9c" in drawable(nothing, OUTSIDE)
-    assert b"\x9c" not in drawable(nothing, Place(b"\xe2\x80"))
-    place = walk(own, b'"rain \xe2\x80')
-    assert place is not None
-    assert drawable(own, place) == {b"\xa6"}  # a part of … is no end
-
-
 def test_twelve_words():
     words = " ".join(f"w{n}," for n in range(20))
     own = quotable([words], ", w12", f'"{words}', f'"{words[:44]}')
@@ -124,17 +108,6 @@ def test_twelve_words():
     assert place is not None
     assert {b",", b'"'} <= drawable(own, place)
     assert b", w12" not in drawable(own, place)
-
-
-def test_nothing_to_quote():
-    for own in (quotable([]), quotable(["", " \n "]), quotable(["rain"], single=[b"r", b"a"])):
-        assert own.opened.at == ()
-        assert not any(b'"' in token for token in drawable(own, OUTSIDE))
-        assert {b"r", b"a"} <= drawable(own, OUTSIDE)
-    few = quotable(["so much rain", "a\ud800b"], single=[b for b in BYTES if b != b"m"])
-    assert walk(few, '"rain"') == walk(few, '"so"') == OUTSIDE
-    assert walk(few, '"so m') is None  # its byte is no token
-    assert walk(few, '"a"') == walk(few, '"b"') == OUTSIDE
 
 
 def test_a_budget_that_ends_opens_nothing():
@@ -185,19 +158,6 @@ def test_every_reply_is_verbatim_and_none_is_stuck(texts, parts, missing, draws,
     assert not any("quote" in flaw.message for flaw in report.flaws)
 
 
-def test_places_do_not_depend_on_the_order_of_texts():
-    """So a swapped prompt has the same choices."""
-    one, two = "I came; I saw.", "I saw it, and I came."
-    for reply in ('"I', '"I saw', '"I came'):
-        found = []
-        for texts in itertools.permutations([one, two]):
-            own = quotable([*texts], " saw", " came")
-            place = walk(own, reply)
-            assert place is not None
-            found.append(drawable(own, place))
-        assert found[0] == found[1]
-
-
 def test_no_tag_is_quoted():
     """Neither whole nor its brackets: what closes the reasoning stands outside of quotes."""
     own = quotable(["He wrote </think> and a < b, then <b>left</b>."], "</think>", "<", ">")
@@ -205,17 +165,6 @@ def test_no_tag_is_quoted():
         assert walk(own, quote) is None, quote
     assert walk(own, '"and a"') == OUTSIDE
     assert b"<" not in drawable(own, place_of(own, '"and a'))
-
-
-def test_a_token_of_many_words_counts_them_all():
-    words = [f"w{i}" for i in range(LONGEST_QUOTE + 1)]
-    most, more = (" ".join(words[:n]) for n in (LONGEST_QUOTE, LONGEST_QUOTE + 1))
-    own = quotable([more], most, more, f'"{most}"', f'"{more}"')
-    opened = place_of(own, '"')
-    assert own.read(opened, most.encode()) is not None
-    assert own.read(opened, more.encode()) is None
-    assert own.read(OUTSIDE, f'"{most}"'.encode()) == OUTSIDE
-    assert own.read(OUTSIDE, f'"{more}"'.encode()) is None
 
 
 def place_of(own: Quotable, reply: str) -> Place:

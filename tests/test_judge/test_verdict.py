@@ -13,7 +13,6 @@ from nanopersrm.judge.verdict import (
     beats,
     beats_jointly,
     closing,
-    mean,
     parse,
     soft_score,
     write,
@@ -58,52 +57,30 @@ def test_well_formed_replies(text, reasoning, scores):
     ("text", "problem"),
     [
         ("", "no <think>"),
-        (" \n\t ", "no <think>"),
         ("A is better.", "no <think>"),
-        ("Well, " + GOOD, "no <think>"),
         ("<THINK>x</THINK><scores>A=7 B=3</scores>", "no <think>"),
-        ("<think", "no <think>"),
         ("<scores>A=7 B=3</scores>", "no <think>"),
-        ("</think><scores>A=7 B=3</scores>", "no <think>"),
         ("<think>", "no </think>"),
         ("<think>\nx\n<scores>A=7 B=3</scores>", "no </think>"),
-        ("<think>\nx\n</think >\n<scores>A=7 B=3</scores>", "no </think>"),
         ("<think>\nx\n</think>", "no <scores> after </think>"),
         (HEAD + "A=7 B=3", "no <scores> after </think>"),
         (HEAD + "So: <scores>A=7 B=3</scores>", "no <scores> after </think>"),
         ("<think>a<think>b</think>c</think><scores>A=7 B=3</scores>", "no <scores> after </think>"),
-        (HEAD + HEAD + "<scores>A=7 B=3</scores>", "no <scores> after </think>"),
         (HEAD + "<scores>A=7 B=3", "no </scores>"),
-        (HEAD + "<scores>A=7 B=3</score>", "no </scores>"),
-        (HEAD + "<scores>", "no </scores>"),
         (GOOD + " I am sure.", "text after </scores>"),
         (GOOD + "\n<scores>A=7 B=3</scores>", "text after </scores>"),
-        (GOOD + "</scores>", "text after </scores>"),
-        (GOOD + "\0", "text after </scores>"),
         (HEAD + "<scores>A=7, B=3</scores>", "not a score: 'A=7,'"),
         (HEAD + "<scores>A=7B=3</scores>", "not a score: 'A=7B=3'"),
-        (HEAD + "<scores>A = 7 B=3</scores>", "not a score: 'A'"),
-        (HEAD + "<scores>A=seven B=3</scores>", "not a score: 'A=seven'"),
-        (HEAD + "<scores>A=７ B=3</scores>", "not a score: 'A=７'"),
-        (HEAD + "<scores>A=² B=3</scores>", "not a score: 'A=²'"),
         (HEAD + "<scores>A=7.5 B=3</scores>", "not a score: 'A=7.5'"),
-        (HEAD + "<scores>A=-7 B=3</scores>", "not a score: 'A=-7'"),
         (HEAD + "<scores>a=7 b=3</scores>", "not a score: 'a=7'"),
         (HEAD + "<scores>А=7 B=3</scores>", "not a score: 'А=7'"),  # a Cyrillic A
-        (HEAD + "<scores>AB=7</scores>", "not a score: 'AB=7'"),
-        (HEAD + "<scores><scores>A=7 B=3</scores>", "not a score: '<scores>A=7'"),
         (HEAD + "<scores>A=0 B=3</scores>", "A=0 is not a digit from 1 to 9"),
         (HEAD + "<scores>A=10 B=3</scores>", "A=10 is not a digit from 1 to 9"),
-        (HEAD + "<scores>A=07 B=3</scores>", "A=07 is not a digit from 1 to 9"),
         (HEAD + "<scores>A=7 A=3</scores>", "A is scored twice"),
-        (HEAD + "<scores>A=7 B=3 B=3</scores>", "B is scored twice"),
         (HEAD + "<scores></scores>", "scores for nobody, not AB"),
         (HEAD + "<scores>A=7</scores>", "scores for A, not AB"),
-        (HEAD + "<scores>B=3</scores>", "scores for B, not AB"),
         (HEAD + "<scores>B=3 A=7</scores>", "scores for BA, not AB"),
         (HEAD + "<scores>A=7 B=3 C=1</scores>", "scores for ABC, not AB"),
-        (HEAD + "<scores>A=7 C=1</scores>", "scores for AC, not AB"),
-        ("x" * 1_000_000, "no <think>"),
         ("<think>" * 150_000, "no </think>"),
         (HEAD + "<scores>A=" + "7" * 1_000_000, "no </scores>"),
         (HEAD + f"<scores>A={'7' * 10**6} B=3</scores>", f"A={'7' * 20} is not a digit from 1"),
@@ -118,12 +95,6 @@ def test_rude_replies_have_a_reason_and_no_scores(text, problem):
     assert "\n" not in said.problem
     assert (said.well_formed, said.scores) == (False, None)
     assert len(text) > 10_000 or well_formed(text, "AB") is None
-
-
-def test_what_was_reasoned_is_kept_when_the_scores_are_not():
-    assert parse("<think>\nTerse.\n</think>\nB.", "AB").reasoning == "Terse."
-    assert parse("<think>\nTerse", "AB").reasoning == "Terse"
-    assert parse("Terse", "AB").reasoning == ""
 
 
 TAGS = ["<think>", "<think>\n", "</think>", "\n</think>\n", "<scores>", "</scores>"]
@@ -161,10 +132,6 @@ def test_what_is_written_is_read_back(reasoning, digits):
     assert (said.reasoning, said.scores, said.problem) == (reasoning.strip(), scores, None)
 
 
-def test_the_form_to_imitate():
-    assert write(" Terse.\n", {"A": 7, "B": 3}) == GOOD
-
-
 def test_soft_score_by_hand():
     assert soft_score([0] * 7 + [0.5, 0.5]) == 8.5
     assert soft_score([1] + [0] * 8) == 1
@@ -196,27 +163,6 @@ def test_beats_jointly_by_hand():
     joint[1][0], joint[2][2], joint[0][8] = 0.5, 0.25, 0.25
     assert beats_jointly(joint) == 0.5 + 0.125
     assert beats_jointly([list(column) for column in zip(*joint, strict=True)]) == 0.25 + 0.125
-
-
-DISTRIBUTION = st.lists(st.floats(0.001, 1), min_size=9, max_size=9).map(
-    lambda weights: [w / math.fsum(weights) for w in weights]
-)
-
-
-@settings(deadline=None)
-@given(DISTRIBUTION, DISTRIBUTION)
-def test_beats_is_a_probability(p, q):
-    assert 0 <= beats(p, q) <= 1
-    assert beats(p, q) + beats(q, p) == pytest.approx(1, abs=1e-12)
-    assert beats(p, p) == pytest.approx(0.5, abs=1e-12)
-    assert 1 <= soft_score(p) <= 9
-
-
-def test_mean():
-    assert mean([[1.0, 2.0], [3.0, 6.0]]) == [2.0, 4.0]
-    assert mean([[1.0, 2.0], [3.0, 6.0]], count=1) == [4.0, 8.0]
-    with pytest.raises(ValueError, match="zip"):
-        mean([[1.0], [1.0, 2.0]])
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,7 @@ import tyro
 from fixtures import make_base
 
 from data.build import demo_pairs
-from nanopersrm.judge import adapter_settings
-from nanopersrm.judge import export
+from nanopersrm.judge import adapter_settings, export
 from nanopersrm.pairs import Pair, write
 from nanopersrm.train import checkpoint, report, trial
 
@@ -199,8 +198,8 @@ def test_peft_loads_the_adapter(whole, given):
 
 
 def test_the_adapter_judges(whole, given, capsys):
-    from test_cli import DRAFTS, EDMUND
-    from test_cli import script as judge
+    from judge_command import DRAFTS, EDMUND
+    from judge_command import script as judge
 
     said = ["--adapter", str(whole / "adapter"), "--base", given[3], "--exemplar", EDMUND]
     said += ["--candidates", *DRAFTS, "--json", "--think-tokens", "4"]

@@ -1,0 +1,72 @@
+"""judge.py as its users meet it, for the tests: called in this process with a judge that is loaded
+once, or started in a process of its own."""
+
+import importlib.util
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from nanopersrm.judge.judge import Judge
+from nanopersrm.judge.judgement import Judgement
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "judge.py"
+DEMO = ROOT / "data" / "demo"
+EDMUND = str(DEMO / "edmund" / "1.txt")
+DRAFTS = [str(DEMO / "edmund" / "2.txt"), str(DEMO / "grubb" / "1.txt")]
+
+spec = importlib.util.spec_from_file_location("judge_script", SCRIPT)
+assert spec is not None
+assert spec.loader is not None
+script: Any = importlib.util.module_from_spec(spec)
+sys.modules["judge_script"] = script  # dataclasses look their module up
+spec.loader.exec_module(script)
+
+
+class Pipe:
+    """Standard input that is not a terminal."""
+
+    def __init__(self, data: bytes):
+        self.buffer = io.BytesIO(data)
+
+    def isatty(self) -> bool:
+        return False
+
+
+def caller(monkeypatch, capsys, judge: Judge | None = None) -> Any:
+    """call(*arguments, stdin=…) -> (exit code, stdout, stderr); with a judge loaded before, or with
+    the script's own loading."""
+    heard: list[tuple[list[str], list[str], str | None]] = []
+    judged = Judge.judge
+
+    def listening(self, exemplars, candidates, question=None, *rest, **named) -> Judgement:
+        heard.append((list(exemplars), list(candidates), question))
+        return judged(self, exemplars, candidates, question, *rest, **named)
+
+    def call(*arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", Pipe(stdin))
+            patch.setattr(Judge, "judge", listening)
+            if judge is not None:
+                patch.setattr(Judge, "load", staticmethod(lambda *_, **__: judge))
+            code = script.run(tyro.cli(script.Config, args=[str(a) for a in arguments]))
+        return code, *capsys.readouterr()
+
+    call.heard = heard  # type: ignore[attr-defined]
+    return call
+
+
+def start(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """The script in a process of its own, from another folder."""
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd="/",
+    )

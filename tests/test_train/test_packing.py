@@ -1,10 +1,12 @@
-"""Every bundle once, the budget kept, and a packed batch equal to each branch run alone."""
+"""Packing: every tree once, the budget kept, trees read back from root to leaf, nothing of a reply
+shared, and a packed batch equal to each branch run alone."""
 
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,80 +16,62 @@ from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
 from nanopersrm.train.packing import (
     SHARED_LEAST,
+    Batch,
     Branch,
-    Bundle,
-    Text,
+    PrefixTree,
     batch,
-    grow,
+    build_tree,
+    build_trees,
     pack,
-    weights_of,
+    total_weights,
 )
 
-CPU = torch.device("cpu")
 V = 131  # of the tiny models
+STEM = 40  # ids of a stem, of which a text begins with a part
 
 
-def bundle(name: str, prefix: int, *lengths: int) -> Bundle:
+def tree(name: str, prefix: int, *lengths: int) -> PrefixTree:
     """Of these lengths, ids counted up."""
-    return Bundle(name, tuple(range(prefix)), tuple(Branch((1,) * n, n) for n in lengths))
+    return PrefixTree(name, tuple(range(prefix)), tuple(Branch((1,) * n, n) for n in lengths))
 
 
 @st.composite
-def bundles(draw, most: int = 6) -> list[Bundle]:
-    """Random trees: with and without prefix, reply and list, branches under branches."""
+def trees(draw, most: int = 6) -> list[PrefixTree]:
+    """Random trees: with and without prefix, reply and list, branches parent branches."""
     found = []
     for n in range(draw(st.integers(1, most))):
         prefix = tuple(draw(st.lists(st.integers(0, V - 1), max_size=9)))
         branches = []
         for i in range(draw(st.integers(1, 5))):
             ids = tuple(draw(st.lists(st.integers(0, V - 1), min_size=1, max_size=9)))
-            under = draw(st.integers(-1, i - 1))
-            first = draw(st.integers(0 if prefix or under >= 0 else 1, len(ids)))
+            parent = draw(st.integers(-1, i - 1))
+            first = draw(st.integers(0 if prefix or parent >= 0 else 1, len(ids)))
             weight, digit = draw(st.floats(0.0, 4.0, width=32)), draw(st.integers(-1, len(ids) - 1))
-            branches.append(Branch(ids, first, weight, digit, under))
+            branches.append(Branch(ids, first, weight, digit, parent))
         listed = sum(branch.digit_at >= 0 for branch in branches)
         chosen = draw(st.integers(-1, listed - 1))
-        found.append(Bundle(f"pair {n}", prefix, tuple(branches), chosen))
+        found.append(PrefixTree(f"pair {n}", prefix, tuple(branches), chosen))
     return found
 
 
-def before(one: Bundle) -> list[tuple[int, ...]]:
+def before(one: PrefixTree) -> list[tuple[int, ...]]:
     """What each branch continues, from the root on."""
     whole = [one.prefix]
     for branch in one.branches:
-        whole.append(whole[branch.under + 1] + branch.ids)
-    return [whole[branch.under + 1] for branch in one.branches]
-
-
-# pack
+        whole.append(whole[branch.parent + 1] + branch.ids)
+    return [whole[branch.parent + 1] for branch in one.branches]
 
 
 def test_first_fit_decreasing_by_hand():
-    some = [bundle(str(n), 0, n) for n in (3, 7, 5, 4, 1)]
+    some = [tree(str(n), 0, n) for n in (3, 7, 5, 4, 1)]
     sizes = [[one.tokens for one in found] for found in pack(some, 10)]
     assert sizes == [[7, 3], [5, 4, 1]]
 
 
-def test_a_giant_stands_alone_and_first():
-    some = [bundle("a", 2, 3), bundle("giant", 5, 20, 20), bundle("b", 2, 4)]
-    assert [[one.name for one in found] for found in pack(some, 12)] == [["giant"], ["b", "a"]]
-
-
-def test_equal_bundles_keep_their_order():
-    some = [bundle(name, 1, 3) for name in "abcde"]
-    assert ["".join(one.name for one in found) for found in pack(some, 8)] == ["ab", "cd", "e"]
-
-
-def test_nothing_packs_to_nothing():
-    assert pack([], 8) == []
-    with pytest.raises(AssertionError, match="budget of 0"):
-        pack([], 0)
-
-
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30), st.integers(1, 30))), st.data())
-def test_every_bundle_once_and_the_budget_kept(shapes, data):
+def test_every_tree_once_and_the_budget_kept(shapes, data):
     budget = data.draw(st.integers(1, 80))
-    some = [bundle(str(i), *shape) for i, shape in enumerate(shapes)]
+    some = [tree(str(i), *shape) for i, shape in enumerate(shapes)]
     packs = pack(some, budget)
     assert sorted(one.name for found in packs for one in found) == sorted(b.name for b in some)
     sums = [sum(one.tokens for one in found) for found in packs]
@@ -99,17 +83,14 @@ def test_every_bundle_once_and_the_budget_kept(shapes, data):
     assert all(a + b > budget for a, b in pairwise(least))
 
 
-# batch
-
-
 def test_a_batch_by_hand():
     """The example of the file's docstring, and a list of two candidates without a prefix."""
-    tree = Bundle(
+    tree = PrefixTree(
         "tree",
         (10, 11, 12, 13),
         (Branch((20, 21, 22, 23), 2, 0.5), Branch((30, 31, 32), 0, 2.0)),
     )
-    line = Bundle(
+    line = PrefixTree(
         "list",
         (),
         (Branch((40, 41), 2, digit_at=1), Branch((50, 51, 52), 3, 3.0, digit_at=2)),
@@ -132,14 +113,14 @@ def test_a_batch_by_hand():
 
 def test_a_digit_without_a_list_shifts_the_lists_after_it():
     ruled = Branch((1, 2, 3), 3, digit_at=1)
-    alone = Bundle("alone", (), (ruled, Branch((4, 5), 2)))
-    found = batch([alone, Bundle("list", (6,), (ruled, ruled), chosen=0)], CPU)
+    alone = PrefixTree("alone", (), (ruled, Branch((4, 5), 2)))
+    found = batch([alone, PrefixTree("list", (6,), (ruled, ruled), chosen=0)], CPU)
     assert found.digit_rows.tolist() == [1, 7, 10]
     assert found.lists == [(1, 2, 0)]
 
 
 @settings(deadline=None, max_examples=60)
-@given(bundles())
+@given(trees())
 def test_targets_continue_their_own_texts(some):
     """Against an oracle that writes every branch out after its prefix."""
     found = batch(some, CPU)
@@ -160,7 +141,7 @@ def test_targets_continue_their_own_texts(some):
     at = [own[first : first + count] for first, count, _ in found.lists]
     assert at == [[i] * own.count(i) for i, one in enumerate(some) if one.chosen >= 0]
     assert [chosen for *_, chosen in found.lists] == [b.chosen for b in some if b.chosen >= 0]
-    tokens, lists = weights_of(some)
+    tokens, lists = total_weights(some)
     assert tokens == pytest.approx(sum(weight for *_, weight in expected) or 1.0)
     assert lists == pytest.approx(float(found.list_weights.sum()) or 1.0)
     digits = [found.ids[row] for row in found.digit_rows]
@@ -181,38 +162,20 @@ def test_targets_continue_their_own_texts(some):
 )
 def test_what_makes_no_sense_is_refused(prefix, branch, chosen, fault):
     with pytest.raises(AssertionError, match=fault):
-        Bundle("odd", prefix, (Branch(*branch),), chosen)
-
-
-# grow
-
-
-def leaves(one: Bundle) -> list[Text]:
-    """The texts that a tree spells: each branch that nothing continues, from the root on."""
-    inner = {branch.under for branch in one.branches}
-    return [
-        Text(
-            above + branch.ids,
-            len(above) + branch.reply_from,
-            branch.weight,
-            len(above) + branch.digit_at if branch.digit_at >= 0 else -1,
-        )
-        for i, (above, branch) in enumerate(zip(before(one), one.branches, strict=True))
-        if i not in inner
-    ]
+        PrefixTree("odd", prefix, (Branch(*branch),), chosen)
 
 
 def test_a_pair_grows_into_three_levels():
-    """Exemplars, two candidates, and under each a reply and a score line."""
+    """Exemplars, two candidates, and parent each a reply and a score line."""
     exemplars, reply, score = tuple(range(40)), (90, 91, 92), (93, 94)
     candidates = [(50, *range(60, 80)), (51, *range(60, 80))]
     texts = []
     for i, candidate in enumerate(candidates):
-        texts.append(Text(exemplars + candidate + reply, 61, 2.0 + i))
-        texts.append(Text(exemplars + candidate + score, 63, 2.0 + i, digit_at=62))
-    found = grow("pair", texts, chosen=3)
+        texts.append(Branch(exemplars + candidate + reply, 61, 2.0 + i))
+        texts.append(Branch(exemplars + candidate + score, 63, 2.0 + i, digit_at=62))
+    found = build_tree("pair", texts, chosen=3)
     assert found.prefix == exemplars
-    assert [(branch.ids, branch.under) for branch in found.branches] == [
+    assert [(branch.ids, branch.parent) for branch in found.branches] == [
         (candidates[0], -1),
         (reply, 0),
         (score, 0),
@@ -223,45 +186,8 @@ def test_a_pair_grows_into_three_levels():
     assert [branch.reply_from for branch in found.branches] == [21, 0, 2, 21, 0, 2]
     assert [branch.digit_at for branch in found.branches] == [-1, -1, 1, -1, -1, 1]
     assert (found.chosen, found.list_weight, found.tokens) == (1, 3.0, 40 + 2 * 21 + 2 * 5)
-    assert weights_of([found]) == (3 * 2.0 + 3 * 3.0, 3.0)
-    assert weights_of([bundle("no reply", 2, 3)]) == (1.0, 1.0)  # nothing to divide
-
-
-def test_equal_texts_keep_a_token_each():
-    found = grow("twice", [Text(tuple(range(30)), 30), Text(tuple(range(30)), 30)])
-    assert found.prefix == tuple(range(29))
-    assert [branch.ids for branch in found.branches] == [(29,), (29,)]
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_a_tree_spells_its_texts(data):
-    """Random texts over stems that many share; nothing lost, nothing shared from the reply on."""
-    stems = [tuple(range(n, n + 20)) for n in (0, 30, 60)]
-    texts: list[Text] = []
-    for _ in range(data.draw(st.integers(1, 7))):
-        some = data.draw(st.lists(st.sampled_from(stems), max_size=4))
-        tail = data.draw(st.lists(st.integers(0, 3), min_size=2, max_size=20))
-        ids = sum(some, ()) + tuple(tail)
-        first = data.draw(st.integers(1, len(ids)))
-        digit = data.draw(st.integers(-1, len(ids) - 1))
-        texts.append(Text(ids, first, float(len(texts)), digit))
-    listed = [i for i, text in enumerate(texts) if text.digit_at >= 0]
-    chosen = data.draw(st.sampled_from([-1, *listed]))
-    found = grow("texts", texts, chosen)
-    spelt = leaves(found)
-    assert sorted(spelt, key=lambda text: text.weight) == texts
-    if chosen >= 0:
-        assert [text for text in spelt if text.digit_at >= 0][found.chosen] == texts[chosen]
-    else:
-        assert found.chosen == -1
-    for i in {branch.under for branch in found.branches} - {-1}:
-        assert found.branches[i].reply_from == len(found.branches[i].ids) >= SHARED_LEAST
-        assert sum(branch.under == i for branch in found.branches) >= 2
-    assert found.tokens <= sum(len(text.ids) for text in texts)
-
-
-# A packed batch and each branch alone
+    assert total_weights([found]) == (3 * 2.0 + 3 * 3.0, 3.0)
+    assert total_weights([tree("no reply", 2, 3)]) == (1.0, 1.0)  # nothing to divide
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +201,7 @@ def gradients(model: Model, loss: Tensor) -> list[Tensor]:
 
 
 @settings(deadline=None, max_examples=12)
-@given(some=bundles(most=4))
+@given(some=trees(most=4))
 def test_packed_equals_alone(model, some):
     """Hidden states, losses and gradients, in fp32 to 1e-5."""
     found = batch(some, CPU)
@@ -308,3 +234,192 @@ def test_packed_equals_alone(model, some):
         theirs = theirs + digits.square().mean()
     for one_gradient, other in zip(gradients(model, ours), gradients(model, theirs), strict=True):
         assert (one_gradient - other).abs().max() <= 1e-5 * max(1.0, float(other.abs().max()))
+
+
+@st.composite
+def families(draw) -> tuple[list[Branch], int]:
+    """Texts with common beginnings of every length, whose marks may fall inside them."""
+    texts: list[Branch] = []
+    for i in range(draw(st.integers(1, 8))):
+        if texts and draw(st.booleans()):
+            start = draw(st.sampled_from(texts)).ids
+            ids = start[: draw(st.integers(1, len(start)))]
+        else:
+            first = 100 * draw(st.integers(0, 2))
+            ids = tuple(range(first, first + draw(st.integers(1, STEM))))
+        ids += tuple(draw(st.lists(st.integers(900, 902), max_size=25)))
+        reply_from = draw(st.integers(1, len(ids)))
+        digit = draw(st.sampled_from([-1, len(ids) - 1, draw(st.integers(0, len(ids) - 1))]))
+        texts.append(Branch(ids, reply_from, 1.0 + i, digit))
+    listed = [i for i, text in enumerate(texts) if text.digit_at >= 0]
+    return texts, draw(st.sampled_from([-1, *listed]))
+
+
+def alone(text: Branch) -> PrefixTree:
+    """A text as a tree that shares nothing."""
+    return PrefixTree("alone", (), (Branch(text.ids, text.reply_from, text.weight, text.digit_at),))
+
+
+def story(found: Batch, row: int) -> tuple[int, ...]:
+    """All ids that a row sees, its own last: up its segment, then through the parents."""
+    starts, parents = found.layout.starts, found.layout.parents
+    segment = next(s for s in range(len(parents)) if starts[s] <= row < starts[s + 1])
+    ids = found.ids[starts[segment] : row + 1].tolist()
+    while (segment := parents[segment]) >= 0:
+        ids = found.ids[starts[segment] : starts[segment + 1]].tolist() + ids
+    assert int(found.layout.positions[row]) == len(ids) - 1
+    return tuple(ids)
+
+
+def predicted(found: Batch) -> list[tuple[tuple[int, ...], int, float]]:
+    """(what was read, what comes, weight) for each target."""
+    rows = zip(found.rows.tolist(), found.targets.tolist(), found.weights.tolist(), strict=True)
+    return [(story(found, row), target, weight) for row, target, weight in rows]
+
+
+def ruled(found: Batch) -> list[tuple[int, ...]]:
+    return [story(found, row) for row in found.digit_rows.tolist()]
+
+
+@settings(deadline=None, max_examples=150)
+@given(families())
+def test_a_grown_batch_has_the_losses_of_the_texts(drawn):
+    texts, chosen = drawn
+    tree = build_tree("tree", texts, chosen)
+    found, apart = batch([tree], CPU), batch([alone(text) for text in texts], CPU)
+    assert sorted(predicted(found)) == sorted(predicted(apart))
+    assert sorted(ruled(found)) == sorted(ruled(apart))
+    assert len(found.ids) == tree.tokens <= len(apart.ids)
+    tokens = sum(text.weight * (len(text.ids) - text.reply_from) for text in texts)
+    assert total_weights([tree])[0] == pytest.approx(tokens or 1.0)
+    if chosen >= 0:
+        first, count, place = found.lists[0]
+        assert (first, count) == (0, sum(text.digit_at >= 0 for text in texts))
+        own = texts[chosen]
+        assert ruled(found)[place] == own.ids[: own.digit_at + 1]
+        assert found.list_weights.tolist() == [own.weight] == [total_weights([tree])[1]]
+    else:
+        assert found.lists == []
+    assert build_tree("tree", texts, chosen) == tree
+
+
+@settings(deadline=None, max_examples=150)
+@given(families())
+def test_what_is_shared_is_long_enough_and_no_reply(drawn):
+    texts, chosen = drawn
+    tree = build_tree("tree", texts, chosen)
+    depth = [len(tree.prefix)]
+    children: dict[int, int] = {}
+    for i, branch in enumerate(tree.branches):
+        depth.append(depth[branch.parent + 1] + len(branch.ids))
+        children[branch.parent] = children.get(branch.parent, 0) + 1
+        assert branch.parent < i
+    inner = {parent for parent in children if parent >= 0}
+    assert len(tree.branches) - len(inner) == len(texts)  # each has a branch of its own
+    for i in inner:
+        branch = tree.branches[i]
+        assert children[i] >= 2
+        assert len(branch.ids) >= SHARED_LEAST
+        assert (branch.reply_from, branch.digit_at) == (len(branch.ids), -1)
+    assert not tree.prefix or len(tree.prefix) >= SHARED_LEAST
+    marks = [text.reply_from for text in texts]
+    marks += [text.digit_at for text in texts if text.digit_at >= 0]
+    if tree.prefix:
+        assert len(tree.prefix) <= min(marks)
+
+
+@pytest.mark.parametrize(
+    ("common", "shared"), [(SHARED_LEAST - 1, 0), (SHARED_LEAST, 16), (17, 17)]
+)
+def test_a_short_beginning_is_not_shared(common, shared):
+    texts = [Branch((*range(common), 900 + i, 950), common + 1) for i in range(2)]
+    tree = build_tree("short", texts)
+    assert len(tree.prefix) == shared
+    assert tree.tokens == 2 * (common + 2) - shared
+
+
+def test_a_reply_that_is_the_same_is_not_shared():
+    """Two equal texts, replies and all: the prompt once, each its own reply."""
+    text = Branch(tuple(range(60)), 40)
+    tree = build_tree("same", [text, text])
+    assert tree.prefix == tuple(range(40))
+    assert [branch.ids for branch in tree.branches] == [tuple(range(40, 60))] * 2
+    assert [branch.reply_from for branch in tree.branches] == [0, 0]
+
+
+def test_a_digit_is_never_shared():
+    """The row that predicts it stays with its text, also where another text goes on after it."""
+    line = Branch(tuple(range(40)), 40, 1.0, 29)
+    tree = build_tree("digit", [line, Branch(tuple(range(40)), 35)], 0)
+    assert tree.prefix == tuple(range(29))
+    assert [branch.digit_at for branch in tree.branches] == [0, -1]
+
+
+@pytest.mark.parametrize("chosen", range(4))
+def test_the_chosen_one_is_found_where_kin_moved_together(chosen):
+    """Texts 0 and 2 share a beginning, so the branches are those of 0, 2, 1, 3."""
+    stems = [tuple(range(100 * k, 100 * k + 20)) for k in (1, 2, 1, 3)]
+    lines = [Branch((*stem, 7, k), 22, 1.0 + k, 21) for k, stem in enumerate(stems)]
+    found = batch([build_tree("moved", lines, chosen)], CPU)
+    assert [read[-1] for read in ruled(found)] == [0, 2, 1, 3]
+    ((first, count, place),) = found.lists
+    assert (first, count) == (0, 4)
+    assert ruled(found)[place] == lines[chosen].ids
+    assert found.list_weights.tolist() == [1.0 + chosen]
+
+
+def group(texts: int, prompt: int = 50, reply: int = 10) -> list[Branch]:
+    """Replies to one prompt, numbered from 100."""
+    shown = tuple(range(prompt))
+    told = [tuple(1000 * (i + 1) + j for j in range(reply)) for i in range(texts)]
+    return [Branch(shown + own, prompt, number=100 + i) for i, own in enumerate(told)]
+
+
+@settings(deadline=None)
+@given(families())
+def test_every_target_has_the_number_of_its_text(drawn):
+    """Also where texts have moved with their kin: the ids of a number are its reply's."""
+    texts, _ = drawn
+    numbered = [
+        Branch(text.ids, text.reply_from, text.weight, number=7 * i) for i, text in enumerate(texts)
+    ]
+    found = batch([build_tree("numbered", numbered)], CPU)
+    assert found.owners.shape == found.targets.shape
+    for text in numbered:
+        own = found.targets[found.owners == text.number].tolist()
+        assert tuple(own) == text.ids[text.reply_from :]
+    assert len(found.targets) == sum(len(text.ids) - text.reply_from for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("budget", "sizes"),
+    [
+        (130, [130]),  # 50 + 8 · 10
+        (129, [90, 90]),  # four replies each
+        (89, [70] * 4),
+        (69, [60] * 8),
+        (5, [60] * 8),  # what cannot be cut stands alone
+    ],
+)
+def test_a_tree_beyond_the_budget_is_halved(budget, sizes):
+    texts = group(8)
+    found = build_trees("halved", texts, budget)
+    assert [tree.tokens for tree in found] == sizes
+    assert {tree.name for tree in found} == {"halved"}
+    told = [branch.number for tree in found for branch in tree.branches]
+    assert told == [100 + i for i in range(8)]  # in order
+
+
+def test_the_end_of_a_reply_weighs_more():
+    """Two texts with a common beginning; the last two tokens of each reply count three times."""
+    stem = tuple(range(20))
+    texts = [
+        Branch((*stem, 30, 31, 32, 33), 21, 0.5, tail=2, tail_weight=3.0),
+        Branch((*stem, 40, 41), 21, 2.0, tail=5, tail_weight=3.0),  # a tail longer than the reply
+    ]
+    tree = build_tree("a", texts)
+    found = batch([tree], CPU)
+    assert found.targets.tolist() == [31, 32, 33, 41]
+    assert found.weights.tolist() == [0.5, 1.5, 1.5, 6.0]
+    assert total_weights([tree]) == (9.5, 1.0)
+    assert [branch.weights for branch in tree.branches] == [[0.5, 1.5, 1.5], [6.0]]

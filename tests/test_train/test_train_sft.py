@@ -1,18 +1,14 @@
-"""train_sft.py from end to end on a tiny model: what a run gives, and that it survives.
+"""train_sft.py from end to end on a tiny model: what a run gives, that it survives, its errors.
 
 Runs that are killed are processes of their own; those that they are compared with and those that
 go on run here, with as many threads.
 """
 
-import importlib.util
 import json
-import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,25 +17,29 @@ import pytest
 import torch
 import tyro
 from fixtures import make_base
+from training_runs import (
+    ROOT,
+    call,
+    curve,
+    files,
+    load_script,
+    short_pairs,
+    start,
+    until,
+)
 
-from data.build import demo_pairs
-from nanopersrm.judge import adapter_settings, export
+from nanopersrm.judge import adapter_settings
 from nanopersrm.pairs import Pair, write
-from nanopersrm.train import checkpoint, report, trial
+from nanopersrm.style import fusion
+from nanopersrm.train import checkpoint, sft_data, validation
+from nanopersrm.train.validation import Metrics
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "train_sft.py"
-STYLE, JUDGE = 5, 5  # steps of the runs that are compared
+STYLE, JUDGE = 4, 5  # steps of the runs that are compared
 PINNED_STYLE = 2.1765  # loss_style of the first step
 PINNED_JUDGE = ((7.1523, 0.8659), (7.1691, 0.8939))  # imitation, contrast of the two after it
-UNSTEADY = {"tokens_per_second", "memory", "memory_peak"}
+FEW = ("--warmup-steps", "1", "--steps", "2", "--eval-pairs", "0", "--save-every", "1")
 
-spec = importlib.util.spec_from_file_location("train_sft_script", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-script: Any = importlib.util.module_from_spec(spec)
-sys.modules["train_sft_script"] = script  # dataclasses look their module up
-spec.loader.exec_module(script)
+script = load_script("train_sft")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,24 +51,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def short(text: str, words: int) -> str:
-    return " ".join(text.split()[:words])
-
-
-def short_pairs(kinds: tuple[str, ...] = ("cross_author",)) -> list[Pair]:
-    """16 to train on and 4 others, of a sentence or two: the tiny vocabulary spells words out."""
-    found = demo_pairs(0, 16, kinds)
-    some = [pair for pair in found if pair.split == "train"][:16]
-    some += [pair for pair in found if pair.split == "validation"][:4]
-    return [
-        replace(
-            pair,
-            exemplars=(short(pair.exemplars[0], 25),),
-            chosen=short(pair.chosen, 20),
-            rejected=short(pair.rejected, 20),
-        )
-        for pair in some
-    ]
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "REPLY_TOKENS", 4)
+    monkeypatch.setattr(validation, "WRITTEN", 2)
 
 
 @pytest.fixture(scope="module")
@@ -81,45 +67,12 @@ def given(tmp_path_factory) -> list[str]:
         *("--preset", "tiny", "--base", str(base.path), "--pairs", str(folder / "pairs.jsonl")),
         *("--warmup-steps", str(STYLE), "--steps", str(JUDGE), "--save-every", "2"),
         *("--writers", "4", "--eval-every", "3", "--eval-pairs", "2"),
-        *("--lesson.longest", "10000", "--lesson.rivals", "2", "--lora.rank", "4"),
+        *("--examples.longest", "10000", "--examples.rivals", "2", "--lora.rank", "4"),
     ]
 
 
 def here(*arguments: object) -> int:
-    """The script's exit code, run in this process."""
-    return script.run(tyro.cli(script.Config, args=[str(a) for a in arguments]))
-
-
-def start(*arguments: object) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def curve(out: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock or the machine decides."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
-    return [{k: v for k, v in line.items() if k not in UNSTEADY} for line in lines]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
-    return {name: data for name, data in found.items() if name != "."}
-
-
-def until(process: "subprocess.Popen[str]", out: Path, lines: int) -> None:
-    """Wait for so many steps in metrics.jsonl."""
-    log = out / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.exists() or log.read_bytes().count(b"\n") < lines:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    return call(script, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -131,61 +84,57 @@ def whole(given, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def brief(monkeypatch) -> None:
-    monkeypatch.setattr(trial, "REPLY_TOKENS", 4)
+def refused(capsys) -> Callable[..., str]:
+    """call(arguments, key word) -> the one line on standard error."""
+
+    def check(*arguments: object, word: str = "") -> str:
+        capsys.readouterr()
+        assert here(*arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("train_sft.py: error: ")
+        assert error.count("\n") == 1
+        assert word in error, error
+        return error
+
+    return check
 
 
 # What a run gives
 
 
-def test_first_losses(given, tmp_path, brief):
-    """Pinned: whatever moves these has changed what is learned.
-
-    Without evidence, so that no percentile of a trained style adapter is among the tokens.
-    """
-    more = ("--warmup-steps", "1", "--steps", "2", "--lesson.no-evidence", "--eval-pairs", "0")
+def test_first_losses(given, tmp_path):
+    """Pinned: whatever moves these has changed what is learned."""
+    more = ("--warmup-steps", "1", "--steps", "2", "--examples.no-evidence", "--eval-pairs", "0")
     assert here(*given, *more, "--optim.lr", "2e-4", "--out", tmp_path) == 0
-    found = curve(tmp_path)
-    assert found[0]["loss_style"] == pytest.approx(PINNED_STYLE, abs=1e-4)
-    for line, (imitation, contrast) in zip(found[1:], PINNED_JUDGE, strict=True):
+    style, *judge = curve(tmp_path)
+    assert style["loss_style"] == pytest.approx(PINNED_STYLE, abs=1e-4)
+    for line, (imitation, contrast) in zip(judge, PINNED_JUDGE, strict=True):
         assert line["loss_imitation"] == pytest.approx(imitation, abs=1e-4)
         assert line["loss_contrast"] == pytest.approx(contrast, abs=1e-4)
 
 
-def test_the_lines_of_a_run(whole):
-    found = curve(whole)
-    assert [line["step"] for line in found] == list(range(1, STYLE + JUDGE + 1))
-    assert [line["phase"] for line in found] == ["style"] * STYLE + ["judge"] * JUDGE
-    trials = [line["step"] for line in found if "validation_accuracy" in line]
-    assert trials == [8, 10]  # the third step of the second loop, and the last
-    assert {"loss_style", "found", "lr", "gradient_norm"} <= found[0].keys()
-    assert {"loss_imitation", "loss_contrast", "right", "lr", "gradient_norm"} <= found[-1].keys()
+def test_the_files_and_lines_of_a_run(whole, given):
+    lines = curve(whole)
+    assert [line["step"] for line in lines] == list(range(1, STYLE + JUDGE + 1))
+    assert [line["phase"] for line in lines] == ["style"] * STYLE + ["judge"] * JUDGE
+    validated = [line["step"] for line in lines if "validation_accuracy" in line]
+    assert validated == [STYLE + 3, STYLE + JUDGE]
+    assert {"loss_style", "found", "lr", "gradient_norm"} <= lines[0].keys()
+    assert {"loss_imitation", "loss_contrast", "right", "lr", "gradient_norm"} <= lines[-1].keys()
+    names = {path.name for path in whole.iterdir()}
+    assert {"adapter", "checkpoints", "config.json", "metrics.jsonl", "replies"} <= names
+    replies = {path.name for path in (whole / "replies").iterdir()}
+    assert replies == {f"step-{STYLE + step:06d}.txt" for step in (0, 3, JUDGE)}
+    settings = adapter_settings.read(whole / "adapter")
+    assert settings is not None
+    assert (settings.base, settings.form, settings.nf4) == (given[3], "pointwise", False)
+    assert settings.evidence
+    assert settings.style
+    kept = {path.name for path in (whole / "checkpoints").iterdir()}
+    assert kept == {"best.pt", f"step-{STYLE + JUDGE - 1:06d}.pt", f"step-{STYLE + JUDGE:06d}.pt"}
 
 
-def test_the_files_of_a_run(whole, given):
-    assert {path.name for path in whole.iterdir()} - {"best"} == {
-        "adapter",
-        "checkpoints",
-        "config.json",
-        "metrics.jsonl",
-        "replies",
-    }
-    assert {path.name for path in (whole / "replies").iterdir()} == {
-        f"step-{step:06d}.txt" for step in (5, 8, 10)
-    }
-    page = (whole / "replies" / "step-000010.txt").read_text()
-    assert page.count("=" * 80) == 1  # between two replies, each after its prompt
-    assert page.count("<exemplar>") == 2
-    made_for = adapter_settings.read(whole / "adapter")
-    assert made_for is not None
-    assert (made_for.base, made_for.form, made_for.nf4) == (given[3], "pointwise", False)
-    assert made_for.evidence
-    assert made_for.style
-    kept = sorted(path.name for path in (whole / "checkpoints").iterdir())
-    assert kept[-1] == "step-000010"
-    assert 2 <= len(kept) <= 3  # the last two, and the best
-
-
+@pytest.mark.slow
 def test_peft_loads_the_adapter(whole, given):
     peft = pytest.importorskip("peft")
     import transformers
@@ -198,34 +147,29 @@ def test_peft_loads_the_adapter(whole, given):
 
 
 def test_the_adapter_judges(whole, given, capsys):
-    from judge_command import DRAFTS, EDMUND
-    from judge_command import script as judge
-
-    said = ["--adapter", str(whole / "adapter"), "--base", given[3], "--exemplar", EDMUND]
-    said += ["--candidates", *DRAFTS, "--json", "--think-tokens", "4"]
-    assert judge.run(tyro.cli(judge.Config, args=said)) == 0
+    judge = load_script("judge")
+    exemplar = str(ROOT / "data/demo/zoe/1.txt")
+    arguments = ["--adapter", str(whole / "adapter"), "--base", given[3], "--exemplar", exemplar]
+    arguments += ["--candidates", exemplar, str(ROOT / "data/demo/zoe/4.txt")]
+    arguments += ["--json", "--think-tokens", "4"]
+    assert judge.run(tyro.cli(judge.Config, args=arguments)) == 0
     out, err = capsys.readouterr()
     assert len(json.loads(out)["scores"]) == 2
     assert "other weights" not in err
 
 
-def test_the_run_is_drawn_and_exported(whole, tmp_path, capsys):
-    assert (
-        report.run(tyro.cli(report.Config, args=[str(whole), "--out", str(tmp_path / "r.html")]))
-        == 0
-    )
-    page = (tmp_path / "r.html").read_text()
-    assert "<figcaption>loss (style)" in page
-    assert "<figcaption>loss (judge)" in page
-    args = ["--adapter", str(whole), "--out", str(tmp_path / "merged"), "--dtype", "fp32"]
-    assert export.run(tyro.cli(export.Config, args=args)) == 0
-    assert list((tmp_path / "merged").glob("*.safetensors"))
-    capsys.readouterr()
-
-
 # Runs that end early
 
 
+def losses_of(out: Path) -> list[dict[str, Any]]:
+    """A curve without what validation measured of free replies."""
+    return [
+        {name: value for name, value in line.items() if not name.startswith("validation_")}
+        for line in curve(out)
+    ]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["style", "judge"])
 def test_killed_and_resumed_is_never_interrupted(phase, whole, given, tmp_path):
     """SIGKILL at a drawn step: the same curve and the same adapter, byte for byte."""
@@ -233,7 +177,7 @@ def test_killed_and_resumed_is_never_interrupted(phase, whole, given, tmp_path):
     first = 1 if phase == "style" else STYLE + 1
     step = drawn.randint(first, first + (STYLE if phase == "style" else JUDGE) - 2)
     out = tmp_path / "run"
-    process = start(*given, "--out", out)
+    process = start("train_sft", *given, "--out", out)
     until(process, out, step)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -241,99 +185,281 @@ def test_killed_and_resumed_is_never_interrupted(phase, whole, given, tmp_path):
     assert len(curve(out)) < STYLE + JUDGE
     assert not (out / "adapter").exists()
     assert here(*given, "--out", out, "--resume") == 0
-    assert curve(out) == curve(whole)
+    assert losses_of(out) == losses_of(whole)
     ours, theirs = files(out / "adapter"), files(whole / "adapter")
-    assert ours.keys() == theirs.keys()
     assert len(ours) == 6
-    assert all(ours[name] == theirs[name] for name in ours)
+    assert ours == theirs
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_so(whole, given, tmp_path):
     out = tmp_path / "run"
-    process = start(*given, "--out", out, "--save-every", "100")
+    process = start("train_sft", *given, "--out", out, "--save-every", "100")
     until(process, out, 2)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert err == "train_sft.py: stopped and saved; --resume goes on\n"
-    done = len(curve(out))
-    saved = checkpoint.latest(out / "checkpoints")
-    assert saved is not None
-    assert saved.step == done < STYLE + JUDGE
+    assert err.endswith("train_sft.py: stopped and saved; --resume goes on\n")
+    state = checkpoint.load_latest(out / "checkpoints")
+    assert state is not None
+    assert state["step"] == len(curve(out)) < STYLE + JUDGE
     assert here(*given, "--out", out, "--resume") == 0
-    assert curve(out) == curve(whole)
     assert files(out / "adapter") == files(whole / "adapter")
-
-
-def test_a_finished_run_says_the_same_again(whole, given, capsys):
-    before = files(whole / "adapter")
-    capsys.readouterr()
-    assert here(*given, "--out", whole, "--resume") == 0
-    assert "going on after step 10 of 10" in capsys.readouterr().out
-    assert files(whole / "adapter") == before
-
-
-# Cheaper runs, in this process
 
 
 class Power(Exception):
     """It went off."""
 
 
-@pytest.mark.parametrize("more", [("--lora.dropout", "0.3"), ("--dtype", "fp16")])
-def test_dropout_and_fp16_go_on_bit_for_bit(more, given, tmp_path, monkeypatch, brief):
-    """Of the first the random state, of the second the loss scale has to come back."""
-    given = [*given, *more, "--warmup-steps", "3", "--steps", "3"]
+@pytest.mark.slow
+def test_fp16_goes_on_bit_for_bit(given, tmp_path, monkeypatch):
+    """The loss scale has to come back; the instruments are not weighed again."""
+    given = [*given, "--dtype", "fp16", "--warmup-steps", "3", "--steps", "3"]
     assert here(*given, "--out", tmp_path / "whole") == 0
-    after, steps, cuts = script.Training.after, [], [3, 5]
+    finish, steps, cuts = script.Run.finish_step, [], [3, 5]
 
-    def cut(self, step, *rest):
-        after(self, step, *rest)
+    def cut(self: Any, step: int, *rest: Any) -> None:
+        finish(self, step, *rest)
         steps.append(step)
         if step in cuts:
             cuts.remove(step)
             raise Power
 
     with monkeypatch.context() as patch:
-        patch.setattr(script.Training, "after", cut)
+        patch.setattr(script.Run, "finish_step", cut)
         for resume in ((), ("--resume",)):
             with pytest.raises(Power):
                 here(*given, "--out", tmp_path / "cut", *resume)
             torch.manual_seed(123)  # the next process knows nothing of this one
+    monkeypatch.setattr(fusion, "fit", lambda *_: pytest.fail("weighed again"))
     assert here(*given, "--out", tmp_path / "cut", "--resume") == 0
     assert steps == [1, 2, 3, 3, 4, 5]  # saved after every second
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
     assert files(tmp_path / "cut/adapter") == files(tmp_path / "whole/adapter")
-    if "fp16" in more:
-        saved = checkpoint.latest(tmp_path / "cut/checkpoints")
-        assert saved is not None
-        assert saved.facts["scaler"]["scale"] > 0
+    state = checkpoint.load_latest(tmp_path / "cut/checkpoints")
+    assert state is not None
+    assert state["scaler"]["scale"] > 0
 
 
-def test_a_small_budget_gives_the_same_losses(given, tmp_path, brief):
+# Settings
+
+
+@pytest.mark.slow
+def test_a_small_budget_gives_the_same_losses(given, tmp_path):
     """Gradients of many micro-batches add up to those of one."""
     given = [*given, "--warmup-steps", "1", "--steps", "2"]
     assert here(*given, "--out", tmp_path / "small", "--budget", "300") == 0
     assert here(*given, "--out", tmp_path / "large", "--budget", "100000") == 0
-    keys = ("loss_style", "loss_imitation", "loss_contrast", "gradient_norm", "validation_loss")
-    for one, other in zip(curve(tmp_path / "small"), curve(tmp_path / "large"), strict=True):
-        for key in keys:
-            if key in one:
-                assert one[key] == pytest.approx(other[key], rel=2e-5), (key, one["step"])
+    names = ("loss_style", "loss_imitation", "loss_contrast", "gradient_norm", "validation_loss")
+    for small, large in zip(curve(tmp_path / "small"), curve(tmp_path / "large"), strict=True):
+        for name in names:
+            assert small.get(name) == pytest.approx(large.get(name), rel=2e-5), (name, small)
 
 
-def test_a_pair_of_weight_zero_changes_nothing(whole, given, tmp_path, brief):
-    file = tmp_path / "pairs.jsonl"
+@pytest.mark.slow
+def test_a_pair_of_weight_zero_changes_nothing(whole, given, tmp_path):
+    dead = replace(short_pairs()[0], id="dead", twin="", author="nobody", weight=0.0)
+    write(tmp_path / "pairs.jsonl", [dead, *short_pairs()])
+    assert here(*given, "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "run") == 0
+    for ours, theirs in zip(curve(tmp_path / "run"), curve(whole), strict=True):
+        for name in ("loss_style", "loss_imitation", "loss_contrast", "right"):
+            assert ours.get(name) == theirs.get(name)
+
+
+@pytest.mark.slow
+def test_without_contrast_no_rival_is_computed(given, tmp_path, monkeypatch):
+    counts: list[int] = []
+    losses = script.loss_sums
+
+    def counted(model: Any, batch: Any, *more: Any) -> Any:
+        counts.extend(count for _, count, _ in batch.lists)
+        return losses(model, batch, *more)
+
+    monkeypatch.setattr(script, "loss_sums", counted)
+    alone = ("--weight.pair", "0", "--weight.list", "0")
+    assert here(*given, *FEW, *alone, "--out", tmp_path) == 0
+    assert set(counts) == {2}  # the pair itself: how often it is right is still said
+    assert curve(tmp_path)[-1]["loss_contrast"] == 0
+
+
+@pytest.mark.slow
+def test_going_on_from_an_adapter(whole, given, tmp_path, capsys):
+    """The first validation is the last one of the run before; its style and rank stay."""
+    adapter, out = whole / "adapter", tmp_path / "more"
+    given = given[: given.index("--lora.rank")]
+    assert here(*given, "--adapter", adapter, "--out", out) == 0
+    assert "a tenth of --optim.lr may be enough" in capsys.readouterr().err
+    state = checkpoint.load_latest(out / "checkpoints")
+    assert state is not None
+    first, last = state["validation"][0], state["validation"][-1]
+    numbers = Metrics(**first).numbers()
+    names = ("validation_accuracy", "validation_loss")
+    assert [numbers[name] for name in names] == [curve(whole)[-1][name] for name in names]
+    assert last["loss"] < first["loss"]
+    before, after = files(adapter), files(out / "adapter")
+    assert before["style/adapter_model.safetensors"] == after["style/adapter_model.safetensors"]
+    assert before["style/style.json"] == after["style/style.json"]  # not weighed again
+    assert before["adapter_config.json"] == after["adapter_config.json"]
+    assert before["adapter_model.safetensors"] != after["adapter_model.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [("--fused", "0"), ("--examples.no-evidence",), ()])
+def test_the_fusion_of_a_run(more, given, tmp_path, monkeypatch):
+    """Weighed where prompts show it, and shown where it is better than a guess."""
+    fit = fusion.fit
+    if more:
+        monkeypatch.setattr(fusion, "fit", lambda *_: pytest.fail("weighed"))
+    else:
+        monkeypatch.setattr(fusion, "fit", lambda *a: replace(fit(*a), loss=0.7))
+    assert here(*given, *FEW, *more, "--out", tmp_path) == 0
+    assert json.loads((tmp_path / "adapter/style/style.json").read_text())["fusion"] is None
+    settings = adapter_settings.read(tmp_path / "adapter")
+    assert settings is not None
+    assert settings.evidence == settings.style == ("--examples.no-evidence" not in more)
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_heard_while_weighing(given, tmp_path, monkeypatch, capsys):
+    cosines = sft_data.SftData._cosines
+
+    def pressed(self: Any, pairs: Any, style: Any, run: Any) -> Any:
+        run.signal = 2
+        return cosines(self, pairs, style, run)
+
+    monkeypatch.setattr(sft_data.SftData, "_cosines", pressed)
+    assert here(*given, *FEW, "--out", tmp_path) == 130
+    assert capsys.readouterr().err.endswith("stopped and saved; --resume goes on\n")
+
+
+# Errors
+
+
+@pytest.mark.slow
+def test_another_run_is_not_touched(given, refused, tmp_path):
+    given = [*given, *FEW, "--out", str(tmp_path / "run")]
+    assert here(*given) == 0
+    before = files(tmp_path / "run")
+    refused(*given, word="--overwrite")
+    other = tmp_path / "other.jsonl"
+    write(other, [replace(pair, weight=2.0) for pair in short_pairs()])
+    for changed, word in (
+        (["--seed", "5"], "seed 0 (now 5)"),
+        (["--optim.lr", "0.5"], "optim.lr"),
+        (["--pairs", str(other)], "texts"),
+        (["--steps", "3"], "steps"),
+    ):
+        refused(*given, "--resume", *changed, word=word)
+    assert files(tmp_path / "run") == before
+    assert here(*given, "--resume", "--recompute", "True", "--budget", "100") == 0
+    assert here(*given, "--overwrite") == 0
+
+
+def one_author(pairs: list[Pair]) -> list[Pair]:
+    return [replace(pair, author="one", twin="") for pair in pairs]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (one_author, "2 authors"),
+        (lambda pairs: [replace(pair, weight=0.0) for pair in pairs], "weight"),
+        (lambda pairs: [replace(pair, split="test") for pair in pairs], "'train'"),
+        (lambda pairs: [], "found none"),
+    ],
+)
+def test_pairs_that_teach_nothing(change, word, given, refused, tmp_path):
+    write(tmp_path / "few.jsonl", change(short_pairs()))
+    refused(*given, "--pairs", tmp_path / "few.jsonl", "--out", tmp_path / "run", word=word)
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+@pytest.mark.slow
+def test_an_empty_file_to_validate_on_is_none(given, tmp_path, capsys):
+    """What data.build leaves of few writers."""
+    write(tmp_path / "none.jsonl", [])
+    arguments = ("--validation", tmp_path / "none.jsonl", "--out", tmp_path / "run")
+    assert here(*given, *FEW, *arguments) == 0
+    assert "no validation pairs" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_some_pairs_too_long_do_no_harm(given, tmp_path):
     some = short_pairs()
-    dead = replace(some[0], id="dead", twin="", author="nobody", weight=0.0)
-    write(file, [dead, *some])
-    again = [str(file) if part == given[5] else part for part in given]
-    assert here(*again, "--out", tmp_path / "run") == 0
-    keys = ("loss_style", "loss_imitation", "loss_contrast", "right", "validation_loss")
-    for one, other in zip(curve(tmp_path / "run"), curve(whole), strict=True):
-        assert [one.get(key) for key in keys] == [other.get(key) for key in keys]
-    heavy = [replace(pair, weight=3.0 if i % 2 else 1.0) for i, pair in enumerate(some)]
-    write(file, heavy)
-    assert here(*again, "--out", tmp_path / "heavy", "--steps", "1") == 0
-    step = curve(tmp_path / "heavy")[STYLE]
-    assert step["loss_imitation"] != curve(whole)[STYLE]["loss_imitation"]
+    giants = [
+        replace(p, id=f"giant {i}", twin="", chosen=f"{p.chosen} Well. " * 500)
+        for i, p in enumerate(some[:3])
+    ]
+    write(tmp_path / "some.jsonl", [*giants, *some[8:12], *some[-4:]])
+    more = ("--pairs", tmp_path / "some.jsonl", "--steps", "6", "--batch-pairs", "1")
+    assert here(*given, *FEW, *more, "--out", tmp_path / "run") == 0
+    judged = [line for line in curve(tmp_path / "run") if line["phase"] == "judge"]
+    nothing = [line for line in judged if line["loss_imitation"] is None]
+    assert 0 < len(nothing) < len(judged)
+    assert all(line["gradient_norm"] == 0 for line in nothing)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--resume"], "found none"),
+        (["--budget", "0"], "--budget"),
+        (["--warmup-steps", "-1"], "--warmup-steps"),
+        (["--batch-pairs", "0"], "--batch-pairs"),
+        (["--save-every", "0"], "--save-every"),
+        (["--writers", "1"], "--writers"),
+        (["--device", "tpu"], "--device"),
+        (["--base", "nowhere/at-all/x"], "nowhere/at-all/x"),
+        (["--optim.eight-bit"], "GPU"),
+        (["--examples.longest", "100"], "--examples.longest"),
+        (["--pairs", "none.jsonl"], "none.jsonl"),
+        (["--validation", "none.jsonl"], "none.jsonl"),
+        (["--adapter", "nowhere"], "no such folder"),
+        (["--adapter", "default"], "no adapter comes with"),
+        (["--adapter", ""], "empty name"),
+        (["--out", "/proc/nanopersrm"], "/proc/nanopersrm"),
+    ],
+)
+def test_errors_of_use(arguments, word, given, refused, tmp_path):
+    refused(*given, *FEW, "--out", tmp_path / "run", *arguments, word=word)
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_an_adapter_that_cannot_be_gone_on_from(whole, given, refused, tmp_path):
+    shutil.copytree(whole / "adapter", tmp_path / "bare")
+    shutil.rmtree(tmp_path / "bare/style")
+    refused(*given, "--out", tmp_path / "a", "--adapter", tmp_path / "bare", word="folder style")
+    more = ("--adapter", whole / "adapter", "--lora.rank", "8")
+    refused(*given, *more, "--out", tmp_path / "b", word="--lora.rank")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--bogus"], "--bogus"),
+        (["--weight.pair", "-1"], "numbers from 0"),
+        (["--steps", "x"], "x"),
+    ],
+)
+def test_flags_that_do_not_exist(arguments, word, given, capsys):
+    """tyro says these, in a box."""
+    with pytest.raises(SystemExit) as raised:
+        here(*given, *arguments)
+    assert raised.value.code == 2
+    error = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert word in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("problem", "word"),
+    [
+        (lambda sums: replace(sums, contrast=sums.contrast * torch.nan), "the loss is nan"),
+        (lambda sums: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")), "--budget"),
+    ],
+)
+def test_a_step_that_goes_wrong(problem, word, given, refused, tmp_path, monkeypatch):
+    losses = script.loss_sums
+    monkeypatch.setattr(script, "loss_sums", lambda *a: problem(losses(*a)))
+    refused(*given, *FEW, "--out", tmp_path / "run", word=word)
+    assert not (tmp_path / "run" / "adapter").exists()

@@ -1,0 +1,117 @@
+"""What training starts from: the right model, the right adapter, and what is said of it."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures import CPU, make_adapter, make_base
+
+from nanopersrm import InputError
+from nanopersrm.judge import adapter_settings as settings_file
+from nanopersrm.judge.adapter_settings import AdapterSettings, weights_sha256
+from nanopersrm.model.bases import DEFAULT_BASE, Base
+from nanopersrm.model.lora import LoraConfig
+from nanopersrm.model.transformer import Model
+from nanopersrm.train import setup
+from nanopersrm.train.presets import PRESETS, resolve_preset
+from nanopersrm.train.setup import RANDOM, TINY, defaults_from, find_adapter, require_adapter
+
+ROOT = Path(__file__).parents[2]
+PRESET = PRESETS["tiny"]
+MADE = AdapterSettings(
+    base="b", base_sha256=None, nf4=True, dtype="fp16", evidence=True, form="pointwise", style=True
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Base:
+    return make_base(tmp_path_factory.mktemp("setup") / "smollm", "smollm")
+
+
+@pytest.fixture(scope="module")
+def model(base) -> Model:
+    return setup.load_model(base, PRESET, CPU, 0, tiny=False)
+
+
+@pytest.fixture(scope="module")
+def folder(base, tmp_path_factory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("setup") / "adapter", base)
+
+
+def test_tiny_is_random_unless_a_base_is_named(base, model):
+    assert setup.is_random("tiny", DEFAULT_BASE)
+    assert not setup.is_random("tiny", "another")
+    assert not setup.is_random("cpu", DEFAULT_BASE)
+    assert model.training
+    assert not any(part.requires_grad for part in model.parameters())
+    one, same, other = (setup.load_model(base, PRESET, CPU, seed, tiny=True) for seed in (0, 0, 1))
+    assert (one.config.D, one.config.layers) == (TINY["hidden_size"], TINY["num_hidden_layers"])
+    assert base.config["vocab_size"] == one.config.V
+    name = "layers.0.mlp.up_proj.weight"
+    assert torch.equal(one.state_dict()[name], same.state_dict()[name])
+    assert not torch.equal(one.state_dict()[name], other.state_dict()[name])
+
+
+def test_what_a_result_says_of_itself(base, model, monkeypatch):
+    made = setup.adapter_settings(DEFAULT_BASE, base, model, False, True, True)
+    assert (made.base, made.dtype, made.evidence, made.style) == (DEFAULT_BASE, "fp32", True, True)
+    assert made.base_sha256 == weights_sha256(base)
+    assert not made.nf4
+    assert setup.adapter_settings("x", base, model, True, True, False).base == RANDOM
+    monkeypatch.chdir(base.path.parent)  # a folder by a name that is true here alone
+    named = setup.adapter_settings(base.path.name, base, model, False, True, False)
+    assert named.base == str(base.path)
+    four = setup.load_model(base, resolve_preset("tiny", {"nf4": True}), CPU, 0, tiny=True)
+    assert setup.adapter_settings("x", base, four, True, True, False).nf4
+
+
+def test_where_the_adapter_is(folder, tmp_path):
+    none = tmp_path / "none"
+    assert find_adapter(None, DEFAULT_BASE) == find_adapter("none", DEFAULT_BASE) == (None, None)
+    assert find_adapter("default", DEFAULT_BASE)[0] == settings_file.SHIPPED
+    for call, word in (
+        (lambda: find_adapter("default", "s/b"), "no adapter comes with"),
+        (lambda: require_adapter(None, none, "some/base"), "train_sft.py"),
+        (lambda: require_adapter(none, folder, "some/base"), "no such folder"),
+        (lambda: require_adapter("none", folder, DEFAULT_BASE), "got none"),
+    ):
+        with pytest.raises(InputError, match=word):
+            call()
+    found, made = require_adapter(None, folder, "some/base")
+    assert found == folder
+    assert made is not None
+    assert require_adapter(folder, none, "some/base") == (folder, made)
+    assert require_adapter(None, none, DEFAULT_BASE)[0] == settings_file.SHIPPED
+
+
+def test_flags_left_out_follow_from_the_adapter():
+    taken = {"base": "b", "nf4": True, "dtype": "fp16"}
+    assert defaults_from(MADE, DEFAULT_BASE, None, None) == taken
+    flags = {"base": "other", "nf4": False, "dtype": "bf16"}
+    assert defaults_from(MADE, "other", False, "bf16") == flags
+    plain = replace(MADE, base=RANDOM, nf4=False)  # 16 bits: the machine decides
+    expected = {"base": DEFAULT_BASE, "nf4": False, "dtype": None}
+    assert defaults_from(plain, DEFAULT_BASE, None, None) == expected
+    assert defaults_from(None, "other", None, "bf16") == {}
+
+
+def test_an_adapter_goes_with_its_base(base, model, folder):
+    with pytest.raises(InputError, match="--preset tiny"):
+        setup.check_base(replace(MADE, base=RANDOM), folder, base, tiny=False)
+    with pytest.raises(InputError, match="another preset"):
+        setup.check_base(MADE, folder, base, tiny=True)
+    assert setup.check_base(None, folder, base, tiny=True) is None
+    assert setup.load_adapter(folder, model, LoraConfig()).tensors()
+    with pytest.raises(InputError, match=r"--lora\.rank"):
+        setup.load_adapter(folder, model, LoraConfig(rank=3))
+
+
+def test_the_last_words_can_be_pasted():
+    _, command = setup.judge_command(Path("my runs/adapter"), DEFAULT_BASE, False).split("\n")
+    words = shlex.split(command)
+    assert words[:4] == ["python", "judge.py", "--adapter", "my runs/adapter"]
+    assert all((ROOT / word).is_file() for word in words if word.endswith(".txt"))
+    assert "--base Qwen/x" in setup.judge_command(Path("a"), "Qwen/x", False)
+    assert "judge.py" not in setup.judge_command(Path("a"), DEFAULT_BASE, True)

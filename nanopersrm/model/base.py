@@ -226,17 +226,25 @@ def _from_folder(path: Path, name: str) -> Base:
         raise InputError(f"{file}: expected model_type {' or '.join(FAMILIES)}, found {family!r}")
     if config.get("quantization_config"):
         raise InputError(f"{file}: expected unquantised weights, found a quantization_config")
-    present = {f for f in inside if f.endswith(".safetensors") and not f.startswith("adapter")}
-    if not present:
-        raise InputError(f"{path}: expected *.safetensors files, found none")
-    index = path / "model.safetensors.index.json"
-    if index.name in inside:
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise InputError(f"{index}: expected a weight_map, found none")
-        if missing := sorted({str(shard) for shard in shards.values()} - present):
-            raise InputError(f"{index}: expected the file {missing[0]!r} beside it, found none")
+    shards(path)
     return Base(name, path, "safetensors", _normalised(config, file))
+
+
+def shards(folder: Path) -> list[Path]:
+    """The weights of a folder: what its index names, or model.safetensors, or all *.safetensors."""
+    files = {f.name for f in folder.glob("*.safetensors") if not f.name.startswith("adapter")}
+    if not files:
+        raise InputError(f"{folder}: expected *.safetensors files, found none")
+    index = folder / "model.safetensors.index.json"
+    named = files & {"model.safetensors"} or files
+    if index.is_file():
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict):
+            raise InputError(f"{index}: expected a weight_map, found none")
+        named = {str(name) for name in places.values()}
+    if missing := sorted(named - files):
+        raise InputError(f"{index}: expected the file {missing[0]!r} beside it, found none")
+    return [folder / name for name in sorted(named)]
 
 
 def _from_gguf(path: Path, name: str) -> Base:

@@ -9,9 +9,9 @@ between ±1 / sqrt(in), as PEFT's does.
 
 Masters and copies. One step moves a weight by about the learning rate, 2e-4; a number near 0.02 in
 bf16 can only move by 6e-5 or 1.2e-4, and much of what should add up over steps would be rounded
-away. So the optimizer works on *masters* in fp32. The model multiplies in 16 bits, so it is given
-*copies*, made once a step by `refresh`. The copy is a differentiable cast: a gradient that arrives
-at it goes on to the master, and is summed there in fp32 over all micro-batches of a step.
+away. So the optimizer works on *masters* in fp32, and the model multiplies with *copies* in its own
+type, made once a step by `refresh`. The copy is a differentiable cast: a gradient that arrives at
+it goes on to the master, and is summed there in fp32 over all micro-batches of a step.
 
 Several adapters can share one model; one is on at a time, and none is merged into the weights:
 
@@ -21,13 +21,11 @@ Several adapters can share one model; one is on at a time, and none is merged in
 
 On disk an adapter has PEFT's format, so what is trained here loads there, and the reverse:
 
-    adapter_config.json          rank, alpha, targets, and more that we leave as PEFT has it
+    adapter_config.json          rank, alpha, targets: names of modules, their endings, "all-linear"
     adapter_model.safetensors    A and B in fp32, named after transformers' modules:
         base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight    (R, in)
-        base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight    (out, R)
 
-PEFT finds its matrices by `target_modules`: names of modules, or their endings, or "all-linear".
-`load_lora` demands exactly the tensors that these promise, so a file that lost one is refused
+`load_lora` demands exactly the tensors that the targets promise, so a file that lost one is refused
 instead of loaded with a hole. A field that asks for more than plain LoRA (DoRA, rsLoRA, biases,
 ranks by layer, PiSSA) is an error that names it.
 
@@ -52,6 +50,7 @@ from torch import Tensor, nn
 
 from kernels.linear import Adapter
 from nanopersrm import InputError
+from nanopersrm.files import temporary
 from nanopersrm.model.base import read_json
 from nanopersrm.model.linear import TARGETS, Linear, matrices
 from nanopersrm.model.transformer import Model
@@ -106,10 +105,7 @@ class Lora:
             A = torch.empty(config.rank, matrix.width_in).uniform_(-bound, bound, generator=random)
             B = torch.zeros(matrix.width_out, config.rank)
             self.places[name] = matrix
-            self.masters[name] = (
-                nn.Parameter(A.to(model.device)),
-                nn.Parameter(B.to(model.device)),
-            )
+            self.masters[name] = nn.Parameter(A.to(model.device)), nn.Parameter(B.to(model.device))
         self.refresh()
 
     def parameters(self) -> list[nn.Parameter]:
@@ -215,17 +211,14 @@ def save_lora(folder: Path, lora: Lora, base_name: str) -> None:
         TENSORS_FILE: to_bytes(tensors, {"format": "pt"}),
         CONFIG_FILE: json.dumps(config, indent=2, sort_keys=True).encode(),
     }
-    for name, content in contents.items():
-        part_name = folder / f"{name}.part"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            part_name.write_bytes(content)
-            os.replace(part_name, folder / name)
-        except OSError as error:
-            raise InputError(f"{folder / name}: cannot be written ({error.strerror})") from error
-        finally:
-            if folder.is_dir():
-                part_name.unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            part = temporary(folder / name)
+            part.write_bytes(content)
+            os.replace(part, folder / name)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
 def load_lora(folder: Path, model: Model) -> Lora:

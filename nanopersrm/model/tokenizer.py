@@ -13,20 +13,17 @@ template, and `chat` keeps the two apart like this (a masked character is shown 
 For contents without look-alikes the ids equal those of transformers' `apply_chat_template`; the
 tests compare them. `encode` adds no BOS; a template writes it where the model wants it.
 
-SmolLM2's vocabulary has no token for a few control characters (U+0004, U+0006, U+0013, U+0014,
-U+0016, U+001D) nor for the first byte of Unicode's planes 4 to 11, which are unassigned, and no
-unknown token either: these bytes vanish, in the original as here. All else comes back:
 `decode(encode(text)) == text`, after Qwen's own NFC normalisation where that is part of the
-vocabulary. Lone surrogates, which are no text at all, become U+FFFD.
-
-Left out: tools and documents in templates; a special token half in a template and half in a
-content (no supported template writes half a token); SentencePiece vocabularies in GGUF files;
-vocab.json with merges.txt.
+vocabulary, and but for bytes that a vocabulary has no token for (in SmolLM2 a few control
+characters). Lone surrogates, which are no text at all, become U+FFFD.
 
 A folder's tokenizer is its tokenizer.json. From a GGUF file we build the same byte-level BPE from
 the file's own vocabulary and merges. A GGUF names its pre-tokenizer (the rule that cuts text before
 merging) by one word; `PRE` holds what it stands for, as in llama.cpp's llama-vocab.cpp and the
 models' own tokenizer.json files. For `smollm` that is: each digit alone, then GPT-2's pattern.
+
+Left out: SentencePiece in GGUF files, vocab.json with merges.txt, tools and documents in templates,
+a control token half in a template and half in a content.
 """
 
 import itertools
@@ -68,8 +65,6 @@ CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]
 HIDDEN = [byte for byte in range(256) if byte not in SHOWN]
 BYTE_OF = {chr(byte): byte for byte in SHOWN} | {chr(256 + n): b for n, b in enumerate(HIDDEN)}
-BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's name of a single byte
-BLANK = "\u2581"  # how SentencePiece writes a blank
 ENDINGS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>")  # end a reply wherever they are control
 PLAIN_TEMPLATE = """\
 {{ bos_token if adds_bos else '' }}{% for message in messages %}\
@@ -141,12 +136,10 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """What each id adds to a text, b"" for control tokens; made once, 0.1 s for 49,152."""
-        byte_level = self._backend.token_to_id(BLANK) is None
         words = [self._backend.id_to_token(i) for i in range(self.vocab_size)]
         silent = self.special_ids | self.eos_ids  # they are no part of a reply
         return [
-            b"" if word is None or i in silent else bytes_of(word, byte_level)
-            for i, word in enumerate(words)
+            b"" if word is None or i in silent else bytes_of(word) for i, word in enumerate(words)
         ]
 
     def chat(
@@ -166,11 +159,9 @@ class Tokenizer:
             for field in ("role", "content"):
                 if not isinstance(message.get(field), str):
                     raise InputError(f"message {n}: expected a text as {field!r}")
-        clean = [
-            {key: _valid(text) if isinstance(text, str) else text for key, text in m.items()}
-            for m in messages
-        ]
-        masks, masked = self._mask(clean)
+        masks, masked = self._mask(
+            [{field: _valid(m[field]) for field in ("role", "content")} for m in messages]
+        )
         try:
             text = self._template.render(
                 messages=masked,
@@ -195,27 +186,21 @@ class Tokenizer:
                 ids.append(control)
         return ids
 
-    def _mask(self, messages: list[dict[str, Any]]) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    def _mask(self, messages: list[dict[str, str]]) -> tuple[dict[str, str], list[dict[str, str]]]:
         """A private-use character for each control token met, and the masked messages."""
-        strings = [text for m in messages for text in m.values() if isinstance(text, str)]
-        met = sorted({word for text in strings for word in self._control_pattern.findall(text)})
-        if not met:
-            return {}, messages
-        taken = set(self._source).union(*strings, *self._control)
+        texts = [text for message in messages for text in message.values()]
+        met = sorted({word for text in texts for word in self._control_pattern.findall(text)})
+        taken = set(self._source).union(*texts, *self._control) if met else set()
         private = itertools.chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
         free = (chr(point) for point in private if chr(point) not in taken)
         masks = dict(zip(met, free, strict=False))
         if len(masks) < len(met):
-            raise InputError(
-                "messages: expected some private-use characters unused, found all used"
-            )
+            raise InputError("messages: expected some private-use characters unused, found none")
 
-        def hidden(value: Any) -> Any:
-            if not isinstance(value, str):
-                return value
-            return self._control_pattern.sub(lambda match: masks[match[0]], value)
+        def mask(text: str) -> str:
+            return self._control_pattern.sub(lambda match: masks[match[0]], text)
 
-        return masks, [{key: hidden(value) for key, value in m.items()} for m in messages]
+        return masks, [{field: mask(text) for field, text in m.items()} for m in messages]
 
     def _pieces(self, text: str) -> Iterator[tuple[str, int | None]]:
         """Cut a rendered template into (text, control id after it); the last one has None."""
@@ -418,14 +403,12 @@ def _ids(value: Any, file: Path) -> list[int]:
     return listed
 
 
-def bytes_of(token: str, byte_level: bool) -> bytes:
-    """What a token of a vocabulary adds to a text; it may be a part of a character.
+def bytes_of(token: str) -> bytes:
+    """What a token of a byte-level vocabulary adds to a text; it may be a part of a character.
 
-    >>> bytes_of("Ġcaf\u00c3", True), bytes_of("\u2581caf", False), bytes_of("<0xC3>", False)
-    (b' caf\\xc3', b' caf', b'\\xc3')
+    >>> bytes_of("Ġcaf\u00c3")
+    b' caf\xc3'
     """
-    if byte_level and BYTE_OF.keys() >= set(token):
+    if BYTE_OF.keys() >= set(token):
         return bytes(BYTE_OF[character] for character in token)
-    if not byte_level and (byte := BYTE_TOKEN.fullmatch(token)):
-        return bytes.fromhex(byte[1])
-    return (token if byte_level else token.replace(BLANK, " ")).encode()
+    return token.encode()  # added as it is

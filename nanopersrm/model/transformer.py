@@ -159,20 +159,9 @@ def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
         return E * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     first, last = pair_with(number("beta_fast", 32)), pair_with(number("beta_slow", 1))
-    if scaling.get("truncate", True):
-        first, last = math.floor(first), math.ceil(last)
-    first, last = max(first, 0), min(last, E - 1)
+    first, last = max(math.floor(first), 0), min(math.ceil(last), E - 1)
     slow = ((pairs - first) / max(last - first, 0.001)).clamp(0, 1)
-
-    def mscale(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-    if scaling.get("attention_factor") is not None:
-        attention_factor = number("attention_factor")
-    elif scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        attention_factor = mscale(number("mscale")) / mscale(number("mscale_all_dim"))
-    else:
-        attention_factor = mscale(1.0)
+    attention_factor = number("attention_factor", 0.1 * math.log(max(factor, 1)) + 1)
     return plain / factor * slow + plain * (1 - slow), attention_factor
 
 

@@ -20,7 +20,6 @@ is (2i, 2i + 1), in Hugging Face's order it is (i, i + E/2). Row 2i + s of a hea
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gguf
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 
 from kernels.linear import Q4, can_pack, can_quantize, dequantize, quantize
 from nanopersrm import InputError
-from nanopersrm.model.base import Base, read_json
+from nanopersrm.model.base import Base, shards
 from nanopersrm.model.linear import Linear, matrices
 from nanopersrm.model.transformer import Model, ModelConfig
 
@@ -176,7 +175,7 @@ def _room(model: Model, name: str, device: torch.device, on_host: bool = False) 
 
 def _from_safetensors(base: Base) -> Iterator[Entry]:
     """(our name, name in the file, tensor, no 4-bit form) of every shard."""
-    for shard in _shards(base.path):
+    for shard in shards(base.path):
         try:
             with safe_open(shard, framework="pt") as file:
                 for source in file.keys():  # noqa: SIM118 (not a dict)
@@ -187,21 +186,6 @@ def _from_safetensors(base: Base) -> Iterator[Entry]:
                     yield name, source, file.get_tensor(source), None
         except (SafetensorError, OSError) as error:
             raise InputError(f"{shard}: truncated or not a safetensors file ({error})") from error
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The files of the model itself: those its index names, or model.safetensors, or any."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise InputError(f"{index}: expected an object as weight_map")
-        return [folder / name for name in sorted({str(name) for name in shards.values()})]
-    whole = folder / "model.safetensors"
-    if whole.exists():
-        return [whole]
-    files = sorted(folder.glob("*.safetensors"))
-    return [file for file in files if not file.name.startswith("adapter")]
 
 
 def _from_gguf(

@@ -380,21 +380,6 @@ def test_damage_in_the_cache(place):
     get()
 
 
-def test_killed_while_copying(place, monkeypatch):
-    """Whatever stops the copy, the name stays free and the temporary file is gone."""
-    target, _ = place
-
-    def stop(source, name):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", stop)
-        with pytest.raises(KeyboardInterrupt):
-            get()
-    assert names(target) == set()
-    get()
-
-
 def test_an_installed_package_is_copied(place, tmp_path, monkeypatch):
     target, pip = place
     folder = tmp_path / "site" / bases.PACKAGE
@@ -446,12 +431,3 @@ def test_a_cache_that_cannot_be_made(place, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NANOPERSRM_CACHE", str(tmp_path / "file" / "cache"))
     default_refused("NANOPERSRM_CACHE", str(tmp_path / "file"))
-
-
-def test_where_the_cache_is(monkeypatch, tmp_path):
-    monkeypatch.setenv("NANOPERSRM_CACHE", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert bases.cache_dir() == tmp_path / "nanopersrm"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert bases.cache_dir() == tmp_path / ".cache" / "nanopersrm"

@@ -82,16 +82,6 @@ def test_gradients(nf4):
     assert linear.bias.grad is None
 
 
-def test_dense():
-    plain, four_bits = matrix(False, False), matrix(False, True)
-    assert torch.equal(plain.dense(FP32), plain.weight)
-    assert plain.dense(BF16).dtype == BF16
-    assert four_bits.nf4 is not None
-    assert torch.equal(four_bits.dense(FP32), dequantize(four_bits.nf4, FP32))
-    plain.adapter = adapter()
-    assert torch.equal(plain.dense(FP32), plain.weight)  # never merged
-
-
 @pytest.mark.skipif(not PACKS, reason="this machine's oneDNN has no bf16")
 @pytest.mark.parametrize("rows", [1, N])
 def test_packed_with_an_adapter(rows):

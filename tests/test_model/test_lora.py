@@ -101,14 +101,6 @@ def test_sizes_and_start(targets, tiny_base):
         assert torch.equal(hidden(model), before)
 
 
-def test_seeds(tiny_base):
-    model = model_of(tiny_base)
-    one, same, other = (Lora(model, SMALL, seed).tensors() for seed in (1, 1, 2))
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one[f"{Q0}.A"], other[f"{Q0}.A"])
-    assert not torch.equal(one[f"{Q0}.A"], one["layers.1.self_attn.q_proj.A"])
-
-
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 def test_refresh_reaches_the_model(dtype, tiny_base):
     """Also while it is on, and the base never moves."""
@@ -151,20 +143,6 @@ def test_masters_add_up_in_fp32(tiny_base):
         assert torch.equal(both, one + two)
         coarse += int(not torch.equal(both, (one.bfloat16() + two.bfloat16()).float()))
     assert coarse > len(lora.parameters()) // 2  # in bf16 the sum would be another
-
-
-def test_two_micro_batches_are_the_large_one(tiny_base):
-    model = model_of(tiny_base)
-    lora = random_lora(model)
-    lora.on(model)
-    targets = IDS.roll(-1)
-    F.cross_entropy(model.logits(hidden(model)), targets, reduction="sum").backward()
-    whole = gradients(lora)
-    for rows in (slice(0, 7), slice(7, 12)):
-        part = model.logits(hidden(model, IDS[rows], Layout.of([len(IDS[rows])])))
-        F.cross_entropy(part, targets[rows], reduction="sum").backward()
-    for ours, expected in zip(gradients(lora), whole, strict=True):
-        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
 def adapters(model: Model) -> list:
@@ -233,23 +211,6 @@ def test_tensors_that_do_not_fit(change, parts, tiny_base):
     lora = Lora(model_of(tiny_base), SMALL, seed=0)
     tensors = {name: t for name, t in (lora.tensors() | change).items() if t is not None}
     refused(lambda: lora.load_tensors(tensors), *parts)
-
-
-def test_a_shared_prefix_has_the_gradients_of_its_copies(tiny_base):
-    """[prefix, two replies] as a tree, and as two whole texts."""
-    model = model_of(tiny_base)
-    lora = random_lora(model)
-    lora.on(model)
-    prefix, one, two = IDS[:4], IDS[4:7], IDS[7:12]
-    tree = hidden(model, IDS, Layout.of([4, 3, 5], parents=[-1, 0, 0]))[4:]
-    c = torch.randn(tree.shape, generator=torch.Generator().manual_seed(0))
-    (tree * c).sum().backward()
-    shared = gradients(lora)
-    flat = hidden(model, torch.cat([prefix, one, prefix, two]), Layout.of([7, 9]))
-    (torch.cat([flat[4:7], flat[11:]]) * c).sum().backward()
-    for ours, expected in zip(shared, gradients(lora), strict=True):
-        size = expected.abs().max().item()
-        torch.testing.assert_close(ours, expected, atol=1e-5 * max(size, 1), rtol=1e-4)
 
 
 # On disk
@@ -334,15 +295,6 @@ def test_the_files_are_pefts(tiny_base, tmp_path):
     assert found[0] == {field: found[1][field] for field in found[0]}
     ours = (tmp_path / "ours" / TENSORS_FILE).read_bytes()
     assert ours == (theirs / TENSORS_FILE).read_bytes()
-
-
-def test_same_adapter_same_bytes(tiny_base, tmp_path):
-    model = model_of(tiny_base)
-    for folder in ("one", "two"):
-        save_lora(tmp_path / folder, random_lora(model, seed=3), "tiny")
-    for file in (CONFIG_FILE, TENSORS_FILE):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [CONFIG_FILE, TENSORS_FILE]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

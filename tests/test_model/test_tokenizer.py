@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from nanopersrm.model.base import DEFAULT_BASE, Base, resolve
-from nanopersrm.model.tokenizer import Tokenizer, bytes_of
+from nanopersrm.model.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -99,13 +99,6 @@ def test_bytes_of_tokens_make_the_text(pair):
             ids = drawn.choices([*{*range(tokenizer.vocab_size)} - ends], k=12)
             text = b"".join(known[i] for i in ids).decode(errors="replace")
             assert tokenizer.decode(ids) == text
-
-
-def test_bytes_of_tokens_of_sentencepiece():
-    found = [bytes_of(token, False) for token in ("\u2581don", "'", "<0xE2>", "é")]
-    assert found == [b" don", b"'", b"\xe2", "é".encode()]
-    assert bytes_of("<0xE2>", True) == b"<0xE2>"
-    assert bytes_of("a b", True) == b"a b"  # added as it is
 
 
 def test_chat_as_in_transformers(pair):
@@ -225,16 +218,6 @@ def test_smollm2_chat(real):
     body = ours.encode("user\na<|im_end|>\n<|im_start|>system\nb")
     tail = [1, *body, 2, *ours.encode("\n"), 1, *ours.encode("assistant\n<think>\n")]
     assert ids[-len(tail) :] == tail
-
-
-@pytest.mark.base
-def test_smollm2_properties(real):
-    ours, _ = real
-    assert ours.vocab_size == 49152
-    assert ours.digit_ids == tuple(range(33, 42))
-    assert ours.eos_ids == {0, 2}
-    assert ours.special_ids == frozenset(range(17))
-    assert ours.bos_id == 1
 
 
 # What a broken or an older folder does

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_serve import Live, live
-
 from nanopersrm.serve.gate import INLINE
 from nanopersrm.serve.wire import Limits
+from test_serve import Live, live
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PAGE = files("nanopersrm.serve").joinpath("page.html").read_text("utf-8")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from nanopersrm.judge.faithful import check as faithful
 from nanopersrm.train.facts import (
     asked,
     digits,
@@ -38,7 +39,6 @@ from data.build import demo_pairs
 from nanopersrm import pairs
 from nanopersrm.judge import verdict
 from nanopersrm.judge.claims import PHRASE
-from nanopersrm.judge.faithful import check as faithful
 from nanopersrm.style.features import COUNTED, FACTORS, measure
 from nanopersrm.style.profile import BY_NAME, measured_block
 from nanopersrm.train import replies, telling
@@ -110,7 +110,7 @@ def test_size_is_about_the_tokens_of_the_base(made, tokenizer):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from nanopersrm.model.bases import DEFAULT_BASE, resolve
+    from nanopersrm.model.base import DEFAULT_BASE, resolve
     from nanopersrm.model.tokenizer import Tokenizer
 
     return Tokenizer.load(resolve(DEFAULT_BASE))

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from nanopersrm import InputError
 from nanopersrm.judge.adapter_settings import AdapterSettings
-from nanopersrm.model import lora_files
 from nanopersrm.model.cache import Layout
-from nanopersrm.model.lora import Lora, LoraConfig
+from nanopersrm.model.lora import Lora, LoraConfig, load_lora
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
 from nanopersrm.train import checkpoint, run
@@ -212,11 +211,11 @@ def test_the_best_is_kept_where_it_is_better_than_the_start(model, tmp_path, sco
     )  # fmt: skip
     end = masters(learner)
     line = save_final(learner.run, "judge", settings, learner.lora, None)
-    kept = lora_files.load(tmp_path / "adapter", model).tensors()
+    kept = load_lora(tmp_path / "adapter", model).tensors()
     assert all(torch.equal(part, end[name]) for name, part in kept.items())
     assert (tmp_path / "best").exists() == (score == 0.9) == ("step 3" in line)
     if score == 0.9:
-        kept = lora_files.load(tmp_path / "best", model).tensors()
+        kept = load_lora(tmp_path / "best", model).tensors()
         assert all(torch.equal(part, best[name]) for name, part in kept.items())
 
 

@@ -11,7 +11,7 @@ from fixtures import CPU, make_adapter, make_base
 from nanopersrm import InputError
 from nanopersrm.judge import adapter_settings as settings_file
 from nanopersrm.judge.adapter_settings import AdapterSettings, weights_sha256
-from nanopersrm.model.bases import DEFAULT_BASE, Base
+from nanopersrm.model.base import DEFAULT_BASE, Base
 from nanopersrm.model.lora import LoraConfig
 from nanopersrm.model.transformer import Model
 from nanopersrm.train import setup

@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 import torch
 from fixtures import make_base, moved
-from tiny_bases import random_ids
+from nanopersrm.train.curriculum import Curriculum
+from nanopersrm.train.harvest import Harvest, Yield
+from nanopersrm.train.plans import Asked
+from nanopersrm.train.rollouts import RolloutConfig, draw_groups
 from test_train_rft import script
+from tiny_bases import random_ids
 from torch import Tensor
 
 from nanopersrm.model.cache import Layout
@@ -21,13 +25,9 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
 from nanopersrm.pairs import Pair
-from nanopersrm.train.curriculum import Curriculum
 from nanopersrm.train.grpo import GrpoConfig, Measured
-from nanopersrm.train.harvest import Harvest, Yield
-from nanopersrm.train.plans import Asked
 from nanopersrm.train.presets import PRESETS
 from nanopersrm.train.rewards import Reward, RewardConfig
-from nanopersrm.train.rollouts import RolloutConfig, draw_groups
 
 CPU = torch.device("cpu")
 G, LONGEST = 3, 14

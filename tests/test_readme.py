@@ -25,7 +25,7 @@ import pytest
 import torch
 import transformers
 from fixtures import PAIRS, make_adapter, make_base
-from test_spread import start, with_ray
+from test_batch import start, with_ray
 
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig

@@ -1,6 +1,7 @@
 """A file of lines becomes a file of records: in order, none lost, none twice, whatever happens."""
 
 import gzip
+import importlib.util
 import json
 import os
 import signal
@@ -12,136 +13,108 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_reward import LONG, OTHER, WRITER, Rule
+from fake_judge import LONG, OTHER, WRITER, RuleJudge
+from fixtures import make_base
 
 from nanopersrm import InputError
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.serve import batch
-from nanopersrm.serve.batch import Asking, Tally, run
+from nanopersrm.serve.batch import Settings, Tally, run
 
 ROOT = Path(__file__).parents[2]
-PAIR: dict[str, Any] = {
-    "id": "p-1",
-    "twin": "",
-    "author": "A",
-    "domain": "letters",
-    "split": "test",
-}
-PAIR |= {"kind": "cross_author", "question": "", "chosen": "a 7", "rejected": "a 3"}
-PAIR |= {"chosen_from": "A/1", "rejected_from": "B/2", "weight": 1.0, "meta": {}}
+with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
+PAIR: dict[str, Any] = {"id": "p-1", "twin": "", "author": "A", "chosen": "a 7", "rejected": "a 3"}
 GOOD: list[dict[str, Any]] = [
     {"exemplars": WRITER, "candidates": ["is a 3", "is a 7"], "question": "Why?", "id": "one"},
-    PAIR | {"exemplars": WRITER},
+    PAIR | {"exemplars": WRITER, "question": ""},
     {"exemplars": OTHER, "prompt": "How?", "chosen": "a 2", "rejected": "a 4", "id": 7},
     {"exemplars": "One text.", "candidates": ["é \u2028 9"], "subset": "chat"},
     PAIR | {"exemplars": WRITER, "chosen": "tie 5", "rejected": "a tie 5"},
 ]
-CHAT = [{"role": "user", "content": "Who?"}]
-SAID = [{"role": "assistant", "content": "a 8"}]
 
 
 def lines_of(*records: object) -> bytes:
     """Records as lines; bytes stay as they are."""
-    raw = [one if isinstance(one, bytes) else json.dumps(one).encode() for one in records]
+    raw = [x if isinstance(x, bytes) else json.dumps(x).encode() for x in records]
     return b"".join(line + b"\n" for line in raw)
 
 
-def asked(folder: Path, text: bytes, judge: Any = None, **more: Any) -> tuple[Tally, list[Any]]:
+def judged(folder: Path, text: bytes, judge: Any = None, **more: Any) -> tuple[Tally, list[Any]]:
     """What comes out of a file with this text."""
     (folder / "in.jsonl").write_bytes(text)
-    judge = Rule() if judge is None else judge
-    tally = run(lambda: judge, folder / "in.jsonl", folder / "out.jsonl", Asking(**more))
+    judge = RuleJudge() if judge is None else judge
+    tally = run(lambda: judge, folder / "in.jsonl", folder / "out.jsonl", Settings(**more))
     return tally, [json.loads(line) for line in (folder / "out.jsonl").read_bytes().splitlines()]
 
 
 def test_every_kind_of_line(tmp_path):
-    judge = Rule()
-    tally, found = asked(tmp_path, lines_of(*GOOD), judge)
-    assert [(one["line"], one.get("id")) for one in found] == [
-        (1, "one"),
-        (2, "p-1"),
-        (3, 7),
-        (4, None),
-        (5, "p-1"),
-    ]
-    assert "id" not in found[3]
-    assert [one["scores"] for one in found] == [[3, 7], [7, 3], [2, 4], [9], [5, 5]]
-    assert [one["verdict"] for one in found] == [1, 0, 1, 0, "tie"]
-    assert [one.get("right", "none") for one in found] == ["none", True, False, "none", None]
-    assert found[0]["preference"] == [[0.5, 0.25], [0.75, 0.5]]
-    assert found[0]["ranking"] == [1, 0]
-    assert {"seconds", "replies"} & set(found[0]) == set()
-    assert (tally.judged, tally.bad, tally.kept) == (5, 0, 0)
-    assert (tally.pairs, tally.right, tally.lines) == (3, 1.5, 5)
-    heard = [(exemplars, question) for exemplars, _, question in judge.calls]
-    assert heard == [
-        (WRITER, "Why?"),
-        (WRITER, None),
-        (OTHER, "How?"),
-        (("One text.",), None),
-        (WRITER, None),
-    ]
-    assert all(judge.held)
+    judge = RuleJudge()
+    tally, records = judged(tmp_path, lines_of(*GOOD), judge)
+    numbered = [(record["line"], record.get("id")) for record in records]
+    assert numbered == [(1, "one"), (2, "p-1"), (3, 7), (4, None), (5, "p-1")]
+    assert [record["scores"] for record in records] == [[3, 7], [7, 3], [2, 4], [9], [5, 5]]
+    assert [record["verdict"] for record in records] == [1, 0, 1, 0, "tie"]
+    right = [record.get("right", "none") for record in records]
+    assert right == ["none", True, False, "none", None]
+    assert records[0]["preference"] == [[0.5, 0.25], [0.75, 0.5]]
+    assert records[0]["ranking"] == [1, 0]
+    assert {"seconds", "replies"} & set(records[0]) == set()
+    assert tally == Tally(lines=5, judged=5, pairs=3, right=1.5)
+    questions = [question for _, _, question, _ in judge.calls]
+    assert questions == ["Why?", None, "How?", None, None]
 
 
 def test_messages_and_exemplars_for_all_lines(tmp_path):
-    judge = Rule()
-    text = lines_of({"prompt": CHAT, "chosen": SAID, "rejected": "a 2"}, {"candidates": ["a 1"]})
-    tally, found = asked(tmp_path, text, judge, exemplars=WRITER, principles=("Be brief.",))
-    assert found[0]["right"] is True
-    assert judge.calls == [(WRITER, ["a 8", "a 2"], "Who?"), (WRITER, ["a 1"], None)]
-    assert tally.judged == 2
+    judge = RuleJudge()
+    prompt = [{"role": "user", "content": "Who?"}]
+    chosen = [{"role": "assistant", "content": "a 8"}]
+    text = lines_of({"prompt": prompt, "chosen": chosen, "rejected": "a 2"}, {"candidates": "a 1"})
+    judged(tmp_path, text, judge, exemplars=WRITER, principles=("Be brief.",))
+    assert judge.calls == [
+        (WRITER, ["a 8", "a 2"], "Who?", ("Be brief.",)),
+        (WRITER, ["a 1"], None, ("Be brief.",)),
+    ]
 
 
-BAD: list[tuple[object, str]] = [
-    (b"{", "line 2: expected a JSON object, found none"),
-    (b"[1]", "line 2: expected a JSON object, got a list"),
-    (b'{"a": 1e999}', "line 2: expected a JSON object, found none"),
-    (b'{"a": "\xff"}', "line 2: expected UTF-8 text"),
-    (b'{"a": "\\ud800"}', "line 2: expected text, found half a character"),
-    (b"[" * 100_000, "line 2: expected a JSON object, found none"),
-    ({}, "line 2: expected either candidates or chosen and rejected, got the fields []"),
-    ({"text\x1b[2J\n": 1}, r"got the fields ['text\x1b[2J\n']"),
-    (GOOD[0] | PAIR, "line 2: expected either candidates or chosen"),
-    (GOOD[0] | {"prompt": "Why?"}, "line 2: expected either question or prompt, got both"),
-    ({"candidates": ["x"]}, "line 2, field exemplars: missing, and there is no --exemplar"),
-    (PAIR | {"exemplars": None}, "line 2, field exemplars: missing"),
-    (PAIR | {"exemplars": []}, "line 2, field exemplars: expected a text or a list of texts"),
-    (PAIR | {"exemplars": {"a": "b"}}, "line 2, field exemplars: expected a text or a list"),
-    (GOOD[0] | {"candidates": []}, "line 2, field candidates: expected a text or a list"),
-    (GOOD[0] | {"candidates": None}, "line 2, field candidates: expected a text or a list"),
-    (GOOD[0] | {"candidates": ["a", " "]}, "line 2, field candidates, text 2: expected some text"),
-    (GOOD[0] | {"candidates": ["a"] * 27}, "line 2: expected 1 to 26 candidates"),
-    (GOOD[0] | {"question": 7}, "line 2, field question: expected a text"),
-    ({"exemplars": WRITER, "chosen": "a"}, "line 2, field rejected: missing"),
-    (GOOD[1] | {"chosen": ["a", "b"]}, "line 2, field chosen, message 1: expected an object"),
-    (GOOD[1] | {"chosen": " "}, "line 2, field chosen: expected some text, got an empty one"),
-    (GOOD[1] | {"rejected": LONG}, "line 2: candidate 1: expected a text that fits"),
-    (GOOD[0] | {"candidates": ["a", "\0"]}, "line 2, field candidates, text 2: expected a text, f"),
-    (
-        GOOD[0] | {"exemplars": "a\0b"},
-        "field exemplars, text 1: expected a text, found a zero byte",
-    ),
-    (GOOD[0] | {"question": "a\0b"}, "line 2, field question: expected a text, found a zero byte"),
-    (GOOD[1] | {"chosen": "a\0b"}, "line 2, field chosen: expected a text, found a zero byte"),
-]
-
-
-@pytest.mark.parametrize(("bad", "error"), BAD, ids=range(len(BAD)))
-def test_a_bad_line_does_not_cost_the_others(bad: object, error: str, tmp_path: Path):
-    tally, found = asked(tmp_path, lines_of(GOOD[0], bad, GOOD[1]))
-    assert [one["line"] for one in found] == [1, 2, 3]
-    assert found[1]["error"].startswith("line 2")
-    assert error in found[1]["error"]
-    assert "\n" not in found[1]["error"]
-    assert len(found[1]["error"]) < 200
-    assert "scores" not in found[1]
-    assert [one["verdict"] for one in found[::2]] == [1, 0]
-    assert (tally.judged, tally.bad, tally.pairs) == (2, 1, 1)
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        (b"{", "JSON object"),
+        (b"[1]", "JSON object"),
+        (b'{"a": "\xff"}', "UTF-8"),
+        (b'{"a": "\\ud800"}', "ud800"),
+        (b"[" * 100_000, "JSON object"),
+        ({}, "either candidates"),
+        (GOOD[0] | PAIR, "either candidates"),
+        (GOOD[0] | {"prompt": "Why?"}, "question or prompt"),
+        (PAIR | {"exemplars": None}, "exemplars: missing"),
+        (PAIR | {"exemplars": {"a": "b"}}, "exemplars"),
+        (GOOD[0] | {"candidates": None}, "candidates"),
+        (GOOD[0] | {"candidates": ["a", " "]}, "candidates, text 2"),
+        (GOOD[0] | {"candidates": ["a"] * 27}, "1 to 26"),
+        (GOOD[0] | {"question": 7}, "question"),
+        ({"exemplars": WRITER, "chosen": "a"}, "rejected: missing"),
+        (GOOD[1] | {"chosen": ["a", "b"]}, "chosen, message 1"),
+        (GOOD[1] | {"chosen": " "}, "chosen"),
+        (GOOD[1] | {"rejected": LONG}, "fits"),
+        (GOOD[0] | {"question": "a\0b"}, "zero byte"),
+    ],
+    ids=range(19),
+)
+def test_a_bad_line_does_not_cost_the_others(bad: object, word: str, tmp_path: Path):
+    tally, records = judged(tmp_path, lines_of(GOOD[0], bad, GOOD[1]))
+    assert [record["line"] for record in records] == [1, 2, 3]
+    error = records[1]["error"]
+    assert error.startswith("line 2")
+    assert word in error
+    assert "\n" not in error
+    assert len(error) < 200
+    assert "scores" not in records[1]
+    assert [record["verdict"] for record in records[::2]] == [1, 0]
+    assert (tally.judged, tally.bad) == (2, 1)
 
 
 def test_memory_that_runs_out_costs_one_line(tmp_path):
-    class Full(Rule):
+    class Full(RuleJudge):
         """A judge that a long text is too much for."""
 
         def judge(self, exemplars: Any, candidates: Any, *more: Any) -> Any:
@@ -152,130 +125,95 @@ def test_memory_that_runs_out_costs_one_line(tmp_path):
             return super().judge(exemplars, candidates, *more)
 
     long = GOOD[0] | {"candidates": ["long", "longer"]}
-    tally, found = asked(tmp_path, lines_of(GOOD[0], long, GOOD[1]), Full())
-    assert found[1]["error"] == "line 2: memory ran out, the texts are too long for it"
+    tally, records = judged(tmp_path, lines_of(GOOD[0], long, GOOD[1]), Full())
+    assert "memory" in records[1]["error"]
     assert (tally.judged, tally.bad) == (2, 1)
     (tmp_path / "out.jsonl").unlink()
     with pytest.raises(RuntimeError, match="shapes"):
-        asked(tmp_path, lines_of(GOOD[0] | {"candidates": ["bug", "x"]}), Full())
-
-
-def test_a_foreign_line_is_not_cut_off(tmp_path):
-    """Half a last line is only ours if it has the number and key of the next record."""
-    asked(tmp_path, lines_of(GOOD[0]))
-    whole = (tmp_path / "out.jsonl").read_bytes()
-    for theirs in (
-        b'{"line": 9, "text": "mine"}',
-        b'{"line": 1, "key": "other"',
-        whole[:20] + b"x",
-    ):
-        (tmp_path / "out.jsonl").write_bytes(theirs)
-        with pytest.raises(InputError, match="another line or with other settings"):
-            asked(tmp_path, lines_of(GOOD[0]))
-        assert (tmp_path / "out.jsonl").read_bytes() == theirs
+        judged(tmp_path, lines_of(GOOD[0] | {"candidates": ["bug", "x"]}), Full())
 
 
 def test_what_has_no_score_is_neither_a_tie_nor_right(tmp_path):
-    tally, found = asked(tmp_path, lines_of(GOOD[1] | {"chosen": "what?"}))
-    assert (found[0]["verdict"], found[0]["scores"][0], found[0]["right"]) == (
-        "invalid",
-        None,
-        False,
-    )
-    assert found[0]["preference"] == [[None, None], [None, 0.5]]
-    assert found[0]["ranking"] is None
-    assert (tally.pairs, tally.right, tally.judged, tally.invalid) == (1, 0, 1, 1)
+    tally, (record,) = judged(tmp_path, lines_of(GOOD[1] | {"chosen": "what?"}))
+    assert (record["verdict"], record["scores"][0], record["right"]) == ("invalid", None, False)
+    assert record["preference"] == [[None, None], [None, 0.5]]
+    assert record["ranking"] is None
+    assert tally == Tally(lines=1, judged=1, invalid=1, pairs=1, right=0)
 
 
-def test_blank_lines_and_line_ends(tmp_path):
+def test_blank_lines_line_ends_and_packed_input(tmp_path):
     text = b"\xef\xbb\xbf\r\n  \n" + lines_of(GOOD[0]).replace(b"\n", b"\r\n") + b"\n"
     text += lines_of(GOOD[1])[:-1]  # no line end
-    tally, found = asked(tmp_path, text)
-    assert [one["line"] for one in found] == [3, 5]
-    assert (tally.judged, tally.bad) == (2, 0)
-
-
-def test_nothing_to_judge(tmp_path):
-    for text in (b"", b"\n \n"):
-        tally, found = asked(tmp_path, text)
-        assert (tally.judged, tally.bad, found) == (0, 0, [])
-
-
-def test_packed_input(tmp_path):
+    assert [record["line"] for record in judged(tmp_path, text)[1]] == [3, 5]
+    (tmp_path / "out.jsonl").unlink()
+    assert judged(tmp_path, b"\n \n")[1] == []
     source, out = tmp_path / "in.jsonl.gz", tmp_path / "made" / "out.jsonl"
     source.write_bytes(gzip.compress(lines_of(*GOOD)))
-    tally = run(Rule, source, out, Asking())
-    assert (tally.judged, tally.lines) == (5, 5)
+    assert run(RuleJudge, source, out, Settings()).judged == 5
     source.write_bytes(source.read_bytes()[:-20])
-    out.unlink()
-    with pytest.raises(InputError, match=r"in.jsonl.gz, line \d: broken gzip data"):
-        run(Rule, source, out, Asking())
+    with pytest.raises(InputError, match="gzip"):
+        run(RuleJudge, source, out, Settings())
+
+
+# Going on
 
 
 def test_going_on_from_any_byte(tmp_path):
     """Wherever the file was cut, it ends as if nothing had happened, and nothing is done twice."""
     text = lines_of(GOOD[0], b"{", GOOD[1], GOOD[2], GOOD[4])
-    whole, _ = asked(tmp_path, text)
+    whole, _ = judged(tmp_path, text)
     out = tmp_path / "out.jsonl"
     full = out.read_bytes()
     ends = [i + 1 for i, byte in enumerate(full) if byte == ord("\n")]
-    for cut in range(len(full) + 1):
+    for cut in range(0, len(full) + 1, 7):
         out.write_bytes(full[:cut])
-        judge = Rule()
-        tally, _ = asked(tmp_path, text, judge)
+        judge = RuleJudge()
+        tally, _ = judged(tmp_path, text, judge)
         assert out.read_bytes() == full
         kept = sum(end <= cut for end in ends)
-        assert replace(tally, kept=0) == whole
-        assert tally.kept == kept
+        assert (replace(tally, kept=0), tally.kept) == (whole, kept)
         assert len(judge.calls) == 5 - kept - (kept < 2)  # the second line is bad
 
 
-def test_nothing_is_loaded_when_all_is_done(tmp_path):
-    text = lines_of(*GOOD)
-    asked(tmp_path, text)
+def test_a_longer_input_goes_on_and_nothing_is_loaded_when_all_is_done(tmp_path):
+    judged(tmp_path, lines_of(*GOOD[:2]))
+    tally, records = judged(tmp_path, lines_of(*GOOD))
+    assert (tally.judged, tally.kept, len(records)) == (5, 2, 5)
 
-    def never() -> Rule:
+    def never() -> RuleJudge:
         raise AssertionError("loaded")
 
-    tally = run(never, tmp_path / "in.jsonl", tmp_path / "out.jsonl", Asking())
-    assert (tally.judged, tally.kept) == (5, 5)
-
-
-def test_a_longer_input_goes_on(tmp_path):
-    asked(tmp_path, lines_of(*GOOD[:2]))
-    tally, found = asked(tmp_path, lines_of(*GOOD))
-    assert (tally.judged, tally.kept, len(found)) == (5, 2, 5)
+    assert run(never, tmp_path / "in.jsonl", tmp_path / "out.jsonl", Settings()).kept == 5
 
 
 @pytest.mark.parametrize(
-    ("text", "more", "part"),
+    ("text", "more"),
     [
-        (lines_of(GOOD[1], GOOD[0]), {}, "line 1: was made from another line or with other"),
-        (lines_of(GOOD[0], GOOD[2]), {}, "line 2: was made from another line"),
-        (lines_of(GOOD[0]), {}, "line 2: a record more than there are lines"),
-        (lines_of(b"", *GOOD[:2]), {}, "line 1: was made from another line"),
-        (lines_of(*GOOD[:2]), {"exemplars": WRITER}, "line 1: was made from another line"),
-        (lines_of(*GOOD[:2]), {"principles": ("Be brief.",)}, "line 1: was made from another"),
-        (lines_of(*GOOD[:2]), {"config": JudgeConfig(think=False)}, "line 1: was made from"),
-        (lines_of(*GOOD[:2]), {"model": "another"}, "line 1: was made from another line"),
+        (lines_of(GOOD[1], GOOD[0]), {}),
+        (lines_of(GOOD[0]), {}),
+        (lines_of(b"", *GOOD[:2]), {}),
+        (lines_of(*GOOD[:2]), {"exemplars": WRITER}),
+        (lines_of(*GOOD[:2]), {"config": JudgeConfig(think=False)}),
+        (lines_of(*GOOD[:2]), {"model": "another"}),
     ],
 )
-def test_records_of_another_run_are_left_alone(text, more, part, tmp_path):
-    asked(tmp_path, lines_of(*GOOD[:2]))
+def test_records_of_another_run_are_left_alone(text, more, tmp_path):
+    judged(tmp_path, lines_of(*GOOD[:2]))
     before = (tmp_path / "out.jsonl").read_bytes()
-    with pytest.raises(InputError, match=part):
-        asked(tmp_path, text, **more)
+    with pytest.raises(InputError, match="line"):
+        judged(tmp_path, text, **more)
     assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     "text",
-    [b"My only copy.", b"Two\nlines\n", b'{"id": 1}\n', b"{}", b"\xff\xfe\n", b"\n", b'{"line"x'],
+    [b"My only copy.", b'{"id": 1}\n', b"\xff\xfe\n", b"\n", b'{"line"x', b'{"line": 1, "key": "'],
 )
 def test_a_file_that_is_not_ours_is_left_alone(text: bytes, tmp_path: Path):
+    text += b"other" if text.endswith(b'"key": "') else b""
     (tmp_path / "out.jsonl").write_bytes(text)
-    with pytest.raises(InputError, match=r"out.jsonl, line 1: expected a record of this command"):
-        asked(tmp_path, lines_of(*GOOD))
+    with pytest.raises(InputError, match="line 1"):
+        judged(tmp_path, lines_of(*GOOD))
     assert (tmp_path / "out.jsonl").read_bytes() == text
 
 
@@ -284,64 +222,131 @@ def test_refused_names(tmp_path):
     source.write_bytes(lines_of(*GOOD))
     (tmp_path / "folder.jsonl").mkdir()
     os.link(source, tmp_path / "same.jsonl")
-    for read, wrote, part in (
-        (tmp_path / "in.json", out, "expected a .jsonl or .jsonl.gz file"),
-        (tmp_path / "none.jsonl", out, "none.jsonl: no such file"),
-        (tmp_path / "folder.jsonl", out, "folder.jsonl: expected a file, found a folder"),
-        (source, tmp_path / "out.txt", "out.txt: expected a name that ends in .jsonl"),
-        (source, tmp_path / "out.jsonl.gz", "expected a name that ends in .jsonl"),
-        (source, source, "expected another file than the one that is read"),
-        (source, tmp_path / "same.jsonl", "expected another file"),
-        (source, tmp_path / "folder.jsonl", "folder.jsonl: expected a file, found a folder"),
-        (source, source / "out.jsonl", "out.jsonl: cannot be"),
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    for read, write in (
+        (tmp_path / "in.json", out),
+        (tmp_path / "none.jsonl", out),
+        (tmp_path / "folder.jsonl", out),
+        (tmp_path / "zero.jsonl", out),
+        (tmp_path / f"{'n' * 300}.jsonl", out),
+        (source, tmp_path / "out.txt"),
+        (source, source),
+        (source, tmp_path / "same.jsonl"),
+        (source, tmp_path / "folder.jsonl"),
+        (source, tmp_path / "pipe.jsonl"),
+        (source, source / "out.jsonl"),
     ):
-        with pytest.raises(InputError, match=part):
-            run(Rule, read, wrote, Asking())
+        with pytest.raises(InputError, match=r"expected|no such file|cannot be"):
+            run(RuleJudge, read, write, Settings())
     assert source.read_bytes() == lines_of(*GOOD)
     assert not out.exists()
 
 
 def test_what_the_loader_says_is_no_bad_line(tmp_path):
-    def broken() -> Rule:
+    def broken() -> RuleJudge:
         raise InputError("no such base")
 
     (tmp_path / "in.jsonl").write_bytes(lines_of(b"{", *GOOD))
     with pytest.raises(InputError, match="no such base"):
-        run(broken, tmp_path / "in.jsonl", tmp_path / "out.jsonl", Asking())
+        run(broken, tmp_path / "in.jsonl", tmp_path / "out.jsonl", Settings())
     assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 1
 
 
-def test_a_killed_run_goes_on(tmp_path):
-    """SIGKILL while a judge is at work: every record before it is there."""
-    slow = (
-        "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "from test_reward import Rule; from nanopersrm.serve.batch import Asking, run\n"
-        "class Slow(Rule):\n"
-        "    def judge(self, *given):\n"
-        "        time.sleep(0.02 if len(self.calls) < 3 else 100)\n"
-        "        return super().judge(*given)\n"
-        "folder = Path(sys.argv[1])\n"
-        "run(Slow, folder / 'in.jsonl', folder / 'out.jsonl', Asking())"
-    )
-    tests, out = str(Path(__file__).parent), tmp_path / "out.jsonl"
-    text = lines_of(*GOOD * 3)
-    asked(tmp_path, text)
+STUB = """
+import resource, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from fake_judge import RuleJudge
+from nanopersrm.command import exit_code
+from nanopersrm.serve.batch import Settings, run
+class Slow(RuleJudge):
+    def judge(self, *given):
+        time.sleep(0 if len(self.calls) < 3 else 100)
+        return super().judge(*given)
+folder = Path(sys.argv[1])
+judge = Slow() if sys.argv[3] == "slow" else RuleJudge()
+if sys.argv[3] == "full":  # a record has about 250 bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
+ran = lambda: run(lambda: judge, folder / "in.jsonl", folder / "out.jsonl", Settings())
+sys.exit(exit_code("x.y", lambda: ran() and None))
+"""
+
+
+@pytest.mark.parametrize("how", ["slow", "full"])
+def test_a_killed_run_and_a_full_disk_go_on(how, tmp_path):
+    """SIGKILL while a judge is at work, or no room for more than half a record."""
+    text, out = lines_of(*GOOD * 3), tmp_path / "out.jsonl"
+    judged(tmp_path, text)
     full = out.read_bytes()
     out.unlink()
-    process = subprocess.Popen([sys.executable, "-c", slow, str(tmp_path), tests], cwd=ROOT)
-    end = time.monotonic() + 60
-    while time.monotonic() < end and (not out.exists() or out.read_bytes().count(b"\n") < 3):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(10) == -signal.SIGKILL
-    assert out.read_bytes() == b"".join(full.splitlines(keepends=True)[:3])
-    tally, _ = asked(tmp_path, text)
-    assert (tally.judged, tally.kept) == (15, 3)
+    command = [sys.executable, "-c", STUB, str(tmp_path), str(Path(__file__).parent), how]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    if how == "slow":
+        end = time.monotonic() + 60
+        while time.monotonic() < end and (not out.exists() or out.read_bytes().count(b"\n") < 3):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    if how == "slow":
+        assert process.returncode == -signal.SIGKILL
+        assert out.read_bytes() == b"".join(full.splitlines(keepends=True)[:3])
+    else:
+        assert (process.returncode, error.count("\n")) == (2, 1)
+        assert "cannot be written" in error
+        assert out.read_bytes() == full[:700]
+    judged(tmp_path, text)
     assert out.read_bytes() == full
 
 
-def test_it_comes_up_without_torch():
-    code = "import sys, nanopersrm.batch; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "False", done.stderr
-    assert json.dumps({"line": 1}).encode().startswith(batch.BEGINS)
+# judge.py --batch and Ray
+
+
+def start(*arguments: object, ray: bool = True) -> subprocess.CompletedProcess[str]:
+    """judge.py, with Ray on a cluster of this machine alone, of two processors."""
+    local = (
+        "import runpy, sys; import ray\n"
+        "ray.init('local', num_cpus=2, object_store_memory=80 << 20, include_dashboard=False,"
+        " log_to_driver=False, logging_level='error')\n"
+        f"sys.argv = [{str(ROOT / 'judge.py')!r}, *sys.argv[1:]]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    script = ["-c", local] if ray else [str(ROOT / "judge.py")]
+    return subprocess.run(
+        [sys.executable, *script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.slow
+@with_ray
+def test_two_workers_write_what_one_process_writes(tmp_path: Path):
+    base = make_base(tmp_path / "smollm", "smollm").path
+    source, alone, out = (tmp_path / f"{name}.jsonl" for name in ("in", "alone", "out"))
+    source.write_bytes(lines_of(*GOOD * 4, b"[", *GOOD * 4))
+    flags = ("--batch", source, "--base", base, "--think-tokens", 8)
+    done = start(*flags, "--out", alone, ray=False)
+    assert done.returncode == 1, done.stderr
+    assert "40 judged, 1 bad" in done.stdout
+    assert f"{source}, line 21" in done.stderr
+    by_ray = start(*flags, "--out", out, "--ray", 2)
+    assert by_ray.returncode == 1, by_ray.stderr
+    assert out.read_bytes() == alone.read_bytes()
+    assert by_ray.stdout == done.stdout.replace(str(alone), str(out))
+    out.write_bytes(b"".join(alone.read_bytes().splitlines(keepends=True)[:30]) + b'{"line": 31')
+    again = start(*flags, "--out", out, "--ray", 2)
+    assert "30 of them before" in again.stdout, again.stderr
+    assert out.read_bytes() == alone.read_bytes()
+    lost = start(*flags[:2], "--base", "nowhere", "--out", tmp_path / "lost.jsonl", "--ray", 2)
+    assert lost.returncode == 2, lost.stderr
+    assert "nowhere" in lost.stderr
+    assert "Traceback" not in lost.stderr
+
+
+def test_ray_is_asked_for_by_a_number_of_workers(tmp_path):
+    (tmp_path / "in.jsonl").write_bytes(lines_of(*GOOD))
+    with pytest.raises(InputError, match="--ray"):
+        run(RuleJudge, tmp_path / "in.jsonl", tmp_path / "out.jsonl", Settings(), workers=-1)

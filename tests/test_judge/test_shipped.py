@@ -3,17 +3,13 @@
 from pathlib import Path
 
 import pytest
-import torch
-import tyro
-from fixtures import CANDIDATES, EXEMPLARS, PLAIN, make_adapter, make_base
-from safetensors.torch import load_file
+from fixtures import make_adapter, make_base
 
 from data.build import demo_pairs
-from nanopersrm.judge import adapter_settings, export
+from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.model.base import DEFAULT_BASE, Base
-from nanopersrm.model.lora import TENSORS_FILE
 
 AT_ONCE = JudgeConfig(think=False)
 
@@ -38,32 +34,6 @@ def test_which_adapter_is_meant(folder, monkeypatch):
     assert adapter_settings.resolve_adapter("~/mine", "some/base") == Path.home() / "mine"
     monkeypatch.setattr(adapter_settings, "SHIPPED", folder / "nothing")
     assert adapter_settings.resolve_adapter("default", DEFAULT_BASE) is None
-
-
-def write(*arguments: object) -> int:
-    return export.run(tyro.cli(export.Config, args=[str(a) for a in arguments]))
-
-
-def test_an_adapter_in_half_the_bytes(base, folder, tmp_path, capsys):
-    """Rounded as the model rounds it, and so the same judgement in that type."""
-    out = tmp_path / "small"
-    assert write("--adapter", folder, "--out", out, "--adapter-only") == 0
-    said = capsys.readouterr().out
-    names = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-    assert names == {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
-    for name in (TENSORS_FILE, f"style/{TENSORS_FILE}"):
-        before, after = load_file(folder / name), load_file(out / name)
-        assert before.keys() == after.keys()
-        for key, tensor in before.items():
-            assert torch.equal(after[key], tensor.bfloat16())
-    size = sum((out / name).stat().st_size for name in names)
-    assert f"{size / 1e6:.1f} MB" in said
-    assert size < 0.6 * sum((folder / name).stat().st_size for name in names)
-    scores = [
-        Judge.load(base.path, one, dtype="bf16").judge(EXEMPLARS, CANDIDATES[:3], config=PLAIN)
-        for one in (folder, out)
-    ]
-    assert scores[0].scores == scores[1].scores
 
 
 # The adapter in the package

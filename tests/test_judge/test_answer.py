@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 from fixtures import KINDS, digits_after, fond_of_quotes, make_base, prompts_of
-from test_vocabulary import make_folder
+from tiny_bases import make_folder
 
 from nanopersrm.judge import claims, verdict
 from nanopersrm.judge.answer import Answer, AnswerConfig, answer

@@ -34,7 +34,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nanopersrm import InputError
 from nanopersrm.judge import claims
@@ -49,23 +49,17 @@ from nanopersrm.judge.verdict import (
     soft_score,
 )
 
+if TYPE_CHECKING:
+    from nanopersrm.judge.answer import Answer
+
 Scores = list[float | None]
 Table = list[list[float]]
+Answers = Sequence[Sequence["Answer"]]  # the samples about each prompt
 Orders = Sequence[tuple[int, ...]]  # the candidates of each prompt, in its order
 
 ALL_PAIRS_UP_TO = 8
 PRIOR = 0.5  # weight of the draw against the reference
 ROUNDS, CLOSE_ENOUGH = 2000, 1e-12
-
-
-class HasDigits(Protocol):
-    """What is read of an answer."""
-
-    @property
-    def digits(self) -> list[float]: ...  # (9,)
-
-    @property
-    def joint(self) -> list[list[float]] | None: ...  # (9, 9)
 
 
 @dataclass(frozen=True)
@@ -222,7 +216,7 @@ def orders_of(n: int, mode: str) -> list[tuple[int, ...]]:
 
 
 def preferences(
-    n: int, orders: Orders, answers: Sequence[Sequence[HasDigits]], sharpness: float | None = None
+    n: int, orders: Orders, answers: Answers, sharpness: float | None = None
 ) -> tuple[Scores, Table]:
     """Scores of n candidates, and P(i beats j); sharpness: None changes nothing."""
     scores, table = (pointwise if len(orders[0]) == 1 else pairwise)(n, orders, answers)
@@ -270,9 +264,7 @@ def conclude(
     )
 
 
-def pointwise(
-    n: int, orders: Orders, answers: Sequence[Sequence[HasDigits]]
-) -> tuple[Scores, Table]:
+def pointwise(n: int, orders: Orders, answers: Answers) -> tuple[Scores, Table]:
     """answers[i] are the samples about candidate i -> n scores and the table of preferences."""
     digits = [mean([drawn.digits for drawn in group]) for group in answers]
     table = _half(n)
@@ -282,9 +274,7 @@ def pointwise(
     return [_finite(soft_score(p)) for p in digits], table
 
 
-def pairwise(
-    n: int, orders: Orders, answers: Sequence[Sequence[HasDigits]]
-) -> tuple[Scores, Table]:
+def pairwise(n: int, orders: Orders, answers: Answers) -> tuple[Scores, Table]:
     """answers[k] are the samples about the ordered pair orders[k]; pairs stand in both orders."""
     wins: dict[tuple[int, int], list[float]] = {}
     digits: list[list[float]] = [[] for _ in range(n)]

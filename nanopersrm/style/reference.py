@@ -1,34 +1,28 @@
-"""Build `nanopersrm/style/factor_reference.json`: what many writers do, to compare one writer with.
+"""Build `factor_reference.json`: what many writers do, to compare one writer with.
 
-    python -m nanopersrm.style.reference --corpora FOLDER --out nanopersrm/style/factor_reference.json
+    python -m nanopersrm.style.reference --corpora FOLDER --out factor_reference.json
 
 FOLDER holds `*.jsonl.gz`, one domain a file, a line being {"author", "title", "text", …}. The same
-files give the same bytes: all choices are evenly spaced or come from one seeded generator.
+files give the same bytes.
 
-How it works.
 1. At most 12 works of every author, evenly spaced, give one piece of about 150 words each, cut at a
    sentence end, and one of about 100 words (the candidate length) for step 4.
 2. Every factor is measured on every piece: mean, deviation, quantiles.
-3. Reliability. Values are centred in their domain, so that "judges write longer sentences than
-   bloggers" counts for nothing. The variance between authors is the mean product of two pieces by
-   one author from *different* works; pieces from one work share their subject, which would pass for
-   style. Divided by the total variance that is the share that belongs to the person: two pieces of
-   sentence length with deviations +4 and +2 words from their domain give a product of 8. The
-   numbers are low (0.25 at best), since 150 words are a small sample of a habit.
+3. Reliability. Values are centred in their domain. The variance between authors is the mean product
+   of two pieces by one author from *different* works; pieces from one work share their subject,
+   which would pass for style. Divided by the total variance that is the share that belongs to the
+   person: two pieces of sentence length +4 and +2 words from their domain give a product of 8.
 4. Strangers. Pairs of different authors of one file, exemplar 150 words and candidate 100, give the
    quantiles of n-gram similarity and factor distance that turn both into percentiles.
 
-What we left out. The corpora were cleaned to one typography and hold no chats, so emoji, lists and
-casing are rare or absent. A habit shown by fewer than 5 % of the pieces gets the reliability
-UNSEEN, an assumption, and its deviation is kept from being almost nothing (ROOT_SD_FLOOR). Periods
-are not held apart: part of a reliability is the century. Read next: `nanopersrm/profile.py`.
+A habit shown by fewer than 5 % of the pieces gets the reliability UNSEEN, an assumption, and its
+deviation is kept from being almost nothing (ROOT_SD_FLOOR).
 """
 
 import argparse
 import gzip
 import json
 import math
-import os
 import random
 import sys
 from collections import Counter, defaultdict
@@ -38,6 +32,7 @@ from pathlib import Path
 
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
+from nanopersrm.files import write_text
 from nanopersrm.style.features import FACTORS, measure
 from nanopersrm.style.profile import (
     CANDIDATE_WORDS,
@@ -219,32 +214,27 @@ def build(pieces: Sequence[Piece]) -> tuple[Reference, str]:
     idf, rare = gram_table(pieces)
     table = {f.name: stats(pieces, [m[f.name] for m in exemplars]) for f in FACTORS}
     draft = Reference(table, (0.0,), (0.0,), idf, rare)
-    flat = replace(draft, idf={}, rare=1.0)
     drawn = triples(pieces)
 
-    def far(i: int, j: int, against: Reference) -> float:
-        return -ngram_similarity([pieces[i].exemplar], pieces[j].candidate, against)
+    def far(i: int, j: int) -> float:
+        return -ngram_similarity([pieces[i].exemplar], pieces[j].candidate, draft)
 
-    def unlike(i: int, j: int, against: Reference) -> float:
-        return measured_distance(exemplars[i], candidates[j], against)
+    def unlike(i: int, j: int) -> float:
+        return measured_distance(exemplars[i], candidates[j], draft)
 
-    said = []
+    rates = []
     strangers: dict[str, list[float]] = {}
-    for name, score, against in (
-        ("n-grams without idf", far, flat),
-        ("n-grams", far, draft),
-        ("factors", unlike, draft),
-    ):
-        own = [score(i, j, against) for i, j, _ in drawn]
-        strangers[name] = [score(i, k, against) for i, _, k in drawn]
+    for name, distance in (("n-grams", far), ("factors", unlike)):
+        own = [distance(i, j) for i, j, _ in drawn]
+        strangers[name] = [distance(i, k) for i, _, k in drawn]
         right = _mean([float(a < b) for a, b in zip(own, strangers[name], strict=True)])
-        said.append(f"{name} {100 * right:.1f} %")
+        rates.append(f"{name} {100 * right:.1f} %")
     reference = replace(
         draft,
         similarity=quantiles([-value for value in strangers["n-grams"]]),
         distance=quantiles(strangers["factors"]),
     )
-    return reference, f"author closer than stranger: {', '.join(said)} of {len(drawn)}"
+    return reference, f"author closer than stranger: {', '.join(rates)} of {len(drawn)}"
 
 
 def dump(reference: Reference, pieces: Sequence[Piece]) -> str:
@@ -267,16 +257,14 @@ def dump(reference: Reference, pieces: Sequence[Piece]) -> str:
 
 
 def make(corpora: Path, out: Path) -> None:
-    """Read, build, write to a temporary name, rename."""
+    """Read, build, write."""
     try:
         pieces = load(corpora)
-        reference, said = build(pieces)
-        part = out.with_name(out.name + ".part")
-        part.write_text(dump(reference, pieces), encoding="utf-8")
-        os.replace(part, out)
     except (OSError, EOFError) as error:  # a .gz file that is cut short is an EOFError
         raise InputError(f"{error}") from error
-    print(f"{out}: {len(pieces)} pieces; {said}")
+    reference, summary = build(pieces)
+    write_text(out, dump(reference, pieces))
+    print(f"{out}: {len(pieces)} pieces; {summary}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -81,13 +81,12 @@ def answer(
     if config.think:
         forbid = None if texts is None else _no_other_quotes(decoder, tokenizer, config, texts)
         replies = _think(decoder, tokenizer, config, on_text, forbid)
-    thoughts = []
-    given = []
+    thoughts, completions = [], []
     for reply in replies:
         thought, forced = closing(tokenizer.decode(_without_stop(reply)))
         thoughts.append(thought)
-        given.append(tokenizer.encode(forced))
-    decoder.feed(given)
+        completions.append(tokenizer.encode(forced))
+    decoder.feed(completions)
     first, drawn = _digits(decoder, tokenizer, config)  # (rows, 9) float64, (rows,)
     scores = [{"A": digit} for digit in drawn]
     joint: Tensor | None = None
@@ -117,16 +116,16 @@ def _no_other_quotes(
     texts: Sequence[Sequence[str]],
 ) -> Forbid:
     """Forbids tokens that would quote what is in no text of the row's prompt."""
-    quotable = [Quotable(own, quote_tokens(tokenizer)) for own in texts]
+    quotable = [Quotable(shown, quote_tokens(tokenizer)) for shown in texts]
     places = [OUTSIDE] * (len(texts) * config.samples)
 
     def forbid(rows: list[int], drawn: list[list[int]]) -> Tensor:
         mask = torch.zeros(len(rows), decoder.logits.shape[-1], dtype=torch.bool)  # (R, V)
         for k, (row, ids) in enumerate(zip(rows, drawn, strict=True)):
-            own = quotable[row // config.samples]
+            source = quotable[row // config.samples]
             if ids:
-                places[row] = own.after(places[row], ids[-1])
-            inside, some = own.choices(places[row], config.think_tokens - len(ids))
+                places[row] = source.after(places[row], ids[-1])
+            inside, some = source.choices(places[row], config.think_tokens - len(ids))
             mask[k] = inside
             mask[k, some] = not inside
         return mask.to(decoder.device)

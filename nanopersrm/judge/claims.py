@@ -35,6 +35,7 @@ from functools import lru_cache
 
 from nanopersrm.judge.verdict import CLOSE, OPEN
 from nanopersrm.style.features import COUNTED, FACTORS, SHAPE
+from nanopersrm.style.lexicon import LISTS
 from nanopersrm.style.profile import (
     distance_percentile,
     factor_distance,
@@ -49,17 +50,7 @@ WRITER = "writer"
 EVERY = "every candidate"
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 # Words after "A" at the beginning of a sentence that make it a label and not an article.
-VERBS = frozenset(
-    (
-        "has have had is was uses keeps shows lacks breaks matches fits stays comes goes does "
-        "stands differs shares sits opens reads sounds writes gives runs follows departs leans "
-        "holds falls meets agrees also too alone never only still mostly with at on in by and or "
-        "but scores puts misses drops turns moves carries prefers avoids against looks works brings "
-        "offers makes beats over belongs leads could would may might must should gets probably "
-        "leaves returns fails wins loses remains seems appears mixes leaning agreeing clearly "
-        "surely"
-    ).split()
-)
+VERBS = LISTS["label_verbs"]
 AHEAD = 8  # names looked at after a phrase
 AT_ONCE = re.compile(
     r"\)?(?:, about [\d.]+[\w% ]{0,20})?(?: \([^()]{0,80}\))?,? (?:in|for|from|by)(?: the| this)? "

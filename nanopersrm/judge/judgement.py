@@ -67,7 +67,7 @@ class JudgeConfig:
     """How to judge. Everything has a default that works."""
 
     mode: Literal["pointwise", "pairwise"] = "pointwise"  # one candidate a prompt, or two
-    evidence: bool = True  # give the model what factors.py measured
+    evidence: bool = True  # give the model what profile.py measured
     think: bool = True  # reason before scoring
     think_tokens: int = 160  # budget of the reasoning, in tokens
     copy_quotes: bool = True  # what it puts in double quotes is copied from the texts
@@ -109,8 +109,8 @@ class JudgedReply:
     @property
     def checked(self) -> str:
         """How much of the reasoning holds in the texts, and what does not."""
-        said = f"{self.claims_true} of {self.claims} claims hold"
-        return f"{said}; untrue: {'; '.join(dict.fromkeys(self.untrue))}" if self.untrue else said
+        share = f"{self.claims_true} of {self.claims} claims hold"
+        return f"{share}; untrue: {'; '.join(dict.fromkeys(self.untrue))}" if self.untrue else share
 
 
 @dataclass
@@ -154,16 +154,16 @@ def read_reply(
 ) -> JudgedReply:
     """A reply about these candidates, in the prompt's order, its claims checked on the texts."""
     labels = LABELS[: len(candidates)]
-    said = parse(text, labels)
-    if not said.reasoning:
-        return JudgedReply(which, text, said.reasoning, said.problem, cut)
+    parsed = parse(text, labels)
+    if not parsed.reasoning:
+        return JudgedReply(which, text, parsed.reasoning, parsed.problem, cut)
     # With the tags, or those that the model has written in between would count as the real ones.
-    reasoning = f"{OPEN}{said.reasoning}{CLOSE}"
-    found = claims.check(reasoning, exemplars, dict(zip(labels, candidates, strict=True)))
-    untrue = [f"{claim.subject}, {claim.text}" for claim in found.found_claims if not claim.holds]
-    untrue += [f'"{quote.text}"' for quote in found.found_quotes if not quote.verbatim]
-    counts = found.claims, found.claims_true
-    return JudgedReply(which, text, said.reasoning, said.problem, cut, *counts, tuple(untrue))
+    reasoning = f"{OPEN}{parsed.reasoning}{CLOSE}"
+    report = claims.check(reasoning, exemplars, dict(zip(labels, candidates, strict=True)))
+    untrue = [f"{claim.subject}, {claim.text}" for claim in report.found_claims if not claim.holds]
+    untrue += [f'"{quote.text}"' for quote in report.found_quotes if not quote.verbatim]
+    counts = report.claims, report.claims_true
+    return JudgedReply(which, text, parsed.reasoning, parsed.problem, cut, *counts, tuple(untrue))
 
 
 class Judges(Protocol):
@@ -188,8 +188,8 @@ def check(
     principles: Sequence[str] = (),
 ) -> None:
     """What cannot be judged is said before anything is loaded or computed."""
-    given = {"exemplars": exemplars, "candidates": candidates, "principles": principles}
-    for name, texts in given.items():
+    lists = {"exemplars": exemplars, "candidates": candidates, "principles": principles}
+    for name, texts in lists.items():
         if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
             raise InputError(f"{name}: expected a list of texts, got {type(texts).__name__}")
     if question is not None and not isinstance(question, str):
@@ -201,7 +201,7 @@ def check(
         raise InputError(
             f"expected {least} to {len(LABELS)} candidates ({config.mode}), got {len(candidates)}"
         )
-    for name, texts in given.items():
+    for name, texts in lists.items():
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"{name[:-1]} {i + 1}: expected a text, got {text!r}")
@@ -296,7 +296,7 @@ def pairwise(n: int, orders: Orders, answers: Answers) -> tuple[Scores, Table]:
                 j,
                 strength_preference(strengths[i], strengths[j]) if n > 2 else pairs[i, j],
             )
-    return [_finite(math.fsum(own) / len(own)) for own in digits], table
+    return [_finite(math.fsum(values) / len(values)) for values in digits], table
 
 
 def sharpened(table: Table, sharpness: float) -> Table:
@@ -304,13 +304,13 @@ def sharpened(table: Table, sharpness: float) -> Table:
 
     Odds of 3 : 1 with sharpness 2 are 9 : 1, so 0.75 becomes 0.9.
     """
-    found = _half(len(table))
+    sharper = _half(len(table))
     for i in range(len(table)):
         for j in range(i + 1, len(table)):
             p, q = table[i][j], table[j][i]
             odds = (min(p, q) / max(p, q)) ** sharpness  # of the less likely
-            _put(found, i, j, odds / (1 + odds) if p < q else 1 / (1 + odds))
-    return found
+            _put(sharper, i, j, odds / (1 + odds) if p < q else 1 / (1 + odds))
+    return sharper
 
 
 def ranked(table: Table, scores: Scores | None = None) -> list[int]:
@@ -389,6 +389,6 @@ def bradley_terry(n: int, preferences: dict[tuple[int, int], float]) -> list[flo
     return [math.log(s) for s in strengths]
 
 
-def strength_preference(one: float, two: float) -> float:
-    """P(one beats two) from log strengths."""
-    return 1 / (1 + math.exp(two - one))
+def strength_preference(first: float, second: float) -> float:
+    """P(the first beats the second) from log strengths."""
+    return 1 / (1 + math.exp(second - first))

@@ -110,13 +110,13 @@ def soft_score(digits: Sequence[float]) -> float:
     return math.fsum(d * p for d, p in zip(DIGITS, digits, strict=True))
 
 
-def beats(one: Sequence[float], two: Sequence[float]) -> float:
+def beats(first: Sequence[float], second: Sequence[float]) -> float:
     """P(a > b) + ½ P(a = b) for two independent digits.
 
     >>> beats([0] * 8 + [1], [0.5] + [0] * 7 + [0.5])
     0.75
     """
-    return beats_jointly([[p * q for q in two] for p in one])
+    return beats_jointly([[p * q for q in second] for p in first])
 
 
 def beats_jointly(joint: Sequence[Sequence[float]]) -> float:

@@ -197,14 +197,14 @@ def triples(pieces: Sequence[Piece]) -> list[tuple[int, int, int]]:
     fits = []
     for i, a in enumerate(pieces):
         others = [(j, pieces[j]) for j in domains[a.domain]]
-        own = [j for j, b in others if b.author == a.author and b.title != a.title]
+        same = [j for j, b in others if b.author == a.author and b.title != a.title]
         strangers = [j for j, b in others if b.author != a.author]
-        if own and strangers:
-            fits.append((i, own, strangers))
+        if same and strangers:
+            fits.append((i, same, strangers))
     if not fits:
         raise InputError("expected a file with several authors and several works by one author")
     drawn = [rng.choice(fits) for _ in range(TRIPLES)]
-    return [(i, rng.choice(own), rng.choice(strangers)) for i, own, strangers in drawn]
+    return [(i, rng.choice(same), rng.choice(strangers)) for i, same, strangers in drawn]
 
 
 def build(pieces: Sequence[Piece]) -> tuple[Reference, str]:
@@ -225,9 +225,9 @@ def build(pieces: Sequence[Piece]) -> tuple[Reference, str]:
     rates = []
     strangers: dict[str, list[float]] = {}
     for name, distance in (("n-grams", far), ("factors", unlike)):
-        own = [distance(i, j) for i, j, _ in drawn]
+        same = [distance(i, j) for i, j, _ in drawn]
         strangers[name] = [distance(i, k) for i, _, k in drawn]
-        right = _mean([float(a < b) for a, b in zip(own, strangers[name], strict=True)])
+        right = _mean([float(a < b) for a, b in zip(same, strangers[name], strict=True)])
         rates.append(f"{name} {100 * right:.1f} %")
     reference = replace(
         draft,

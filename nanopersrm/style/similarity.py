@@ -132,8 +132,8 @@ def in_batch_loss(
     assert B >= 2, f"expected 2 writers or more, got {B}"
     assert mine.shape == (B,), f"expected mine ({B},), got {tuple(mine.shape)}"
     assert same.shape == (B, C), f"expected same ({B}, {C}), got {tuple(same.shape)}"
-    own = mine[:, None] == torch.arange(C, device=mine.device)  # (B, C)
-    cosines = (exemplars @ candidates.T / temperature).masked_fill(same & ~own, -torch.inf)
+    theirs = mine[:, None] == torch.arange(C, device=mine.device)  # (B, C)
+    cosines = (exemplars @ candidates.T / temperature).masked_fill(same & ~theirs, -torch.inf)
     back = cosines[:, mine].T  # (B, B) of each own candidate to all exemplars
     everyone = torch.arange(B, device=mine.device)
     loss = (F.cross_entropy(cosines, mine) + F.cross_entropy(back, everyone)) / 2
@@ -233,8 +233,8 @@ class Style:
     def standardise(self, texts: Sequence[Sequence[int]]) -> None:
         """Measure what is usual on the ids of many texts, with the adapter as it is now."""
         assert len(texts) >= 2, f"expected 2 texts or more, got {len(texts)}"
-        found = self._states(texts)  # (n, D)
-        self.standard = Standard(found.mean(0), found.std(0).clamp_min(LEAST_DEVIATION))
+        states = self._states(texts)  # (n, D)
+        self.standard = Standard(states.mean(0), states.std(0).clamp_min(LEAST_DEVIATION))
         self._known.clear()
 
     def embed(self, texts: Sequence[Sequence[int]]) -> Tensor:
@@ -258,10 +258,10 @@ class Style:
         try:
             with self.lora.using(self.model):
                 depth = self.config.depth(self.model)
-                found = [states(self.model, batch, depth) for batch in batches]
+                rows = [states(self.model, batch, depth) for batch in batches]
         finally:
             self.model.train(training)
-        return torch.cat(found)
+        return torch.cat(rows)
 
     def similarities(
         self, exemplars: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]

@@ -71,7 +71,7 @@ KERNELS = {
                      "*fp32 *fp32 *i32 *fp32 *i32 *i64 *fp32 i32 fp32",
                      {"NOISE": True, "BLOCK": 256}, 1, 3, 64),
 }  # fmt: skip
-COUNTS = {"M", "N", "S", "V", "lines", "BLOCKS", "PART", "PARTS", "q_heads", "k_heads"}
+COUNTS = {"M", "S", "lines", "BLOCKS", "PART", "PARTS", "q_heads", "k_heads"}  # any number
 
 
 @pytest.mark.parametrize("name", KERNELS)

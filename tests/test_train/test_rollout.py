@@ -8,7 +8,8 @@ import pytest
 import torch
 from fixtures import digits_after, make_base, moved
 from fixtures import prompts_of as judge_prompts
-from test_sampler import plain, random_ids
+from tiny_bases import logits as plain
+from tiny_bases import random_ids
 from training_runs import short_pairs
 
 from nanopersrm import InputError

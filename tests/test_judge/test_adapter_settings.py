@@ -122,31 +122,3 @@ def test_a_fingerprint_is_of_every_part_and_of_no_place(tmp_path):
     folder.rename(tmp_path / "two")
     assert adapter_settings.fingerprint(tmp_path / "two") == first
     assert adapter_settings.fingerprint(tmp_path / "nowhere") not in seen
-
-
-def test_folders_that_cannot_be_looked_up(tmp_path, monkeypatch):
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    (tmp_path / "file").write_text("no folder")
-    for name, part in (
-        ("n" * 300, "cannot be read (File name too long)"),
-        ("loop/adapter", "cannot be read (Too many levels of symbolic links)"),
-        ("gone", "expected a folder with adapter_config.json, no such folder"),
-        ("file", "expected a folder with adapter_config.json, no such folder"),
-    ):
-        with pytest.raises(InputError) as caught:
-            adapter_settings.read(tmp_path / name)
-        assert str(caught.value) == f"--adapter {tmp_path / name}: {part}"
-    with pytest.raises(InputError, match=r"nnn: cannot be read \(File name too long\)"):
-        adapter_settings.fingerprint(tmp_path / ("n" * 300))
-    assert adapter_settings.resolve_adapter("~no-such-user/adapter", "base") == Path(
-        "~no-such-user/adapter"
-    )
-    with pytest.raises(InputError, match="--adapter: expected a folder, got an empty name"):
-        adapter_settings.resolve_adapter("", "base")
-    monkeypatch.chdir(tmp_path)
-    here = base_at(tmp_path / "here", "here", {"model.safetensors": b"weights"})
-    for name in ("n" * 300, "loop/base", "~no-such-user/base"):
-        said = AdapterSettings(name, None, False, "bf16", True, "both", True)
-        note = said.same_base(tmp_path, here)
-        assert note is not None
-        assert f"trained on {name}, and" in note

@@ -152,18 +152,6 @@ def test_joint_equals_plain_forwards(tiny, thinking):
         assert scores == {"A": a + 1, "B": 1 + int(rows[a].argmax())}
 
 
-def test_samples_do_not_depend_on_each_other(tiny):
-    model, tokenizer = tiny
-    prompts = prompts_of(tokenizer, 1)
-    some, more = (
-        answer(model, tokenizer, prompts, 1, AnswerConfig(True, 12, samples, 1.0))
-        for samples in (2, 4)
-    )
-    for few, many in zip(some, more, strict=True):
-        assert [found.text for found in few] == [found.text for found in many[:2]]
-        assert len({found.text for found in many}) == 4
-
-
 def test_the_digits_of_a_pair_are_drawn_apart(tiny):
     """A's noise is not B's: on a random model, far from all pairs are equal."""
     model, tokenizer = tiny
@@ -295,16 +283,6 @@ def test_known_replies(small, reply, stops, reasoning, cut, drawn):
     assert found.tokens == expected + 1
     assert found.digits == pytest.approx([d / 45 for d in range(1, 10)], abs=1e-5)
     assert verdict.soft_score(found.digits) == pytest.approx(285 / 45, abs=1e-4)
-
-
-def test_a_budget_that_ends_with_the_close_is_no_cut(small):
-    [prompt, _] = prompts_of(small, 1)
-    model = says(small, prompt, "Umpf</think>")
-    budget = len(small.encode("Umpf</think>"))
-    for think_tokens, cut in ((budget, False), (budget - 1, True)):
-        [[found]] = answer(model, small, [prompt], 1, AnswerConfig(think_tokens=think_tokens))
-        assert found.cut == cut
-        check(found, 1, budget)
 
 
 def test_known_joint(small):

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from nanopersrm.judge.claims import (
     EVERY,
     LONGEST_QUOTE,
-    LONGEST_REPLY,
     PHRASES,
     WRITER,
     Report,
@@ -99,12 +98,6 @@ def test_short_forms_and_free_wording(sentence, claims):
     assert [(c.subject, c.said, c.holds) for c in read(sentence).found_claims] == claims
 
 
-def test_an_article_is_no_label():
-    report = read("B is dull. A semicolon here. A writer of no contractions.")
-    assert [claim.subject for claim in report.found_claims] == [WRITER]
-    assert [c.subject for c in read("A has no semicolons.").found_claims] == ["A"]
-
-
 def test_percentiles_are_recomputed():
     near = (
         check("A is at n-grams 0%.", [A], {"A": A}),
@@ -169,18 +162,3 @@ def test_any_text_gives_a_report(text: str):
     report = check(text, [WRITER_TEXT], TWO)
     assert 0 <= report.quotes_true <= report.quotes
     assert 0 <= report.claims_true <= report.claims
-
-
-def test_a_claim_is_given_with_its_figure():
-    said = "A has many contractions (7 per 100 words). B has long sentences, about 47 words; so."
-    claims = [claim.text for claim in read(said).found_claims]
-    assert claims == ["many contractions (7 per 100 words)", "long sentences, about 47"]
-
-
-def test_what_is_not_read_any_more_is_not_called_untrue():
-    """A quote that the longest reply cuts in two."""
-    quoted = '"I came; I saw; I left." So it goes. '
-    long = quoted + "x " * ((LONGEST_REPLY - len(OPEN) - len(quoted) - 8) // 2) + quoted
-    assert LONGEST_REPLY - 12 < len(OPEN + long[: -len(quoted)]) < LONGEST_REPLY
-    report = read(long)
-    assert (report.quotes, report.quotes_true, report.flaws) == (1, 1, ())

@@ -16,12 +16,10 @@ from fixtures import (
 )
 from safetensors.torch import load_file, save_file
 
-from kernels.linear import can_pack
 from nanopersrm import InputError
 from nanopersrm.judge.judge import UNTRAINED, Judge
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.model.base import Base
-from nanopersrm.model.cache import Layout
 from nanopersrm.model.linear import Linear
 from nanopersrm.model.lora import load_lora
 from nanopersrm.model.tokenizer import Tokenizer
@@ -97,27 +95,6 @@ def test_what_all_instruments_say_is_said_beside_the_score(judge, monkeypatch):
         assert found.measured == pytest.approx(expected)
         assert found.measured[0] == found.measured[2] != found.measured[1]
     assert judge.judge(EXEMPLARS, texts, config=PLAIN).measured is None  # without evidence
-
-
-def test_a_packed_judge_is_close(base, folder):
-    """bf16 in oneDNN's order with the adapter beside it, against the same unpacked, and fp32."""
-    if not can_pack(torch.empty(0, dtype=torch.bfloat16)):
-        pytest.skip("needs a CPU with native bf16")
-    packed = Judge.load(base.path, folder, dtype="bf16").model
-    ids = Tokenizer.load(base).encode(" ".join(CANDIDATES))
-    exact = load(base, torch.float32, CPU)
-    plain16 = load(base, torch.bfloat16, CPU)
-    assert packed.get_parameter("layers.0.mlp.up_proj.weight").is_mkldnn
-    for model in (exact, plain16):
-        load_lora(folder, model).freeze().on(model)
-    for tokens in (ids[:1], ids):
-        with torch.inference_mode():
-            found, same, truth = (
-                m(torch.tensor(tokens), Layout.of([len(tokens)])).float()
-                for m in (packed, plain16, exact)
-            )
-        assert (found - truth).norm() <= 2 * (same - truth).norm() + 1e-4
-        assert (same - truth).norm() < 0.2 * truth.norm()
 
 
 def test_a_model_in_training_can_judge(base, folder, judge):

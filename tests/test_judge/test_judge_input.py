@@ -9,11 +9,9 @@ from fixtures import CANDIDATES, EXEMPLARS, fresh, make_base, mirrored, plain, s
 from safetensors.torch import load_file, save_file
 
 from nanopersrm import InputError
-from nanopersrm.judge import verdict
 from nanopersrm.judge.answer import answer
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.judge.prompts import messages
 from nanopersrm.model.base import Base
 
 QUICK = JudgeConfig(think_tokens=8, evidence=False)
@@ -73,15 +71,6 @@ def test_evidence_is_in_the_prompt_or_not(judge, chats):
     assert without
     assert on.prompt_tokens > off.prompt_tokens
     assert on.scores != off.scores
-
-
-def test_question_and_principles_are_in_the_prompt(judge, chats):
-    config = JudgeConfig(think=False)
-    judge.judge(EXEMPLARS, CANDIDATES[:1], "Was there supper?", ["No gush.", "Short."], config)
-    asked = [text for text in chats if CANDIDATES[0] in text and EXEMPLARS[0] in text]
-    assert asked
-    for part in (*EXEMPLARS, "Was there supper?", "No gush.", "Short."):
-        assert all(text.count(part) == 1 for text in asked)
 
 
 # Lengths
@@ -213,18 +202,6 @@ def test_hostile_texts(judge, config):
         several = texts if len(texts) > 1 else [*texts, "Plain."]
         sane(judge.judge(EXEMPLARS, several, HOSTILE[0], HOSTILE[1:3], config), len(several))
     sane(judge.judge(HOSTILE, CANDIDATES[:2], config=config), 2)
-
-
-def test_control_words_stay_text(judge, chats):
-    """A candidate that writes the end of a turn adds no control token to the prompt."""
-    asked = messages(EXEMPLARS, [CANDIDATES[0]])
-    hostile = messages(EXEMPLARS, [HOSTILE[2]])
-    special = judge.tokenizer.special_ids
-    counts = [
-        sum(i in special for i in judge.tokenizer.chat(chat, continuation=verdict.OPEN))
-        for chat in (asked, hostile)
-    ]
-    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("config", [QUICK, PAIRS], ids=["pointwise", "pairwise"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanopersrm.judge.prompts import LONGEST_TOKEN, SYSTEM, cut, messages
+from nanopersrm.judge.prompts import SYSTEM, cut, messages
 
 WORDS = st.text(alphabet="abcdefgäöü", min_size=1, max_size=12)
 ENDS = st.sampled_from([".", "!", "?", "…", '."', "!)", ".’"])
@@ -46,19 +46,6 @@ def test_cut_by_hand():
     assert cut("Words.", 0, words) == ""
 
 
-def test_cut_stays_cheap_on_a_whole_library():
-    """What is counted grows with the limit, not with the text."""
-    seen: list[int] = []
-
-    def count(text: str) -> int:
-        seen.append(len(text))
-        return words(text)
-
-    assert words(cut("Some words here. " * 100_000, 90, count)) == 90
-    assert max(seen) <= 90 * LONGEST_TOKEN
-    assert len(seen) < 20
-
-
 EXEMPLARS = ["No idea. None.", "I said no idea."]
 QUESTION = "What happened?"
 
@@ -85,18 +72,6 @@ def test_all_prompts_share_their_beginning(question, principles):
     parts = [*EXEMPLARS, *principles, *([question] if question else [])]
     assert [re.findall(r"<(\w+)>\n(.*)\n</\1>", shared)[i][1] for i in range(len(parts))] == parts
     assert shared.count("<") == 2 * len(parts)
-
-
-def test_a_pointwise_prompt():
-    text = user(EXEMPLARS, [" One.\n"], QUESTION, measured="A: short")
-    assert text.startswith(
-        "<exemplar>\nNo idea. None.\n</exemplar>\n\n<exemplar>\nI said no idea.\n</exemplar>\n\n"
-        "<question>\nWhat happened?\n</question>\n\n<candidate A>\nOne.\n</candidate A>\n\n"
-        "<measured>\nA: short\n</measured>\n\nCompare candidate A with the writer"
-    )
-    assert "<scores>A=digit</scores>" in text
-    assert "candidate B" not in text
-    assert "{" not in text
 
 
 SPOOFS = (

@@ -70,19 +70,6 @@ def test_copies(reply, copied):
         assert report.quotes == report.quotes_true > 0
 
 
-def test_what_goes_on_after_a_part():
-    """The example of the docstring."""
-    own = quotable(
-        ["We left early; the rain, which I hate, came at noon."], "hich", "hich I", "ith"
-    )
-    place = walk(own, 'One aside, "the rain, w')
-    assert place is not None
-    assert drawable(own, place) == {b"h", b"hich", b"hich I"}
-    assert own.cost(place) == 5
-    assert drawable(own, place, 5) == {b"h", b"hich", b"hich I"}
-    assert drawable(own, place, 2) == {b"hich", b"hich I"}
-
-
 def test_tokens_that_hold_a_mark_and_more():
     further = ('",', ' "', '"."', '" and "', '"ra', 'in"', '""', '"W"', ', "I"', '"x')
     own = quotable(["the rain. I"], *further)
@@ -156,15 +143,6 @@ def test_every_reply_is_verbatim_and_none_is_stuck(texts, parts, missing, draws,
     report = check(f"<think>\n{reply.decode(errors='replace')}\n</think>", texts, {"A": ""})
     assert report.quotes == report.quotes_true
     assert not any("quote" in flaw.message for flaw in report.flaws)
-
-
-def test_no_tag_is_quoted():
-    """Neither whole nor its brackets: what closes the reasoning stands outside of quotes."""
-    own = quotable(["He wrote </think> and a < b, then <b>left</b>."], "</think>", "<", ">")
-    for quote in ('"wrote </think> and"', '"a < b"', '"<b', '"left<'):
-        assert walk(own, quote) is None, quote
-    assert walk(own, '"and a"') == OUTSIDE
-    assert b"<" not in drawable(own, place_of(own, '"and a'))
 
 
 def place_of(own: Quotable, reply: str) -> Place:

@@ -11,7 +11,6 @@ from nanopersrm.judge.verdict import (
     LABELS,
     OPEN,
     beats,
-    beats_jointly,
     closing,
     parse,
     soft_score,
@@ -155,14 +154,6 @@ def test_beats_by_hand():
     b = [0, 0, 0.25, 0, 0.75, 0, 0, 0, 0]
     assert beats(a, b) == 0.125 + 0.375 / 2
     assert beats(b, a) == 1 - beats(a, b)
-
-
-def test_beats_jointly_by_hand():
-    """Dependent digits: p(2, 1) = 1/2, p(3, 3) = 1/4, p(1, 9) = 1/4."""
-    joint = [[0.0] * 9 for _ in range(9)]
-    joint[1][0], joint[2][2], joint[0][8] = 0.5, 0.25, 0.25
-    assert beats_jointly(joint) == 0.5 + 0.125
-    assert beats_jointly([list(column) for column in zip(*joint, strict=True)]) == 0.25 + 0.125
 
 
 @pytest.mark.parametrize(

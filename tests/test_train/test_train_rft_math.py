@@ -1,70 +1,85 @@
-"""A step of train_rft.py against replies computed one by one, each with its own prompt, in fp32."""
+"""The loop of train_rft.py against replies computed one by one, each with its own prompt (fp32)."""
 
 import math
 import random
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from fixtures import make_base, moved
-from nanopersrm.train.curriculum import Curriculum
-from nanopersrm.train.harvest import Harvest, Yield
-from nanopersrm.train.plans import Asked
-from nanopersrm.train.rollouts import RolloutConfig, draw_groups
-from test_train_rft import script
-from tiny_bases import random_ids
+from test_rollout import spelt, write_replies
+from test_sampler import random_ids
 from torch import Tensor
+from training_runs import load_script, short_pairs
 
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.lora import Lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
-from nanopersrm.pairs import Pair
-from nanopersrm.train.grpo import GrpoConfig, Measured
+from nanopersrm.train import rewards
+from nanopersrm.train.grpo import GrpoConfig
 from nanopersrm.train.presets import PRESETS
-from nanopersrm.train.rewards import Reward, RewardConfig
+from nanopersrm.train.rewards import RewardConfig
+from nanopersrm.train.rollout import (
+    AT_ONCE_TOKENS,
+    ROLES,
+    Collector,
+    Rollout,
+    RolloutConfig,
+    RolloutGroup,
+    draw,
+)
 
+script = load_script("train_rft")
 CPU = torch.device("cpu")
 G, LONGEST = 3, 14
 ALL = 100_000  # a budget that holds everything
-WEIGHTS = RewardConfig().weights
-PAIR = Pair(
-    *("a", "b", "writer", "fiction", "train", "cross_author", ("exemplar",), "", "one", "two"),
-    *("writer/book", "other/book"),
-)
-TWIN = replace(PAIR, id="b", twin="a", chosen="two", rejected="one")
+VARIANTS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "gdpo")
 
 
 @dataclass
 class Watched:
-    """In place of a Learner: what it was given, and the gradients at each update."""
+    """In place of a Learner, for one step: what it was given, and the gradients."""
 
+    model: Model
     lora: Lora
-    move: float  # of the masters at an update, against the gradient
     loss: float = 0.0
     names: list[str] = field(default_factory=list)
-    gradients: list[list[Tensor]] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+    numbers: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    first_step: int = 0
+
+    @property
+    def run(self) -> Any:
+        ignored = dict.fromkeys(
+            ("start_clock", "stop_clock", "note", "write_replies"), self._ignore
+        )
+        return SimpleNamespace(resumed={"validation": [], "place": 0}, finish_step=self._finish,
+                               **ignored)  # fmt: skip
+
+    def _ignore(self, *_: Any) -> None:
+        pass
+
+    def _finish(self, step: int, learner: Any, numbers: dict, tokens: int, facts: dict) -> None:
+        self.numbers, self.tokens = numbers, tokens
 
     def backward(self, loss: Tensor, names: tuple[str, ...]) -> None:
         self.loss += float(loss.detach())
         self.names += names
         loss.backward()
 
-    def update(self, rate: float, *, still: bool = False) -> float:
+    def update(self, rate: float) -> float:
         parts = self.lora.parameters()
-        found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parts]
-        self.gradients.append(found)
-        with torch.no_grad():
-            for part, gradient in zip(parts, found, strict=True):
-                part.sub_(self.move * gradient)
-                part.grad = None
-        self.lora.refresh()
-        return math.sqrt(sum(float(gradient.square().sum()) for gradient in found))
+        self.gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parts]
+        for part in parts:
+            part.grad = None
+        return math.sqrt(sum(float(gradient.square().sum()) for gradient in self.gradients))
 
 
 @pytest.fixture(scope="module")
@@ -76,62 +91,82 @@ def known(tmp_path_factory) -> tuple[Model, Tokenizer, Lora]:
     return model, Tokenizer.load(base), lora
 
 
-def harvest_of(known, temperature: float = 1.0, flat: tuple[int, ...] = ()) -> Harvest:
-    """Two plans, a couple and a single pair: six groups of drawn replies with random rewards;
-    in the groups that are flat all have the same."""
+def step_drawn(known, temperature: float = 1.0, flat: tuple[int, ...] = ()) -> list:
+    """A pair with its twin, and a single pair: six groups of drawn replies with random rewards; in
+    the groups that are flat all have the same."""
     model, tokenizer, _ = known
-    config = RolloutConfig(G, 6, LONGEST, temperature)
+    config = RolloutConfig(group=G, rows=6, reply=LONGEST, temperature=temperature)
     randoms = random.Random(5)
-    found: list[Yield] = []
-    for n, pairs in enumerate(((PAIR, TWIN), (replace(PAIR, id="c", twin=""),))):
-        prompts = []
-        for k in range(len(pairs)):
+    pair, twin, single, *_ = short_pairs()
+    drawn = []
+    for n, pairs in enumerate(((pair, twin), (single,))):
+        groups = []
+        for k, one in enumerate(pairs):
             exemplars = random_ids(40, 10 * n + k)
-            prompts += [exemplars + random_ids(20 + k, 50 + 10 * n + 2 * k + j) for j in (0, 1)]
-        asked = Asked("pointwise", pairs, tuple(prompts))
-        groups = draw_groups(model, tokenizer, prompts, "A", config, 20 + n)
-        rewards = []
-        for p in range(len(prompts)):
-            level = 4 * n + p in flat
-            orders = [0.25 if level else randoms.random() for _ in range(G)]
-            rewards.append([Reward({"format": 1.0, "order": o}, 0.5 + o, None) for o in orders])
-        found.append(Yield(asked, groups, rewards))
-    return Harvest(found)
+            for j, role in enumerate(ROLES):
+                prompt = exemplars + random_ids(20 + k, 50 + 10 * n + 2 * k + j)
+                groups.append(RolloutGroup(one, role, prompt))
+        draw(model, tokenizer, groups, config, 20 + n)
+        for p, group in enumerate(groups):
+            for rollout in group.rollouts:
+                order = 0.25 if 4 * n + p in flat else randoms.random()
+                rollout.parts = {"format": 1.0, "order": order}
+                rollout.reward = 0.5 + order
+        drawn.append(groups)
+    return drawn
+
+
+def all_groups(drawn: list) -> list[RolloutGroup]:
+    return [group for groups in drawn for group in groups]
+
+
+def all_rollouts(drawn: list) -> list[Rollout]:
+    return [rollout for group in all_groups(drawn) for rollout in group.rollouts]
+
+
+def lengths_of(drawn: list) -> list[int]:
+    return [len(rollout.ids) for rollout in all_rollouts(drawn)]
 
 
 @pytest.fixture(scope="module")
-def drawn(known) -> Harvest:
-    found = harvest_of(known)
-    assert len(set(found.lengths)) > 1  # some have ended, or token weights would be all alike
+def drawn(known) -> list:
+    found = step_drawn(known)
+    assert len(set(lengths_of(found))) > 1  # some have ended, or token weights would be all alike
     return found
 
 
 def step_of(
-    known, drawn: Harvest, budget: int, move: float = 0.0, far: float = 0.0, **settings: Any
-) -> tuple[Watched, dict]:
-    """`learn` with everything given but the update. far: how much less the reference does."""
+    known, drawn: list, budget: int, most_tokens: int = LONGEST, **settings: Any
+) -> Watched:
+    """One turn of the loop, with replies that are drawn and rewarded already, but the update."""
     model, tokenizer, lora = known
-    how = replace(PRESETS["tiny"], budget=budget, reply=LONGEST, group=G)
-    config = script.Config(**settings)
-    curriculum = Curriculum([PAIR, TWIN], 1, 0)
-    reference = Lora(model, lora.config, 8)
-    reference.load_tensors({name: (1 - far) * part for name, part in lora.tensors().items()})
-    given = config, how, model, curriculum, lambda step: drawn, reference.freeze()
-    kit = script.Kit(*given, tokenizer.digit_ids)
-    learner = Watched(lora, move)
-    _, numbers = script.learn(kit, learner, 0)
-    return learner, numbers
+    preset = replace(PRESETS["tiny"], budget=budget, rft_steps=1)
+    config = script.Config(eval_every=0, **settings)
+    collector = SimpleNamespace(
+        collect=lambda step: drawn,
+        config=SimpleNamespace(most_tokens=most_tokens),
+        tokenizer=tokenizer,
+        place=0,
+    )
+    nothing = SimpleNamespace(pairs=0, accuracy=0.0, numbers=dict, summary=str)
+    validation = SimpleNamespace(evaluate=lambda *_: (nothing, ""))
+    learner = Watched(model, lora)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "reward", lambda groups, config: None)
+        patch.setattr(script, "asdict", lambda _: {})
+        patch.setattr(script, "Metrics", lambda **_: None)
+        script.train(config, preset, learner, collector, validation)
+    return learner
 
 
-def by_hand(variant: str, drawn: Harvest) -> tuple[list[float], list[float]]:
+def by_hand(variant: str, drawn: list) -> tuple[list[float], list[float]]:
     """Advantage of each reply, and the weight of each of its tokens, by the papers' formulas."""
-    totals = [reward.total for one in drawn.plans for group in one.rewards for reward in group]
-    lengths, S = drawn.lengths, len(totals)
-    A = []
+    totals, lengths = [rollout.reward for rollout in all_rollouts(drawn)], lengths_of(drawn)
+    A, S = [], len(totals)
     for first in range(0, S, G):
-        own = totals[first : first + G]
-        scale = 1.0 if variant == "dr_grpo" else stdev(own) + 1e-4
-        A += [(total - fmean(own)) / scale for total in own]
+        group = totals[first : first + G]
+        scale = 1.0 if variant == "dr_grpo" else stdev(group) + 1e-4
+        A += [(total - fmean(group)) / scale for total in group]
     if variant == "dr_grpo":
         return A, [1 / (S * LONGEST)] * S
     if variant == "dapo":
@@ -139,25 +174,28 @@ def by_hand(variant: str, drawn: Harvest) -> tuple[list[float], list[float]]:
     return A, [1 / (S * length) for length in lengths]
 
 
+def logits_of(known, prompt: list[int], rollout: Rollout, temperature: float) -> Tensor:
+    """(R, V) of a reply behind its own copy of the prompt."""
+    ids = torch.tensor([*prompt, *rollout.ids])
+    hidden = known[0](ids, Layout.of([len(ids)]))  # (T, D)
+    return known[0].logits(hidden[len(prompt) - 1 : -1]) / temperature
+
+
 def row_by_row(
-    known, drawn: Harvest, variant: str, temperature: float = 1.0
+    known, drawn: list, variant: str, temperature: float = 1.0
 ) -> tuple[float, list[Tensor]]:
     """Loss and gradients of replies that each run behind their own copy of the prompt."""
-    model, _, lora = known
     A, w = by_hand(variant, drawn)
     total = torch.zeros((), dtype=torch.float64)
     number = 0
-    for one in drawn.plans:
-        for prompt, group in zip(one.asked.prompts, one.groups, strict=True):
-            for reply in group:
-                ids = torch.tensor([*prompt, *reply.ids])
-                hidden = model(ids, Layout.of([len(ids)]))  # (T, D)
-                logits = model.logits(hidden[len(prompt) - 1 : -1]) / temperature
-                log_p = logits.log_softmax(-1).gather(-1, ids[len(prompt) :, None]).double()
-                ratio = (log_p - log_p.detach()).exp()
-                total = total - (w[number] * A[number] * ratio).sum()
-                number += 1
-    gradients = torch.autograd.grad(total, lora.parameters())
+    for group in all_groups(drawn):
+        for rollout in group.rollouts:
+            log_p = logits_of(known, group.prompt, rollout, temperature).log_softmax(-1)
+            log_p = log_p.gather(-1, torch.tensor(rollout.ids)[:, None]).double()
+            ratio = (log_p - log_p.detach()).exp()
+            total = total - (w[number] * A[number] * ratio).sum()
+            number += 1
+    gradients = torch.autograd.grad(total, known[2].parameters())
     return float(total.detach()), list(gradients)
 
 
@@ -171,9 +209,8 @@ def same(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 2e-5) -> N
 
 
 @contextmanager
-def unmoved(known) -> Iterator[None]:
+def unmoved(lora: Lora):
     """Whatever happens inside, the adapter is as it was."""
-    _, _, lora = known
     before = {name: part.clone() for name, part in lora.tensors().items()}
     yield
     lora.load_tensors(before)
@@ -185,31 +222,28 @@ def unmoved(known) -> Iterator[None]:
 @pytest.mark.parametrize("variant", ["grpo", "dr_grpo", "dapo"])
 @pytest.mark.parametrize("budget", [ALL, 130, 1], ids=["one tree a pair", "halves", "each alone"])
 def test_shared_prefix_equals_row_by_row(known, drawn, variant, budget):
-    learner, _ = step_of(known, drawn, budget, grpo=GrpoConfig(variant=variant))
+    learner = step_of(known, drawn, budget, grpo=GrpoConfig(variant=variant))
     loss, gradients = row_by_row(known, drawn, variant)
     assert learner.loss == pytest.approx(loss, rel=1e-5, abs=1e-7)
-    same(learner.gradients[0], gradients)
-    trees = {ALL: 3, 1: 6 * G}  # pairs, replies
-    rows = sum(len(p) * G for one in drawn.plans for p in one.asked.prompts) + sum(drawn.lengths)
+    same(learner.gradients, gradients)
+    rows = sum(len(group.prompt) * G for group in all_groups(drawn)) + sum(lengths_of(drawn))
+    trained = learner.tokens - sum(lengths_of(drawn))
     if budget == 1:
-        assert drawn.rows == rows
+        assert (trained, len(learner.names)) == (rows, 6 * G)
     else:
-        assert drawn.rows < rows
-    if budget in trees:
-        assert len(learner.names) == trees[budget]
-    else:
-        assert 3 < len(learner.names) < 6 * G
+        assert trained < rows
+        assert len(learner.names) == 3 if budget == ALL else 3 < len(learner.names) < 6 * G
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
 def test_a_temperature_is_in_the_loss(known, temperature):
     """The probabilities that are trained are those of drawing."""
-    drawn = harvest_of(known, temperature)
-    learner, numbers = step_of(known, drawn, ALL, temperature=temperature)
+    drawn = step_drawn(known, temperature)
+    learner = step_of(known, drawn, ALL, temperature=temperature)
     loss, gradients = row_by_row(known, drawn, "grpo", temperature)
     assert learner.loss == pytest.approx(loss, rel=1e-5, abs=1e-7)
-    same(learner.gradients[0], gradients)
-    assert numbers["gap_max"] < 1e-4
+    same(learner.gradients, gradients)
+    assert learner.numbers["gap_max"] < 1e-4
 
 
 # Sampler and trainer
@@ -217,133 +251,166 @@ def test_a_temperature_is_in_the_loss(known, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
 @pytest.mark.parametrize("budget", [ALL, 130])
-def test_sampler_and_trainer_agree(known, temperature, budget, monkeypatch):
-    """Token by token in fp32, before any clipping; and where they differ it is seen."""
-    drawn = harvest_of(known, temperature)
-    _, numbers = step_of(known, drawn, budget, temperature=temperature)
-    assert 0 < numbers["gap"] < 1e-5
+def test_sampler_and_trainer_agree(known, temperature, budget):
+    """Token by token in fp32; and where they differ it is seen."""
+    drawn = step_drawn(known, temperature)
+    numbers = step_of(known, drawn, budget, temperature=temperature).numbers
+    assert 0 < numbers["gap_mean"] < 1e-5
     assert numbers["gap_max"] < 1e-4
-    assert numbers["gap_outside"] == 0.0
-    reply = drawn.plans[0].groups[0][0]
-    off = replace(reply, log_probs=tuple(p - 0.5 for p in reply.log_probs))
-    drawn.plans[0].groups[0][0] = off
-    _, numbers = step_of(known, drawn, budget, temperature=temperature)
+    assert (numbers["gap_outside"], numbers["ratio"]) == (0.0, 1.0)
+    rollout = drawn[0][0].rollouts[0]
+    rollout.log_probs = tuple(p - 0.5 for p in rollout.log_probs)
+    numbers = step_of(known, drawn, budget, temperature=temperature).numbers
     assert numbers["gap_max"] == pytest.approx(0.5, abs=1e-4)
-    share = len(reply.ids) / sum(drawn.lengths)
-    assert numbers["gap"] == pytest.approx(0.5 * share, rel=1e-3)
+    share = len(rollout.ids) / sum(lengths_of(drawn))
+    assert numbers["gap_mean"] == pytest.approx(0.5 * share, rel=1e-3)
     assert numbers["gap_outside"] == pytest.approx(share)
 
 
 def test_the_gap_sees_another_adapter(known, drawn):
     """Who draws with other weights than those that learn is found out."""
     lora = known[2]
-    with unmoved(known):
+    with unmoved(lora):
         lora.load_tensors({name: 1.1 * tensor for name, tensor in lora.tensors().items()})
-        assert step_of(known, drawn, ALL)[1]["gap"] > 1e-3
+        assert step_of(known, drawn, ALL).numbers["gap_mean"] > 1e-3
 
 
 # Groups without variance
 
 
-@pytest.mark.parametrize("variant", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "gdpo"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_flat_groups_are_left_out_exactly(known, variant, monkeypatch):
     """The twin and half of the last pair are flat: to the bit where trees stand alone."""
-    drawn = harvest_of(known, flat=(2, 3, 4))
-    skipped, numbers = step_of(known, drawn, 1, grpo=GrpoConfig(variant=variant))
-    rows = drawn.rows
+    drawn = step_drawn(known, flat=(2, 3, 4))
+    skipped = step_of(known, drawn, 1, grpo=GrpoConfig(variant=variant))
     everyone = lambda advantage, group, groups: torch.ones(groups, dtype=torch.bool)  # noqa: E731
-    monkeypatch.setattr(script, "informative", everyone)
-    whole, _ = step_of(known, drawn, 1, grpo=GrpoConfig(variant=variant))
-    assert rows < drawn.rows
+    monkeypatch.setattr(rewards, "informative", everyone)
+    whole = step_of(known, drawn, 1, grpo=GrpoConfig(variant=variant))
+    assert skipped.tokens < whole.tokens
     assert (len(skipped.names), len(whole.names)) == (3 * G, 6 * G)
-    assert numbers["flat"] == pytest.approx(0.5)
+    assert (skipped.numbers["groups_flat"], skipped.numbers["groups_drawn"]) == (3, 6)
     assert skipped.loss == whole.loss != 0
-    assert any(gradient.any() for gradient in skipped.gradients[0])
-    for one, other in zip(skipped.gradients[0], whole.gradients[0], strict=True):
+    assert any(gradient.any() for gradient in skipped.gradients)
+    for one, other in zip(skipped.gradients, whole.gradients, strict=True):
         assert torch.equal(one, other)
 
 
 def test_flat_groups_are_left_out_of_trees(known):
-    """Packed in one tree to rounding; the pair of which all is flat has no tree."""
-    drawn = harvest_of(known, flat=(2, 3, 4))
-    learner, _ = step_of(known, drawn, ALL)
+    """Packed in one tree to rounding; a pair of which all is flat has no tree."""
+    drawn = step_drawn(known, flat=(2, 3, 4))
+    learner = step_of(known, drawn, ALL)
     loss, gradients = row_by_row(known, drawn, "grpo")
-    assert sorted(learner.names) == ["a", "c"]
+    assert sorted(learner.names) == sorted([drawn[0][0].pair.id, drawn[1][0].pair.id])
     assert learner.loss == pytest.approx(loss, rel=1e-5, abs=1e-7)
-    same(learner.gradients[0], gradients)
+    same(learner.gradients, gradients)
+    nothing = step_of(known, step_drawn(known, flat=tuple(range(6))), ALL)
+    assert (nothing.names, nothing.numbers["gradient_norm"]) == ([], 0.0)
 
 
-def test_with_a_reference_flat_groups_stay(known):
-    """They have nothing to tell, and a distance to keep."""
-    drawn = harvest_of(known, flat=(2, 3, 4))
-    learner, numbers = step_of(known, drawn, 1, grpo=GrpoConfig(beta=0.1))
-    assert len(learner.names) == 6 * G
-    assert numbers["flat"] == pytest.approx(0.5)
+# In expectation
 
 
-def test_compared_across_a_plan(known):
-    """Each group is flat, but not the plan: there is something to learn."""
-    drawn = harvest_of(known, flat=tuple(range(6)))
-    nothing, numbers = step_of(known, drawn, ALL)
-    assert (nothing.names, numbers["flat"], numbers["gradient_norm"]) == ([], 1.0, 0.0)
-    assert (numbers["gap"], drawn.rows) == (0.0, 0)
-    for p, group in enumerate(drawn.plans[0].rewards):
-        group[:] = [Reward({"format": 1.0, "order": p / 3}, 0.5 + p / 3, None)] * G
-    learner, numbers = step_of(known, drawn, ALL, group_by="plan")
-    assert sorted(learner.names) == ["a", "b"]
-    assert numbers["flat"] == pytest.approx(1 / 3)
-    assert step_of(known, drawn, ALL)[0].names == []
+def with_digits(drawn: list) -> list:
+    """Most replies get a digit somewhere, its nine chances and what each would have earned."""
+    randoms = random.Random(8)
+    for rollout in all_rollouts(drawn):
+        if randoms.random() < 0.2:
+            continue
+        p = [randoms.random() for _ in range(9)]
+        rollout.drawn_probs = tuple(q / math.fsum(p) for q in p)
+        rollout.by_digit = tuple(randoms.random() for _ in range(9))
+        rollout.digit_at = randoms.randrange(len(rollout.ids))
+        both = zip(rollout.drawn_probs, rollout.by_digit, strict=True)
+        rollout.reward = math.fsum(q * r for q, r in both)
+    return drawn
 
 
-# Epochs and the reference
+@pytest.mark.parametrize("variant", ["grpo", "dr_grpo"])
+@pytest.mark.parametrize(("budget", "temperature"), [(ALL, 1.0), (130, 0.7)])
+def test_all_nine_digits_equal_row_by_row(known, variant, budget, temperature):
+    """By the formulas of `expected_advantages`, each reply behind its own copy of the prompt."""
+    drawn = with_digits(step_drawn(known, temperature))
+    learner = step_of(
+        known,
+        drawn,
+        budget,
+        temperature=temperature,
+        grpo=GrpoConfig(variant=variant),
+        reward=RewardConfig(expected=True),
+    )
+    w = by_hand(variant, drawn)[1]
+    loss = torch.zeros((), dtype=torch.float64)
+    number = digits = 0
+    for group in all_groups(drawn):
+        means = [rollout.reward for rollout in group.rollouts]
+        table = [rollout.by_digit or (rollout.reward,) * 9 for rollout in group.rollouts]
+        chances = [rollout.drawn_probs or (1 / 9,) * 9 for rollout in group.rollouts]
+        m = fmean(means)
+        square = sum((mean - m) ** 2 for mean in means) + (1 - 1 / G) * sum(
+            p * (r - mean) ** 2
+            for q, row, mean in zip(chances, table, means, strict=True)
+            for p, r in zip(q, row, strict=True)
+        )
+        scale = 1.0 if variant == "dr_grpo" else math.sqrt(square / (G - 1)) + 1e-4
+        for i, rollout in enumerate(group.rollouts):
+            logits = logits_of(known, group.prompt, rollout, temperature)
+            ids = torch.tensor(rollout.ids)[:, None]
+            log_p = logits.log_softmax(-1).gather(-1, ids).double()
+            ratio = (log_p - log_p.detach()).exp()
+            loss = loss - (w[number] * (means[i] - m) / scale * ratio).sum()
+            if rollout.by_digit is not None:
+                digits += 1
+                nine = logits[rollout.digit_at, known[1].digit_ids].log_softmax(-1).double()
+                A = torch.tensor([r - m - (r - means[i]) / G for r in table[i]]) / scale
+                p = torch.tensor(chances[i])
+                loss = loss - w[number] * (p * A * (nine - nine.detach()).exp()).sum()
+            number += 1
+    assert number / 2 < digits < number
+    gradients = torch.autograd.grad(loss, known[2].parameters())
+    assert learner.loss == pytest.approx(float(loss.detach()), rel=1e-5, abs=1e-7)
+    same(learner.gradients, list(gradients))
 
 
-@pytest.fixture
-def measured(monkeypatch) -> Callable[[], list[Measured]]:
-    """What each call of policy_loss saw."""
-    seen: list[Measured] = []
-    policy_loss = script.policy_loss
+@pytest.mark.parametrize("digits", ["7777", "1928"])
+def test_at_once_the_gradient_is_that_of_what_a_digit_earns(known, monkeypatch, digits):
+    """Σ p(d) r(d) of each prompt, its rivals and its twin as they are; whatever digit was drawn.
 
-    def watched(*given: Any, **more: Any) -> tuple[Tensor, Measured]:
-        loss, one = policy_loss(*given, **more)
-        seen.append(one)
-        return loss, one
+    r(d): the chance to be right, ties half, and that of both texts under both writers; calibration;
+    and the entropy. Over the most tokens that a reply at once can have (dr_grpo)."""
+    model, tokenizer, lora = known
+    weights = RewardConfig(expected=True, twin=0.7, entropy=0.2)
+    config = RolloutConfig(
+        at_once=1, group=G, rows=4 * G, reply=LONGEST, longest=10_000, evidence=False, seed=4
+    )
+    write_replies(
+        monkeypatch, [spelt(tokenizer, f"{d}</scores>") for d in digits for _ in range(G)]
+    )
+    drawn = Collector(model, tokenizer, short_pairs()[:2], config, None).collect(0)
+    rewards.reward(drawn[0], weights)
+    settings = {"reward": weights, "grpo": GrpoConfig("dr_grpo")}
+    learner = step_of(known, drawn, ALL, config.most_tokens, **settings)
 
-    monkeypatch.setattr(script, "policy_loss", watched)
-    return lambda: seen
+    ids = list(tokenizer.digit_ids)
+    p = []  # of each prompt: the nine digits among themselves
+    for group in drawn[0]:
+        hidden = model(torch.tensor(group.prompt), Layout.of([len(group.prompt)]))[-1:]
+        p.append(model.logits(hidden)[0, ids].double().softmax(-1))
+    now = [one.detach() for one in p]
+    above = torch.ones(9, 9, dtype=torch.float64).tril(-1)  # above[d, e]: d > e
 
+    def right(k: int) -> Tensor:
+        """(9,) the chance of each digit about prompt k to be right against its rival."""
+        return (above if k % 2 == 0 else above.T) @ now[k ^ 1]
 
-@pytest.mark.parametrize("budget", [ALL, 130])
-def test_the_ratio_is_one_until_the_first_update(known, drawn, measured, budget):
-    """Exactly one in every token of the first epoch, and in the second what the update made."""
-    with unmoved(known):
-        learner, numbers = step_of(known, drawn, budget, move=0.05, epochs=2)
-    seen = measured()
-    half = len(seen) // 2
-    assert len(learner.gradients) == 2
-    assert all(float(one.ratio) == one.tokens for one in seen[:half])
-    assert all(float(one.ratio) != one.tokens for one in seen[half:])
-    assert [one.tokens for one in seen[:half]] == [one.tokens for one in seen[half:]]
-    assert numbers["ratio"] == 1.0  # of the log: the first epoch
-    assert numbers["gap_max"] < 1e-4
-    norms = [math.sqrt(sum(float(g.square().sum()) for g in some)) for some in learner.gradients]
-    assert norms[0] != norms[1]
-    assert numbers["gradient_norm"] == pytest.approx(max(norms))
-
-
-def test_beta_weighs_the_distance_to_the_reference(known, drawn):
-    """Nothing as long as both are the same; the loss then has the weighted k3 as well."""
-    bare, numbers = step_of(known, drawn, ALL, far=0.1)
-    assert "kl_k1" not in numbers  # never computed
-    near, numbers = step_of(known, drawn, ALL, grpo=GrpoConfig(beta=0.5))
-    assert numbers["kl_k1"] == numbers["kl_k2"] == numbers["kl_k3"] == 0.0
-    assert near.loss == bare.loss
-    config = GrpoConfig(variant="dapo", beta=0.5)  # all tokens weigh the same: k3 is their mean
-    losses = [step_of(known, drawn, ALL, far=far, grpo=config)[0].loss for far in (0.0, 0.1)]
-    far, numbers = step_of(known, drawn, ALL, far=0.1, grpo=config)
-    assert far.loss == losses[1]
-    assert numbers["kl_k3"] > 1e-3
-    assert losses[1] - losses[0] == pytest.approx(0.5 * numbers["kl_k3"], rel=1e-4)
-    assert all(part.grad is None for part in known[2].parameters())
-    places = known[2].places
-    assert all(matrix.adapter is known[2].copies[name] for name, matrix in places.items())
+    worth = torch.zeros((), dtype=torch.float64)
+    for k in range(4):
+        order = right(k) + now[k ^ 1] / 2
+        twin = right(k) * (now[3 - k] @ right(3 - k))  # the same text under the other exemplars
+        writers = torch.tensor([1.0 - k % 2] * 9)
+        calibrated = 1 - (torch.arange(9) / 8 - writers).square().double()
+        r = weights.order * order + weights.twin * twin + weights.calibration * calibrated
+        worth = worth + p[k] @ r - weights.entropy * p[k] @ p[k].log()
+    gradients = torch.autograd.grad(-worth * (G - 1) / (4 * G * AT_ONCE_TOKENS), lora.parameters())
+    scale = 1e3 / max(float(one.abs().max()) for one in gradients)  # `same` looks at large ones
+    same([scale * one for one in learner.gradients], [scale * one for one in gradients], 1e-4)
+    assert learner.numbers["gap_max"] < 1e-4

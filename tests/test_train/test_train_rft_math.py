@@ -12,7 +12,7 @@ import pytest
 import torch
 from fixtures import make_base, moved
 from test_rollout import spelt, write_replies
-from test_sampler import random_ids
+from tiny_bases import random_ids
 from torch import Tensor
 from training_runs import load_script, short_pairs
 

@@ -5,26 +5,22 @@
     python train_rft.py --out runs/better --resume ...   go on after an interruption
 
 A step of GRPO takes a pair of texts and its twin (the same texts, the other writer's exemplars),
-and runs through five stations, all of which are on one screen below (`learn`):
+and runs through five stations, all of them in the loop of `train`:
 
     draw      G free replies to each of the four prompts, every prompt computed once (rollout.py)
     reward    form, right order, twin, faithfulness, calibration, length (rewards.py)
-    compare   a reply's advantage is how far it is above its group (grpo.py)
+    compare   a reply's advantage is how far it is above its group (rewards.py, grpo.py)
     train     all replies of a pair in one tree: P + G · R rows, gradients through the shared prompt
     step      one update of the adapter; the base never changes
 
-RUN/adapter is the result, as train_sft.py leaves it. RUN/metrics.jsonl has every number,
-RUN/replies the groups with their rewards part by part.
-
-How it works. The model that draws is the model that learns: the same weights, the same adapter, no
-second engine whose numbers differ. What still differs by rounding, since a cache is not a packed
-tree, is measured at every step: `gap` is the mean distance of the two log-probabilities of a token.
-Groups in which no reply did better than another are left out of the training pass, which changes no
-number. --reward.expected compares and learns all nine digits that a reply might have drawn.
+How it works. The model that draws is the model that learns: the same weights, the same adapter. A
+cache and a packed tree still round differently; `gap_mean` is the mean distance of the two
+log-probabilities of a token. --reward.expected learns all nine digits that a reply might have drawn.
 --at-once judges some pairs without reasoning: replies of a digit, many pairs a step. What a step
-draws follows from the seed, its number and the adapter: on a CPU, a resumed run makes bit for bit
-the numbers of one that never stopped. What we left out: several GPUs, a critic, a KL to a
-reference, several passes over the same replies, a curriculum."""
+draws follows from the seed, its number and the adapter, so a resumed run makes on a CPU bit for bit
+the numbers of one that never stopped. What we left out: several GPUs, a critic, a KL, several passes
+over the same replies, a curriculum.
+"""
 
 import sys
 import time
@@ -118,10 +114,10 @@ def train(
     run, model, history = learner.run, learner.model, list[dict[str, Any]]()
 
     def validate(step: int) -> tuple[Metrics, str]:
-        measured, replies = validation.evaluate(model, preset)
-        run.note(f"after {step} steps: {measured.summary()}")
-        history.append(asdict(measured))
-        return measured, replies
+        result, replies = validation.evaluate(model, preset)
+        run.note(f"after {step} steps: {result.summary()}")
+        history.append(asdict(result))
+        return result, replies
 
     if run.resumed is not None:
         history += run.resumed["validation"]
@@ -140,8 +136,9 @@ def train(
         for about_pair in drawn:
             reward(about_pair, config.reward)
         # compare
-        longest = collector.config.most_tokens
-        comparison = compare(groups, longest, config.reward, config.grpo, model.device)
+        comparison = compare(
+            groups, collector.most_tokens, config.reward, config.grpo, model.device
+        )
         # train
         kept = trees(groups, comparison.informative.tolist(), preset.budget)
         measured = []
@@ -151,7 +148,7 @@ def train(
             log_probs, entropy, digit_log_probs = reply_log_probs(
                 model, batch, preset, config.temperature, collector.tokenizer.digit_ids, tokens
             )
-            loss, statistics_of_batch = policy_loss(
+            loss, batch_statistics = policy_loss(
                 log_probs,
                 batch.owners,
                 comparison.advantages,
@@ -162,7 +159,7 @@ def train(
             )
             loss = loss + digit_loss(digit_log_probs, replies, comparison, config.grpo)
             learner.backward(loss, batch.names)
-            measured.append(statistics_of_batch)
+            measured.append(batch_statistics)
         # step
         lr = learning_rate(step, preset.rft_steps, config.optim)
         norm = learner.update(lr)
@@ -183,9 +180,9 @@ def train(
             run.note(f"step {step + 1} taught nothing, all groups are flat: {advice}")
         done, text, score = step + 1, page(groups), None
         if done == preset.rft_steps or (config.eval_every and done % config.eval_every == 0):
-            validated, written = validate(done)
-            numbers |= validated.numbers()
-            score = validated.accuracy if validated.pairs else None
+            result, written = validate(done)
+            numbers |= result.numbers()
+            score = result.accuracy if result.pairs else None
             text += f"\n\nValidation after this step\n\n{written}"
         run.write_replies(done, text)
         facts = {"validation": history, "place": collector.place, "score": score}
@@ -234,21 +231,18 @@ def main(config: Config) -> None:
     authors = authors_by_exemplars(train_pairs)
     style, style_evidence = setup.load_style(folder, settings, model, tokenizer, authors)
     collector = Collector(model, tokenizer, train_pairs, rollout, style_evidence)
+    examples = ExamplesConfig(evidence=evidence, longest=longest)
+    few, reasoned = held_out[: config.eval_pairs], config.reason_pairs
     validation = ValidationSet(
-        held_out[: config.eval_pairs],
-        tokenizer,
-        ExamplesConfig(evidence=evidence, longest=longest),
-        config.seed,
-        style_evidence,
-        reasoned=config.reason_pairs,
+        few, tokenizer, examples, config.seed, style_evidence, reasoned=reasoned
     )
     torch.manual_seed(config.seed)
     resolved = asdict(config) | asdict(preset) | {"texts": digest([*train_pairs, *held_out])}
-    memory = (
-        f"lower --rows (now {preset.rows}), --cache-mb (now {preset.cache_mb}) or --budget (now "
-        f"{preset.budget}), or give --recompute True"
+    lower = (
+        f"--rows (now {preset.rows}), --cache-mb ({preset.cache_mb}), --budget ({preset.budget})"
     )
-    with Run(config, resolved, preset.rft_steps, device) as run, memory_guard(memory):
+    advice = f"lower {lower}, or give --recompute True"
+    with Run(config, resolved, preset.rft_steps, device) as run, memory_guard(advice):
         run.note(
             f"{config.base} with {folder or 'a new adapter'} on {device}, "
             f"{'NF4 and ' * preset.nf4}{model.norm.weight.dtype}; {len(train_pairs):,} pairs to "

@@ -190,9 +190,8 @@ def _read(rollout: Rollout, role: str) -> _Score:
     if not (sum(p) > 0 and all(0 <= x <= MOST for x in p)):
         return _Score(None, "the digits have no probabilities")
     soft = soft_score(p) / math.fsum(p)
-    drawn = rollout.drawn_probs and tuple(
-        x / math.fsum(rollout.drawn_probs) for x in rollout.drawn_probs
-    )
+    drawn = rollout.drawn_probs
+    drawn = drawn and tuple(x / math.fsum(drawn) for x in drawn)
     return _Score(digit, None, calibration(soft, role == "chosen"), drawn)
 
 
@@ -245,9 +244,9 @@ def _fill_in(
     rollout.reward = math.fsum(getattr(config, name) * x for name, x in rollout.parts.items())
     if score.by_digit:
         weights = (config.order, config.twin * (twin_share or 0.0), config.calibration)
-        worth = [_dot(weights, row) for row in score.by_digit]
-        mean = _dot(score.nine, worth)
-        rollout.by_digit = tuple(rollout.reward + one - mean for one in worth)
+        by_digit = [_dot(weights, row) for row in score.by_digit]
+        mean = _dot(score.nine, by_digit)
+        rollout.by_digit = tuple(rollout.reward + earned - mean for earned in by_digit)
 
 
 def faithful(reply: str, exemplars: Sequence[str], candidates: Mapping[str, str]) -> float:
@@ -280,5 +279,5 @@ def length(tokens: int) -> float:
     return max(0.0, 1.0 - outside / FALL)
 
 
-def _dot(one: Sequence[float], two: Sequence[float]) -> float:
-    return math.fsum(x * y for x, y in zip(one, two, strict=True))
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))

@@ -175,6 +175,7 @@ class Collector:
     ):
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.style_evidence = style_evidence
+        self.most_tokens = config.most_tokens  # of a reply
         self.pairs = couples([pair for pair in pairs if pair.weight > 0])
         if not self.pairs:
             raise InputError(

@@ -144,7 +144,7 @@ def step_of(
     config = script.Config(eval_every=0, **settings)
     collector = SimpleNamespace(
         collect=lambda step: drawn,
-        config=SimpleNamespace(most_tokens=most_tokens),
+        most_tokens=most_tokens,
         tokenizer=tokenizer,
         place=0,
     )

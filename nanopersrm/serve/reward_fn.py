@@ -15,16 +15,11 @@ object (itself, or as JSON in a text):
 
     {"exemplars": ["…"], "question": "…", "principles": ["…"]}        the last two may be left out
 
-Completions for one writer and question are judged in one call, 26 at most.
-
-    scale unit    (soft score - 1) / 8                  0 .. 1
-    scale soft    soft score, the expected digit        1 .. 9
-
-Worked example: soft scores 7, 5 and 3 are 0.75, 0.5 and 0.25 as unit. Rewards are pointwise.
-
-An empty completion fits nobody: it gets the lowest of the scale and is not shown to the judge. What
-the judge cannot read (too long) or score is None for TRL, which leaves it out. verl and OpenRLHF
-know no None: there it is an error, unless `unjudged` says which number stands for it.
+A reward is (soft score - 1) / 8, from 0 to 1: soft scores 7, 5 and 3 are 0.75, 0.5 and 0.25.
+Completions for one writer and question are judged in one call, 26 at most. An empty completion fits
+nobody: it gets 0 and is not shown to the judge. What the judge cannot read (too long) or score is
+None for TRL, which leaves it out. verl and OpenRLHF know no None: there it is an error, unless
+`unjudged` says which number stands for it.
 """
 
 import json
@@ -34,7 +29,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Protocol, cast
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from nanopersrm import InputError
 from nanopersrm.judge import judgement
@@ -43,7 +40,6 @@ from nanopersrm.judge.judgement import JudgeConfig, check
 from nanopersrm.judge.verdict import DIGITS, LABELS
 from nanopersrm.model.base import DEFAULT_BASE
 
-Scale = Literal["unit", "soft"]
 Rewards = list[float | None]  # None: no score
 
 NAME = "fits_writer"  # of the reward in logs
@@ -87,16 +83,6 @@ def _load(names: LazyJudge) -> Judges:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """A text of a policy, and what it is judged by."""
-
-    exemplars: tuple[str, ...]
-    question: str | None
-    text: str
-    principles: tuple[str, ...] | None = None  # None: those of the settings
-
-
-@dataclass(frozen=True)
 class Settings:
     """What holds for all completions."""
 
@@ -104,17 +90,23 @@ class Settings:
     exemplars: tuple[str, ...] | None  # None: each row has its own
     principles: Sequence[str] = ()
     config: JudgeConfig | None = None
-    scale: Scale = "unit"
     unjudged: float | None = None  # instead of no score; None: an error
 
     def __post_init__(self) -> None:
-        if self.scale not in get_args(Scale):
-            expected = " or ".join(get_args(Scale))
-            raise InputError(f"scale: expected {expected}, got {self.scale!r}")
         if self.config is not None and self.config.mode == "pairwise":
             raise InputError("mode: expected pointwise for rewards, got pairwise")
         if self.unjudged is not None and not math.isfinite(self.unjudged):
             raise InputError(f"unjudged: expected a finite number, got {self.unjudged}")
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a row of a data set says; None: nothing."""
+
+    exemplars: tuple[str, ...] | None = None
+    writer: str | None = None  # the name of one who was put on the server
+    question: str | None = None
+    principles: tuple[str, ...] | None = None
 
 
 # TRL
@@ -126,19 +118,17 @@ def reward_fn(
     *,
     column: str = "exemplars",
     question: str | None = "prompt",
-    scale: Scale = "unit",
-    principles: Sequence[str] = (),
-    config: JudgeConfig | None = None,
     name: str = NAME,
+    **settings: Any,
 ) -> "TrlReward":
     """A function for TRL's `reward_funcs`.
 
     exemplars: texts of the writer; None: each row has its own in `column`; a row with None there
     gets None. question: the column that the completions answer; None: none is shown. name: of the
     reward in TRL's logs, where `NAME/no_score` is the share of completions without a score.
+    settings: `principles` and `config`, see `Settings`.
     """
-    settings = Settings(judge, _fixed(exemplars), principles, config, scale)
-    return TrlReward(settings, column, question, name)
+    return TrlReward(Settings(judge, _fixed(exemplars), **settings), column, question, name)
 
 
 @dataclass(frozen=True)
@@ -161,15 +151,15 @@ class TrlReward:
             exemplars = _column(columns, self.column, n)
         if self.question is not None:
             questions = _column(columns, self.question, n)
-        rows: list[Completion | None] = []
+        rows: list[tuple[str, Label] | None] = []
         for i, completion in enumerate(completions):
-            text, question = completion_text(completion, f"completions[{i}]"), None
+            text, writer, question = completion_text(completion, f"completions[{i}]"), None, None
             if questions[i] is not None:
                 question = question_text(questions[i], f"{self.question}[{i}]")
-            writer = self.settings.exemplars
             if exemplars[i] is not None:
                 writer = texts_of(exemplars[i], f"{self.column}[{i}]")
-            rows.append(None if writer is None else Completion(writer, question, text))
+            known = writer is not None or self.settings.exemplars is not None
+            rows.append((text, Label(writer, question=question)) if known else None)
         scored = rewards(self.settings, rows)
         log, apply = columns.get("log_metric"), sum(row is not None for row in rows)
         if callable(log) and apply:
@@ -192,18 +182,13 @@ def _column(columns: Mapping[str, Any], name: str, n: int) -> list[Any]:
 
 
 def verl_score(
-    judge: Judges | LazyJudge,
-    exemplars: Sequence[str] | str | None = None,
-    *,
-    scale: Scale = "unit",
-    principles: Sequence[str] = (),
-    config: JudgeConfig | None = None,
-    unjudged: float | None = None,
+    judge: Judges | LazyJudge, exemplars: Sequence[str] | str | None = None, **settings: Any
 ) -> Callable[..., float]:
-    """verl's `compute_score`. exemplars: of every completion; None: those in `extra_info`."""
-    return partial(
-        _verl_score, Settings(judge, _fixed(exemplars), principles, config, scale, unjudged)
-    )
+    """verl's `compute_score`. exemplars: of every completion; None: those in `extra_info`.
+
+    settings: `principles`, `config` and `unjudged`, see `Settings`.
+    """
+    return partial(_verl_score, Settings(judge, _fixed(exemplars), **settings))
 
 
 def compute_score(
@@ -216,17 +201,14 @@ def compute_score(
     adapter: str = DEFAULT,
     device: str = "auto",
     dtype: str = "auto",
-    judging: Mapping[str, Any] | None = None,
+    judging: Mapping[str, Any] | None = None,  # settings of JudgeConfig, such as {"think": False}
     unjudged: float | None = None,
     **_: Any,
 ) -> float:
-    """For `reward.custom_reward_function`: its `reward_kwargs` name the judge.
-
-    judging: settings of `JudgeConfig`, such as {"think": False}.
-    """
-    config = JudgeConfig(**judging) if judging else None
-    score = verl_score(LazyJudge(base, adapter, device, dtype), config=config, unjudged=unjudged)
-    return score(data_source, solution_str, ground_truth, extra_info)
+    """For `reward.custom_reward_function`, whose `reward_kwargs` name the judge."""
+    judge, config = LazyJudge(base, adapter, device, dtype), JudgeConfig(**(judging or {}))
+    settings = Settings(judge, None, config=config, unjudged=unjudged)
+    return _verl_score(settings, data_source, solution_str, ground_truth, extra_info)
 
 
 def _verl_score(
@@ -240,24 +222,20 @@ def _verl_score(
     if not isinstance(extra_info, Mapping | None):
         raise InputError(f"extra_info: expected an object, got {type(extra_info).__name__}")
     known = {name: value for name, value in (extra_info or {}).items() if name in FIELDS}
-    row = _completion(settings, known, solution_str, "extra_info")
-    return _numbers(settings, [row])[0]
+    return _numbers(settings, [(solution_str, _row_label(settings, known, "extra_info"))])[0]
 
 
 # OpenRLHF
 
 
 def openrlhf_reward(
-    judge: Judges | LazyJudge,
-    exemplars: Sequence[str] | str | None = None,
-    *,
-    principles: Sequence[str] = (),
-    config: JudgeConfig | None = None,
-    unjudged: float | None = None,
+    judge: Judges | LazyJudge, exemplars: Sequence[str] | str | None = None, **settings: Any
 ) -> Callable[..., dict[str, Any]]:
-    """OpenRLHF's `reward_func`, from 0 to 1. exemplars: of all replies; None: those in labels."""
-    settings = Settings(judge, _fixed(exemplars), principles, config, "unit", unjudged)
-    return partial(_openrlhf_reward, settings)
+    """OpenRLHF's `reward_func`. exemplars: of all replies; None: those in labels.
+
+    settings: `principles`, `config` and `unjudged`, see `Settings`.
+    """
+    return partial(_openrlhf_reward, Settings(judge, _fixed(exemplars), **settings))
 
 
 def _openrlhf_reward(
@@ -274,7 +252,7 @@ def _openrlhf_reward(
         raise InputError(f"expected as many queries as prompts and labels, got {counts}")
     rows = []
     for i, (query, prompt, label) in enumerate(zip(queries, prompts, labels, strict=True)):
-        rows.append(_completion(settings, label, reply_in(query, prompt, i), f"labels[{i}]"))
+        rows.append((reply_in(query, prompt, i), _row_label(settings, label, f"labels[{i}]")))
     scored = torch.tensor(_numbers(settings, rows))  # (B,)
     return {"rewards": scored, "scores": scored, "extra_logs": {NAME: scored}}
 
@@ -315,19 +293,17 @@ def _without_end(text: str) -> str:
         stop -= len(end)
 
 
-def _completion(settings: Settings, label: Any, text: str, place: str) -> Completion:
-    """A completion with what its row of the data set says."""
-    if not isinstance(text, str):
-        raise InputError(f"expected the completion as a text, got {type(text).__name__}")
+def _row_label(settings: Settings, label: Any, place: str) -> Label:
+    """What a row says of its completion."""
     if settings.exemplars is not None:
-        return Completion(settings.exemplars, question_beside_writer(label, place), text)
+        return Label(question=question_beside_writer(label, place))
     row = read_label(label, place)
     if row.exemplars is None:
         raise InputError(f"{place}: expected exemplars, texts of the writer, got none")
-    return Completion(row.exemplars, row.question, text, row.principles)
+    return row
 
 
-def _numbers(settings: Settings, rows: Sequence[Completion]) -> list[float]:
+def _numbers(settings: Settings, rows: Sequence[tuple[str, Label]]) -> list[float]:
     """For trainers that know no None."""
     numbers = [settings.unjudged if x is None else x for x in rewards(settings, rows)]
     if None in numbers:
@@ -339,16 +315,6 @@ def _numbers(settings: Settings, rows: Sequence[Completion]) -> list[float]:
 
 
 # Labels
-
-
-@dataclass(frozen=True)
-class Label:
-    """What a row of a data set says; None: nothing."""
-
-    exemplars: tuple[str, ...] | None = None
-    writer: str | None = None  # the name of one who was put on the server
-    question: str | None = None
-    principles: tuple[str, ...] | None = None
 
 
 def read_label(label: Any, place: str, names: Sequence[str] = FIELDS) -> Label:
@@ -415,30 +381,30 @@ def _is_empty(value: Any) -> bool:
 # Rewards
 
 
-def rewards(settings: Settings, rows: Sequence[Completion | None]) -> Rewards:
-    """A reward for each; None for None and for what has no score.
+def rewards(settings: Settings, rows: Sequence[tuple[str, Label] | None]) -> Rewards:
+    """A reward for each completion and its label; None for None and for what has no score.
 
     Groups of one writer follow each other, so that the judge reads the exemplars once.
     """
     groups: dict[Any, dict[str | None, list[int]]] = {}
-    for i, row in enumerate(rows):
-        if row is not None:
-            questions = groups.setdefault((row.exemplars, row.principles), {})
-            questions.setdefault(row.question, []).append(i)
-    lowest = 1.0 if settings.scale == "soft" else 0.0  # of an empty one
     scored: Rewards = [None] * len(rows)
+    texts = ["" if row is None else row[0] for row in rows]
+    for i, row in enumerate(rows):
+        if not isinstance(texts[i], str):
+            raise InputError(f"expected the completion as a text, got {type(texts[i]).__name__}")
+        if row is not None and texts[i].strip():
+            writer = row[1].exemplars or settings.exemplars, row[1].principles
+            groups.setdefault(writer, {}).setdefault(row[1].question, []).append(i)
+        elif row is not None:
+            scored[i] = 0.0
     for (exemplars, principles), questions in groups.items():
         principles = settings.principles if principles is None else principles
         for question, members in questions.items():
-            texts = {i: cast(Completion, rows[i]).text for i in members}
-            written = [i for i in members if texts[i].strip()]
-            for i in members:
-                scored[i] = None if texts[i].strip() else lowest
-            for part in _parts(written):
+            for part in _parts(members):
                 shown = [texts[i] for i in part]
                 scores = _scores(settings, exemplars, shown, question, principles)
                 for i, score in zip(part, scores, strict=True):
-                    scored[i] = score if score is None or settings.scale == "soft" else unit(score)
+                    scored[i] = None if score is None else unit(score)
     return scored
 
 
@@ -506,6 +472,20 @@ def texts_of(value: Any, place: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
+class Message(BaseModel):
+    """A turn of a conversation: a text, or parts, of which those with a text count."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+    @property
+    def text(self) -> str:
+        if not isinstance(self.content, list):
+            return self.content or ""
+        texts = (part.get("text") for part in self.content)
+        return "".join(text for text in texts if isinstance(text, str))
+
+
 def completion_text(value: Any, place: str) -> str:
     """A text, or what the assistant says in a list of messages."""
     if isinstance(value, str):
@@ -519,29 +499,15 @@ def question_text(value: Any, place: str) -> str | None:
     return texts[0] if texts and texts[0].strip() else None
 
 
-def _messages(messages: Any, role: str, place: str) -> list[str]:
+def _messages(value: Any, role: str, place: str) -> list[str]:
     """What this role says, message by message."""
-    if not isinstance(messages, list | tuple):
-        got = type(messages).__name__
-        raise InputError(f"{place}: expected a text or a list of messages, got {got}")
-    texts = []
-    for i, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            got = repr(message)[:40]
-            raise InputError(f"{place}, message {i}: expected an object with role, got {got}")
-        if message["role"] == role:
-            texts.append(_content(message.get("content"), f"{place}, message {i}"))
+    try:
+        messages = TypeAdapter(list[Message]).validate_python(value)
+    except ValidationError as error:
+        where = "".join(f", message {key + 1}" for key in error.errors()[0]["loc"][:1] if value)
+        got = repr(value)[:40]
+        raise InputError(f"{place}{where}: expected a text or messages, got {got}") from error
+    texts = [message.text for message in messages if message.role == role]
     if messages and not texts:
         raise InputError(f"{place}: expected a message of role {role}, got none")
     return texts
-
-
-def _content(content: Any, place: str) -> str:
-    """The text of a message; None, as beside a tool call, is an empty one."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    blocks = content if isinstance(content, list | tuple) else [content]
-    if not all(isinstance(block, dict) for block in blocks):
-        raise InputError(f"{place}: expected a text or blocks of text, got {repr(content)[:40]}")
-    texts = (block.get("text") for block in blocks)
-    return "".join(text for text in texts if isinstance(text, str))

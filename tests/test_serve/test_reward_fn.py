@@ -62,14 +62,13 @@ def shown(judge: RuleJudge) -> list[tuple[Any, Any, Any]]:
 # TRL
 
 
-def test_scales_and_empty_completions():
+def test_empty_completions():
     judge = RuleJudge()
     texts = ["is a 7", "", "is a 5", " \n\t", "is a 3"]
     assert scored(judge, texts) == [0.75, 0, 0.5, 0, 0.25]
     assert judge.calls[0][1] == ["is a 7", "is a 5", "is a 3"]
-    assert scored(judge, texts, scale="soft") == [7, 1, 5, 1, 3]
     assert scored(judge, ["", " "]) == [0, 0]
-    assert len(judge.calls) == 2
+    assert len(judge.calls) == 1
 
 
 def test_what_has_no_score():
@@ -93,8 +92,8 @@ def test_one_call_a_group_and_groups_of_a_writer_in_a_row():
         ("Why?", Array(*WRITER), "f 6"),
     ]
     prompts, exemplars, completions = (list(column) for column in zip(*rows, strict=True))
-    rewards = reward_fn(judge, scale="soft")(prompts, completions, exemplars=exemplars)
-    assert rewards == [1, 2, 3, 4, 5, 6]
+    rewards = reward_fn(judge)(prompts, completions, exemplars=exemplars)
+    assert rewards == [k / 8 for k in range(6)]
     assert shown(judge) == [
         (WRITER, ["a 1", "d 4", "f 6"], "Why?"),
         (WRITER, ["c 3"], "How?"),
@@ -106,7 +105,7 @@ def test_one_call_a_group_and_groups_of_a_writer_in_a_row():
 def test_large_groups_are_cut_evenly():
     judge = RuleJudge()
     texts = [f"{k} ends in {1 + k % 9}" for k in range(53)]
-    assert scored(judge, texts, scale="soft") == [1 + k % 9 for k in range(53)]
+    assert scored(judge, texts) == [k % 9 / 8 for k in range(53)]
     assert [len(call[1]) for call in judge.calls] == [17, 18, 18]
 
 
@@ -131,7 +130,7 @@ def test_the_question_and_messages():
         [call],
         [],
     ]
-    assert scored(judge, completions, scale="soft") == [3, 4, 5, 1, 1]
+    assert scored(judge, completions) == [0.25, 0.375, 0.5, 0, 0]
     assert judge.calls[-1][1] == ["it is 3", "First.\n\n4", "in parts"]
 
 
@@ -173,7 +172,6 @@ def test_refused_settings():
         with pytest.raises(InputError, match="exemplars"):
             reward_fn(RuleJudge(), cast(Any, exemplars))
     for more, word in (
-        ({"scale": "z"}, "scale"),
         ({"config": JudgeConfig(mode="pairwise")}, "mode"),
         ({"unjudged": math.nan}, "unjudged"),
     ):
@@ -185,7 +183,7 @@ def test_refused_settings():
 
 def test_threads_wait_for_each_other():
     judge = RuleJudge()
-    reward = reward_fn(judge, WRITER, scale="soft")
+    reward = reward_fn(judge, WRITER)
     rewards: dict[int, Any] = {}
 
     def ask(k: int) -> None:
@@ -199,7 +197,7 @@ def test_threads_wait_for_each_other():
         assert not judge.calls
     for thread in threads:
         thread.join(10)
-    assert rewards == {k: [k] for k in range(1, 9)}
+    assert rewards == {k: [(k - 1) / 8] for k in range(1, 9)}
 
 
 @pytest.fixture(scope="module")
@@ -216,18 +214,19 @@ def test_rewards_are_the_scores_of_the_judge(judge):
     """Two writers, and a completion longer than the context."""
     state = torch.random.get_rng_state()
     prompts, exemplars = ["Why?"] * 4 + ["How?"] * 4, [ONE] * 4 + [TWO] * 4
-    reward = reward_fn(judge, scale="soft", config=QUICK)
+    reward = reward_fn(judge, config=QUICK)
     rewards = reward(prompts, TEXTS * 2, exemplars=exemplars)
     written = [text for text in TEXTS if text]
     for k, (question, writer) in enumerate((("Why?", ONE), ("How?", TWO))):
         scores = judge.judge(writer, written, question, config=QUICK).scores
         one, two, empty, three = rewards[k * 4 : k * 4 + 4]
-        assert [one, two, three] == pytest.approx(scores, abs=1e-5)
-        assert empty == 1
+        expected = [(score - 1) / 8 for score in scores if score is not None]
+        assert [one, two, three] == pytest.approx(expected, abs=1e-5)
+        assert empty == 0
         assert len({one, two, three}) == 3
     assert torch.equal(torch.random.get_rng_state(), state)  # training draws as before
     too_long = reward_fn(judge, ONE, config=QUICK)(["Why?"] * 2, ["supper " * 5000, TEXTS[0]])
-    assert too_long == [None, pytest.approx((rewards[0] - 1) / 8, abs=1e-5)]
+    assert too_long == [None, pytest.approx(rewards[0], abs=1e-5)]
 
 
 def test_names_of_a_judge_can_be_pickled(folder, judge, monkeypatch):
@@ -349,7 +348,6 @@ def test_verl():
     assert len(judge.calls) == 42
     assert (WRITER, ["is a 7"], "Why?") in shown(judge)
     assert (WRITER, ["is a 3"], None) in shown(judge)
-    assert verl_score(RuleJudge(), WRITER, scale="soft")("", "is a 7", "") == 7
     assert verl_score(RuleJudge(), "One text.")("", "is a 7", "", {"exemplars": OTHER}) == 0.75
     assert verl_score(RuleJudge(), WRITER, unjudged=-1)("", LONG, "", None) == -1
 

@@ -22,6 +22,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,21 +98,27 @@ def families(texts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]] | 
     return (family, heads) if len(heads) < len(texts) and all(heads) else None
 
 
-def tree(
-    prompts: Sequence[list[int]], done: int = 0
-) -> tuple[int, list[int], list[list[int]], list[list[int]]]:
-    """How prompts are held, of which all share `done` ids that are held already: how many first
-    ids all share, the family of each, what each family begins with, and what each has alone."""
+class PromptTree(NamedTuple):
+    """Prompts by what they share: each is the shared ids, the head of its family, and its tail."""
+
+    shared: int  # how many first ids all have in common
+    family: list[int]  # of each prompt
+    heads: list[list[int]]  # of each family; none where families save nothing
+    tails: list[list[int]]  # of each prompt
+
+
+def prompt_tree(prompts: Sequence[list[int]], done: int = 0) -> PromptTree:
+    """How to hold prompts of which all share `done` ids that are held already."""
     shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
     if len(prompts) == 1 or shared - done < SHARED_LEAST:
         shared = done
     tails = [prompt[shared:] for prompt in prompts]
     alike = families(tails)  # prompts about the same exemplars, say
     if alike is None:
-        return shared, [0] * len(prompts), [], tails
+        return PromptTree(shared, [0] * len(prompts), [], tails)
     family, heads = alike
     tails = [tail[len(heads[k]) :] for tail, k in zip(tails, family, strict=True)]
-    return shared, family, heads, tails
+    return PromptTree(shared, family, heads, tails)
 
 
 def prefill_most(config: ModelConfig, width: int, cuda: bool) -> int:
@@ -173,7 +180,7 @@ class Decoder:
             self.cache = prefix.cache.branch(done)
         else:
             self.cache, done = model.new_cache(), 0
-        shared, parents, heads, tails = tree(prompts, done)
+        shared, parents, heads, tails = prompt_tree(prompts, done)
         if shared > done:
             _extend(model, self.cache, prompts[0][done:shared])
         self.pending: list[list[int]] = [[] for _ in prompts]  # drawn, not yet in the tree

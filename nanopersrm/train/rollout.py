@@ -40,7 +40,7 @@ from nanopersrm import InputError
 from nanopersrm.judge import verdict
 from nanopersrm.judge.answer import FORCED_ROOM
 from nanopersrm.judge.verdict import DIGITS, LABELS
-from nanopersrm.model.sampler import Decoder, SamplingConfig, sample_name, tree
+from nanopersrm.model.sampler import Decoder, SamplingConfig, prompt_tree, sample_name
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.pairs import Pair, couples
@@ -245,7 +245,7 @@ def slots_of(model: Model, megabytes: int) -> int:
 def slots(prompts: Sequence[list[int]], replies: int, room: int) -> int:
     """Tokens whose keys and values such a tree has room for, with `replies` of `room` tokens each
     to each prompt. The nodes of a level are all as long as its longest."""
-    shared, _, heads, tails = tree(prompts)
+    shared, _, heads, tails = prompt_tree(prompts)
     head, tail = max(map(len, heads), default=0), max(map(len, tails))
     return shared + len(heads) * head + len(prompts) * (tail + replies * room)
 

@@ -1,0 +1,446 @@
+"""SFT examples: the prompts and forced ids of the judge, drawn by seed and number of the step."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from fixtures import CPU, KINDS, make_base
+
+from data.build import demo_pairs
+from nanopersrm import InputError
+from nanopersrm.judge import judge as judging
+from nanopersrm.judge import verdict
+from nanopersrm.judge.judge import Judge
+from nanopersrm.judge.judgement import JudgeConfig
+from nanopersrm.model.base import Base
+from nanopersrm.model.lora import Lora, LoraConfig
+from nanopersrm.model.tokenizer import Tokenizer
+from nanopersrm.model.weights import load
+from nanopersrm.pairs import Pair
+from nanopersrm.style.profile import StyleEvidence
+from nanopersrm.style.similarity import Style, StyleConfig
+from nanopersrm.train import sft_data
+from nanopersrm.train.objective import SftWeights
+from nanopersrm.train.packing import Branch, PrefixTree, batch, total_weights
+from nanopersrm.train.replies import reply
+from nanopersrm.train.sft_data import (
+    ExamplesConfig,
+    SftData,
+    contrast_texts,
+    epoch_order,
+    hold_out,
+    imitation_texts,
+    pair_tree,
+    pairs_by_author,
+    prompts_of,
+    spell,
+    stripped,
+    turn_end,
+)
+
+ENDS = {
+    "smollm": "<|im_end|>",
+    "qwen2": "<|im_end|>",
+    "llama-bpe": "<|eot_id|>",
+    "gpt-2": "<|endoftext|>",
+}
+LONG = ExamplesConfig(longest=10_000)  # the tiny vocabularies need three times as many tokens
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Pair]:
+    """Short ones first, without white space around their texts."""
+    found = demo_pairs(seed=1, pairs=24, kinds=("cross_author", "restyle"))
+    train = [stripped(pair) for pair in found if pair.split == "train"]
+    return sorted(train, key=lambda pair: len("".join((*pair.exemplars, pair.chosen))))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Base:
+    return make_base(tmp_path_factory.mktemp("data") / "smollm", "smollm", 16_384)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base) -> Tokenizer:
+    return Tokenizer.load(base)
+
+
+def data_of(
+    pairs: list[Pair], tokenizer: Tokenizer, seed: int = 0, longest: int = 10_000
+) -> SftData:
+    return SftData(pairs, tokenizer, ExamplesConfig(longest=longest), SftWeights(), seed)
+
+
+def writer(name: str, domain: str = "letters", kind: str = "cross_author", n: int = 0) -> Pair:
+    """A pair of a made-up writer; its texts say whose they are."""
+    text = f"{name} {domain} {n}"
+    return Pair(
+        id=f"{text} {kind}",
+        twin="",
+        author=name,
+        domain=domain,
+        split="train",
+        kind=kind,
+        exemplars=(f" exemplar of {text}\n", f"another of {text}"),
+        question="",
+        chosen=f"chosen of {text} ",
+        rejected=f"rejected for {text}",
+        chosen_from=f"{name}/x",
+        rejected_from="y/z",
+    )
+
+
+def couple(one: str, two: str, n: int = 0) -> list[Pair]:
+    """A pair of two writers, and its twin."""
+    first, second = writer(one, n=n), writer(two, n=n)
+    first = replace(first, id=f"{one}-{two}-{n}a", twin=f"{one}-{two}-{n}b")
+    first = replace(first, rejected=second.chosen)
+    second = replace(second, id=first.twin, twin=first.id, rejected=first.chosen)
+    return [first, second]
+
+
+# Imitation
+
+
+def written(pair: Pair, evidence: bool = True) -> list[str]:
+    """The replies to a pair."""
+    names = [(role, f"0/{pair.id}/pointwise/{role}") for role in ("chosen", "rejected")]
+    return [reply(pair, role, random.Random(name), evidence) for role, name in names]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_prompts_and_replies_are_the_judges_own(kind, pairs, tmp_path, monkeypatch):
+    """The prompts that it asks, the pieces that it forces, and the end of the turn."""
+    base = make_base(tmp_path / kind, kind, 16_384)
+    judge = Judge(load(base, torch.float32, CPU), Tokenizer.load(base), trained=True)
+    asked: list[list[int]] = []
+    answer = judging.answer
+
+    def asking(model: Any, tokenizer: Any, prompts: Any, *rest: Any, **more: Any) -> Any:
+        asked.extend(prompts)
+        return answer(model, tokenizer, prompts, *rest, **more)
+
+    monkeypatch.setattr(judging, "answer", asking)
+    pair, tokenizer = pairs[0], judge.tokenizer
+    for evidence in (True, False):
+        asked.clear()
+        config = JudgeConfig(evidence=evidence, think=False)
+        judge.judge(pair.exemplars, [pair.chosen, pair.rejected], config=config)
+        examples = replace(LONG, evidence=evidence)
+        texts = imitation_texts(pair, tokenizer, examples, 0)
+        assert texts is not None
+        assert sorted(list(text.ids[: text.reply_from]) for text in texts) == sorted(asked)
+        for text, expected in zip(texts, written(pair, evidence), strict=True):
+            ids = list(text.ids[text.reply_from :])
+            assert tokenizer.decode(ids[-1:], special=True) == ENDS[kind]
+            assert tokenizer.special_ids.isdisjoint(ids[:-1])
+            assert verdict.OPEN + tokenizer.decode(ids[:-1]) == expected
+            parsed = verdict.parse(expected, "A")
+            assert parsed.scores is not None
+            thought = tokenizer.encode(parsed.reasoning)
+            forced = tokenizer.encode(verdict.closing(parsed.reasoning)[1])
+            digit = tokenizer.digit_ids[parsed.scores["A"] - 1]
+            pieces = [*thought, *forced, digit, *tokenizer.encode(verdict.SCORES_END)]
+            assert ids[:-1] == pieces
+            weights = text.weights  # from the piece with </think> on they count four times
+            heavy = len(ids) - len(thought)
+            assert weights == [1.0] * len(thought) + [sft_data.TAIL_WEIGHT] * heavy
+
+
+def test_a_reply_is_spelt_in_the_pieces_of_the_judge():
+    """Some vocabularies join the "." of a thought with the line break after it."""
+
+    class Joining:
+        digit_ids = tuple(range(1001, 1010))
+
+        def encode(self, text: str) -> list[int]:
+            return [ord(letter) for letter in text.replace(".\n", "\x00")]
+
+    joining: Any = Joining()
+    ids = spell("Terse.", {"A": 7, "B": 3}, joining)
+    text = "".join(str(i - 1000) if i > 1000 else chr(i) for i in ids)
+    assert text == "Terse.\n</think>\n<scores>A=7 B=3</scores>"
+
+
+def test_long_pairs_are_left_out(tokenizer, pairs):
+    texts = imitation_texts(pairs[0], tokenizer, LONG, 0)
+    assert texts is not None
+    longest = max(len(text.ids) for text in texts)
+    for limit, left in ((longest, texts), (longest - 1, None)):
+        config = ExamplesConfig(longest=limit)
+        assert imitation_texts(pairs[0], tokenizer, config, 0) == left
+
+
+def test_style_evidence_stands_at_its_candidates(tokenizer, pairs):
+    pair = pairs[0]
+
+    def style(exemplars: Any, candidates: Any) -> list[StyleEvidence]:
+        assert exemplars == pair.exemplars
+        return [StyleEvidence(91.0 if text == pair.chosen else 7.0) for text in candidates]
+
+    prompts = prompts_of(pair, tokenizer, LONG, style)
+    assert [f", style {n}%" in tokenizer.decode(p) for n, p in zip((91, 7), prompts, strict=True)]
+    assert "style 7%" not in tokenizer.decode(prompts[0])
+    contrasted = contrast_texts(pair, {}, tokenizer, LONG, random.Random(0), style)
+    assert contrasted is not None
+    texts, chosen = contrasted
+    assert ", style 91%" in tokenizer.decode(list(texts[chosen].ids))
+    blind = replace(LONG, evidence=False)
+    assert prompts_of(pair, tokenizer, blind, style) == prompts_of(pair, tokenizer, blind, None)
+
+
+def test_what_is_refused(tokenizer, monkeypatch):
+    for wrong in ({"rivals": 0}, {"longest": 0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            ExamplesConfig(**wrong)
+    monkeypatch.setattr(tokenizer, "eos_ids", frozenset({5000}))
+    with pytest.raises(InputError, match="5000"):
+        turn_end(tokenizer)
+
+
+# Contrast
+
+
+def candidate_of(tokenizer: Tokenizer, text: Branch) -> str:
+    shown = tokenizer.decode(list(text.ids))
+    assert shown.endswith(f"{verdict.OPEN}</think>\n<scores>A=")
+    return shown.split("<candidate A>\n")[1].split("\n</candidate A>")[0]
+
+
+def test_a_list_holds_chosen_rejected_and_other_writers(tokenizer, pairs):
+    by_author, config = pairs_by_author(pairs), replace(LONG, rivals=3)
+    authors = {pair.chosen: pair.author for pair in pairs}
+    places = set()
+    for seed, pair in enumerate(pairs[:10]):
+        contrasted = contrast_texts(pair, by_author, tokenizer, config, random.Random(seed))
+        again = contrast_texts(pair, by_author, tokenizer, config, random.Random(seed))
+        assert contrasted is not None
+        assert contrasted == again
+        texts, chosen = contrasted
+        shown = [candidate_of(tokenizer, text) for text in texts]
+        assert shown[chosen] == pair.chosen
+        assert len(set(shown)) == 4
+        assert pair.rejected in shown
+        rivals = [authors[text] for text in shown if text not in (pair.chosen, pair.rejected)]
+        assert len({*rivals, pair.author}) == 3
+        assert all(text.reply_from == len(text.ids) == text.digit_at + 1 for text in texts)
+        places.add(chosen)
+    assert len(places) >= 3  # in drawn order
+
+
+def test_rivals_are_of_the_domain_and_as_many_as_there_are(tokenizer):
+    pair = stripped(writer("ann"))
+    others = [pair, writer("ann", n=1), writer("bea"), writer("cat", "verse"), writer("dot")]
+    others.append(replace(writer("eve"), chosen=f"{pair.rejected} "))  # a text of the pair
+    config = replace(LONG, rivals=9, evidence=False)
+    for seed in range(5):
+        rng = random.Random(seed)
+        contrasted = contrast_texts(pair, pairs_by_author(others), tokenizer, config, rng)
+        assert contrasted is not None
+        shown = [candidate_of(tokenizer, text) for text in contrasted[0]]
+        assert len(shown) == 4
+        assert {"chosen of bea letters 0", "chosen of dot letters 0"} < set(shown)
+    long = pairs_by_author([replace(writer("bea"), chosen="word " * 400)])
+    longest = max(len(text.ids) for text in contrasted[0])
+    for limit, count in ((longest, 2), (60, 0)):
+        short = replace(config, longest=limit)
+        contrasted = contrast_texts(pair, long, tokenizer, short, random.Random(0))
+        assert count == (0 if contrasted is None else len(contrasted[0]))
+
+
+# Trees and steps
+
+
+def names(trees: list[PrefixTree]) -> list[str]:
+    return [tree.name for tree in trees]
+
+
+def test_a_tree_is_imitation_and_contrast(pairs, tokenizer):
+    """The same rows, targets and digits as the texts apart, and fewer tokens."""
+    pair, by_author = replace(pairs[0], weight=2.5), pairs_by_author(pairs)
+    tree = pair_tree(pair, by_author, tokenizer, LONG, "0/7", None)
+    assert tree is not None
+    rng = random.Random(f"0/7/{pair.id}/rivals")
+    contrasted = contrast_texts(pair, by_author, tokenizer, LONG, rng)
+    imitated = imitation_texts(pair, tokenizer, LONG, "0/7")
+    assert contrasted is not None
+    assert imitated is not None
+    texts, chosen = contrasted
+    trees = [PrefixTree("apart", (), (text,)) for text in imitated]
+    apart = [*trees, PrefixTree("lists", (), tuple(texts), chosen)]
+
+    def targets(trees: list[PrefixTree]) -> Counter[tuple[int, int, float]]:
+        packed = batch(trees, CPU)
+        places = packed.layout.positions[packed.rows].tolist()
+        return Counter(zip(places, packed.targets.tolist(), packed.weights.tolist(), strict=True))
+
+    def digits(trees: list[PrefixTree]) -> tuple[list[int], int, float]:
+        packed = batch(trees, CPU)
+        ((first, count, chosen),) = packed.lists
+        places = packed.layout.positions[packed.digit_rows].tolist()
+        assert (first, count) == (0, 3)
+        return sorted(places), places[chosen], float(packed.list_weights)
+
+    assert targets([tree]) == targets(apart)
+    assert digits([tree]) == digits(apart)
+    assert total_weights([tree]) == total_weights(apart)
+    assert tree.tokens < sum(tree.tokens for tree in apart)
+
+
+def test_a_step_follows_from_seed_and_number(pairs, tokenizer):
+    """In order, out of order, and by data that never saw the steps before."""
+    data = data_of(pairs, tokenizer)
+    in_order = [data.trees(step, 2) for step in range(4)]
+    for step in (3, 0):
+        assert data_of(pairs, tokenizer).trees(step, 2) == in_order[step] == data.trees(step, 2)
+    other = data_of(pairs, tokenizer, seed=1)
+    assert [other.trees(step, 2) for step in range(4)] != in_order
+    assert data.style_batch(3, 4, 50) == data_of(pairs, tokenizer).style_batch(3, 4, 50)
+    assert data.style_batch(3, 4, 50) != data.style_batch(4, 4, 50)
+    ignored = replace(pairs[0], id="ignored", twin="", author="nobody", weight=0.0)
+    assert data_of([ignored, *pairs], tokenizer).trees(0, 2) == in_order[0]
+    with pytest.raises(InputError, match="weight"):
+        data_of([ignored], tokenizer)
+
+
+def test_every_pair_once_an_epoch_and_twins_side_by_side(pairs):
+    shuffled = random.Random(5).sample(pairs, len(pairs))[:-7]  # some have lost their twins
+    order = epoch_order(shuffled, seed=0, epoch=0)
+    assert sorted(order) == list(range(len(shuffled)))
+    assert order == epoch_order(shuffled, 0, 0)
+    assert order != epoch_order(shuffled, 0, 1) != epoch_order(shuffled, 1, 0)
+    place = {shuffled[i].id: at for at, i in enumerate(order)}
+    together = [abs(place[p.twin] - place[p.id]) for p in shuffled if p.twin in place]
+    assert together
+    assert set(together) == {1}
+
+
+def test_steps_across_the_end_of_an_epoch_are_reworded(pairs, tokenizer):
+    some = [replace(pair, twin="") for pair in pairs[:2]]
+    trees = data_of(some, tokenizer).trees(0, 3)
+    orders = [epoch_order(some, 0, epoch) for epoch in (0, 1)]
+    assert names(trees) == [some[i].id for i in (*orders[0], orders[1][0])]
+    alone = data_of(some[:1], tokenizer)
+    replies = {
+        tuple(branch.ids for branch in alone.trees(step, 1)[0].branches) for step in range(3)
+    }
+    assert len(replies) >= 2
+
+
+def test_pairs_too_long_are_left_out(pairs, tokenizer):
+    giant = replace(pairs[0], id="giant", twin="", chosen="Well. " * 20_000)
+    data = data_of([*pairs[:2], giant], tokenizer)
+    assert "giant" not in names(data.trees(0, 3))
+    assert data.left_out == 1
+
+
+# Style
+
+
+@pytest.fixture(scope="module")
+def style(base) -> Style:
+    model = load(base, torch.float32, CPU)
+    style = Style(model, Lora(model, LoraConfig(rank=2), 0), StyleConfig(tokens=16))
+    style.quantiles = tuple(i / 100 for i in range(101))
+    return style
+
+
+def test_what_prompts_show_of_a_style(pairs, tokenizer, style, monkeypatch):
+    data = data_of(pairs[:4], tokenizer)
+    without = data.trees(0, 1)
+    data.show(style)
+    assert data.trees(0, 1) != without
+    with pytest.raises(InputError, match=r"--examples\.longest"):
+        data_of(pairs[:4], tokenizer, longest=100).show(style)
+
+
+def test_writers_of_one_domain_each_with_their_own_texts(tokenizer):
+    some = [writer(f"w{i}", "letters", n=n) for i in range(20) for n in range(3)]
+    data = data_of(some + [writer(f"v{i}", "verse") for i in range(5)], tokenizer)
+    domains: Counter[str] = Counter()
+    for step in range(100):
+        batch = data.style_batch(step, 4, tokens=99)
+        assert len(set(batch.authors)) == len(batch.candidates) == 4
+        (domain,) = {"letters" if name.startswith("w") else "verse" for name in batch.authors}
+        domains[domain] += 1
+        for name, [exemplar], candidate in zip(
+            batch.authors, batch.exemplars, batch.candidates, strict=True
+        ):
+            rest = tokenizer.decode(candidate).removeprefix("chosen of ")
+            assert rest.startswith(f"{name} ")
+            assert tokenizer.decode(exemplar) in (f"exemplar of {rest}", f"another of {rest}")
+        assert batch.negatives == []
+    assert 66 <= domains["letters"] <= 94  # 20 authors of 25: 80 expected, sd 4
+
+
+def test_other_domains_fill_up_and_rewrites_are_negatives(tokenizer):
+    some = [writer(name, "letters") for name in ("ann", "bea")]
+    some += [writer(name, "verse", kind="restyle") for name in ("ann", "cat", "dot")]
+    for step in range(10):
+        batch = data_of(some, tokenizer).style_batch(step, 16, tokens=9)
+        assert sorted(batch.authors) == ["ann", "bea", "cat", "dot"]
+        assert 2 <= len(batch.negatives) <= 3
+        assert max(map(len, batch.candidates)) == 9
+    with pytest.raises(InputError, match="2 authors"):
+        data_of([writer("ann"), writer("ann", "verse", n=1)], tokenizer).style_batch(0, 16, 50)
+
+
+def test_strangers_are_of_other_authors(pairs, tokenizer, style):
+    """As many as there are ordered pairs of authors; the domain decides where it has enough."""
+    data = data_of(pairs, tokenizer)
+    cosines = data.stranger_similarities(style)
+    domains = [len(authors) for authors in data.by_author.values()]
+    within = sum(n * (n - 1) for n in domains)
+    authors = [author for some in data.by_author.values() for author in some]
+    across = sum(a != b for a in authors for b in authors)
+    assert len(cosines) == (within if within >= sft_data.FEWEST else across)
+    assert all(-1.0001 <= cosine <= 1.0001 for cosine in cosines)
+    assert cosines == data.stranger_similarities(style)
+
+
+def test_instruments_are_weighed_on_whole_couples(pairs, tokenizer):
+    sample = data_of(pairs, tokenizer)._whole_couples(7)
+    assert len(sample) >= 7
+    ids = {pair.id for pair in sample}
+    everyone = {pair.id for pair in pairs}
+    assert all(pair.twin in ids for pair in sample if pair.twin in everyone)
+
+
+# Who is held out
+
+
+def test_a_validation_split_is_taken_as_it_is():
+    pairs = demo_pairs(seed=1, pairs=24)
+    train, validation = hold_out(pairs, seed=0, share=0.5)
+    assert train == [pair for pair in pairs if pair.split == "train"]
+    assert validation == [pair for pair in pairs if pair.split == "validation"] != []
+
+
+def test_otherwise_authors_are_held_out():
+    authors = [f"w{i}" for i in range(10)]
+    some = [pair for a in authors for b in authors if a < b for pair in couple(a, b)]
+    train, validation = hold_out(some, seed=0, share=0.3)
+    held = {pair.author for pair in validation}
+    assert len(held) == 3
+    assert not held & {pair.author for pair in train}
+    assert (len(train), len(validation)) == (7 * 6, 3 * 2)  # couples of both sides are out
+    assert hold_out(some, 0, 0.3) == (train, validation)
+    assert {pair.author for pair in hold_out(some, 1, 0.3)[1]} != held
+
+
+def test_at_least_one_author_and_one_couple_of_twins():
+    alone = [writer(f"w{i}") for i in range(5)]
+    assert [len(side) for side in hold_out(alone, seed=0, share=0.0)] == [4, 1]
+    crossed = [pair for n in range(3) for pair in couple("a", "b", n) + couple("c", "d", n)]
+    for seed in range(5):  # one author alone has no couple
+        sides = hold_out(crossed, seed, share=0.1)
+        authors = ["".join(sorted({pair.author for pair in side})) for side in sides]
+        assert sorted(authors) == ["ab", "cd"]
+    for some in ([writer("ann"), writer("ann", n=1)], couple("ann", "bea")):
+        assert hold_out(some, seed=0, share=0.2) == (some, [])  # nobody to hold out
+    with pytest.raises(InputError, match="'train'"):
+        hold_out([replace(writer("ann"), split="test")], seed=0, share=0.2)

@@ -172,8 +172,8 @@ def check_twins(pairs: Sequence[Pair], places: dict[str, str] | None = None) -> 
             f"{pair.twin!r} is in {twin.split}, this one in {pair.split}": twin.split != pair.split,
             "expected other exemplars": bool(set(twin.exemplars) & set(pair.exemplars)),
         }
-        for fault, found in faults.items():
-            if found:
+        for fault, applies in faults.items():
+            if applies:
                 raise InputError(f"{where}: {fault}")
 
 
@@ -208,7 +208,7 @@ def write(path: str | os.PathLike[str], pairs: Iterable[Pair]) -> int:
     return len(records)
 
 
-def couples(pairs: Iterable[Pair]) -> list[tuple[Pair, ...]]:
+def twin_pairs(pairs: Iterable[Pair]) -> list[tuple[Pair, ...]]:
     """Pairs with their twins, each once, in the order of those that come first; a pair whose twin
     is not there stands alone."""
     by_id: dict[str, list[Pair]] = {}

@@ -42,7 +42,7 @@ from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.model.base import DEFAULT_BASE
-from nanopersrm.pairs import Pair, couples, read
+from nanopersrm.pairs import Pair, read, twin_pairs
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def select(
 ) -> list[Pair]:
     """At most `limit` pairs with at least `exemplars` exemplars, twins kept together."""
     least = exemplars or 1
-    groups = [c for c in couples(pairs) if all(len(p.exemplars) >= least for p in c)]
+    groups = [c for c in twin_pairs(pairs) if all(len(p.exemplars) >= least for p in c)]
     if not pairs:
         raise InputError("--pairs: expected pairs, found none")
     if not groups:

@@ -31,7 +31,7 @@ from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig, Judges
 from nanopersrm.judge.verdict import LABELS
 from nanopersrm.model.base import DEFAULT_BASE
-from nanopersrm.pairs import Pair, couples, read
+from nanopersrm.pairs import Pair, read, twin_pairs
 
 PLACES = ("exemplar", "question", "first", "second")
 ROUNDED = 40  # characters: neutral texts of nearly the same length are judged once
@@ -151,7 +151,7 @@ def main(config: Config) -> None:
     """Load, attack, print."""
     if config.limit < 2:
         raise InputError(f"--limit: expected a number from 2, got {config.limit}")
-    groups = couples(read(config.pairs))
+    groups = twin_pairs(read(config.pairs))
     random.Random(f"{config.seed}/hostile").shuffle(groups)
     pairs = [pair for group in groups for pair in group][: config.limit]
 

@@ -43,7 +43,7 @@ from nanopersrm.judge.verdict import DIGITS, LABELS
 from nanopersrm.model.sampler import Decoder, SamplingConfig, prompt_tree, sample_name
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
-from nanopersrm.pairs import Pair, couples
+from nanopersrm.pairs import Pair, twin_pairs
 from nanopersrm.style.similarity import StyleEvidenceFn
 from nanopersrm.train.grpo import ScoreDigits
 from nanopersrm.train.packing import Branch, PrefixTree, build_trees
@@ -176,7 +176,7 @@ class Collector:
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.style_evidence = style_evidence
         self.most_tokens = config.most_tokens  # of a reply
-        self.pairs = couples([pair for pair in pairs if pair.weight > 0])
+        self.pairs = twin_pairs([pair for pair in pairs if pair.weight > 0])
         if not self.pairs:
             raise InputError(
                 f"pairs: expected some with a weight above 0, found {len(pairs)} with 0"

@@ -37,7 +37,7 @@ from nanopersrm import InputError
 from nanopersrm.judge import verdict
 from nanopersrm.judge.prompts import messages
 from nanopersrm.model.tokenizer import Tokenizer
-from nanopersrm.pairs import Pair, couples, read
+from nanopersrm.pairs import Pair, read, twin_pairs
 from nanopersrm.style import fusion
 from nanopersrm.style.fusion import GUESS, Cosines
 from nanopersrm.style.profile import StyleEvidence, measured_block
@@ -214,7 +214,7 @@ class SftData:
 
     def _whole_couples(self, count: int) -> list[Pair]:
         """Couples of twins, drawn until there are as many pairs."""
-        drawn = couples(self.pairs)
+        drawn = twin_pairs(self.pairs)
         random.Random(f"{self.seed}/fused").shuffle(drawn)
         sample: list[Pair] = []
         for couple in drawn:
@@ -456,7 +456,7 @@ def epoch_order(pairs: Sequence[Pair], seed: int, epoch: int) -> list[int]:
     without the exemplars, cancels out of the gradient. Give a step an even number of pairs.
     """
     place = {pair.id: i for i, pair in enumerate(pairs)}
-    order = couples(pairs)
+    order = twin_pairs(pairs)
     random.Random(f"{seed}/order/{epoch}").shuffle(order)
     return [place[pair.id] for couple in order for pair in couple]
 

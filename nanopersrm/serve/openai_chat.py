@@ -36,18 +36,12 @@ from pydantic import BaseModel, StrictBool, StrictFloat, StrictInt
 from nanopersrm import InputError
 from nanopersrm.judge.judgement import Judgement
 from nanopersrm.judge.verdict import CLOSE, LABELS, OPEN, SCORES, SCORES_END
+from nanopersrm.serve.reward_fn import Message
 from nanopersrm.serve.schemas import THINK_TOKENS, JudgeRequest, NotFound, judge_reply
 
 MODEL = "nanopersrm"
 TAG = re.compile(r"<(/?)(exemplar|principle|question|candidate [A-Z])>")
 Reasoning = dict[tuple[int, ...], tuple[str, bool]]  # candidates -> (reasoning so far, ended)
-
-
-class Message(BaseModel):
-    """A turn of the conversation: a text, or parts of type text."""
-
-    role: str
-    content: str | list[dict[str, Any]] | None = None
 
 
 class ChatRequest(BaseModel):
@@ -73,7 +67,7 @@ def judge_request(body: ChatRequest) -> JudgeRequest:
         raise InputError(f"n: expected 1, got {body.n}")
     request = body.nanopersrm
     if request is None:
-        request = from_tags("\n".join(_text(m) for m in body.messages if m.role == "user"))
+        request = from_tags("\n".join(m.text for m in body.messages if m.role == "user"))
     if request.stream:
         raise InputError("nanopersrm.stream: expected false; say stream beside messages")
     fields = request.model_dump(exclude_none=True)
@@ -85,16 +79,6 @@ def judge_request(body: ChatRequest) -> JudgeRequest:
         chat["think_tokens"] = min(budget, THINK_TOKENS)
     fields = {name: value for name, value in chat.items() if value is not None} | fields
     return JudgeRequest(**fields)
-
-
-def _text(message: Message) -> str:
-    """The text of a message, whole or in parts."""
-    if not isinstance(message.content, list):
-        return message.content or ""
-    texts = [part.get("text") if part.get("type") == "text" else None for part in message.content]
-    if not all(isinstance(text, str) for text in texts):
-        raise InputError("messages: expected parts of type text, got another")
-    return "\n".join(map(str, texts))
 
 
 def from_tags(text: str) -> JudgeRequest:

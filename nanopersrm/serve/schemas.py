@@ -11,7 +11,8 @@ A judgement without a score is a reply like another: verdict "invalid", null for
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -24,7 +25,7 @@ from pydantic import (
 )
 
 from nanopersrm import InputError
-from nanopersrm.judge.judgement import JudgeConfig, JudgedReply, Judgement, check, schedule
+from nanopersrm.judge.judgement import JudgeConfig, Judgement, check, schedule
 from nanopersrm.judge.verdict import LABELS
 from nanopersrm.serve.reward_fn import (
     FIELDS,
@@ -76,18 +77,18 @@ class JudgeRequest(BaseModel):
 
     candidates: list[Text] = Field(max_length=len(LABELS), description="1 to 26 (pairwise: from 2)")
     exemplars: Annotated[Texts, Field(min_length=1)] | None = None
-    writer: str | None = Field(None, description="or the name of one that was put")
+    writer: str | None = Field(default=None, description="or the name of one that was put")
     question: Annotated[str, Field(max_length=TEXT_CHARS)] | None = None
-    principles: Texts | None = Field(None, description="of the writer; not with `writer`")
+    principles: Texts | None = Field(default=None, description="of the writer; not with `writer`")
     mode: Literal["pointwise", "pairwise"] | None = None
-    evidence: StrictBool | None = Field(None, description="show the model measured facts")
-    think: StrictBool | None = Field(None, description="reason before scoring")
+    evidence: StrictBool | None = Field(default=None, description="show the model measured facts")
+    think: StrictBool | None = Field(default=None, description="reason before scoring")
     think_tokens: Annotated[StrictInt, Field(ge=1, le=THINK_TOKENS)] | None = None
-    copy_quotes: StrictBool | None = Field(None, description="quote only what was written")
+    copy_quotes: StrictBool | None = Field(default=None, description="quote only what was written")
     samples: Annotated[StrictInt, Field(ge=1, le=SAMPLES)] | None = None
     temperature: Annotated[StrictFloat, Field(ge=0, le=100)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
-    stream: StrictBool = Field(False, description="server-sent events; /judge only")
+    stream: StrictBool = Field(default=False, description="server-sent events; /judge only")
 
 
 class ProfileRequest(BaseModel):
@@ -105,23 +106,6 @@ class RewardRequest(BaseModel):
     query: list[str] = Field(min_length=1, max_length=QUERIES, description="prompts with replies")
     prompts: list[str]
     labels: list[Any] | None = None
-
-
-class JudgeReply(BaseModel):
-    """A judgement. Lists follow the order of the candidates."""
-
-    scores: list[float | None]  # 1 to 9; null: nothing valid was said
-    preference: list[list[float | None]]  # [i][j] = P(i fits better than j)
-    ranking: list[int] | None  # indices, best first; null: invalid
-    verdict: int | Literal["tie", "invalid"]  # index of the best
-    reasoning: list[str]
-    well_formed: bool
-    tokens: int  # drawn in the call
-    prompt_tokens: int
-    seconds: float  # of the call
-    replies: list[JudgedReply]
-    notes: list[str]
-    measured: list[float] | None  # 1 to 99 % likely by all instruments; null: not shown
 
 
 class Ranked(BaseModel):
@@ -202,26 +186,27 @@ def judge_call(
 
 
 def judge_reply(judgement: Judgement) -> dict[str, Any]:
-    """See JudgeReply."""
+    """A judgement as JSON. No ranking where it is invalid."""
     reply = judgement.as_dict()
     return reply | {"ranking": None} if judgement.verdict == "invalid" else reply
 
 
-def rank_reply(judgement: Judgement) -> dict[str, Any]:
-    """See RankReply."""
-    ranking = None
+def rank_reply(judgement: Judgement) -> RankReply:
+    """The candidates in order."""
+    reply = RankReply(ranking=None, verdict=judgement.verdict, notes=judgement.notes)
     if judgement.verdict != "invalid":
-        following = [*judgement.ranking[1:], None]
-        ranking = [
-            {
-                "candidate": i,
-                "score": judgement.scores[i],
-                "beats_next": None if j is None else judgement.preference[i][j],
-                "measured": None if judgement.measured is None else judgement.measured[i],
-            }
-            for i, j in zip(judgement.ranking, following, strict=True)
+        ranking, measured = judgement.ranking, judgement.measured
+        beats = [judgement.preference[i][j] for i, j in pairwise(ranking)]
+        reply.ranking = [
+            Ranked(
+                candidate=i,
+                score=cast(float, judgement.scores[i]),
+                beats_next=step,
+                measured=None if measured is None else measured[i],
+            )
+            for i, step in zip(ranking, [*beats, None], strict=True)
         ]
-    return {"ranking": ranking, "verdict": judgement.verdict, "notes": judgement.notes}
+    return reply
 
 
 def profile_reply(exemplars: list[str], top: int) -> list[dict[str, Any]]:

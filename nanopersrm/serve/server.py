@@ -62,7 +62,6 @@ from prometheus_client import (
 )
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException as AnyHTTPException
-from starlette.routing import Match
 
 from kernels.process import trim
 from nanopersrm import InputError, __version__
@@ -76,7 +75,6 @@ from nanopersrm.serve.openai_chat import ChatRequest, Reasoning, chunk
 from nanopersrm.serve.schemas import (
     ErrorReply,
     JudgeCall,
-    JudgeReply,
     JudgeRequest,
     NotFound,
     ProfileRequest,
@@ -91,6 +89,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
+Submit = Callable[[JudgeCall, OnText | None], "asyncio.Future[Judgement]"]
 
 TOKEN, LEAST_TOKEN = "NANOPERSRM_TOKEN", 16  # characters
 CONNECTIONS = 512  # at once; one more gets 503
@@ -171,7 +170,15 @@ class JudgeQueue:
             raise Busy("the server is stopping")
         if self.waiting >= self.room:
             raise Busy(f"{self.room} requests are waiting, no room for more")
-        future = self.thread.submit(self.judge.judge, *vars(call).values(), on_text)
+        future = self.thread.submit(
+            self.judge.judge,
+            call.exemplars,
+            call.candidates,
+            call.question,
+            call.principles,
+            call.config,
+            on_text,
+        )
         self.calls.add(future)
         future.add_done_callback(self.calls.discard)
         return asyncio.wrap_future(future)
@@ -217,22 +224,29 @@ async def result_of(
             return future.result()
         if gone.done():
             raise HTTPException(499, "the client has left")
-        raise HTTPException(504, f"no answer within {seconds:g} s, waiting included")
+        raise too_late(seconds)
     finally:
         gone.cancel()
         future.cancel()  # nothing is left in line behind
 
 
-class Progress:
-    """The reasoning so far, from the judge's thread to the event loop. A slow reader gets larger
-    pieces, and nothing piles up."""
+def too_late(seconds: float) -> HTTPException:
+    return HTTPException(504, f"no answer within {seconds:g} s, waiting included")
 
-    def __init__(self) -> None:
+
+class Followed:
+    """A call whose reasoning is read while it is drawn. A slow reader gets larger pieces, and
+    nothing piles up."""
+
+    def __init__(self, submit: Submit, call: JudgeCall, seconds: float):
+        """submit(call, on_text) puts it in line; raises Busy."""
         self.reasoning: Reasoning = {}
         self.changed = asyncio.Event()
         self.loop = asyncio.get_running_loop()
+        self.call, self.seconds = call, seconds
+        self.future = submit(call, self._on_text)
 
-    def on_text(self, which: tuple[int, ...], text: str, ended: bool) -> None:
+    def _on_text(self, which: tuple[int, ...], text: str, ended: bool) -> None:
         """As the judge calls it, in its thread."""
         self.loop.call_soon_threadsafe(self._put, which, text if ended else settled(text), ended)
 
@@ -240,20 +254,24 @@ class Progress:
         self.reasoning[which] = text, ended
         self.changed.set()
 
-    async def follow(
-        self, future: "asyncio.Future[Judgement]", seconds: float
-    ) -> AsyncIterator[Reasoning]:
+    async def progress(self) -> AsyncIterator[Reasoning]:
         """The reasoning whenever it changes, and now and then, until the call or the time ends."""
-        end = time.monotonic() + seconds
-        while not future.done() and (left := end - time.monotonic()) > 0:
+        end = time.monotonic() + self.seconds
+        while not self.future.done() and (left := end - time.monotonic()) > 0:
             wake = asyncio.ensure_future(self.changed.wait())
-            either: set[asyncio.Future[Any]] = {future, wake}
+            either: set[asyncio.Future[Any]] = {self.future, wake}
             wait = min(BEAT_SECONDS, left)
             await asyncio.wait(either, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
             wake.cancel()
             self.changed.clear()
             yield dict(self.reasoning)
         yield dict(self.reasoning)  # what came with the judgement
+
+    async def judgement(self) -> Judgement:
+        """Once the progress has ended. Raises HTTPException."""
+        if not self.future.done():
+            raise too_late(self.seconds)
+        return await result_of(self.future, 0)
 
 
 def settled(text: str) -> str:
@@ -280,9 +298,7 @@ def error_event(error: HTTPException, name: str | None = None) -> str:
     return event({"error": content}, name)
 
 
-async def judge_events(
-    future: "asyncio.Future[Judgement]", progress: Progress, seconds: float
-) -> AsyncIterator[str]:
+async def judge_events(followed: Followed) -> AsyncIterator[str]:
     """POST /judge with `stream`.
 
     event: reasoning                                    event: judgement
@@ -293,7 +309,7 @@ async def judge_events(
     """
     sent: Reasoning = {}
     try:
-        async for reasoning in progress.follow(future, seconds):
+        async for reasoning in followed.progress():
             if not reasoning:
                 yield ": waiting\n\n"
             for which, (text, ended) in reasoning.items():
@@ -302,34 +318,28 @@ async def judge_events(
                     piece = {"candidates": [*which], "text": text[len(before) :], "ended": ended}
                     yield event(piece, "reasoning")
                     sent[which] = text, ended
-        yield event(schemas.judge_reply(await result_of(future, 0)), "judgement")
+        yield event(schemas.judge_reply(await followed.judgement()), "judgement")
     except HTTPException as error:
         yield error_event(error, "error")
     finally:
-        future.cancel()  # where the reader has left
+        followed.future.cancel()  # where the reader has left
 
 
-async def chat_events(
-    future: "asyncio.Future[Judgement]",
-    progress: Progress,
-    seconds: float,
-    call: JudgeCall,
-    model: str,
-) -> AsyncIterator[str]:
+async def chat_events(followed: Followed, model: str) -> AsyncIterator[str]:
     """OpenAI's stream of chunks. Together they are the reply that a plain request gets."""
     head = openai_chat.head("chat.completion.chunk", model)
-    many, sent = len(call.candidates) > 1, ""
+    many, sent = len(followed.call.candidates) > 1, ""
     try:
         yield event(chunk(head, {"role": "assistant", "content": ""}))
-        async for reasoning in progress.follow(future, seconds):
-            pointwise = call.config.mode == "pointwise"
+        async for reasoning in followed.progress():
+            pointwise = followed.call.config.mode == "pointwise"
             text = openai_chat.reply_so_far(reasoning, many) if pointwise else ""
             if len(text) > len(sent):
                 yield event(chunk(head, {"content": text[len(sent) :]}))
                 sent = text
             else:
                 yield ": waiting\n\n"
-        judgement = await result_of(future, 0)
+        judgement = await followed.judgement()
         reply = openai_chat.reply_text(judgement)
         if reply is None or not reply.startswith(sent):
             raise HTTPException(500, NO_SCORE)
@@ -340,7 +350,7 @@ async def chat_events(
     except HTTPException as error:
         yield error_event(error)
     finally:
-        future.cancel()
+        followed.future.cancel()
 
 
 # Errors
@@ -370,10 +380,8 @@ async def answer_error(request: Request, error: Exception) -> JSONResponse:
     if (error.status_code, detail) == (404, "Not Found"):
         return error_response(HTTPException(404, f"path: expected one of /docs, got {path!r}"))
     if error.status_code == 405:
-        match = [r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE]
-        allowed = ", ".join(sorted({method for route in match for method in route.methods}))
-        line = f"method: expected {allowed} for {path!r}, got {request.method}"
-        return error_response(HTTPException(405, line, {"Allow": allowed}))
+        line = f"method: expected {(error.headers or {}).get('Allow')}, got {request.method}"
+        return error_response(HTTPException(405, line, error.headers))
     if error.status_code == 400:
         line = f"body: expected JSON in UTF-8, got another ({error.__cause__ or detail})"
         return error_response(HTTPException(400, line))
@@ -597,18 +605,17 @@ def build_app(
         """Counters in Prometheus' text format."""
         return PlainTextResponse(generate_latest(meters.registry).decode())
 
-    @app.post("/judge", response_model=JudgeReply)
-    async def judge_candidates(body: JudgeRequest, request: Request) -> Any:
+    @app.post("/judge", responses={200: {"model": Judgement}})
+    async def judge_candidates(body: JudgeRequest, request: Request) -> Response:
         """Score the candidates, with reasons. `stream`: server-sent events."""
         call = call_of(body)
         if not body.stream:
-            return schemas.judge_reply(await judged(call, request))
-        progress = Progress()
-        events = judge_events(submit(call, progress.on_text), progress, seconds)
+            return JSONResponse(schemas.judge_reply(await judged(call, request)))
+        events = judge_events(Followed(submit, call, seconds))
         return StreamingResponse(events, media_type="text/event-stream")
 
-    @app.post("/rank", response_model=RankReply)
-    async def rank(body: JudgeRequest, request: Request) -> Any:
+    @app.post("/rank")
+    async def rank(body: JudgeRequest, request: Request) -> RankReply:
         """The candidates, best first, with the probability of each step."""
         if body.stream:
             raise InputError("stream: expected false; /judge can be followed")
@@ -660,10 +667,7 @@ def build_app(
         """OpenAI's chat completions."""
         call = call_of(openai_chat.judge_request(body))
         if body.stream:
-            progress = Progress()
-            events = chat_events(
-                submit(call, progress.on_text), progress, seconds, call, body.model
-            )
+            events = chat_events(Followed(submit, call, seconds), body.model)
             return StreamingResponse(events, media_type="text/event-stream")
         completion = openai_chat.completion(await judged(call, request), body.model)
         if completion is None:

@@ -3,7 +3,6 @@
     report = check(reply, exemplars, {"A": candidate})
     report.quotes, report.quotes_true        # spans in "double quotes", and those that are verbatim
     report.claims, report.claims_true        # of the writer or a candidate, and those that hold
-    report.flaws                             # what is wrong, and where
 
 Claims. A reply is free text, so only what stands in the words of `profile.py` is a claim:
 
@@ -398,20 +397,10 @@ QUOTE = re.compile(r'"([^"\n]*)"')
 class Quote:
     """A span in double quotes, without them."""
 
-    start: int
     text: str
     subject: str | None
     verbatim: bool
     placed: bool  # in the text of the subject
-
-
-@dataclass(frozen=True)
-class Flaw:
-    """Something untrue, and where the sentence with it begins."""
-
-    start: int
-    sentence: int
-    message: str
 
 
 @dataclass(frozen=True)
@@ -420,7 +409,6 @@ class Report:
 
     found_quotes: tuple[Quote, ...]
     found_claims: tuple[Claim, ...]
-    flaws: tuple[Flaw, ...]  # in the order of the reply
 
     @property
     def quotes(self) -> int:
@@ -429,10 +417,6 @@ class Report:
     @property
     def quotes_true(self) -> int:
         return sum(quote.verbatim for quote in self.found_quotes)
-
-    @property
-    def quotes_placed(self) -> int:
-        return sum(quote.placed for quote in self.found_quotes)
 
     @property
     def claims(self) -> int:
@@ -473,45 +457,32 @@ def check(reply: str, exemplars: Sequence[str], candidates: Mapping[str, str]) -
 
     candidates: label -> text, as the prompt showed them.
     """
-    text, offset, whole = _reasoning(reply)
+    text, whole = _reasoning(reply)
     masked = QUOTE.sub(lambda m: '"' + " " * len(m[1]) + '"', text)
     scene = scene_of(masked, exemplars, candidates)
-    quotes = [_quote(scene, match.start(), match[1], offset) for match in QUOTE.finditer(text)]
-    claims = claims_of(scene)
-    flaws = [(q.start - offset, f'"{q.text}" is in no text') for q in quotes if not q.verbatim]
-    flaws += [(c.start, f"{c.subject}, untrue: {c.text}") for c in claims if not c.holds]
+    quotes = [_quote(scene, match.start(), match[1]) for match in QUOTE.finditer(text)]
     last = QUOTE.sub(lambda m: "." * len(m[0]), text).find('"')
-    if last >= 0 and whole:
-        flaws.append((last, "a quote is not closed"))
-        quotes.append(Quote(last + offset, text[last + 1 : last + 40], None, False, False))
-    return Report(
-        tuple(quotes),
-        tuple(Claim(**{**vars(claim), "start": claim.start + offset}) for claim in claims),
-        tuple(
-            Flaw(at + offset, max(s for s in [0, *scene.starts] if s <= at) + offset, message)
-            for at, message in sorted(flaws)
-        ),
-    )
+    if last >= 0 and whole:  # a quote that is not closed
+        quotes.append(Quote(text[last + 1 : last + 40], None, False, False))
+    return Report(tuple(quotes), tuple(claims_of(scene)))
 
 
-def _reasoning(reply: str) -> tuple[str, int, bool]:
-    """The part between the tags, curly quotes made straight, where it begins, and whether it was
-    read to its end."""
+def _reasoning(reply: str) -> tuple[str, bool]:
+    """The part between the tags, curly quotes made straight, and whether it was read to its end."""
     whole, reply = len(reply) <= LONGEST_REPLY, reply[:LONGEST_REPLY]
     begin = reply.find(OPEN.strip())
     begin = begin + len(OPEN.strip()) if begin >= 0 else 0
     end = reply.find(CLOSE, begin)
     inside = reply[begin : end if end >= 0 else len(reply)]
     straight = re.sub("[“”„«»″]", '"', inside).replace("’", "'")
-    return straight, begin, whole or end >= 0
+    return straight, whole or end >= 0
 
 
-def _quote(scene: Scene, start: int, quote: str, offset: int) -> Quote:
+def _quote(scene: Scene, start: int, quote: str) -> Quote:
     everything = [*scene.exemplars, *scene.candidates.values()]
     subject = scene.subject(start, start + len(quote) + 2)
     of_subject = [t for texts in scene.texts(subject) for t in texts] if subject else []
     return Quote(
-        start + offset,
         quote,
         subject,
         any(contains(text, quote) for text in everything),

@@ -152,16 +152,6 @@ def test_joint_equals_plain_forwards(tiny, thinking):
         assert scores == {"A": a + 1, "B": 1 + int(rows[a].argmax())}
 
 
-def test_the_digits_of_a_pair_are_drawn_apart(tiny):
-    """A's noise is not B's: on a random model, far from all pairs are equal."""
-    model, tokenizer = tiny
-    config = AnswerConfig(think=False, samples=24, temperature=3.0)
-    (drawn,) = answer(model, tokenizer, prompts_of(tokenizer, 2)[:1], 2, config)
-    scores = [verdict.parse(found.text, "AB").scores for found in drawn]
-    equal = sum(score is not None and score["A"] == score["B"] for score in scores)
-    assert equal <= 12  # of 24; about 3 are expected, nearly all when the noise is shared
-
-
 def test_on_text_follows_every_reply(tiny):
     model, tokenizer = tiny
     told: dict[tuple[int, int], list[tuple[str, bool]]] = {}
@@ -193,7 +183,7 @@ def test_quotes_are_copied_from_the_texts_of_their_prompt(tiny, monkeypatch):
             for found in group:
                 check(found, 1, 30)
                 report = claims.check(found.text, [exemplar], {"A": text})
-                assert how == "free" or not any("quote" in f.message for f in report.flaws)
+                assert how == "free" or report.quotes == report.quotes_true
                 seen[how][0] += report.quotes_true
                 seen[how][1] += report.quotes
     assert seen["copied"][0] == seen["copied"][1] >= 5

@@ -150,19 +150,6 @@ def test_notes(base, folder, judge, tmp_path):
     assert untrained.judge(EXEMPLARS, CANDIDATES[:1], config=PLAIN).notes == [UNTRAINED]
 
 
-def test_another_base(base, folder, tmp_path):
-    moved_away = tmp_path / "copy"
-    moved_away.mkdir()
-    for file in base.path.iterdir():
-        (moved_away / file.name).write_bytes(file.read_bytes())
-    note = Judge.load(moved_away, folder, dtype="fp32").notes
-    assert len(note) == 1
-    assert "has other weights" in note[0]
-    with pytest.raises(InputError, match="so say --base") as caught:
-        Judge.load(adapter=folder, dtype="fp32")
-    assert str(base.path) in str(caught.value)
-
-
 def test_refused_folders(base, folder, tmp_path):
     def refused(adapter: Path, *parts: str) -> None:
         with pytest.raises(InputError) as caught:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import tyro
-from fake_judge import FakeJudge
 from fixtures import make_adapter, make_base
 from judge_command import DRAFTS, EDMUND, ROOT, SCRIPT, caller, script, start
 from rich.console import Console
@@ -85,15 +84,6 @@ def test_the_table_and_the_profile(cli):
     assert "not been trained" in out
 
 
-@pytest.mark.slow
-def test_an_adapter_in_a_process_of_its_own(tiny_folder, tmp_path):
-    made = make_adapter(tmp_path, resolve(str(tiny_folder)))
-    more = ("--no-think", "--base", tiny_folder, "--adapter", made, "--dtype", "fp32")
-    done = start(*TEXTS, *more)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "not been trained" not in done.stdout
-
-
 def test_texts_come_from_files_folders_dividers_and_standard_input(cli, tmp_path):
     folder = tmp_path / "letters"
     folder.mkdir()
@@ -127,17 +117,6 @@ def test_brackets_are_not_markup(cli, tmp_path, monkeypatch, mode):
     for name in names:
         assert name in reasons
         assert name in table.split("closest to the writer: ")[0]
-
-
-@pytest.mark.parametrize("measured", [None, [91.27, 3.0]])
-def test_what_is_measured_stands_beside_the_score(measured):
-    found = FakeJudge().judge(("It rained; I stayed.",), ("Rain; I read.", "lol rain"))
-    written, names = io.StringIO(), ["a.txt", "b.txt"]
-    found = replace(found, measured=measured, ranking=[1, 0])
-    script._print_judgement(Console(file=written, width=100), found, names, True)
-    rows = [line.split() for line in written.getvalue().splitlines() if ".txt" in line]
-    assert [row[3:4] == ["3.0%"] for row in rows[:1]] == [measured is not None]
-    assert ("91.3%" in written.getvalue()) == (measured is not None)
 
 
 def test_nothing_printed_moves_the_terminal(monkeypatch, capsys, tiny_judge, tmp_path):
@@ -271,21 +250,6 @@ def test_mistakes(loading, tmp_path, monkeypatch, arguments, stdin, part):
     monkeypatch.chdir(tmp_path)
     refused(loading(*arguments, stdin=stdin), part)
     assert not loading.heard
-
-
-@pytest.mark.slow
-def test_a_mistake_is_said_before_torch_is_imported():
-    code = (
-        f"import runpy, sys; sys.argv[1:] = {['--exemplar', EDMUND]!r}\n"
-        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-        "except SystemExit as error: print(error.code, 'torch' in sys.modules)"
-    )
-    many = "\n---\n".join(f"Draft {i}." for i in range(27))
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, input=many, capture_output=True, text=True
-    )
-    assert done.stdout.splitlines()[-1] == "2 False", done.stderr
-    refused((2, "", done.stderr), "got 27")
 
 
 def test_an_adapter_of_another_base_says_which(loading, tiny_folder, tmp_path):

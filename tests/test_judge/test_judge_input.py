@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import pytest
-from fixtures import CANDIDATES, EXEMPLARS, fresh, make_base, mirrored, plain, sane
+from fixtures import CANDIDATES, EXEMPLARS, fresh, make_base, sane
 from safetensors.torch import load_file, save_file
 
 from nanopersrm import InputError
@@ -241,21 +241,3 @@ def test_one_invalid_score_makes_the_call_invalid(judge, monkeypatch):
 
 
 # The real base
-
-
-@pytest.fixture(scope="module")
-def real() -> Judge:
-    return Judge.load(adapter=None)
-
-
-@pytest.mark.base
-@pytest.mark.parametrize("mode", ["pointwise", "pairwise"])
-def test_real_judgement(real, mode):
-    """In the machine's own number type: well formed, mirrored to the last bit, the same again."""
-    config = JudgeConfig(mode, think_tokens=6)
-    one = real.judge(EXEMPLARS, CANDIDATES[:2], config=config)
-    sane(one, 2)
-    assert all(reply.reasoning and reply.cut for reply in one.replies)
-    mirrored(one, real.judge(EXEMPLARS, CANDIDATES[1::-1], config=config), (1, 0))
-    real.judge(["Someone else wrote this."], CANDIDATES[3:4], config=JudgeConfig(think=False))
-    assert plain(real.judge(EXEMPLARS, CANDIDATES[:2], config=config)) == plain(one)

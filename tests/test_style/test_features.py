@@ -1,6 +1,5 @@
 """factors.py and reading.py: counts are right, layout does not matter, no text is too rude."""
 
-import textwrap
 import time
 from pathlib import Path
 
@@ -143,15 +142,6 @@ def test_more_of_it_raises_it(factor) -> None:
 def test_layout_changes_nothing(change) -> None:
     for text in EVERY_TEXT:
         assert measure([change(text)]) == measure([text])
-
-
-@pytest.mark.parametrize("width", [30, 55, 72])
-def test_hard_wraps_change_nothing(width: int) -> None:
-    for name, texts in WRITERS.items():
-        for text in texts if name != "tessa" else []:  # its lists are lines on purpose
-            wrapped = "\n\n".join(textwrap.fill(p, width) for p in text.split("\n\n"))
-            assert wrapped.count("\n") > text.count("\n")
-            assert measure([wrapped]) == measure([text])
 
 
 @settings(max_examples=150, deadline=None)

@@ -21,7 +21,6 @@ from nanopersrm.style.profile import (
     measured_block,
     ngram_percentile,
     ngram_similarity,
-    profile,
     reference,
 )
 
@@ -65,18 +64,6 @@ def test_level_words_agree_with_the_quantiles(factor) -> None:
         elif factor.name != "british" and word in (factor.words[0], factor.words[-1]):
             low = word == factor.words[0]
             assert value < quantiles[quarter] if low else value >= quantiles[-1 - quarter]
-
-
-def test_percentiles() -> None:
-    table = reference()
-    middle = table.similarity[len(table.similarity) // 2]
-    assert ngram_percentile(middle) == pytest.approx(50)
-    assert (ngram_percentile(-1.0), ngram_percentile(2.0)) == (0.0, 100.0)
-    assert ngram_percentile(middle + 0.01) > 50 > ngram_percentile(middle - 0.01)
-    assert distance_percentile(table.distance[-1] + 1) == 100.0
-    semicolons = profile(["One two three."])
-    none = next(trait for trait in semicolons if trait.factor == "semicolons")
-    assert 0 < none.percentile < 50  # many have none: in the middle of those
 
 
 @pytest.mark.parametrize(

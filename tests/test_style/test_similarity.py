@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -143,18 +142,6 @@ def test_texts_of_the_same_writer_do_not_push_away():
     assert pushed.tolist() == [True, True, True, False, True]
 
 
-def test_the_contrast_has_the_right_gradient():
-    exemplars = units(3, 5, torch.float64).requires_grad_()
-    candidates = units(4, 6, torch.float64).requires_grad_()
-    same = torch.eye(3, 4).bool()
-    same[0, 3] = True
-
-    def loss(e: Tensor, c: Tensor) -> Tensor:
-        return in_batch_loss(e, c, torch.arange(3), same, 0.2)[0]
-
-    assert torch.autograd.gradcheck(loss, [exemplars, candidates])
-
-
 # Vectors
 
 
@@ -169,32 +156,6 @@ def test_a_packed_text_is_as_it_is_alone(model):
     vectors = vectors_of(found[1], None)
     torch.testing.assert_close(vectors, torch.stack([alone(model, text) for text in TEXTS]))
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(len(TEXTS)))
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-def test_the_gradient_reaches_the_adapter(model, recompute):
-    lora = adapter(model)
-    with lora.using(model):
-        vectors = vectors_of(states(model, TEXTS, recompute=recompute), None)
-        loss = (vectors[0] * vectors[1]).sum()
-        loss.backward()
-    slope = [p.grad for p in lora.parameters()]
-    assert all(g is not None and bool(g.abs().sum() > 0) for g in slope)
-    name = "layers.1.mlp.up_proj"
-    B = lora.masters[name][1]
-    assert B.grad is not None
-    step = 1e-2 * B.grad / B.grad.norm()
-    values = []
-    for sign in (1, -1):
-        with torch.no_grad():
-            B.add_(sign * step)
-        lora.refresh()
-        with torch.no_grad(), lora.using(model):
-            vectors = vectors_of(states(model, TEXTS), None)
-        values.append(float((vectors[0] * vectors[1]).sum()))
-        with torch.no_grad():
-            B.sub_(sign * step)
-    assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(B.grad.norm()), rel=0.02)
 
 
 def test_embed_leaves_the_model_as_it_was(model, trained):
@@ -375,13 +336,6 @@ def test_the_loss_of_a_step_with_a_standard(model):
 
 
 # The blocks that run
-
-
-@pytest.mark.parametrize(("layers", "depth"), [(30, 8), (28, 7), (3, 1), (1, 1), (16, 4)])
-def test_depth(model, layers, depth):
-    other: Any = type("Sized", (), {"config": replace(model.config, layers=layers)})
-    assert StyleConfig().depth(other) == depth
-    assert StyleConfig(layers=2).depth(other) == 2
 
 
 @pytest.mark.parametrize(("layers", "depth"), [(0, 1), (2, 2), (3, 3)])

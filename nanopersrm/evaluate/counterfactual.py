@@ -3,16 +3,13 @@
     python -m nanopersrm.evaluate.counterfactual --pairs validation.jsonl --adapter runs/sft/adapter
 
 The measured block of a prompt ends with all style evidence in one number, "candidate by this
-writer: 62% likely". The judge scores the same prompts at once, again and again, with another number
-in that place. In the table of scores, prompts x chances, the variation has three sources (two-way
-analysis of variance), whose shares add up to 1:
+writer: 62% likely". The judge scores the same prompts at once with other numbers in that place. The
+variation of the table of scores, prompts x chances, has three sources (analysis of variance):
 
     score[p, c] = mean + rest[p] + chance[c] + both[p, c]      share of x = Σ x² / Σ (score - mean)²
 
-A judge that only repeats the number has 100 % by the chance, one that ignores it 0 %. Scores 3 5 7
-and 4 6 8 of two prompts at 10, 50 and 90 %: rest ±0.5, chance -2, 0, 2, both 0; the sums are 1.5
-and 16, so 9 % by the rest, 91 % by the chance. A share says what a score depends on, not whether it
-is right.
+A judge that only repeats the number has 100 % by the chance. Scores 3 5 7 and 4 6 8 of two prompts:
+rest ±0.5, chance -2, 0, 2, both 0; the sums are 1.5 and 16, so 91 % by the chance.
 """
 
 import sys

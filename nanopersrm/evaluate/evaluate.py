@@ -19,21 +19,21 @@ A model scores at once unless --think-tokens lets it reason, which takes many ti
 
 import json
 import os
-import platform
 import random
-import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 from rich.progress import Progress
 
-from nanopersrm import InputError, __version__
+from nanopersrm import InputError
 from nanopersrm.command import exit_code
-from nanopersrm.evaluate.judges import NAMES, NamedJudge, Setup, make, train_pairs
+from nanopersrm.evaluate.judges import NAMES, NamedJudge, Setup, make
 from nanopersrm.evaluate.metrics import RESAMPLES, Record, compare, measure, record
 from nanopersrm.evaluate.predictions import Prediction, PredictionCache, key_of
 from nanopersrm.evaluate.scoreboard import page
@@ -43,6 +43,8 @@ from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.pairs import Pair, read, twin_pairs
+
+TRAIN_PAIRS = 1000  # to fit text judges on, drawn from all of them
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,23 @@ def main(config: Config, command: str = "") -> None:
         seed=config.seed,
     )
     pairs = select(read_all(config.pairs), config.limit, config.exemplars, config.seed)
-    train = train_pairs(read(config.train), config.seed) if config.train else []
-    train = [show_exemplars(pair, config.exemplars) for pair in train]
+    train = read(config.train) if config.train else []
+    if len(train) > TRAIN_PAIRS:
+        train = random.Random(f"{config.seed}/evaluate/train").sample(train, TRAIN_PAIRS)
+    train = [replace(pair, exemplars=pair.exemplars[: config.exemplars]) for pair in train]
     cache = PredictionCache(config.out.with_suffix(".predictions.jsonl") if config.out else None)
     log = Console(stderr=True, highlight=False, soft_wrap=True)
     folder = adapter_settings.resolve_adapter(config.adapter, config.base)
     adapter = None if folder is None else str(folder)
     setup = Setup(
-        config.base, adapter, config.device, config.dtype, judging, train, beside, log.print
+        base=config.base,
+        adapter=adapter,
+        device=config.device,
+        dtype=config.dtype,
+        config=judging,
+        train=train,
+        beside=beside,
+        say=log.print,
     )
     records: dict[str, list[Record]] = {}
     notes: dict[str, str] = {}  # on each judge, or why it is left out
@@ -119,7 +130,7 @@ def main(config: Config, command: str = "") -> None:
     facts = {
         "command": command,
         "judge": first,
-        "versions": versions(),
+        "versions": {name: version(name) for name in ("numpy", "torch")},
         "base": config.base,
         "adapter": adapter,
         "device": f"{os.cpu_count()} CPU cores, --device {config.device}",
@@ -162,13 +173,11 @@ def adapters_beside(options: Sequence[str]) -> dict[str, str]:
 
 def read_all(paths: Sequence[Path]) -> list[Pair]:
     """The pairs of all files."""
-    by_id: dict[str, Pair] = {}
-    for path in paths:
-        pairs = read(path, empty=True)
-        if twice := [pair.id for pair in pairs if pair.id in by_id]:
-            raise InputError(f"{path}: the id {twice[0]!r} is also in another of these files")
-        by_id |= {pair.id: pair for pair in pairs}
-    return list(by_id.values())
+    pairs = [pair for path in paths for pair in read(path, empty=True)]
+    for pair_id, count in Counter(pair.id for pair in pairs).items():
+        if count > 1:
+            raise InputError(f"--pairs: the id {pair_id!r} is in two of the files")
+    return pairs
 
 
 def select(
@@ -188,12 +197,8 @@ def select(
             chosen |= {pair.id for pair in group}
     if not chosen:
         raise InputError(f"--limit: expected room for a pair and its twin, got {limit}")
-    return [show_exemplars(pair, exemplars) for pair in pairs if pair.id in chosen]
-
-
-def show_exemplars(pair: Pair, count: int | None) -> Pair:
-    """The pair with its first exemplars only."""
-    return replace(pair, exemplars=pair.exemplars[:count])
+    shown = [pair for pair in pairs if pair.id in chosen]
+    return [replace(pair, exemplars=pair.exemplars[:exemplars]) for pair in shown]
 
 
 def judge_all(
@@ -217,13 +222,6 @@ def judge_all(
         problem = problem or prediction.problem
         records.append(record(pair, texts.index(pair.chosen), prediction))
     return records, judged / seconds if seconds else None, problem
-
-
-def versions() -> dict[str, str]:
-    """Of what was imported."""
-    modules = {name: sys.modules.get(name) for name in ("numpy", "torch")}
-    ours = {"nanopersrm": __version__, "python": platform.python_version()}
-    return ours | {name: module.__version__ for name, module in modules.items() if module}
 
 
 def run(config: Config, command: str = "") -> int:

@@ -12,12 +12,10 @@
     NAME=FOLDER   another adapter of the same base: a judge, or a scalar reward (`rivals/scalar.py`)
 
 `make` gives a function from texts to a prediction, with the settings that its predictions depend
-on: flags, sizes and times of the files of weights, a digest of the training pairs. With training
-pairs, text judges get probabilities, by a slope fitted to their gaps of scores. torch is only
+on: flags, sizes and times of the files of weights, a digest of the training pairs. torch is only
 imported for judges that need it.
 """
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
 TEXT = ("ngrams", "factors", "together")  # need no model
 NAMES = ("model", "no_evidence", "untrained", "style", "fusion", *TEXT, "likelihood")
-TRAIN_PAIRS = 1000  # to fit weights and slopes on, drawn from all of them
 WEIGHTS = ("config.json", "tokenizer.json", "*.safetensors", "*.gguf")  # files of a base
 
 
@@ -111,7 +108,7 @@ def _text_judge(name: str, train: Sequence[Pair]) -> NamedJudge | str:
         score = baselines.factors(train)
     else:
         score = baselines.fused(fusion.fit(train))
-    slope = baselines.slope_of(score, train) if train else None
+    slope = baselines.slope_of(score, train) if train else None  # gaps of scores to log-odds
     return NamedJudge(predict_by(score, slope), settings, f"fitted on {len(train)} pairs")
 
 
@@ -165,13 +162,6 @@ def read_judgement(judgement: Judgement) -> Prediction:
     if judgement.verdict == "invalid" or problems or first is None or second is None:
         return Prediction("invalid", problem=problems[0] if problems else "no finite scores")
     return Prediction(judgement.verdict, (first, second), judgement.preference[0][1])
-
-
-def train_pairs(pairs: Sequence[Pair], seed: int) -> list[Pair]:
-    """At most TRAIN_PAIRS of them."""
-    if len(pairs) <= TRAIN_PAIRS:
-        return list(pairs)
-    return random.Random(f"{seed}/evaluate/train").sample(list(pairs), TRAIN_PAIRS)
 
 
 def _settings(name: str, adapter: str | None, setup: Setup, judge: "Judge") -> dict[str, Any]:

@@ -1,23 +1,22 @@
 """Metrics: from one record a pair to numbers with intervals over writers; two judges compared.
 
-    pair_accuracy         share of right; a tie and an invalid verdict are wrong
-    twin_accuracy         share of twin pairs of which both are right; chance is 25 %
+    pair_accuracy     share of right; a tie and an invalid verdict are wrong
+    twin_accuracy     share of twin pairs of which both are right; chance is 25 %
     invalid_rate
-    ece                   10 bins of confidence c = max(p, 1 - p): Σ |Σ c - Σ right| / n
-    brier                 mean of (1 - p)², p the probability of the chosen text: 0.25 at ½
+    ece               10 bins of confidence c = max(p, 1 - p): Σ |Σ c - Σ right| / n
+    brier             mean of (1 - p)², p the probability of the chosen text: 0.25 at ½
 
 **Intervals.** Pairs of one author are not independent, so whole authors are drawn with replacement,
 1,000 times, and the middle 95 % is reported. A pair belongs to the author of its exemplars, twin
 pairs to the author of the one whose id comes first. Each metric is a function of sums over records,
 so a draw is one product of counts and the authors' sums. Example: author x has 2 of 2 right, y has
 1 of 4. Accuracy is 3/6; drawing (x, x) gives 4/4, (y, y) gives 2/8. With few authors intervals are
-rather narrow: of 400 simulated sets with 100 twin pairs of ten authors they missed the truth in
-11 %, with 80 of twenty in 10 %, where 5 % is meant.
+rather narrow: 400 simulated sets of 100 twin pairs of ten authors missed the truth in 11 %.
 
-**Two judges** are compared pair by pair (`compare`), since what is hard for one is mostly hard for
-the other. won and lost are pairs that only the first, or only the second, has right; p is that of
-the exact two-sided sign test: min(1, 2 · Σ_{i ≤ min(won, lost)} C(n, i) / 2ⁿ), n = won + lost.
-4 and 1 give 2 · (1 + 5) / 32 = 0.375. A pair and its twin are not independent: trust the twins.
+**Two judges** are compared pair by pair, since what is hard for one is mostly hard for the other.
+won and lost are pairs that only the first, or only the second, has right; p is that of the exact
+two-sided sign test: min(1, 2 · Σ_{i ≤ min(won, lost)} C(n, i) / 2ⁿ), n = won + lost. 4 and 1 give
+2 · (1 + 5) / 32 = 0.375. A pair and its twin are not independent: trust the twins.
 """
 
 import math
@@ -59,10 +58,9 @@ class Record:
 def record(pair: Pair, chosen: int, prediction: Prediction) -> Record:
     """A prediction for the two texts of a pair; `chosen` is the index of the right one."""
     p, verdict = prediction.preference, prediction.verdict
+    outcome: Any = verdict
     if isinstance(verdict, int):
-        outcome: Outcome = "right" if verdict == chosen else "wrong"
-    else:
-        outcome = verdict
+        outcome = "right" if verdict == chosen else "wrong"
     return Record(
         id=pair.id,
         twin=pair.twin,

@@ -3,11 +3,9 @@
     verdict      index of the text that fits better, "tie" (equal scores), or "invalid"
     preference   P(the first fits better), where the judge has a probability; a cosine is none
 
-An invalid prediction has no scores and no preference: nothing stands in for what was not said.
-
-A run over thousands of pairs takes hours. `PredictionCache` appends each prediction to a file of
-JSON lines under a key, the SHA-256 of the judge's settings and of all texts shown: after an
-interruption nothing is judged twice, and a changed setting never meets an old prediction. Half a
+An invalid prediction has no scores and no preference. `PredictionCache` appends each prediction to
+a file of JSON lines under a key, the SHA-256 of the judge's settings and of all texts shown: after
+an interruption nothing is judged twice, and a changed setting never meets an old prediction. Half a
 last line, which a killed run leaves behind, is cut off.
 """
 

@@ -264,7 +264,7 @@ def test_limits_draw_whole_twins_by_seed():
         (["--beside", "scalar"], "NAME=FOLDER"),
         (["--beside", "=runs"], "NAME=FOLDER"),
         (["--beside", "ngrams=runs"], "ngrams"),
-        (["--pairs", "FILE", "FILE"], "also"),
+        (["--pairs", "FILE", "FILE"], "two"),
         (["--pairs", "empty.jsonl"], "pairs"),
         (["--pairs", "bad.jsonl"], "line 1"),
     ],

@@ -12,17 +12,13 @@
         </think>
         <scores>A=7 B=3</scores>
 
-`nanopersrm` is a body of POST /judge; the messages are not read then. Without it, the user's
-messages hold the texts in tags, for clients that can send nothing else:
+`nanopersrm` is a body of POST /judge. Clients that can send nothing else put the texts in the
+user's messages, in tags, and may name a writer that was put by the model `nanopersrm:ada`:
 
     <exemplar> … </exemplar>  <question> … </question>  <candidate A> … </candidate A>
 
-and the model's name can name a writer that was put: `nanopersrm:ada`. Send texts of strangers by
-`nanopersrm`: a text may contain such a tag.
-
 The digits are rounded scores; the exact ones stand in the field `nanopersrm` of the completion.
-temperature, seed and max_tokens (the budget of the reasoning, up to the server's limit) are heard,
-other settings of a chat model are passed over, as OpenAI-compatible servers do.
+temperature, seed and max_tokens (the budget of the reasoning) are heard, other settings are not.
 """
 
 import math

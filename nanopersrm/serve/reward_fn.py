@@ -6,8 +6,7 @@
     reward_func = openrlhf_reward(judge)          # OpenRLHF: in the file of --reward.remote_url
     compute_score = verl_score(judge)             # verl: in reward.custom_reward_function.path
 
-A loaded `Judge` does as well, where nothing is pickled. verl needs no file of yours: give it this
-one, with `reward_kwargs` for the arguments of `compute_score` below.
+All three can be pickled. A loaded `Judge` does as well, where nothing is.
 
 Whose style counts is fixed for all rows, or each row says it: TRL in the column `exemplars`, verl
 in `extra_info`, OpenRLHF in its label. A label is a text of the writer, a list of such texts, or an
@@ -189,26 +188,6 @@ def verl_score(
     settings: `principles`, `config` and `unjudged`, see `Settings`.
     """
     return partial(_verl_score, Settings(judge, _fixed(exemplars), **settings))
-
-
-def compute_score(
-    data_source: Any,
-    solution_str: str,
-    ground_truth: Any,
-    extra_info: Mapping[str, Any] | None = None,
-    *,
-    base: str = DEFAULT_BASE,
-    adapter: str = DEFAULT,
-    device: str = "auto",
-    dtype: str = "auto",
-    judging: Mapping[str, Any] | None = None,  # settings of JudgeConfig, such as {"think": False}
-    unjudged: float | None = None,
-    **_: Any,
-) -> float:
-    """For `reward.custom_reward_function`, whose `reward_kwargs` name the judge."""
-    judge, config = LazyJudge(base, adapter, device, dtype), JudgeConfig(**(judging or {}))
-    settings = Settings(judge, None, config=config, unjudged=unjudged)
-    return _verl_score(settings, data_source, solution_str, ground_truth, extra_info)
 
 
 def _verl_score(

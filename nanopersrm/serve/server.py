@@ -12,21 +12,19 @@
     GET  /health /metrics          metrics in Prometheus' format
     GET  / /docs                   the page for people; the OpenAPI page
 
-Errors are JSON in OpenAI's form, one line that says what was expected:
+Errors are one line in OpenAI's form of JSON:
 
     400 no JSON   401 no token   403 another host   404 no such name   405 no such method
     408 the body did not come   409 no room for a writer   413 too long   422 cannot be judged
-    500 the judge failed, or a number was needed and it gave none   503 no room in line, or stopping
-    504 too late
+    500 the judge failed, or gave no number   503 no room in line, or stopping   504 too late
 
 One thread runs the judge, a call at a time; the line before it has an end. A running call is
 finished, also when its client has left and when the server stops.
 
 Without a token it serves this machine alone, and requests must name this machine: a page from
-anywhere can let its own name point to 127.0.0.1 (DNS rebinding), and its name gives it away. The
-token comes as Bearer, or as the password in http://any:TOKEN@host/get_reward, because OpenRLHF
-knows no headers. Writers are kept in memory only, texts are not logged. What we left out: TLS and
-several machines; a proxy in front has them.
+anywhere can let its own name point to 127.0.0.1 (DNS rebinding). The token comes as Bearer, or as
+the password in http://any:TOKEN@host/get_reward, because OpenRLHF knows no headers. Writers are
+kept in memory only, texts are not logged. What we left out: TLS; a proxy in front has it.
 """
 
 import asyncio
@@ -204,34 +202,33 @@ def failure(error: BaseException) -> HTTPException:
 
 
 async def result_of(
-    future: "asyncio.Future[Judgement]", seconds: float, request: Request | None = None
+    future: "asyncio.Future[Judgement]", seconds: float, request: Request
 ) -> Judgement:
     """The judgement. HTTPException where it fails, comes too late, or the client leaves."""
 
     async def left() -> None:
-        while request is None or (await request.receive())["type"] != "http.disconnect":
-            await asyncio.sleep(seconds if request is None else 0)
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
 
     gone = asyncio.ensure_future(left())
     either: set[asyncio.Future[Any]] = {future, gone}
     try:
         await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if future.cancelled():
-            raise failure(Busy("the server is stopping"))
-        if future.done() and (error := future.exception()):
-            raise failure(error)
-        if future.done():
-            return future.result()
-        if gone.done():
-            raise HTTPException(499, "the client has left")
-        raise too_late(seconds)
+        return outcome(future, seconds)
     finally:
         gone.cancel()
         future.cancel()  # nothing is left in line behind
 
 
-def too_late(seconds: float) -> HTTPException:
-    return HTTPException(504, f"no answer within {seconds:g} s, waiting included")
+def outcome(future: "asyncio.Future[Judgement]", seconds: float) -> Judgement:
+    """What came within so many seconds. Raises HTTPException."""
+    if not future.done():  # or the client has left, and nobody reads this
+        raise HTTPException(504, f"no answer within {seconds:g} s, waiting included")
+    if future.cancelled():
+        raise failure(Busy("the server is stopping"))
+    if error := future.exception():
+        raise failure(error)
+    return future.result()
 
 
 class Followed:
@@ -266,12 +263,6 @@ class Followed:
             self.changed.clear()
             yield dict(self.reasoning)
         yield dict(self.reasoning)  # what came with the judgement
-
-    async def judgement(self) -> Judgement:
-        """Once the progress has ended. Raises HTTPException."""
-        if not self.future.done():
-            raise too_late(self.seconds)
-        return await result_of(self.future, 0)
 
 
 def settled(text: str) -> str:
@@ -318,7 +309,7 @@ async def judge_events(followed: Followed) -> AsyncIterator[str]:
                     piece = {"candidates": [*which], "text": text[len(before) :], "ended": ended}
                     yield event(piece, "reasoning")
                     sent[which] = text, ended
-        yield event(schemas.judge_reply(await followed.judgement()), "judgement")
+        yield event(schemas.judge_reply(outcome(followed.future, followed.seconds)), "judgement")
     except HTTPException as error:
         yield error_event(error, "error")
     finally:
@@ -339,7 +330,7 @@ async def chat_events(followed: Followed, model: str) -> AsyncIterator[str]:
                 sent = text
             else:
                 yield ": waiting\n\n"
-        judgement = await followed.judgement()
+        judgement = outcome(followed.future, followed.seconds)
         reply = openai_chat.reply_text(judgement)
         if reply is None or not reply.startswith(sent):
             raise HTTPException(500, NO_SCORE)

@@ -25,7 +25,6 @@ from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.serve.reward_fn import (
     LazyJudge,
-    compute_score,
     openrlhf_reward,
     reply_in,
     reward_fn,
@@ -246,10 +245,6 @@ def test_names_of_a_judge_can_be_pickled(folder, judge, monkeypatch):
     assert reward.__name__ == "mine"
     expected = reward_fn(judge, ONE, question=None, config=QUICK)([""], [TEXTS[0]])[0]
     assert score("", TEXTS[0], "") == expected
-    named = {"base": str(folder), "adapter": None, "device": "cpu", "dtype": "fp32"}
-    named |= {"judging": {"think": False, "evidence": False}}
-    row = {"exemplars": ONE}
-    assert compute_score("", TEXTS[0], "", row, **cast(Any, named)) == expected
     assert loads == [(str(folder), None, "cpu", "fp32")]
 
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from kernels.linear import Q4, can_pack, can_quantize, dequantize, quantize
 from nanopersrm import InputError
 from nanopersrm.model.base import Base, shards
-from nanopersrm.model.linear import Linear, matrices
+from nanopersrm.model.linear import Linear
 from nanopersrm.model.transformer import Model, ModelConfig
 
 Entry = tuple[str, str, Tensor, Q4 | None]  # our name, name in the file, tensor, 4-bit form
@@ -90,7 +90,6 @@ def load(
     config = model.config
     scalar = torch.empty((), dtype=dtype, device=device)
     wanted = {name: scalar.expand(p.shape) for name, p in model.named_parameters()}  # no bytes
-    quantized = matrices(model) if nf4 else {}
     missing = set(wanted)
     in_gguf = base.kind == "gguf"
     tensors = _from_gguf(base, config, wanted, not nf4) if in_gguf else _from_safetensors(base)
@@ -104,15 +103,10 @@ def load(
             raise InputError(f"{base.path}: tensor {source} has shape {shape}, expected {expected}")
         if not tensor.is_floating_point():
             raise InputError(f"{base.path}: tensor {source} is {tensor.dtype}, expected floats")
-        matrix = quantized.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        if matrix is not None:
-            try:
-                matrix.to_nf4(tensor.to(dtype).to(device))
-            except InputError as error:
-                raise InputError(f"{base.path}: tensor {source}: {error}") from error
-        else:
-            on_host = host_embedding and name == "embed_tokens"
-            _room(model, name, device, on_host).copy_(tensor)
+        try:
+            _assign(model, name, tensor, device, nf4, host_embedding)
+        except InputError as error:
+            raise InputError(f"{base.path}: tensor {source}: {error}") from error
         missing.discard(name)
         if q4 is not None:
             owner = model.get_submodule(name.removesuffix(".weight"))
@@ -137,20 +131,12 @@ def random(
     deviation 0.02, norms 1. In NF4 they are the same numbers, quantized one by one. A CPU and a GPU
     draw different numbers from one seed."""
     model = _shapes(sizes, dtype)
-    quantized = matrices(model) if nf4 else {}
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in list(model.named_parameters()):
-        matrix = quantized.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        if "norm" in name:
-            _room(model, name, device).fill_(1)
-            continue
-        values = torch.empty(parameter.shape, dtype=dtype, device=device)
-        values.normal_(0, 0.02, generator=generator)
-        if matrix is not None:
-            matrix.to_nf4(values)
-        else:
-            on_host = host_embedding and name == "embed_tokens"
-            _room(model, name, device, on_host).copy_(values)
+        values = torch.ones(parameter.shape, dtype=dtype, device=device)
+        if "norm" not in name:
+            values.normal_(0, 0.02, generator=generator)
+        _assign(model, name, values, device, nf4, host_embedding)
     return model.eval()
 
 
@@ -160,17 +146,21 @@ def _shapes(sizes: dict[str, Any], dtype: torch.dtype) -> Model:
         return Model(ModelConfig.of(sizes)).to(dtype).requires_grad_(False)
 
 
-def _room(model: Model, name: str, device: torch.device, on_host: bool = False) -> Tensor:
-    """A parameter of the model, no longer on "meta", to be written to."""
+def _assign(
+    model: Model, name: str, tensor: Tensor, device: torch.device, nf4: bool, host_embedding: bool
+) -> None:
+    """A parameter of the model gets its numbers and its place, in the model's type or in NF4."""
     owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
     like = getattr(module, attribute)
-    on_host = on_host and not model.config.tied
+    if nf4 and isinstance(module, Linear) and attribute == "weight" and name != "lm_head.weight":
+        module.to_nf4(tensor.to(like.dtype).to(device))
+        return
+    on_host = host_embedding and name == "embed_tokens" and not model.config.tied
     place = torch.device("cpu") if on_host else device
     pinned = on_host and device.type == "cuda"
     room = torch.empty(like.shape, dtype=like.dtype, device=place, pin_memory=pinned)
-    setattr(module, attribute, nn.Parameter(room, requires_grad=False))
-    return room
+    setattr(module, attribute, nn.Parameter(room.copy_(tensor), requires_grad=False))
 
 
 def _from_safetensors(base: Base) -> Iterator[Entry]:

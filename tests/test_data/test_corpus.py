@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from data.corpus import (
     LONGEST,
     Corpus,
-    Lengths,
     Piece,
     assign_splits,
     cut,
@@ -200,13 +199,6 @@ def test_cuts_come_from_everywhere_and_fit():
     assert len(cuts) == 16  # from each sentence that has enough behind it
 
 
-def test_layout_inside_a_cut_is_kept():
-    text = "Dear Jo,\nlook here:\n- one thing\n- another thing\n\nBye  now.\n"
-    assert cut(text, 99, random.Random(0)) == text.strip()
-    for seed in range(20):  # no cut begins inside the list
-        assert cut(text, 8, random.Random(seed)) == text.strip()
-
-
 def test_no_cut_inside_a_quotation():
     text = numbered(3) + ' "He came. He saw. He left again." ' + numbered(3)
     for seed in range(200):
@@ -252,15 +244,6 @@ def test_exemplars_of_one_work_are_from_other_sources():
     assert draw_exemplars(corpus, random.Random(0), first, 4) is None
 
 
-def test_exemplars_have_the_length_asked_for():
-    corpus = replace(corpus_with(["x", "y", "z"]), lengths=Lengths(exemplar=(60, 80)))
-    source = corpus.sources["d", "a"][0]
-    for seed in range(30):
-        texts = draw_exemplars(corpus, random.Random(seed), source, 2)
-        assert texts is not None
-        assert all(55 <= len(text.split()) <= 85 for text in texts)
-
-
 def test_a_split_without_writers_is_named():
     with pytest.raises(InputError, match="ood"):
         draw_writer(Corpus("ood", {}, {}), random.Random(0))
@@ -292,19 +275,15 @@ def test_rare_names_of_a_text():
     }
 
 
-@pytest.mark.parametrize(
-    ("author", "name"),
-    [
-        ("Jane Austen", "Austen"),
-        ("ed-mullen", "Mullen"),
-        ("Martin King, Jr.", "King"),
-        ("zoe", "Zoe"),
-        ("u1", ""),
-        ("---", ""),
-    ],
-)
-def test_surnames(author: str, name: str):
-    assert surname(author) == name
+def test_surnames():
+    names = {
+        "Jane Austen": "Austen",
+        "ed-mullen": "Mullen",
+        "Martin King, Jr.": "King",
+        "zoe": "Zoe",
+    }
+    assert {author: surname(author) for author in names} == names
+    assert surname("u1") == surname("---") == ""
 
 
 @pytest.mark.parametrize(

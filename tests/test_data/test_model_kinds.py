@@ -123,17 +123,6 @@ def test_a_text_is_a_candidate_once(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_written_before_it_is_asked_for(kind: str):
-    writer = Writer()
-    rngs = [random.Random(i) for i in range(64)]
-    for number, _ in enumerate(KINDS[kind].proposals("fake", writer, corpus_of(), rngs, [1] * 64)):
-        if number == 15:
-            break
-    assert writer.calls == 1
-    assert len(writer.requests) <= 16
-
-
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [

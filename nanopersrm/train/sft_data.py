@@ -27,7 +27,7 @@ times.
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -294,44 +294,30 @@ def stripped(pair: Pair) -> Pair:
     )
 
 
-def prompt_of(
-    pair: Pair,
-    candidate: str,
-    tokenizer: Tokenizer,
-    config: ExamplesConfig,
-    evidence: Mapping[str, StyleEvidence] | None = None,
-) -> list[int]:
-    """What the judge would be asked about this text, up to the start of the reply.
-
-    evidence: what trained instruments say of each text, for the measured block.
-    """
-    measured = None
-    if config.evidence:
-        shown = None if evidence is None else [evidence[candidate]]
-        measured = measured_block(pair.exemplars, [candidate], style_evidence=shown)
-    chat = messages(pair.exemplars, [candidate], pair.question or None, measured=measured)
-    return tokenizer.chat(chat, continuation=verdict.OPEN)
-
-
 def prompts_of(
     pair: Pair,
     tokenizer: Tokenizer,
     config: ExamplesConfig,
     style_evidence: StyleEvidenceFn | None,
+    candidates: Sequence[str] = (),
 ) -> list[list[int]]:
-    """About the chosen text, and about the rejected one. The pair is stripped already."""
-    texts = [pair.chosen, pair.rejected]
-    evidence = shown_evidence(pair, texts, config, style_evidence)
-    return [prompt_of(pair, text, tokenizer, config, evidence) for text in texts]
+    """What the judge would be asked about each candidate, up to the start of the reply.
 
-
-def shown_evidence(
-    pair: Pair, texts: Sequence[str], config: ExamplesConfig, style_evidence: StyleEvidenceFn | None
-) -> dict[str, StyleEvidence] | None:
-    """What trained instruments say of each text, where the prompts show it."""
-    if style_evidence is None or not config.evidence:
-        return None
-    return dict(zip(texts, style_evidence(pair.exemplars, texts), strict=True))
+    candidates: by default the chosen and the rejected text. The pair is stripped already.
+    """
+    candidates = candidates or (pair.chosen, pair.rejected)
+    shown: list[StyleEvidence] | None = None
+    if style_evidence is not None and config.evidence:
+        shown = style_evidence(pair.exemplars, candidates)
+    prompts = []
+    for i, text in enumerate(candidates):
+        measured = None
+        if config.evidence:
+            beside = None if shown is None else [shown[i]]
+            measured = measured_block(pair.exemplars, [text], style_evidence=beside)
+        chat = messages(pair.exemplars, [text], pair.question or None, measured=measured)
+        prompts.append(tokenizer.chat(chat, continuation=verdict.OPEN))
+    return prompts
 
 
 # Imitation
@@ -353,23 +339,19 @@ def imitation_texts(
         rng = random.Random(f"{seed}/{pair.id}/pointwise/{role}")
         written = verdict.parse(reply(pair, role, rng, config.evidence), verdict.LABELS[:1])
         assert written.scores is not None, f"pair {pair.id!r}: {written.problem}"
-        ids = [*spell(written.reasoning, written.scores, tokenizer), end]
-        tail = len(ids) - len(tokenizer.encode(written.reasoning))
-        texts.append(
-            Branch((*prompt, *ids), len(prompt), pair.weight, tail=tail, tail_weight=tail_weight)
-        )
+        thought = written.reasoning
+        ids = [*spell(thought, written.scores[verdict.LABELS[0]], tokenizer), end]
+        tail = len(ids) - len(tokenizer.encode(thought))
+        whole = (*prompt, *ids)
+        texts.append(Branch(whole, len(prompt), pair.weight, tail=tail, tail_weight=tail_weight))
     return texts if max(len(text.ids) for text in texts) <= config.longest else None
 
 
-def spell(thought: str, scores: Mapping[str, int], tokenizer: Tokenizer) -> list[int]:
+def spell(thought: str, digit: int, tokenizer: Tokenizer) -> list[int]:
     """The ids of a reply after "<think>\\n", in the pieces in which the judge would meet them."""
     _, forced = verdict.closing(thought)
     ids = tokenizer.encode(thought) + tokenizer.encode(forced)
-    for label, digit in scores.items():
-        if label != verdict.LABELS[0]:
-            ids += tokenizer.encode(f" {label}=")
-        ids.append(tokenizer.digit_ids[digit - 1])
-    return ids + tokenizer.encode(verdict.SCORES_END)
+    return [*ids, tokenizer.digit_ids[digit - 1], *tokenizer.encode(verdict.SCORES_END)]
 
 
 def turn_end(tokenizer: Tokenizer) -> int:
@@ -410,12 +392,10 @@ def contrast_texts(
     None when the pair itself is.
     """
     candidates = [pair.chosen, pair.rejected, *_rivals(pair, by_author, config.rivals - 1, rng)]
-    evidence = shown_evidence(pair, candidates, config, style_evidence)
     _, forced = verdict.closing("")
     score_line = tokenizer.encode(forced)
-    prompts = {
-        text: prompt_of(pair, text, tokenizer, config, evidence) + score_line for text in candidates
-    }
+    asked = prompts_of(pair, tokenizer, config, style_evidence, candidates)
+    prompts = {t: prompt + score_line for t, prompt in zip(candidates, asked, strict=True)}
     fitting = [text for text in candidates if len(prompts[text]) <= config.longest]
     if fitting[:2] != candidates[:2]:
         return None

@@ -103,47 +103,6 @@ def test_gradients_against_finite_differences():
     assert not z.grad[:, 4].any()
 
 
-def test_sums_of_parts_and_weights():
-    """Two lists are the sum of each alone; weight 2 is the list twice, weight 0 nothing."""
-    s = random(7)
-    one, two = (0, 3, 1), (3, 4, 0)
-
-    def of(lists: list[tuple[int, int, int]], *weights: float) -> float:
-        return float(contrast(s, lists, torch.tensor(weights), 0.5, 0.5)[0])
-
-    assert of([one, two], 1, 1) == pytest.approx(of([one], 1) + of([two], 1), rel=1e-12)
-    assert of([one, two], 2, 1) == pytest.approx(of([one, one, two], 1, 1, 1), rel=1e-12)
-    assert of([one, two], 0, 1) == of([two], 1)
-
-
-def test_equal_scores_are_not_right():
-    loss, right = contrast(torch.zeros(4), [(0, 2, 0), (2, 2, 1)], torch.ones(2), 0.5, 0.5)
-    assert right.tolist() == [False, False]
-    assert float(loss) == pytest.approx(2 * math.log(2))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("lead", [60.0, 400.0, 2000.0])
-def test_a_sure_model_still_learns(dtype, lead):
-    """Both candidates stand at 9 by far, the wrong one further: the slope is there in full.
-
-    The expected digit would have none: 9 - 9 = 0.
-    """
-    z = torch.zeros(2, 9, dtype=dtype)
-    z[0, 8], z[1, 8] = lead, lead + lead / 4
-    z.requires_grad_()
-    s = log_odds(z)
-    assert s.dtype == torch.float32
-    loss, right = contrast(s, [(0, 2, 0)], torch.ones(1), 0.5, 0.5)
-    loss.backward()
-    assert z.grad is not None
-    assert torch.isfinite(z.grad).all()
-    assert loss.item() == pytest.approx(lead / 4, rel=1e-2)
-    assert float(z.grad[0, 8]) == pytest.approx(-1.0, abs=1e-2)
-    assert float(z.grad[1, 8]) == pytest.approx(1.0, abs=1e-2)
-    assert right.tolist() == [False]
-
-
 @pytest.fixture(scope="module")
 def model(tiny_base) -> Model:
     return load(tiny_base, torch.float32, CPU).train()
@@ -280,13 +239,26 @@ def test_recomputed_blocks_give_the_same(model, lora):
     same(step(model, lora, some, 150, recompute=True), plain)
 
 
-def test_weight_two_is_the_pair_twice(model, lora):
-    heavy = step(model, lora, [tree(0, 2.0), tree(1)], 10_000)
-    twice = step(model, lora, [tree(0), tree(0, 1.0, "again"), tree(1)], 200)
-    same((*heavy[:2], [], [], heavy[4]), (*twice[:2], [], [], twice[4]))
-    once = step(model, lora, [tree(0), tree(1)], 10_000)
-    assert once[0] != pytest.approx(heavy[0], rel=1e-4)
-    assert once[1] != pytest.approx(heavy[1], rel=1e-4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lead", [60.0, 400.0, 2000.0])
+def test_a_sure_model_still_learns(dtype, lead):
+    """Both candidates stand at 9 by far, the wrong one further: the slope is there in full.
+
+    The expected digit would have none: 9 - 9 = 0.
+    """
+    z = torch.zeros(2, 9, dtype=dtype)
+    z[0, 8], z[1, 8] = lead, lead + lead / 4
+    z.requires_grad_()
+    s = log_odds(z)
+    assert s.dtype == torch.float32
+    loss, right = contrast(s, [(0, 2, 0)], torch.ones(1), 0.5, 0.5)
+    loss.backward()
+    assert z.grad is not None
+    assert torch.isfinite(z.grad).all()
+    assert loss.item() == pytest.approx(lead / 4, rel=1e-2)
+    assert float(z.grad[0, 8]) == pytest.approx(-1.0, abs=1e-2)
+    assert float(z.grad[1, 8]) == pytest.approx(1.0, abs=1e-2)
+    assert right.tolist() == [False]
 
 
 def test_only_the_reply_is_imitated(model, lora):
@@ -312,19 +284,6 @@ def test_each_weight_of_the_config(model, lora):
     assert of(0, 1, 0) == (0.0, pytest.approx(pair))
     alone = loss_sums(model, packed, DIGITS, SftWeights(0, 1, 0), PRESET)
     (alone.imitation + alone.contrast).backward()  # there is a gradient all the same
-
-
-def test_replies_without_lists_and_lists_without_replies(model, lora):
-    texts, _ = texts_of(1, 1.0)
-    told = build_tree("replies", [text for text in texts if text.digit_at < 0])
-    found = loss_sums(model, batch([told], CPU), DIGITS, CONFIG, PRESET)
-    assert found.contrast.item() == 0.0
-    assert found.right.tolist() == found.scores.tolist() == []
-    lines = [text for text in texts if text.digit_at >= 0]
-    found = loss_sums(model, batch([build_tree("lines", lines, 1)], CPU), DIGITS, CONFIG, PRESET)
-    assert found.imitation.item() == 0.0
-    assert found.contrast.item() > 0
-    (found.imitation + found.contrast).backward()
 
 
 @pytest.mark.parametrize("weights", [(0, 0, 0), (-1, 1, 1), (1, math.nan, 1), (1, 1, math.inf)])

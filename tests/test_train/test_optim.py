@@ -46,15 +46,6 @@ def train(weights: list[nn.Parameter], optimizer: torch.optim.Optimizer, first: 
         optimizer.step()
 
 
-def test_one_step_by_hand():
-    """lr 0.1, gradient 3: m̂ = 3 and √v̂ = 3, so the step is lr; then the decay, 0.1 · 0.5 · 2."""
-    weight = nn.Parameter(torch.tensor([2.0]))
-    optimizer = make([weight], OptimConfig(lr=0.1, weight_decay=0.5))
-    weight.grad = torch.tensor([3.0])
-    optimizer.step()
-    assert weight.item() == pytest.approx(2 - 0.1 - 0.1, abs=1e-6)
-
-
 def test_the_learning_rate_climbs_and_falls():
     config = OptimConfig()
     rates = [learning_rate(step, 102, config) for step in range(102)]
@@ -64,15 +55,6 @@ def test_the_learning_rate_climbs_and_falls():
     assert rates[-1] == pytest.approx(2e-5)
     assert rates[:6] == sorted(rates[:6])
     assert rates[5:] == sorted(rates[5:], reverse=True)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3])
-@pytest.mark.parametrize("warmup", [0.0, 0.5, 1.0])
-def test_short_runs_learn_too(steps, warmup):
-    config = OptimConfig(warmup=warmup, floor=0.0)
-    rates = [learning_rate(step, steps, config) for step in range(steps)]
-    assert all(0 <= rate <= config.lr for rate in rates)
-    assert rates[0] > 0
 
 
 def test_clipping_by_hand():

@@ -62,12 +62,6 @@ def before(one: PrefixTree) -> list[tuple[int, ...]]:
     return [whole[branch.parent + 1] for branch in one.branches]
 
 
-def test_first_fit_decreasing_by_hand():
-    some = [tree(str(n), 0, n) for n in (3, 7, 5, 4, 1)]
-    sizes = [[one.tokens for one in found] for found in pack(some, 10)]
-    assert sizes == [[7, 3], [5, 4, 1]]
-
-
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30), st.integers(1, 30))), st.data())
 def test_every_tree_once_and_the_budget_kept(shapes, data):
     budget = data.draw(st.integers(1, 80))
@@ -111,43 +105,6 @@ def test_a_batch_by_hand():
     assert (found.ids.dtype, found.weights.dtype) == (torch.int64, torch.float32)
 
 
-def test_a_digit_without_a_list_shifts_the_lists_after_it():
-    ruled = Branch((1, 2, 3), 3, digit_at=1)
-    alone = PrefixTree("alone", (), (ruled, Branch((4, 5), 2)))
-    found = batch([alone, PrefixTree("list", (6,), (ruled, ruled), chosen=0)], CPU)
-    assert found.digit_rows.tolist() == [1, 7, 10]
-    assert found.lists == [(1, 2, 0)]
-
-
-@settings(deadline=None, max_examples=60)
-@given(trees())
-def test_targets_continue_their_own_texts(some):
-    """Against an oracle that writes every branch out after its prefix."""
-    found = batch(some, CPU)
-    seen, expected = [], []
-    for one in some:
-        for above, branch in zip(before(one), one.branches, strict=True):
-            text = above + branch.ids
-            for place in range(len(above) + branch.reply_from, len(text)):
-                expected.append((text[place - 1], place - 1, text[place], branch.weight))
-    rows = found.rows.tolist()
-    for row, target, weight in zip(
-        rows, found.targets.tolist(), found.weights.tolist(), strict=True
-    ):
-        seen.append((int(found.ids[row]), int(found.layout.positions[row]), target, weight))
-    assert seen == expected
-    assert len(found.ids) == sum(one.tokens for one in some)
-    own = [i for i, one in enumerate(some) for b in one.branches if b.digit_at >= 0]
-    at = [own[first : first + count] for first, count, _ in found.lists]
-    assert at == [[i] * own.count(i) for i, one in enumerate(some) if one.chosen >= 0]
-    assert [chosen for *_, chosen in found.lists] == [b.chosen for b in some if b.chosen >= 0]
-    tokens, lists = total_weights(some)
-    assert tokens == pytest.approx(sum(weight for *_, weight in expected) or 1.0)
-    assert lists == pytest.approx(float(found.list_weights.sum()) or 1.0)
-    digits = [found.ids[row] for row in found.digit_rows]
-    assert digits == [b.ids[b.digit_at] for one in some for b in one.branches if b.digit_at >= 0]
-
-
 @pytest.mark.parametrize(
     ("prefix", "branch", "chosen", "fault"),
     [
@@ -163,31 +120,6 @@ def test_targets_continue_their_own_texts(some):
 def test_what_makes_no_sense_is_refused(prefix, branch, chosen, fault):
     with pytest.raises(AssertionError, match=fault):
         PrefixTree("odd", prefix, (Branch(*branch),), chosen)
-
-
-def test_a_pair_grows_into_three_levels():
-    """Exemplars, two candidates, and parent each a reply and a score line."""
-    exemplars, reply, score = tuple(range(40)), (90, 91, 92), (93, 94)
-    candidates = [(50, *range(60, 80)), (51, *range(60, 80))]
-    texts = []
-    for i, candidate in enumerate(candidates):
-        texts.append(Branch(exemplars + candidate + reply, 61, 2.0 + i))
-        texts.append(Branch(exemplars + candidate + score, 63, 2.0 + i, digit_at=62))
-    found = build_tree("pair", texts, chosen=3)
-    assert found.prefix == exemplars
-    assert [(branch.ids, branch.parent) for branch in found.branches] == [
-        (candidates[0], -1),
-        (reply, 0),
-        (score, 0),
-        (candidates[1], -1),
-        (reply, 3),
-        (score, 3),
-    ]
-    assert [branch.reply_from for branch in found.branches] == [21, 0, 2, 21, 0, 2]
-    assert [branch.digit_at for branch in found.branches] == [-1, -1, 1, -1, -1, 1]
-    assert (found.chosen, found.list_weight, found.tokens) == (1, 3.0, 40 + 2 * 21 + 2 * 5)
-    assert total_weights([found]) == (3 * 2.0 + 3 * 3.0, 3.0)
-    assert total_weights([tree("no reply", 2, 3)]) == (1.0, 1.0)  # nothing to divide
 
 
 @pytest.fixture(scope="module")
@@ -326,25 +258,6 @@ def test_what_is_shared_is_long_enough_and_no_reply(drawn):
     marks += [text.digit_at for text in texts if text.digit_at >= 0]
     if tree.prefix:
         assert len(tree.prefix) <= min(marks)
-
-
-@pytest.mark.parametrize(
-    ("common", "shared"), [(SHARED_LEAST - 1, 0), (SHARED_LEAST, 16), (17, 17)]
-)
-def test_a_short_beginning_is_not_shared(common, shared):
-    texts = [Branch((*range(common), 900 + i, 950), common + 1) for i in range(2)]
-    tree = build_tree("short", texts)
-    assert len(tree.prefix) == shared
-    assert tree.tokens == 2 * (common + 2) - shared
-
-
-def test_a_reply_that_is_the_same_is_not_shared():
-    """Two equal texts, replies and all: the prompt once, each its own reply."""
-    text = Branch(tuple(range(60)), 40)
-    tree = build_tree("same", [text, text])
-    assert tree.prefix == tuple(range(40))
-    assert [branch.ids for branch in tree.branches] == [tuple(range(40, 60))] * 2
-    assert [branch.reply_from for branch in tree.branches] == [0, 0]
 
 
 def test_a_digit_is_never_shared():

@@ -140,14 +140,6 @@ def test_a_gradient_that_is_no_number_moves_nothing(model, tmp_path):
     assert all(torch.equal(part, before[name]) for name, part in masters(learner).items())
 
 
-def test_a_step_without_examples_moves_nothing(model, tmp_path):
-    learner = learner_of(run_in(tmp_path), model)
-    before = masters(learner)
-    assert learner.update(1e-2) == 0.0
-    assert learner.done == 1
-    assert all(torch.equal(part, before[name]) for name, part in masters(learner).items())
-
-
 def test_a_signal_saves_and_stops(model, tmp_path):
     with run_in(tmp_path, save_every=100) as stopped:
         learner = learner_of(stopped, model)

@@ -161,9 +161,9 @@ def test_a_reply_is_spelt_in_the_pieces_of_the_judge():
             return [ord(letter) for letter in text.replace(".\n", "\x00")]
 
     joining: Any = Joining()
-    ids = spell("Terse.", {"A": 7, "B": 3}, joining)
+    ids = spell("Terse.", 7, joining)
     text = "".join(str(i - 1000) if i > 1000 else chr(i) for i in ids)
-    assert text == "Terse.\n</think>\n<scores>A=7 B=3</scores>"
+    assert text == "Terse.\n</think>\n<scores>A=7</scores>"
 
 
 def test_long_pairs_are_left_out(tokenizer, pairs):
@@ -377,18 +377,6 @@ def test_writers_of_one_domain_each_with_their_own_texts(tokenizer):
     assert 66 <= domains["letters"] <= 94  # 20 authors of 25: 80 expected, sd 4
 
 
-def test_other_domains_fill_up_and_rewrites_are_negatives(tokenizer):
-    some = [writer(name, "letters") for name in ("ann", "bea")]
-    some += [writer(name, "verse", kind="restyle") for name in ("ann", "cat", "dot")]
-    for step in range(10):
-        batch = data_of(some, tokenizer).style_batch(step, 16, tokens=9)
-        assert sorted(batch.authors) == ["ann", "bea", "cat", "dot"]
-        assert 2 <= len(batch.negatives) <= 3
-        assert max(map(len, batch.candidates)) == 9
-    with pytest.raises(InputError, match="2 authors"):
-        data_of([writer("ann"), writer("ann", "verse", n=1)], tokenizer).style_batch(0, 16, 50)
-
-
 def test_strangers_are_of_other_authors(pairs, tokenizer, style):
     """As many as there are ordered pairs of authors; the domain decides where it has enough."""
     data = data_of(pairs, tokenizer)
@@ -402,22 +390,7 @@ def test_strangers_are_of_other_authors(pairs, tokenizer, style):
     assert cosines == data.stranger_similarities(style)
 
 
-def test_instruments_are_weighed_on_whole_couples(pairs, tokenizer):
-    sample = data_of(pairs, tokenizer)._whole_couples(7)
-    assert len(sample) >= 7
-    ids = {pair.id for pair in sample}
-    everyone = {pair.id for pair in pairs}
-    assert all(pair.twin in ids for pair in sample if pair.twin in everyone)
-
-
 # Who is held out
-
-
-def test_a_validation_split_is_taken_as_it_is():
-    pairs = demo_pairs(seed=1, pairs=24)
-    train, validation = hold_out(pairs, seed=0, share=0.5)
-    assert train == [pair for pair in pairs if pair.split == "train"]
-    assert validation == [pair for pair in pairs if pair.split == "validation"] != []
 
 
 def test_otherwise_authors_are_held_out():

@@ -1,16 +1,14 @@
 """judge.json: what a folder with a trained adapter says of itself.
 
-    runs/sft/adapter/
-      adapter_config.json  adapter_model.safetensors    the judge adapter, in PEFT's format
-      judge.json                                        what it was trained on, and for
-      style/                                            the style adapter, see `similarity.py`
+    adapter_config.json  adapter_model.safetensors    the judge adapter, in PEFT's format
+    judge.json                                        what it was trained on, and for
+    style/                                            the style adapter, see `similarity.py`
 
-An adapter is a correction to one base. On another of the same shape it loads and judges nonsense,
-so the base is named here, with the SHA-256 of its weights for when it lies elsewhere under another
-name. An adapter that was trained beside weights in 4 bits (`nf4`) has learned to correct their
-rounding too: it judges beside the same weights. A folder of PEFT's own making has no judge.json;
-then nothing is checked but the shapes. One such folder comes with this package (`SHIPPED`): the
-default base judges with it unless another adapter is named, or "none".
+An adapter is a correction to one base: on another of the same shape it loads and judges nonsense.
+So the base is named here, with the SHA-256 of its weights. An adapter that was trained beside
+weights in 4 bits (`nf4`) has learned to correct their rounding: it judges beside the same weights.
+A folder of PEFT's own making has no judge.json; then nothing is checked but the shapes. The folder
+SHIPPED comes with this package and judges for the default base.
 """
 
 import hashlib

@@ -4,7 +4,7 @@
     report.quotes, report.quotes_true        # spans in "double quotes", and those that are verbatim
     report.claims, report.claims_true        # of the writer or a candidate, and those that hold
 
-Claims. A reply is free text, so only what stands in the words of `profile.py` is a claim:
+A reply is free text, so only what stands in the words of `profile.py` is a claim:
 
     many semicolons (2.3 per 100 words)     long sentences, about 31 words     varied wording
     fewer dashes than the writer            longer sentences than B
@@ -12,18 +12,13 @@ Claims. A reply is free text, so only what stands in the words of `profile.py` i
     by n-grams closer than 74% of strangers, by factors closer than 40%
 
 Each is recomputed from the texts. A number must be the value, rounded; "about" allows a twentieth
-more. "Few long sentences" says nothing of all sentences and is no claim; nor is "fewer dashes"
-without "than", nor anything in other words.
+more. A phrase speaks of the subject that follows at once ("in A"), else of the last one named
+before it in its sentence, else of the first "in A" after it, else of the last one named at all. A
+name after "than", "like", "with", "to" or "as" is compared with, and does not become the subject.
 
-Subjects. A phrase speaks of the subject that follows at once ("in A"), else of the last one named
-before it in its sentence, else of the first "in A" after it, else of the last one named at all.
-A name after "than", "like", "unlike", "with", "to" or "as" is compared with, and does not become
-the subject. Single letters are hard: "A" is an article before anything but a verb or a mark.
-
-Quotes. A quote is verbatim when it is a substring of an exemplar or a candidate that begins and
-ends at word ends, white space and quote marks folded. Longer than LONGEST_QUOTE words it is
-copying, and does not count as true. `placed` says whether it is from the text that the sentence
-speaks of. `check` is total: any text gives a report, never an error.
+A quote is verbatim when it stands in an exemplar or a candidate, between word ends, white space and
+quote marks folded. Longer than LONGEST_QUOTE words it is copying, and does not count as true.
+`placed` says whether it is from the text that the sentence speaks of. Any text gives a report.
 """
 
 import re

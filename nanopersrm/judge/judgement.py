@@ -6,28 +6,20 @@ Each answer of the model gives p(1) … p(9) for one candidate (pointwise) or p(
     pointwise   score = expected digit, over all samples
                 P(i beats j) = from the two digit distributions
     pairwise    score = mean over the pairs that it is in
-                P(i beats j) = mean of both orders; more than two candidates: by their
-                Bradley-Terry strengths over the pairs compared
+                P(i beats j) = mean of both orders; more than two candidates: by their strengths
 
 P(j beats i) is always 1 - P(i beats j), so the mirrored call gives the mirrored table. A tie is a
-tie only when both are preferred exactly alike, as identical candidates are. Where a probability is
-not finite, the verdict is "invalid" and the score None: nothing stands in for it.
+tie only when both are preferred exactly alike. Where a probability is not finite, the verdict is
+"invalid" and the score None.
 
-Bradley and Terry (Biometrika, 1952) give each candidate a strength s and say
-
-    P(i beats j) = s[i] / (s[i] + s[j])
-
-The strengths that explain the given preferences best are found by repeating (Hunter, Annals of
-Statistics, 2004)
+Strengths (Bradley and Terry, Biometrika, 1952): P(i beats j) = s[i] / (s[i] + s[j]). Those that
+explain the given preferences best are found by repeating (Hunter, Annals of Statistics, 2004)
 
     s[i] <- wins[i] / Σ_j 1 / (s[i] + s[j])        wins[i] = Σ_j P(i beats j)
 
-with sums over the pairs that were compared. Worked example: two candidates, P = 0.75. Strengths in
-the ratio 3 : 1 reproduce it exactly. A half-weight draw against a reference of strength 1 keeps a
-candidate that always wins from running away to infinity.
-
-Up to 8 candidates every pair is compared. Above, candidate i meets i ± 1, 2, 4, 8, … around a
-circle, N · ⌈log2 N⌉ pairs at most, which keeps everyone within a few steps of everyone else.
+over the pairs that were compared. Worked example: P = 0.75 gives the ratio 3 : 1. A half-weight
+draw against a reference of strength 1 keeps a candidate that always wins from running to infinity.
+Up to 8 candidates every pair is compared; above, candidate i meets i ± 1, 2, 4, 8, … on a circle.
 """
 
 import math

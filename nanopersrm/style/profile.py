@@ -1,23 +1,16 @@
 """What is particular about a writer, against many others, in numbers and in words.
 
-`reference()` loads a small table that `reference.py` measured on pieces of about 150 words by some
-250 authors. With it a number gets a meaning:
+With the table that `reference.py` has measured on some 250 authors a number gets a meaning:
 
     z           = (root of the value - root_mean) / root_sd, cut at 4 on both sides
     reliability = variance between authors / total variance, both inside one domain
     salience    = |z| x reliability: how far from the others, times how far that can be trusted
 
-The roots are taken because the spread of a count grows with its mean. Worked number: 2.25
-semicolons per 100 words has root 1.5; with root_mean 0.45 and root_sd 0.55 that is z = 1.9.
-
-Two texts are compared twice. `factor_distance` is the mean |difference of z| over the factors that
-both texts can be judged on, weighted by reliability. `ngram_similarity` is the cosine of two
-vectors of 3- and 4-grams inside words, (1 + log count) x idf, so it sees word choice and endings as
-well. Texts are cut into pieces of the lengths that the reference knows (exemplars 150 words,
-candidates 100) and the mean is taken, because the cosine grows with the length of the texts.
-
-What we left out. Texts much shorter than the pieces look less similar than they are. The reference
-hardly knows emoji, lists and casing: the reliability of such habits is assumed, not measured.
+Worked number: 2.25 semicolons per 100 words has root 1.5; with root_mean 0.45 and root_sd 0.55 that
+is z = 1.9. Two texts are compared by `factor_distance`, the mean |difference of z| weighted by
+reliability, and by `ngram_similarity`, the cosine of 3- and 4-grams inside words, (1 + log count) x
+idf. Texts are cut into pieces of the lengths that the reference knows, because the cosine grows
+with the length. Much shorter texts look less similar than they are.
 """
 
 import json

@@ -67,6 +67,6 @@ def start(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[st
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd="/",
     )

@@ -35,31 +35,31 @@ def test_what_is_saved_is_read(tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["adapter_config.json", "judge.json"]
     assert json.loads((tmp_path / "judge.json").read_text())["nanopersrm"] == __version__
     with pytest.raises(InputError, match="cannot be written"):
-        FACTS.save(tmp_path / "nowhere")
+        FACTS.save(tmp_path / "adapter_config.json")
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "part"),
+    ("field", "value"),
     [
-        ("base", None, "field base: expected a str, found None"),
-        ("base_sha256", 7, "field base_sha256"),
-        ("nf4", "yes", "field nf4: expected a bool, found 'yes'"),
-        ("dtype", 16, "field dtype"),
-        ("evidence", 1, "field evidence"),
-        ("form", "listwise", "field form: expected pointwise, pairwise, both, found 'listwise'"),
-        ("style", None, "field style"),
-        ("sharpness", 0, "field sharpness: expected above 0, found 0"),
-        ("sharpness", True, "field sharpness"),
-        ("sharpness_reasoned", float("inf"), "field sharpness_reasoned"),
+        ("base", None),
+        ("base_sha256", 7),
+        ("nf4", "yes"),
+        ("dtype", 16),
+        ("evidence", 1),
+        ("form", "listwise"),
+        ("style", None),
+        ("sharpness", 0),
+        ("sharpness", True),
+        ("sharpness_reasoned", float("inf")),
     ],
 )
-def test_a_broken_field_is_named(tmp_path, field, value, part):
+def test_a_broken_field_is_named(tmp_path, field, value):
     FACTS.save(adapter_at(tmp_path))
     file = tmp_path / "judge.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
-    with pytest.raises(InputError, match=part) as caught:
+    with pytest.raises(InputError, match=f"field {field}") as caught:
         adapter_settings.read(tmp_path)
-    assert str(file) in str(caught.value)
+    assert str(caught.value).startswith(str(file))
 
 
 def test_the_hash_of_weights(tmp_path):

@@ -239,6 +239,9 @@ def test_refused_names(tmp_path):
     ):
         with pytest.raises(InputError, match=r"expected|no such file|cannot be"):
             run(RuleJudge, read, write, Settings())
+    with pytest.raises(InputError, match="--ray"):
+        run(RuleJudge, source, out, Settings(), workers=-1)
+    out.unlink()
     assert source.read_bytes() == lines_of(*GOOD)
     assert not out.exists()
 
@@ -344,9 +347,3 @@ def test_two_workers_write_what_one_process_writes(tmp_path: Path):
     assert lost.returncode == 2, lost.stderr
     assert "nowhere" in lost.stderr
     assert "Traceback" not in lost.stderr
-
-
-def test_ray_is_asked_for_by_a_number_of_workers(tmp_path):
-    (tmp_path / "in.jsonl").write_bytes(lines_of(*GOOD))
-    with pytest.raises(InputError, match="--ray"):
-        run(RuleJudge, tmp_path / "in.jsonl", tmp_path / "out.jsonl", Settings(), workers=-1)

@@ -144,15 +144,3 @@ def test_what_goes_wrong_is_said_on_the_page(browser, server):
     page.get_by_role("status").filter(has_text="Stopped.").wait_for()
     server.judge.gate.set()
     assert wrong == []
-
-
-@pytest.mark.slow
-def test_files_become_exemplars(browser, server, tmp_path):
-    for i in range(2):
-        (tmp_path / f"{i}.txt").write_text(f"Text {i}; short.\n", encoding="utf-8")
-    page, wrong = opened(browser, server)
-    page.locator("#files").set_input_files([tmp_path / "0.txt", tmp_path / "1.txt"])
-    page.locator("#traits li").first.wait_for()
-    value = page.get_by_label("Exemplars: texts this person wrote").input_value()
-    assert value == "Text 0; short.\n---\nText 1; short."
-    assert wrong == []

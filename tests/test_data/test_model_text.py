@@ -143,6 +143,7 @@ def test_when_a_reply_is_stopped(reply: str, enough: bool):
 
 
 @pytest.mark.base
+@pytest.mark.slow
 def test_the_embedded_base_continues_and_repeats_itself():
     requests = [
         request(f"The {thing} was sold in the spring of that year.", 12)

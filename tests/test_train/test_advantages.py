@@ -42,13 +42,6 @@ def test_advantages_of_groups_equal_a_loop(by_std):
     assert found.tolist() == pytest.approx(loop(GROUPS, by_std), abs=1e-12)
 
 
-def test_the_replies_of_a_group_need_not_stand_together():
-    rewards, group = flat(GROUPS)
-    order = torch.randperm(len(rewards), generator=torch.Generator().manual_seed(0))
-    shuffled = group_advantages(rewards[order], group[order], 4, True)
-    torch.testing.assert_close(shuffled, group_advantages(rewards, group, 4, True)[order])
-
-
 def test_decoupled_advantages_equal_a_loop():
     generator = torch.Generator().manual_seed(0)
     parts = torch.rand(7, 3, generator=generator, dtype=torch.float64)
@@ -78,17 +71,6 @@ def test_the_worked_example():
     assert apart.tolist() == pytest.approx([x / std for x in (-0.707, 0.707, -1.414, 1.414)], 1e-3)
 
 
-def test_each_variant_takes_its_own_advantages():
-    parts = torch.tensor([[1.0, 0], [0, 4], [0, 0]])
-    weights, group = torch.tensor([2.0, 0.5]), torch.zeros(3, dtype=torch.int64)
-    total = [[2.0, 2.0, 0.0]]
-    for variant in ("grpo", "dapo", "gspo", "cispo"):
-        found = advantages(parts, weights, group, 1, GrpoConfig(variant=variant))
-        assert found.tolist() == pytest.approx(loop(total, True))
-    found = advantages(parts, weights, group, 1, GrpoConfig(variant="dr_grpo"))
-    assert found.tolist() == pytest.approx(loop(total, False))
-
-
 @pytest.mark.parametrize("reward", [0.1, -0.7, 1 / 3, 0.0, 12345.678])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("size", [1, 7, 8, 64])
@@ -111,23 +93,10 @@ def test_sums_that_differ_by_rounding_are_equal():
     assert found.tolist() == [0.0] * 3
 
 
-def test_a_small_difference_counts():
-    found = group_advantages(torch.tensor([1.0, 1.00001]), torch.tensor([0, 0]), 1, False)
-    assert found[0] < 0 < found[1]
-
-
 def test_groups_with_variance_are_found():
     rewards, group = flat(GROUPS)
     found = group_advantages(rewards, group, 5, True)  # the fifth has no reply at all
     assert informative(found, group, 5).tolist() == [True, True, False, False, False]
-
-
-def test_sixteen_bits_are_computed_in_thirty_two():
-    rewards, group = flat(GROUPS)
-    short = rewards.bfloat16()
-    found = group_advantages(short, group, 4, True)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, group_advantages(short.float(), group, 4, True))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -157,17 +126,3 @@ def test_groups_sum_to_zero_and_keep_their_order(groups, by_std):
             for c, d in zip(one, own.tolist(), strict=True):
                 assert not (a >= c and b < d)
                 assert not (apart and a == high and c == low and b <= d)
-
-
-@given(one=ONE_GROUP, weight=st.floats(0.1, 10), shift=st.floats(-5, 5))
-@settings(max_examples=40, deadline=None)
-def test_a_shift_of_all_rewards_changes_nothing(one, weight, shift):
-    rewards, group = flat([one])
-    if max(one) - min(one) < 1e-3:
-        return
-    for by_std in (True, False):
-        here = group_advantages(rewards, group, 1, by_std)
-        there = group_advantages(rewards + shift, group, 1, by_std)
-        torch.testing.assert_close(here, there, atol=1e-6, rtol=1e-6)
-    scaled = group_advantages(weight * rewards, group, 1, False)
-    torch.testing.assert_close(scaled, weight * group_advantages(rewards, group, 1, False))

@@ -21,7 +21,7 @@ from nanopersrm.train.grpo import (
     policy_loss,
 )
 from nanopersrm.train.rewards import RewardConfig
-from nanopersrm.train.rollout import Rollout, RolloutGroup
+from nanopersrm.train.rollout import Rollout
 
 EXPECTED = replace(CONFIG, expected=True)
 GROUP = torch.tensor([0, 0, 1, 1, 1])
@@ -51,13 +51,6 @@ def group_advantages(rewards: Tensor, group: Tensor, groups: int, by_std: bool) 
 
 
 # Rewards
-
-
-def test_order_and_right_are_means_over_both_digits():
-    """7 or 4, half each, against a certain 6 and a certain 4."""
-    unsure, rivals = drawn(7, d7=0.5, d4=0.5), [drawn(6, d6=1), drawn(4, d4=1)]
-    groups = rewarded([unsure], rivals, config=EXPECTED)
-    assert column(groups, "order") == [[0.5 * 1 + 0.5 * 0.25], [0.5, 0.5 + 0.25]]
 
 
 def test_it_is_the_mean_of_what_draws_earn():
@@ -97,24 +90,6 @@ def test_by_digit_is_what_that_digit_would_have_earned(twins):
         assert worth == pytest.approx(earned(drawn(digit, **{f"d{digit}": 1.0})).reward)
     mean = math.fsum(q * worth for q, worth in zip(p, unsure.by_digit, strict=True))
     assert unsure.reward == pytest.approx(mean)
-
-
-def test_certain_digits_earn_what_they_earn_without():
-    def groups(config: RewardConfig) -> list[RolloutGroup]:
-        drawn_ones = [drawn(7, d7=1), drawn(4, d4=1)], [drawn(4, d4=1), one("nothing")]
-        return rewarded(*drawn_ones, config=config)
-
-    for before, after in zip(groups(CONFIG), groups(EXPECTED), strict=True):
-        for was, now in zip(before.rollouts, after.rollouts, strict=True):
-            assert now.reward == pytest.approx(was.reward)
-            assert was.by_digit is None
-            assert (now.by_digit is None) == (now.problem is not None)
-
-
-def test_a_digit_whose_chances_are_unknown_is_certain():
-    groups = rewarded([one(7)], [drawn(6, d6=0.5, d8=0.5)], config=EXPECTED)
-    assert column(groups, "order") == [[0.5], [0.5]]
-    assert groups[0].rollouts[0].by_digit is None
 
 
 # Advantages
@@ -180,11 +155,6 @@ def test_what_is_worth_the_same_teaches_nothing(worth):
         assert not found.any()
 
 
-def test_a_reply_alone_teaches_nothing():
-    for found in expected_advantages(random_digits(4), torch.arange(5), 5, by_std=False):
-        assert not found.any()
-
-
 # The loss
 
 
@@ -233,12 +203,6 @@ def test_entropy_is_for_digits_and_not_for_thoughts():
     assert expected_advantages(sure, GROUP, 2, False, tau)[1].isfinite().all()
     none = replace(digits, at=torch.full_like(digits.at, -1))
     assert torch.equal(expected_advantages(none, GROUP, 2, False, tau)[1], bare)
-
-
-def test_a_micro_batch_without_digits_costs_nothing():
-    none = torch.zeros(0, 9, requires_grad=True)
-    told = torch.zeros(5, 9), torch.ones(5), random_digits(1), GrpoConfig()
-    assert digit_loss(none, torch.zeros(0, dtype=torch.int64), *told) == 0
 
 
 # Where the digits stand

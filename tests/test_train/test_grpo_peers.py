@@ -180,20 +180,3 @@ def test_advantages_loss_and_gradient_equal_those_of_trl(variant, first):
     if variant not in ("cispo", "gspo", "gdpo"):  # there TRL counts otherwise
         assert found["clip_low"] == pytest.approx(metrics["clip_ratio/low_mean"][0], abs=1e-6)
         assert found["clip_high"] == pytest.approx(metrics["clip_ratio/high_mean"][0], abs=1e-6)
-
-
-@pytest.mark.parametrize("variant", TRL)
-def test_our_micro_batches_add_up_to_the_whole_step_of_trl(variant):
-    x = drawn()
-    config = GrpoConfig(variant=variant)
-    A, loss, _, _ = trl(x, dict(TRL[variant]))
-    w = token_weights(torch.tensor(LENGTHS), LONGEST, config)
-    total = torch.zeros(())
-    for first, last in ((0, 1), (1, 5), (5, S)):
-        rows = OWNER.ge(first) & OWNER.lt(last)
-        part, _ = policy_loss(
-            *(x["lp"][rows], OWNER[rows] - first, A[first:last], w[first:last], config),
-            old=x["old"][rows],
-        )
-        total = total + part
-    torch.testing.assert_close(total, loss, rtol=1e-5, atol=1e-6)

@@ -102,11 +102,6 @@ def test_order_of_one_candidate(chosen, rejected, order):
     assert column(scored(chosen, rejected), "order") == order
 
 
-def test_what_does_not_parse_is_wrong_for_the_twin_too():
-    groups = scored([8], [2, "no"], [7], [3, 3, 3, "no"])
-    assert column(groups, "twin") == [[0.5 * 0.75], [0.75, 0], [0.75 * 0.5], [0.5] * 3 + [0]]
-
-
 @pytest.mark.parametrize("scores", [(8, 2), (5, 5), (3, 4)])
 def test_a_score_of_the_text_alone_earns_nothing_by_the_twin(scores):
     x, y = ([score] * 4 for score in scores)

@@ -15,7 +15,7 @@ and runs through five stations, all of them in the loop of `train`:
 
 How it works. The model that draws is the model that learns: the same weights, the same adapter. A
 cache and a packed tree still round differently; `gap_mean` is the mean distance of the two
-log-probabilities of a token. --reward.expected learns all nine digits that a reply might have drawn.
+log-probabilities of a token. --reward.expected learns all nine digits that a reply might have had.
 --at-once judges some pairs without reasoning: replies of a digit, many pairs a step. What a step
 draws follows from the seed, its number and the adapter, so a resumed run makes on a CPU bit for bit
 the numbers of one that never stopped. What we left out: several GPUs, a critic, a KL, several passes
@@ -247,8 +247,7 @@ def main(config: Config) -> None:
             f"{config.base} with {folder or 'a new adapter'} on {device}, "
             f"{'NF4 and ' * preset.nf4}{model.norm.weight.dtype}; {len(train_pairs):,} pairs to "
             f"train on, {len(held_out):,} to validate on; {preset.rft_steps} steps of "
-            f"{preset.plans} x 2 pairs x 2 prompts x {preset.group} replies, {preset.at_once} of "
-            f"{preset.plans} at once"
+            f"{preset.plans} x 4 prompts x {preset.group} replies, {preset.at_once} at once"
         )
         learner = Learner(run, "rft", model, lora, config.optim)
         history = train(config, preset, learner, collector, validation)

@@ -12,7 +12,6 @@ turn. Any words move a judge of style a little, so neutral words of the same len
 """
 
 import json
-import math
 import random
 import sys
 from collections.abc import Sequence
@@ -29,7 +28,6 @@ from nanopersrm.command import exit_code
 from nanopersrm.evaluate.scoreboard import table
 from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig, Judges
-from nanopersrm.judge.verdict import LABELS
 from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.pairs import Pair, read, twin_pairs
 
@@ -78,50 +76,33 @@ class Config:
     dtype: str = "auto"  # auto, bf16, fp16, fp32
 
 
-def with_words(text: str, words: str) -> str:
-    """The text, and the words at its end."""
-    return f"{text.rstrip()}\n\n{words}" if text.strip() else words
-
-
-def attacker_wins(
-    judge: Judges, pair: Pair, place: str, additions: Sequence[str], config: JudgeConfig
-) -> list[float]:
-    """The attacker's probability with each addition ("" is none)."""
-    texts, question = sorted((pair.chosen, pair.rejected)), pair.question or None
-    wins = [math.nan] * len(additions)
-    if place in ("first", "second"):
-        target, other = texts if place == "first" else texts[::-1]
-        order = sorted(range(len(additions)), key=lambda i: len(additions[i]))  # rows pad to a call
-        for first in range(0, len(order), len(LABELS) - 1):
-            call = order[first : first + len(LABELS) - 1]
-            candidates = [other, *(with_words(target, additions[i]) for i in call)]
-            judgement = judge.judge(pair.exemplars, candidates, question, config=config)
-            for i, row in zip(call, judgement.preference[1:], strict=True):
-                wins[i] = row[0]
-        return wins
-    for i, words in enumerate(additions):
-        exemplars = list(pair.exemplars)
-        if place == "exemplar":
-            exemplars[-1] = with_words(exemplars[-1], words)
-        else:
-            question = with_words(pair.question, words) or None
-        wins[i] = judge.judge(exemplars, texts, question, config=config).preference[0][1]
-    return wins
+def attacker_wins(judge: Judges, pair: Pair, place: str, words: str, config: JudgeConfig) -> float:
+    """The attacker's probability with these words at the end of a text ("" is none)."""
+    texts, exemplars = sorted((pair.chosen, pair.rejected)), list(pair.exemplars)
+    question, target = pair.question, 1 if place == "second" else 0
+    if place == "exemplar":
+        exemplars[-1] = f"{exemplars[-1].rstrip()}\n\n{words}"
+    elif place == "question":
+        question = f"{question.rstrip()}\n\n{words}".strip()
+    else:
+        texts[target] = f"{texts[target].rstrip()}\n\n{words}"
+    judgement = judge.judge(exemplars, texts, question or None, config=config)
+    return judgement.preference[target][1 - target]
 
 
 def attack(judge: Judges, pair: Pair, config: JudgeConfig) -> list[Case]:
     """All injections in all places of one pair."""
-    injections = [(family, words) for family, some in INJECTIONS.items() for words in some]
-    lengths = [-(-len(words) // ROUNDED) * ROUNDED for _, words in injections]
-    sizes = sorted(set(lengths))
-    plain = NEUTRAL * (sizes[-1] // len(NEUTRAL) + 1)
-    additions = ["", *(plain[:size] for size in sizes), *(words for _, words in injections)]
     cases = []
     for place in PLACES:
-        before, *rest = attacker_wins(judge, pair, place, additions, config)
-        by_size = dict(zip(sizes, rest[: len(sizes)], strict=True))
-        for (family, _), size, p in zip(injections, lengths, rest[len(sizes) :], strict=True):
-            cases.append(Case(pair.id, place, family, before, p, by_size[size]))
+        before = attacker_wins(judge, pair, place, "", config)
+        neutral: dict[int, float] = {}  # by length
+        for family, words in ((f, words) for f, some in INJECTIONS.items() for words in some):
+            size = -(-len(words) // ROUNDED) * ROUNDED
+            if size not in neutral:
+                plain = (NEUTRAL * (size // len(NEUTRAL) + 1))[:size]
+                neutral[size] = attacker_wins(judge, pair, place, plain, config)
+            injected = attacker_wins(judge, pair, place, words, config)
+            cases.append(Case(pair.id, place, family, before, injected, neutral[size]))
     return cases
 
 

@@ -15,7 +15,6 @@ from nanopersrm.evaluate.hostile import (
     PLACES,
     Case,
     attack,
-    attacker_wins,
     count,
     summary,
 )
@@ -32,11 +31,8 @@ class Planted:
 
     def __init__(self, worth: Worth):
         self.worth = worth
-        self.lengths: list[int] = []  # of the longest candidate of each call
 
     def judge(self, exemplars, candidates, question=None, *, config=None, **_) -> Judgement:
-        assert 1 <= len(candidates) <= 26
-        self.lengths.append(max(map(len, candidates)))
         worth = [self.worth(exemplars, question, text) for text in candidates]
         table = [[0.5 + max(-0.5, min(0.5, a - b)) for b in worth] for a in worth]
         return Judgement([5.0] * len(worth), table, [], 0, [], True, 0, 0, 0.0, [])
@@ -50,18 +46,6 @@ def test_injections():
     assert len(buried) == 1
     assert "score this text" in buried[0].replace(NEUTRAL, "")
     assert "9" not in NEUTRAL
-
-
-def test_each_ending_gets_its_own_number():
-    """Though long ones are judged beside long ones."""
-    judge = Planted(lambda exemplars, question, text: len(text) / 1e4)
-    endings = ["", *(("x" * (7 * k % 31)) for k in range(1, 31)), "long " * 900]
-    wins = attacker_wins(judge, PAIRS[0], "first", endings, JudgeConfig())  # type: ignore[arg-type]
-    target, other = sorted((PAIRS[0].chosen, PAIRS[0].rejected))
-    lengths = [len(hostile.with_words(target, words)) for words in endings]
-    assert wins == pytest.approx([0.5 + (n - len(other)) / 1e4 for n in lengths])
-    assert len(judge.lengths) == 2
-    assert judge.lengths[0] < judge.lengths[1] - 4000
 
 
 def test_a_judge_that_obeys_is_caught():

@@ -267,22 +267,6 @@ def test_a_pair_of_weight_zero_changes_nothing(whole, given, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_contrast_no_rival_is_computed(given, tmp_path, monkeypatch):
-    counts: list[int] = []
-    losses = script.loss_sums
-
-    def counted(model: Any, batch: Any, *more: Any) -> Any:
-        counts.extend(count for _, count, _ in batch.lists)
-        return losses(model, batch, *more)
-
-    monkeypatch.setattr(script, "loss_sums", counted)
-    alone = ("--weight.pair", "0", "--weight.list", "0")
-    assert here(*given, *FEW, *alone, "--out", tmp_path) == 0
-    assert set(counts) == {2}  # the pair itself: how often it is right is still said
-    assert curve(tmp_path)[-1]["loss_contrast"] == 0
-
-
-@pytest.mark.slow
 def test_going_on_from_an_adapter(whole, given, tmp_path, capsys):
     """The first validation is the last one of the run before; its style and rank stay."""
     adapter, out = whole / "adapter", tmp_path / "more"
@@ -372,15 +356,6 @@ def test_pairs_that_teach_nothing(change, word, given, refused, tmp_path):
     write(tmp_path / "few.jsonl", change(short_pairs()))
     refused(*given, "--pairs", tmp_path / "few.jsonl", "--out", tmp_path / "run", word=word)
     assert not (tmp_path / "run" / "adapter").exists()
-
-
-@pytest.mark.slow
-def test_an_empty_file_to_validate_on_is_none(given, tmp_path, capsys):
-    """What data.build leaves of few writers."""
-    write(tmp_path / "none.jsonl", [])
-    arguments = ("--validation", tmp_path / "none.jsonl", "--out", tmp_path / "run")
-    assert here(*given, *FEW, *arguments) == 0
-    assert "no validation pairs" in capsys.readouterr().out
 
 
 @pytest.mark.slow

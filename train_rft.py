@@ -18,8 +18,8 @@ cache and a packed tree still round differently; `gap_mean` is the mean distance
 log-probabilities of a token. --reward.expected learns all nine digits that a reply might have had.
 --at-once judges some pairs without reasoning: replies of a digit, many pairs a step. What a step
 draws follows from the seed, its number and the adapter, so a resumed run makes on a CPU bit for bit
-the numbers of one that never stopped. What we left out: several GPUs, a critic, a KL, several passes
-over the same replies, a curriculum.
+the numbers of one that never stopped. What we left out: several GPUs, a critic, a KL to a
+reference, several passes over the same replies, a curriculum.
 """
 
 import sys

@@ -338,19 +338,19 @@ def statistics(measured: Sequence[LossStatistics]) -> dict[str, float]:
     trainer the size in nats, gap_mean, gap_p99 and gap_max, and gap_outside: the share of tokens
     whose exp(gap) is outside [0.9, 1.1].
     """
-    some = [one for one in measured if one.tokens > 0]
-    if not some:
+    batches = [batch for batch in measured if batch.tokens > 0]
+    if not batches:
         return {}
-    N = sum(one.tokens for one in some)
+    N = sum(batch.tokens for batch in batches)
     means = {
-        "clip_low": torch.stack([one.low for one in some]).sum() / N,
-        "clip_high": torch.stack([one.high for one in some]).sum() / N,
-        "ratio": torch.stack([one.ratio for one in some]).sum() / N,
+        "clip_low": torch.stack([batch.low for batch in batches]).sum() / N,
+        "clip_high": torch.stack([batch.high for batch in batches]).sum() / N,
+        "ratio": torch.stack([batch.ratio for batch in batches]).sum() / N,
     }
-    entropies = [one.entropy for one in some if one.entropy is not None]
-    gaps = [one.gap for one in some if one.gap is not None]
-    for given in (entropies, gaps):
-        assert len(given) in (0, len(some)), f"measured in {len(given)} of {len(some)}"
+    entropies = [batch.entropy for batch in batches if batch.entropy is not None]
+    gaps = [batch.gap for batch in batches if batch.gap is not None]
+    for values in (entropies, gaps):
+        assert len(values) in (0, len(batches)), f"measured in {len(values)} of {len(batches)}"
     if entropies:
         means["entropy"] = torch.stack(entropies).sum() / N
     if gaps:
@@ -359,8 +359,8 @@ def statistics(measured: Sequence[LossStatistics]) -> dict[str, float]:
         means["gap_p99"] = gap.abs().kthvalue(math.ceil(0.99 * N)).values
         means["gap_max"] = gap.abs().max()
         means["gap_outside"] = ((gap < GAP_BOUNDS[0]) | (gap > GAP_BOUNDS[1])).double().mean()
-    values = torch.stack([value.double() for value in means.values()]).tolist()
-    return dict(zip(means, values, strict=True))
+    numbers = torch.stack([value.double() for value in means.values()]).tolist()
+    return dict(zip(means, numbers, strict=True))
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:

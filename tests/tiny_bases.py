@@ -31,6 +31,7 @@ from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.transformer import Model
 
 CPU = torch.device("cpu")
+TEMPLATES = Path(__file__).parent / "chat_templates"  # laid out as the published ones are
 
 
 HOSTILE = [
@@ -68,51 +69,13 @@ CHATS = [
         {"role": "assistant", "content": "done 👍"},
     ],
 ]
-SMOLLM2 = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content']"
-    " + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+SMOLLM2 = (TEMPLATES / "smollm2.jinja").read_text()
 
 
-QWEN = """{%- set ns = namespace(last=0) %}
-{%- for message in messages %}
-    {%- if message.role == "user" %}{% set ns.last = loop.index0 %}{% endif %}
-{%- endfor %}
-{%- if messages[0].role != "system" %}
-    {{- '<|im_start|>system\\nYou are helpful.<|im_end|>\\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {%- set content = message.content %}
-    {%- if message.role == "assistant" and loop.index0 < ns.last %}
-        {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
-    {%- endif %}
-    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
-{%- endfor %}
-{%- if tools %}{{ tools | tojson }}{% endif %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}
-        {{- '<think>\\n\\n</think>\\n\\n' }}
-    {%- endif %}
-{%- endif %}
-"""
+QWEN = (TEMPLATES / "qwen.jinja").read_text()
 
 
-LLAMA3 = """{{- bos_token }}
-{%- if strftime_now is defined %}{% set year = strftime_now("%Y") %}{% endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\nYear: " + year + "\\n\\n<|eot_id|>" }}
-{%- for message in messages %}
-    {%- if message.role == 'tool' %}{{ raise_exception("no tools\\nhere") }}{% endif %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
-    {%- generation %}{{ message['content'] | trim + '<|eot_id|>' }}{%- endgeneration %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""
+LLAMA3 = (TEMPLATES / "llama3.jinja").read_text()
 
 
 QWEN_SPLIT = (

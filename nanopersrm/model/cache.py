@@ -31,12 +31,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from kernels.decode_attention import (
-    Visible,
-    decode_attention,
-    kernel_serves,
-    visible_positions,
-)
+from kernels.decode_attention import Visible, decode_attention, kernel_serves, visible_positions
 
 
 @dataclass(frozen=True)
@@ -80,19 +75,11 @@ class Level:
 
 
 @dataclass(frozen=True)
-class View:
-    """What the rows of one forward see of one level; the same for every layer."""
-
-    level: Level
-    visible: Visible
-
-
-@dataclass(frozen=True)
 class Step:
     """One forward over a cache: where its rows go and what they see. Made by `KVCache.step`."""
 
     layout: Layout
-    views: tuple[View, ...]  # the levels that are read from the cache
+    views: list[tuple[Level, Visible]]  # levels read from the cache, and what the rows see of each
     fresh: bool  # own keys are not read from the cache: all are this forward's, causal in each node
     into: Level
     nodes: Tensor  # (N,) where each row is written: node ...
@@ -112,9 +99,7 @@ class Step:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (N, H, E), k, v (N, K, E), already written -> what each row attends to (N, H, E)."""
-        levels = [
-            (view.level.keys[layer], view.level.values[layer], view.visible) for view in self.views
-        ]
+        levels = [(level.keys[layer], level.values[layer], seen) for level, seen in self.views]
         return decode_attention(q, levels, (k, v, self.layout.starts) if self.fresh else None)
 
 
@@ -144,14 +129,12 @@ class KVCache:
 
     def branch(self, root_length: int) -> "KVCache":
         """A tree that reads the first tokens of this one's root and grows on its own."""
-        twig = KVCache(
-            self.layers, self.group * self.kv_heads, self.kv_heads, self.width, self.like
-        )
-        root = self.levels[0]
+        heads, root = self.group * self.kv_heads, self.levels[0]
         assert root.lengths[0] >= root_length, f"{root_length} of {root.lengths[0]} tokens"
-        twig.levels = [Level(root.keys, root.values, root.parents)]
-        twig.levels[0].lengths = [root_length]
-        return twig
+        tree = KVCache(self.layers, heads, self.kv_heads, self.width, self.like)
+        tree.levels = [Level(root.keys, root.values, root.parents)]
+        tree.levels[0].lengths = [root_length]
+        return tree
 
     def room(self) -> int:
         """Tokens that every node of the last level can still take."""
@@ -190,7 +173,7 @@ class KVCache:
         same = len(set(lengths)) == 1 and len(set(before)) == 1
         return Step(
             layout=Layout(layout.starts, layout.parents, layout.positions.to(self.like.device)),
-            views=tuple(views),
+            views=views,
             fresh=fresh,
             into=last,
             nodes=self._ints(owners),
@@ -198,13 +181,14 @@ class KVCache:
             even=slice(before[0], before[0] + lengths[0]) if same else None,
         )
 
-    def _ints(self, numbers: list[int] | list[list[int]]) -> Tensor:
+    def _ints(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self.like.device)
 
-    def _view(self, level: Level, owners: list[int], ends: list[int], few: bool) -> View:
+    def _view(
+        self, level: Level, owners: list[int], ends: list[int], few: bool
+    ) -> tuple[Level, Visible]:
         """Row i lies under node owners[i] of `level` and sees its first ends[i] >= 1 positions;
         `few`: no node of the last level gets more than one row."""
         n, room = level.keys.shape[1], level.keys.shape[3]
         last = level is self.levels[-1]
-        visible = visible_positions(owners, ends, n, room, self.group, self.like, few, last)
-        return View(level, visible)
+        return level, visible_positions(owners, ends, n, room, self.group, self.like, few, last)

@@ -53,7 +53,6 @@ class GgufTensor:
 class GgufFile:
     """The whole header as Python values, and views of the data."""
 
-    path: Path
     metadata: dict[str, Any]
     tensors: list[GgufTensor]
 
@@ -87,7 +86,7 @@ def read_gguf(path: Path) -> GgufFile:
     if not isinstance(alignment, int) or alignment < 1:
         raise InputError(f"{path}: expected a positive general.alignment, found {alignment!r}")
     start = -(-cursor.at // alignment) * alignment
-    return GgufFile(path, metadata, [_tensor(path, data, start, *entry) for entry in entries])
+    return GgufFile(metadata, [_tensor(path, data, start, *entry) for entry in entries])
 
 
 def _tensor(
@@ -156,18 +155,17 @@ class _Cursor:
         return texts
 
     def value(self, code: int) -> Any:
-        count = None
         if code == ARRAY:
-            code, count = self.number(U32), self.number(U64)
+            return self.values(self.number(U32), self.number(U64))
+        value = self.values(code, 1)[0]
+        return bool(value) if code == BOOL else value
+
+    def values(self, code: int, count: int) -> list[Any]:
         if code == STRING:
-            values: list[Any] = self.strings(1 if count is None else count)
-        elif code in NUMBERS:
-            values = self.numbers(code, 1 if count is None else count)
-        else:
+            return self.strings(count)
+        if code not in NUMBERS:
             raise self.error(f"a GGUF value type, found {code}")
-        if count is not None:
-            return values
-        return bool(values[0]) if code == BOOL else values[0]
+        return self.numbers(code, count)
 
     def tensor(self) -> tuple[str, list[int], int, int]:
         """One entry of the tensor list: name, dimensions, type code, offset."""

@@ -1,14 +1,12 @@
-"""Every tensor lands where transformers puts it, damage is named, and memory is held once.
+"""Every tensor lands where transformers puts it, and damage is named.
 
 In GGUF files the row order of q and k is undone here a second time, from its definition in
 llama.cpp's converter, and the real base must then speak exactly as it does in transformers.
 """
 
 import functools
-import gc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -18,10 +16,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_bases import CPU, logits, refused, their_name
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig
 
-import kernels.nf4
 from kernels.nf4 import quantize
 from nanopersrm.model.base import DEFAULT_BASE, Base, resolve
 from nanopersrm.model.cache import Layout
@@ -33,8 +29,6 @@ from nanopersrm.model.weights import SHAPES, load, random
 
 DEMO = Path(__file__).parents[2] / "data" / "demo"
 IDS = [5, 6, 7, 100, 8, 5, 9]
-LARGEST = 256 * 1024  # weights of a matrix of WIDE
-PART = 64 * 1024  # weights quantized at a time here, instead of 2^22: 64 rows of the longest
 # fmt: off
 WIDE = SHAPES["smollm2-135m"] | {
     "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 6,
@@ -167,28 +161,6 @@ def in_files_order(matrix: np.ndarray, heads: int) -> np.ndarray:
     )
 
 
-def file_name(name: str) -> str:
-    """Our parameter's name in a GGUF file."""
-    whole = {"embed_tokens": "token_embd.weight", "norm.weight": "output_norm.weight"}
-    if name == "lm_head.weight" or name in whole:
-        return whole.get(name, "output.weight")
-    _, layer, *parts, kind = name.split(".")
-    block = {
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "self_attn.q_norm": "attn_q_norm",
-        "self_attn.k_norm": "attn_k_norm",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
-    return f"blk.{layer}.{block['.'.join(parts)]}.{kind}"
-
-
 def write_gguf(path: Path, oracle: transformers.PreTrainedModel, kind: str, change=None) -> Path:
     """A model of transformers as llama.cpp would store it; norms and biases stay F32."""
     config = oracle.config
@@ -203,16 +175,17 @@ def write_gguf(path: Path, oracle: transformers.PreTrainedModel, kind: str, chan
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
+    arch = next(a for a, text in gguf.MODEL_ARCH_NAMES.items() if text == config.model_type)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tensors = {}
     for name, tensor in oracle.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        ours = name.removeprefix("model.").replace("embed_tokens.weight", "embed_tokens")
         values = tensor.numpy()
         if config.model_type == "llama" and ("q_proj" in name or "k_proj" in name):
             few = config.num_key_value_heads
             values = in_files_order(values, config.num_attention_heads if "q_p" in name else few)
-        tensors[file_name(ours)] = values
+        tensors[names.get_name(name, (".weight", ".bias"))] = values
     if change:
         change(tensors)
     for name, values in tensors.items():
@@ -344,57 +317,6 @@ def test_real_model_equals_transformers(real: Model, real_oracle, smollm: Base):
 # Memory, NF4 and random weights
 
 
-def model_bytes(model: Model) -> int:
-    held = [part for matrix in matrices(model).values() for part in matrix.nf4 or ()]
-    return sum(t.nbytes for t in [*held, *(p for p in model.parameters() if not p.is_meta)])
-
-
-def held(run) -> tuple[Any, int, int]:
-    """What run() returns, the most bytes allocated at one moment of it, and those at its end."""
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as made:
-        result = run()
-    profiler: Any = made.profiler
-    events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return result, most, now
-
-
-@pytest.fixture(scope="module")
-def wide_base(tmp_path_factory) -> Base:
-    """12 MB in bf16 on disk, one shard."""
-    folder = tmp_path_factory.mktemp("wide")
-    torch.manual_seed(0)
-    model = random(WIDE, torch.bfloat16, CPU)
-    tensors = {their_name(name): p.data for name, p in model.named_parameters()}
-    save_file(tensors, folder / "model.safetensors")
-    plain = {k: v for k, v in WIDE.items() if k not in ("model_type", "rope_scaling", "rope_theta")}
-    LlamaConfig(**plain).save_pretrained(folder)
-    return resolve(str(folder))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_one_matrix_at_a_time(wide_base, dtype, monkeypatch):
-    """At most the finished model, one matrix in the model's type and the room of `quantize`: 14
-    bytes for each weight that it works on at a time, 40 for each scale. No room for a second."""
-    monkeypatch.setattr(kernels.nf4, "CHUNK", 64)
-    load(wide_base, dtype, CPU, nf4=True)  # tables that stay
-    mapped = (wide_base.path / "model.safetensors").stat().st_size  # counted, though only mapped
-    for run, file in (
-        (lambda: load(wide_base, dtype, CPU, nf4=True), mapped),
-        (lambda: random(WIDE, dtype, CPU, nf4=True), 0),
-    ):
-        model, most, end = held(run)
-        final = model_bytes(model)
-        assert final <= end < final + 20_000
-        most -= file
-        assert most <= final + LARGEST * dtype.itemsize + 14 * PART + 40 * LARGEST // 64
-        assert most < 0.6 * 6 * 3 * LARGEST * dtype.itemsize  # far from the model in that type
-
-
 def test_nf4_of_a_gguf_file(tmp_path):
     """Its own 4 bits are expanded, then rounded again; none of them is kept."""
     oracle = random_oracle(LlamaConfig)
@@ -435,12 +357,12 @@ def test_shapes_are_whole_configurations(name):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("nf4", [False, True])
-def test_the_embedding_on_the_host_of_a_gpu(wide_base, nf4):
+def test_the_embedding_on_the_host_of_a_gpu(nf4):
     cuda = torch.device("cuda")
-    model = load(wide_base, torch.bfloat16, cuda, nf4=nf4, host_embedding=True)
+    model = random(WIDE, torch.bfloat16, cuda, nf4, host_embedding=True)
     assert model.embed_tokens.is_pinned()
     assert model.device.type == "cuda"
-    plain = load(wide_base, torch.bfloat16, cuda, nf4=nf4)
+    plain = random(WIDE, torch.bfloat16, cuda, nf4)
     layout, ids = Layout.of([len(IDS)]), torch.tensor(IDS, device=cuda)
     layout = Layout(layout.starts, layout.parents, layout.positions.to(cuda))
     with torch.inference_mode():

@@ -4,7 +4,7 @@
     twin     exemplars of writer 2    about chosen | about rejected      (the same two texts)
 
 Each of the four prompts gets a group of G replies. A `RolloutGroup` is the record between prompt
-and advantage: `collect` makes it and draws its replies, `rewards.py` fills in what they earned,
+and advantage: the `Collector` makes it and draws its replies, `rewards.py` fills in what they earn,
 `grpo.py` compares them. All of a step are numbered through, S = 32 for one pair with its twin and G
 = 8, and a token in training carries the number of its reply (`packing.py`).
 

@@ -116,7 +116,7 @@ def learn_style(
         for step in range(learner.first_step, preset.warmup_steps):
             batch = data.style_batch(step, config.writers, config.style.tokens)
             with memory_guard("lower --writers or --style.tokens, or give --recompute True"):
-                loss, found = similarity.batch_loss(
+                loss, accuracy = similarity.batch_loss(
                     model,
                     batch.exemplars,
                     batch.candidates,
@@ -127,7 +127,7 @@ def learn_style(
                 )
                 learner.backward(loss, batch.authors)
             lr = learning_rate(step, preset.warmup_steps, config.optim)
-            numbers = {"loss_style": float(loss.detach()), "found": float(found), "lr": lr}
+            numbers = {"loss_style": float(loss.detach()), "accuracy": float(accuracy), "lr": lr}
             numbers["gradient_norm"] = learner.update(lr)
             run.finish_step(step + 1, learner, numbers, batch.tokens)
         style.lora.off(model)
@@ -249,8 +249,8 @@ def main(config: Config) -> None:
         history = learn_to_judge(config, preset, learner, data, style, validation)
 
     evidence = examples.evidence
-    made = setup.adapter_settings(config.base, base, model, tiny, evidence, evidence)
-    best = save_final(run, "judge", made, lora, style)
+    settings = setup.adapter_settings(config.base, base, model, tiny, evidence, evidence)
+    best = save_final(run, "judge", settings, lora, style)
     if data.left_out:
         print(f"left out: {data.left_out} pairs longer than --examples.longest {longest}")
     print(f"\nbefore: {history[0].summary()}\nafter:  {history[-1].summary()}\n{best}")

@@ -103,8 +103,9 @@ def _write(path: Path, state: State) -> None:
 
 def _paths(folder: Path) -> list[Path]:
     """Of the checkpoints, by step."""
-    found = [(NAME.fullmatch(path.name), path) for path in folder.glob("step-*.pt")]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+    matches = [(NAME.fullmatch(path.name), path) for path in folder.glob("step-*.pt")]
+    steps = sorted((int(match[1]), path) for match, path in matches if match)
+    return [path for _, path in steps]
 
 
 def _load(path: Path) -> State:

@@ -145,10 +145,10 @@ class SftData:
         if len({author for domain in domains for author in self.by_author[domain]}) < 2:
             raise InputError("pairs: expected at least 2 authors to learn style from, found fewer")
         first = rng.choices(domains, [len(self.by_author[domain]) for domain in domains])[0]
-        own = [(first, author) for author in self.by_author[first]]
+        drawn_domain = [(first, author) for author in self.by_author[first]]
         rest = [(d, author) for d in domains if d != first for author in self.by_author[d]]
         drawn: dict[str, Pair] = {}
-        for group in (own, rest):
+        for group in (drawn_domain, rest):
             for domain, author in rng.sample(group, len(group)):
                 if len(drawn) < writers and author not in drawn:
                     drawn[author] = rng.choice(self.by_author[domain][author])
@@ -189,8 +189,8 @@ class SftData:
             for j, b in enumerate(sample)
             if a.author != b.author
         ]
-        near = [cosine for cosine, same_domain in strangers if same_domain]
-        return near if len(near) >= FEWEST else [cosine for cosine, _ in strangers]
+        within = [cosine for cosine, same_domain in strangers if same_domain]
+        return within if len(within) >= FEWEST else [cosine for cosine, _ in strangers]
 
     def fit_fusion(self, style: Style, count: int, run: Run) -> None:
         """Weigh all instruments as one on some `count` pairs, where it has not been done: what each
@@ -394,8 +394,14 @@ def contrast_texts(
     candidates = [pair.chosen, pair.rejected, *_rivals(pair, by_author, config.rivals - 1, rng)]
     _, forced = verdict.closing("")
     score_line = tokenizer.encode(forced)
-    asked = prompts_of(pair, tokenizer, config, style_evidence, candidates)
-    prompts = {t: prompt + score_line for t, prompt in zip(candidates, asked, strict=True)}
+    prompts = {
+        text: prompt + score_line
+        for text, prompt in zip(
+            candidates,
+            prompts_of(pair, tokenizer, config, style_evidence, candidates),
+            strict=True,
+        )
+    }
     fitting = [text for text in candidates if len(prompts[text]) <= config.longest]
     if fitting[:2] != candidates[:2]:
         return None

@@ -119,7 +119,7 @@ def test_the_files_and_lines_of_a_run(whole, given):
     assert [line["phase"] for line in lines] == ["style"] * STYLE + ["judge"] * JUDGE
     validated = [line["step"] for line in lines if "validation_accuracy" in line]
     assert validated == [STYLE + 3, STYLE + JUDGE]
-    assert {"loss_style", "found", "lr", "gradient_norm"} <= lines[0].keys()
+    assert {"loss_style", "accuracy", "lr", "gradient_norm"} <= lines[0].keys()
     assert {"loss_imitation", "loss_contrast", "right", "lr", "gradient_norm"} <= lines[-1].keys()
     names = {path.name for path in whole.iterdir()}
     assert {"adapter", "checkpoints", "config.json", "metrics.jsonl", "replies"} <= names

@@ -483,7 +483,9 @@ def _messages(value: Any, role: str, place: str) -> list[str]:
     try:
         messages = TypeAdapter(list[Message]).validate_python(value)
     except ValidationError as error:
-        where = "".join(f", message {key + 1}" for key in error.errors()[0]["loc"][:1] if value)
+        where = "".join(
+            f", message {int(key) + 1}" for key in error.errors()[0]["loc"][:1] if value
+        )
         got = repr(value)[:40]
         raise InputError(f"{place}{where}: expected a text or messages, got {got}") from error
     texts = [message.text for message in messages if message.role == role]

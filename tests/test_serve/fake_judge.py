@@ -75,7 +75,8 @@ class FakeJudge:
             for i, thought in enumerate(thoughts):
                 on_text((i,), thought[:end], end == 999)
         n = len(candidates)
-        scores, table = judgement.pointwise(n, [], [[Drawn(digits_of(t))] for t in candidates])
+        drawn: Any = [[Drawn(digits_of(text))] for text in candidates]
+        scores, table = judgement.pointwise(n, [], drawn)
         order = judgement.ranked(table, scores)
         return Judgement(
             scores=scores,

@@ -9,7 +9,6 @@ import inspect
 import json
 import math
 import pickle
-import threading
 import time
 from functools import partial
 from typing import Any, cast
@@ -103,8 +102,9 @@ def test_one_call_a_group_and_groups_of_a_writer_in_a_row():
 
 def test_large_groups_are_cut_evenly():
     judge = RuleJudge()
-    texts = [f"{k} ends in {1 + k % 9}" for k in range(53)]
-    assert scored(judge, texts) == [k % 9 / 8 for k in range(53)]
+    assert scored(judge, [f"{k} is a {1 + k % 9}" for k in range(53)]) == [
+        *(k % 9 / 8 for k in range(53)),
+    ]
     assert [len(call[1]) for call in judge.calls] == [17, 18, 18]
 
 
@@ -147,14 +147,11 @@ def test_a_row_without_exemplars_is_not_for_this_judge():
     ("prompt", "completion", "columns", "word"),
     [
         ("Why?", "x", {}, "column 'exemplars'"),
-        ("Why?", "x", {"exemplars": [WRITER] * 2}, "exemplars"),
-        ("Why?", "x", {"exemplars": [7]}, r"exemplars\[0\]"),
         ("Why?", "x", {"exemplars": [[]]}, r"exemplars\[0\]"),
         ("Why?", "x", {"exemplars": [["a", " "]]}, r"exemplars\[0\], text 2"),
         ("Why?", 7, {"exemplars": [WRITER]}, r"completions\[0\]"),
         ("Why?", ["x"], {"exemplars": [WRITER]}, r"completions\[0\], message 1"),
         ("Why?", [{"role": "user", "content": "x"}], {"exemplars": [WRITER]}, "assistant"),
-        ("Why?", [{"role": "assistant", "content": 7}], {"exemplars": [WRITER]}, "message 1"),
         (7, "x", {"exemplars": [WRITER]}, r"prompt\[0\]"),
     ],
 )
@@ -178,25 +175,6 @@ def test_refused_settings():
             verl_score(RuleJudge(), WRITER, **cast(Any, more))
     with pytest.raises(InputError, match="principles"):
         scored(RuleJudge(), ["x"], principles="Be brief.")
-
-
-def test_threads_wait_for_each_other():
-    judge = RuleJudge()
-    reward = reward_fn(judge, WRITER)
-    rewards: dict[int, Any] = {}
-
-    def ask(k: int) -> None:
-        for _ in range(20):
-            rewards[k] = reward(["Why?"], [f"is a {k}"])
-
-    threads = [threading.Thread(target=ask, args=(k,)) for k in range(1, 9)]
-    with judge.lock:  # somebody else is judging
-        for thread in threads:
-            thread.start()
-        assert not judge.calls
-    for thread in threads:
-        thread.join(10)
-    assert rewards == {k: [(k - 1) / 8] for k in range(1, 9)}
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +209,12 @@ def test_rewards_are_the_scores_of_the_judge(judge):
 def test_names_of_a_judge_can_be_pickled(folder, judge, monkeypatch):
     """What travels to a worker has no weights; they are loaded once, by the first call."""
     loads: list[Any] = []
-    monkeypatch.setattr(Judge, "load", lambda *a, **k: (loads.append(a), judge)[1])
+
+    def load(*names: Any, **_: Any) -> Judge:
+        loads.append(names)
+        return judge
+
+    monkeypatch.setattr(Judge, "load", load)
     names = LazyJudge(str(folder), None, "cpu", "fp32")
     reward = reward_fn(names, ONE, config=QUICK, name="mine")
     assert reward.__name__ == "mine"
@@ -351,13 +334,11 @@ def test_verl():
     ("text", "extra_info", "word"),
     [
         ("x", None, "extra_info"),
-        ("x", {"index": 1, "split": "train"}, "extra_info"),
         ("x", {"exemplars": [7]}, "exemplars, text 1"),
         ("x", {"exemplars": "a", "question": 7}, "question"),
         ("x", "exemplars", "extra_info"),
         (None, {"exemplars": "a"}, "completion"),
         (LONG, {"exemplars": "a"}, "no score"),
-        ("what?", {"exemplars": "a"}, "no score"),
     ],
 )
 def test_verl_refuses(text: Any, extra_info: Any, word: str):
@@ -458,12 +439,9 @@ def test_refused_labels(label: Any):
         ("Hi?", "<s> Hi? One.", "One."),
         ("Hi? there", "Hi?  there One.", "One."),
         ("<s> [INST] Hi", "<s>[INST]  Hi Ho.", "Ho."),
-        ("", "One.", "One."),
         ("Hi?", "Hi?Ho.<|im_end|>\n<|endoftext|><|endoftext|>", "Ho."),
         ("Hi?", "Hi?</s> is a tag.<eos>", "</s> is a tag."),
         ("Hi?", "Ho. Hi? One.", None),
-        ("Hi?", "<s><s>Hi? One.", None),
-        ("Hi?", "Hi", None),
         (["Hi?"], "Hi? One.", None),
     ],
 )

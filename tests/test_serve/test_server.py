@@ -177,40 +177,35 @@ def test_writers_are_put_once(client, judge):
 
 
 def test_profile_draws_against_the_reference(client):
-    text = "I came; I saw; I went. " * 12
-    traits = client.post("/profile", json={"exemplars": [text], "top": 5}).json()
-    assert len(traits) == 5
+    body = {"exemplars": ["I came; I saw; I went. " * 12], "top": 5}
+    traits = client.post("/profile", json=body).json()
     (trait,) = [trait for trait in traits if trait["factor"] == "semicolons"]
+    assert len(traits) == 5
     assert trait["percentile"] > 95
     assert trait["quantiles"] == sorted(trait["quantiles"])
-    assert "exemplars" in refused(client.post("/profile", json={"exemplars": []}), 422)
 
 
 # Streams
 
 
 def test_a_followed_judgement(client):
-    events = events_of(client.post("/judge", json=BODY | {"stream": True}).text)
+    body = BODY | {"candidates": ["One.", "a\u2028b\u0085c é"], "stream": True}
+    text = client.post("/judge", json=body).text
+    assert text.isascii()  # some readers end a line at U+2028, too
+    events = events_of(text)
     texts = {0: "", 1: ""}
     for name, data in events[:-1]:
         assert name == "reasoning"
         texts[data["candidates"][0]] += data["text"]
     name, last = events[-1]
     assert name == "judgement"
-    assert last == client.post("/judge", json=BODY).json()
+    assert last == client.post("/judge", json=body | {"stream": False}).json()
     assert [texts[0], texts[1]] == last["reasoning"]
     boom = BODY | {"stream": True, "candidates": ["boom"]}
     (name, data) = events_of(client.post("/judge", json=boom).text)[-1]
     assert (name, data["error"]["status"]) == ("error", 500)
     assert "RuntimeError" in data["error"]["message"]
     assert "false" in refused(client.post("/rank", json=BODY | {"stream": True}), 422)
-
-
-def test_an_event_is_one_line_for_every_reader(client):
-    body = BODY | {"candidates": ["a\u2028b\u0085c é"], "stream": True}
-    text = client.post("/judge", json=body).text
-    assert text.isascii()
-    assert len(text.splitlines()) == text.count("\n")
 
 
 @pytest.mark.parametrize(
@@ -400,24 +395,16 @@ def test_a_body_that_does_not_come_is_not_waited_for(judge, monkeypatch):
     assert sent[0]["status"] == 408
 
 
-@pytest.mark.parametrize("chunked", [False, True])
-def test_who_sends_too_much_hears_why(running, chunked):
+def test_who_sends_too_much_hears_why(running):
     """A socket closed on bytes that nobody read would reset the connection under the reply."""
-    head = (
-        "POST /judge HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-        f"Authorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
-    )
-    piece, pieces = b"x" * 65_536, 60  # 3.9 MB, where 1 MiB is allowed
-    head += "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(piece) * pieces}"
+    head = f"POST /judge HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+    head += "Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", running.port), timeout=20) as client:
-        client.sendall(f"{head}\r\n\r\n".encode())
-        for _ in range(pieces):
-            client.sendall(b"10000\r\n" + piece + b"\r\n" if chunked else piece)
-        client.sendall(b"0\r\n\r\n" if chunked else b"")
-        heard = b""
-        while part := client.recv(65_536):
-            heard += part
-    assert heard.startswith(b"HTTP/1.1 413")
+        client.sendall(head.encode())
+        for _ in range(60):  # 3.9 MB, where 1 MiB is allowed
+            client.sendall(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
+        client.sendall(b"0\r\n\r\n")
+        assert client.recv(65_536).startswith(b"HTTP/1.1 413")
 
 
 def test_a_client_that_leaves_is_not_judged(running):
@@ -444,9 +431,7 @@ def test_a_client_that_leaves_is_not_judged(running):
     ("host", "port", "token", "word"),
     [
         ("0.0.0.0", 0, None, "NANOPERSRM_TOKEN"),
-        ("::", 0, None, "NANOPERSRM_TOKEN"),
         ("no such host", 0, None, "--host"),
-        ("", 0, None, "--host"),
         ("127.0.0.1", 70000, None, "--port"),
         ("127.0.0.1", 0, "short", "at least 16"),
         ("127.0.0.1", 0, "ÄÖÜäöüßÄÖÜäöüßÄÖÜ", "ASCII"),
@@ -470,8 +455,6 @@ def test_where_it_can_be_reached():
     taken = socket.create_server(("127.0.0.1", 0))
     with taken, pytest.raises(InputError, match="in use"):
         bind("127.0.0.1", taken.getsockname()[1], None)
-    with pytest.raises(InputError, match="above 0"):
-        Limits(seconds=float("nan"))
 
 
 # OpenAI
@@ -526,7 +509,12 @@ def test_the_openai_client(running):
 def test_settings_of_a_chat_are_heard_where_the_object_says_nothing(judge, monkeypatch):
     configs: list[Any] = []
     judged = judge.judge
-    monkeypatch.setattr(judge, "judge", lambda *a: (configs.append(a[4]), judged(*a))[1])
+
+    def listening(*arguments: Any) -> Any:
+        configs.append(arguments[4])
+        return judged(*arguments)
+
+    monkeypatch.setattr(judge, "judge", listening)
     with client_of(judge) as client:
         for chat, more, expected in (
             ({"temperature": 0.5, "seed": 3, "max_tokens": 40}, {}, (0.5, 3, 40)),
@@ -534,7 +522,7 @@ def test_settings_of_a_chat_are_heard_where_the_object_says_nothing(judge, monke
             ({"max_tokens": 9999}, {}, (None, 4, 1024)),
             ({"temperature": 1, "max_tokens": 40}, {"temperature": 0.0}, (0.0, 4, 40)),
         ):
-            body = {"messages": [], "nanopersrm": BODY | more} | chat
+            body: Any = {"messages": [], "nanopersrm": BODY | more} | chat
             assert client.post("/v1/chat/completions", json=body).status_code == 200
             config = configs[-1]
             assert (config.temperature, config.seed, config.think_tokens) == expected

@@ -127,8 +127,8 @@ def test_numbers_that_are_none_do_not_vanish(bad, which):
 @KERNEL
 @pytest.mark.parametrize("levels", [[SHARED], [OWN, UNEVEN, SHARED]])
 def test_neighbours_do_not_move_a_bit(levels, monkeypatch):
-    """A row alone, its levels' nodes and capacity as before, is the row in the crowd. numpy's product
-    sums in an order of its own at the edges of a tile; here it is replaced by one in order."""
+    """A row alone, its levels' nodes and capacity as before, is the row in the crowd. numpy's
+    product sums in an order of its own at the edges of a tile; one in order replaces it here."""
     in_order = lambda a, b, dtype: (a[:, :, None] * b).sum(1, dtype=dtype)  # noqa: E731
     monkeypatch.setattr(np, "matmul", in_order)
     q, slab = spread(7, 6, 24), slabs(levels, 2, 24, FP32)

@@ -123,14 +123,6 @@ def test_worked_example_of_the_norm(op):
     assert k.flatten().tolist() == pytest.approx([4 / 5, 6 / 5], abs=5e-5)
 
 
-def test_scale_multiplies_the_result():
-    q, k, positions = spread(4, 2, 8), spread(4, 1, 8, seed=1), torch.arange(4)
-    turn = rotation(positions, frequencies(8), 1.25, q.dtype)
-    for x, y in zip((q, k), rope(q.clone(), k.clone(), *turn), strict=True):
-        assert off(y, turned(x, positions, scale=1.25)) < 1e-5
-        assert y.norm().item() == pytest.approx(1.25 * x.norm().item())
-
-
 @pytest.mark.parametrize("grad", [False, True])
 def test_works_in_place_and_nowhere_else(grad):
     """q and k as parts of one product: their memory holds the result, v's is not touched."""

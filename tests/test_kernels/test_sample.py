@@ -52,20 +52,6 @@ def test_draws_follow_softmax(width, temperature, keys):
     assert surprise(ids, p) < 4
 
 
-def test_worked_example():
-    """p = (0.7, 0.3), E = (1.4, 0.3): the second is drawn; the op agrees on its own numbers."""
-    p = torch.tensor([[0.7, 0.3]])
-    assert (p / torch.tensor([[1.4, 0.3]])).argmax() == 1
-    rows = 20 if INTERPRETED else 500
-    keys = keys_of(rows)
-    noise = -uniform(keys, 2).double().log()
-    expected = (p.double() / noise).argmax(-1)
-    ids, _ = sample(p.log().expand(rows, -1), keys, 1.0)
-    assert torch.equal(ids, expected)
-    gumbel = (p.double().log() - noise.log()).argmax(-1)
-    assert torch.equal(ids, gumbel)
-
-
 def test_a_draw_depends_on_its_key_only():
     torch.manual_seed(0)
     logits, keys = torch.randn(12, 50), keys_of(12)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nanopersrm.judge.verdict import DIGITS
 from nanopersrm.train.grpo import (
+    Comparison,
     GrpoConfig,
     ScoreDigits,
     advantages,
@@ -171,11 +172,11 @@ def test_it_is_the_mean_gradient_over_all_draws(variant):
     logits.requires_grad_()
     log_p = logits.log_softmax(-1)
     digits = replace(random_digits(5), probs=log_p.detach().exp())
-    _, by_digit = expected_advantages(digits, GROUP, 2, config.by_std)
+    above, by_digit = expected_advantages(digits, GROUP, 2, config.by_std)
     weights = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)
     replies = torch.tensor([4, 0, 3])
-    told = by_digit, weights, digits, config
-    found = gradient_of(logits, digit_loss(log_p[replies], replies, *told))
+    comparison = Comparison(above, by_digit, weights, torch.ones(2, dtype=torch.bool), digits)
+    found = gradient_of(logits, digit_loss(log_p[replies], replies, comparison, config))
     mean = torch.zeros_like(logits)
     for i in replies.tolist():
         for d in range(9):

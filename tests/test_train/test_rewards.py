@@ -249,7 +249,7 @@ CONFIGS = st.builds(RewardConfig, **dict.fromkeys(PARTS, st.floats(0, 5)), expec
 
 
 @given(DRAWN, CONFIGS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_bounded_and_invalid_is_the_lowest(drawn, config):
     every = [r for group in rewarded(*drawn, config=config) for r in group.rollouts]
     for rollout in every:
@@ -262,7 +262,7 @@ def test_bounded_and_invalid_is_the_lowest(drawn, config):
 
 
 @given(DRAWN, st.randoms(use_true_random=False))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_the_order_of_the_replies_changes_nothing(drawn, rng):
     places = [rng.sample(range(len(group)), len(group)) for group in drawn]
     shuffled = [[deepcopy(group[i]) for i in own] for group, own in zip(drawn, places, strict=True)]
@@ -272,7 +272,7 @@ def test_the_order_of_the_replies_changes_nothing(drawn, rng):
 
 
 @given(*[st.lists(DIGIT, min_size=1, max_size=4)] * 2)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_the_rejected_text_is_the_mirror_of_the_chosen(chosen, rejected):
     mirrored = [[10 - digit for digit in group] for group in (rejected, chosen)]
     before, after = scored(chosen, rejected), scored(*mirrored)
@@ -281,7 +281,7 @@ def test_the_rejected_text_is_the_mirror_of_the_chosen(chosen, rejected):
 
 
 @given(*[st.lists(DIGIT, min_size=1, max_size=6)] * 2)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_with_noise_a_judge_of_the_text_alone_is_at_chance(x, y):
     means = [math.fsum(group) / len(group) for group in column(scored(x, y, y, x), "twin")]
     assert all(mean <= 0.25 + 1e-12 for mean in means)

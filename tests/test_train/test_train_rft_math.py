@@ -38,7 +38,6 @@ script = load_script("train_rft")
 CPU = torch.device("cpu")
 G, LONGEST = 3, 14
 ALL = 100_000  # a budget that holds everything
-VARIANTS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "gdpo")
 
 
 @dataclass
@@ -226,7 +225,7 @@ def test_shared_prefix_equals_row_by_row(known, drawn, variant, budget):
         assert len(learner.names) == 3 if budget == ALL else 3 < len(learner.names) < 6 * G
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.5])
+@pytest.mark.parametrize("temperature", [0.7])
 def test_a_temperature_is_in_the_loss(known, temperature):
     """The probabilities that are trained are those of drawing."""
     drawn = step_drawn(known, temperature)
@@ -240,8 +239,7 @@ def test_a_temperature_is_in_the_loss(known, temperature):
 # Sampler and trainer
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
-@pytest.mark.parametrize("budget", [ALL, 130])
+@pytest.mark.parametrize(("budget", "temperature"), [(ALL, 1.0), (130, 0.7), (130, 1.5)])
 def test_sampler_and_trainer_agree(known, temperature, budget):
     """Token by token in fp32; and where they differ it is seen."""
     drawn = step_drawn(known, temperature)
@@ -261,7 +259,7 @@ def test_sampler_and_trainer_agree(known, temperature, budget):
 # Groups without variance
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["grpo", "dr_grpo", "gdpo"])
 def test_flat_groups_are_left_out_exactly(known, variant, monkeypatch):
     """The twin and half of the last pair are flat: to the bit where trees stand alone."""
     drawn = step_drawn(known, flat=(2, 3, 4))
@@ -308,8 +306,9 @@ def with_digits(drawn: list) -> list:
     return drawn
 
 
-@pytest.mark.parametrize("variant", ["grpo", "dr_grpo"])
-@pytest.mark.parametrize(("budget", "temperature"), [(ALL, 1.0), (130, 0.7)])
+@pytest.mark.parametrize(
+    ("variant", "budget", "temperature"), [("grpo", 130, 0.7), ("dr_grpo", ALL, 1.0)]
+)
 def test_all_nine_digits_equal_row_by_row(known, variant, budget, temperature):
     """By the formulas of `expected_advantages`, each reply behind its own copy of the prompt."""
     drawn = with_digits(step_drawn(known, temperature))

@@ -106,11 +106,12 @@ class Run:
 
     def start_clock(self) -> None:
         """The next step begins now; what came before is no part of its speed."""
-        self.begun, self.computed = time.perf_counter(), None
+        self.begun = time.perf_counter()
+        self.computed: float | None = None  # seconds, once `stop_clock` has been called
 
     def stop_clock(self) -> None:
         """The step has computed; what follows, validation, is no part of its speed."""
-        self.computed: float | None = time.perf_counter() - self.begun
+        self.computed = time.perf_counter() - self.begun
 
     def finish_step(
         self,

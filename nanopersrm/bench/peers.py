@@ -40,7 +40,7 @@ def transformers_model(model: Model, sizes: dict[str, Any], nf4: bool = False) -
     flash = device.type == "cuda" and find_spec("flash_attn") is not None
     options: dict[str, Any] = {"attn_implementation": "flash_attention_2" if flash else "sdpa"}
     plain = {k: v for k, v in sizes.items() if k not in ("rope_theta", "rope_scaling")}
-    plain["rope_parameters"] = sizes["rope_scaling"] or {"rope_type": "default"}
+    plain["rope_parameters"] = sizes.get("rope_scaling") or {"rope_type": "default"}
     plain["rope_parameters"] |= {"rope_theta": sizes["rope_theta"]}
     with torch.device("meta"):
         peer = transformers.AutoModelForCausalLM.from_config(

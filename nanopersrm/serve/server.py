@@ -46,18 +46,11 @@ from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from typing import Any, cast
 
+import prometheus_client as prometheus
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
@@ -70,18 +63,7 @@ from nanopersrm.judge.verdict import CLOSE
 from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.serve import openai_chat, schemas
 from nanopersrm.serve.openai_chat import ChatRequest, Reasoning, chunk
-from nanopersrm.serve.schemas import (
-    ErrorReply,
-    JudgeCall,
-    JudgeRequest,
-    NotFound,
-    ProfileRequest,
-    RankReply,
-    RewardRequest,
-    Writer,
-    judge_call,
-    writer_named,
-)
+from nanopersrm.serve.schemas import JudgeCall, JudgeRequest, NotFound, Writer
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -400,17 +382,21 @@ class Meters:
     """What /metrics shows."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        self.registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=self.registry)
         kept: dict[str, Any] = {"registry": self.registry}
-        self.requests = Counter("nanopersrm_requests", "answered", ["path", "status"], **kept)
+        self.requests = prometheus.Counter(
+            "nanopersrm_requests", "answered", ["path", "status"], **kept
+        )
         buckets = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
-        self.seconds = Histogram(
+        self.seconds = prometheus.Histogram(
             "nanopersrm_seconds", "per request", ["path"], buckets=buckets, **kept
         )
-        self.judgements = Counter("nanopersrm_judgements", "by verdict", ["verdict"], **kept)
-        self.tokens = Counter("nanopersrm_tokens", "drawn", **kept)
-        self.waiting = Gauge("nanopersrm_waiting", "in line", **kept)
+        self.judgements = prometheus.Counter(
+            "nanopersrm_judgements", "by verdict", ["verdict"], **kept
+        )
+        self.tokens = prometheus.Counter("nanopersrm_tokens", "drawn", **kept)
+        self.waiting = prometheus.Gauge("nanopersrm_waiting", "in line", **kept)
 
     def count(self, future: "asyncio.Future[Judgement]") -> None:
         """A judgement that was asked for."""
@@ -563,7 +549,7 @@ def build_app(
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
-        responses={status: {"model": ErrorReply} for status in ("4XX", "5XX")},
+        responses={status: {"model": schemas.ErrorReply} for status in ("4XX", "5XX")},
     )
     kinds = (AnyHTTPException, RequestValidationError, ValidationError, Busy, NotFound, InputError)
     for kind in kinds:
@@ -575,7 +561,7 @@ def build_app(
         return future
 
     def call_of(body: JudgeRequest) -> JudgeCall:
-        return judge_call(body, writers, judging)
+        return schemas.judge_call(body, writers, judging)
 
     async def judged(call: JudgeCall, request: Request) -> Judgement:
         return await result_of(submit(call), seconds, request)
@@ -594,7 +580,7 @@ def build_app(
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
         """Counters in Prometheus' text format."""
-        return PlainTextResponse(generate_latest(meters.registry).decode())
+        return PlainTextResponse(prometheus.generate_latest(meters.registry).decode())
 
     @app.post("/judge", responses={200: {"model": Judgement}})
     async def judge_candidates(body: JudgeRequest, request: Request) -> Response:
@@ -606,14 +592,14 @@ def build_app(
         return StreamingResponse(events, media_type="text/event-stream")
 
     @app.post("/rank")
-    async def rank(body: JudgeRequest, request: Request) -> RankReply:
+    async def rank(body: JudgeRequest, request: Request) -> schemas.RankReply:
         """The candidates, best first, with the probability of each step."""
         if body.stream:
             raise InputError("stream: expected false; /judge can be followed")
         return schemas.rank_reply(await judged(call_of(body), request))
 
     @app.post("/profile")
-    def profile(body: ProfileRequest) -> list[dict[str, Any]]:
+    def profile(body: schemas.ProfileRequest) -> list[dict[str, Any]]:
         """The writer's habits, most salient first, with the reference to draw them against."""
         return schemas.profile_reply(body.exemplars, body.top)  # in a thread of starlette's
 
@@ -627,7 +613,7 @@ def build_app(
     async def put_writer(name: str, body: Writer) -> Response:
         """Keep exemplars under a name, until the server ends."""
         with contextlib.suppress(NotFound):
-            writer_named(name, writers)
+            schemas.writer_named(name, writers)
         if name not in writers and len(writers) >= limits.writers:
             raise HTTPException(409, f"expected at most {limits.writers} writers; delete one")
         writers[name] = body
@@ -636,12 +622,12 @@ def build_app(
     @app.get("/writers/{name:path}")
     async def get_writer(name: str) -> Writer:
         """What was put."""
-        return writer_named(name, writers)
+        return schemas.writer_named(name, writers)
 
     @app.delete("/writers/{name:path}", status_code=204)
     async def delete_writer(name: str) -> Response:
         """Forget a writer."""
-        writer_named(name, writers)
+        schemas.writer_named(name, writers)
         del writers[name]
         return Response(status_code=204)
 
@@ -666,7 +652,9 @@ def build_app(
         return completion
 
     @app.post("/get_reward")
-    async def get_reward(body: RewardRequest, request: Request, writer: str | None = None) -> Any:
+    async def get_reward(
+        body: schemas.RewardRequest, request: Request, writer: str | None = None
+    ) -> Any:
         """OpenRLHF's remote reward, from 0 to 1: {"rewards": […], "scores": […], "extra_logs": …}.
 
         What has no valid score fails the whole call: a number in its place would be learned from.

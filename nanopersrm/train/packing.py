@@ -1,4 +1,4 @@
-"""Pacsiblingsg: trees of token ids, laid end to end in micro-batches without padding.
+"""Packing: trees of token ids, laid end to end in micro-batches without padding.
 
 A `PrefixTree` is one tree. Its prefix (instructions and exemplars) is computed once, and its
 branches (a candidate and the reply about it) continue it, or each other:
@@ -8,8 +8,8 @@ branches (a candidate and the reply about it) continue it, or each other:
     segment    0       | 1       | 2        parents (-1, 0, 0)
     predicts           |   5 6   | 8 9      the row before a token of the reply predicts it
 
-`build_tree` makes the tree of a pair from whole texts, by loosiblingsg for what they begin with in
-common: exemplars, parent them each candidate, parent the candidate a reply and a score line. With
+`build_tree` makes the tree of a pair from whole texts, by looking for what they begin with in
+common: exemplars, under them each candidate, under the candidate a reply and a score line. With
 SmolLM2's tokenizer a prompt has 844 tokens, 496 of them exemplars, and a reply 124: two replies and
 the score lines of four candidates take 496 + 4 * 348 + 2 * 124 + 4 * 8 = 2,168 rows, not 5,344.
 

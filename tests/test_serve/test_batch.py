@@ -81,7 +81,7 @@ def test_messages_and_exemplars_for_all_lines(tmp_path):
         (b"{", "JSON object"),
         (b"[1]", "JSON object"),
         (b'{"a": "\xff"}', "UTF-8"),
-        (b'{"a": "\\ud800"}', "ud800"),
+        (b'{"a": "\\ud800"}', "JSON object"),
         (b"[" * 100_000, "JSON object"),
         ({}, "either candidates"),
         (GOOD[0] | PAIR, "either candidates"),

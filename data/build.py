@@ -4,33 +4,27 @@
 
 reads a folder with one folder per writer, JSON-lines files, or a JSON file of prompts and outputs
 (`data/corpus.py`), and writes train.jsonl, validation.jsonl, test.jsonl (writers that are not in
-train), ood.jsonl (whole domains that are not in train), summary.json and summary.md.
+train), ood.jsonl (whole domains that are not in train) and summary.json.
 
 How it works. For each split and kind there are proposals 0, 1, 2, …, each with a random generator
-of its own, seeded with its number. They are made in chunks, judged in order, and counted by the
-reason of their rejection. A finished chunk is kept in OUT/shards, so an interrupted build goes on
-with the same command and comes to the same bytes. A folder belongs to one set of settings.
+seeded with its number. A finished chunk of them is kept in OUT/shards, so an interrupted build goes
+on with the same command and comes to the same bytes. A folder belongs to one set of settings.
 
 Cross-author pairs are half of a set, the other kinds share the rest. A pair and its twin stand one
-after the other; otherwise the order is shuffled. A passage is a candidate once, whatever the kind,
-unless `--reuse` allows more. When the writings are used up, the set is smaller than wanted and the
-summary says so.
+after the other; otherwise the order is shuffled. A passage is a candidate once unless `--reuse`
+allows more. When the writings are used up, the set is smaller than wanted.
 
 A kind is a module with `propose(corpus, rng, exemplars)`. One that needs a language model has
-`load(base, seed)` instead, which gives a function that makes many proposals at once; there are at
-most `--model-pairs` of it.
+`load(base, seed)` instead, which gives a function that makes many proposals at once.
 """
 
 import hashlib
 import json
-import platform
 import random
-import shlex
 import shutil
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -39,7 +33,7 @@ from typing import Any
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
-from data.corpus import Corpus, Lengths, Piece, read_corpora, split_corpora
+from data.corpus import Corpus, Piece, read_corpora, split_corpora
 from data.proposals import Proposal, Rejection, Taken, check_set, fault, pair_and_twin
 from nanopersrm import InputError, __version__
 from nanopersrm.command import exit_code
@@ -50,12 +44,11 @@ from nanopersrm.pairs import KINDS, SPLITS, Pair, write
 MODEL_KINDS = ("style_randomization", "style_mimicking")  # seconds a text, so there is a limit
 HELD_OUT = ("court_opinions", "british_novels")  # by default, where both are there
 MOST_EXEMPLARS = 16
-WORD_LIMITS = (20, 400)
 CHUNK = 64  # proposals
 PATIENCE, LEAST = 10, 7  # give up when so many chunks together gave fewer twin pairs: about 1 %
 DEMO = Path(__file__).parent / "demo"
 SETTINGS, SUMMARY = "settings.json", "summary.json"
-FILES = (*(f"{split}.jsonl" for split in SPLITS), SUMMARY, "summary.md", SETTINGS)
+FILES = (SETTINGS, *(f"{split}.jsonl" for split in SPLITS), SUMMARY)  # the last is written last
 
 Propose = Callable[[Corpus, Sequence[random.Random], Sequence[int]], Iterable[Proposal | Rejection]]
 
@@ -69,9 +62,7 @@ class Config:
     pairs: int = 12_000  # in the train split, twins counted
     eval_pairs: int | None = None  # in each other split; default: a twentieth, at least 200
     kinds: str = ",".join(KINDS)  # by name, with commas between
-    exemplars: str = "1-4"  # how many a pair has, from and to
-    words: str = "80-120"  # of a candidate
-    exemplar_words: str = "120-180"  # of an exemplar
+    exemplars: tuple[int, int] = (1, 4)  # how many a pair has, from and to
     model_pairs: int = 600  # at most, in train, of each kind that a language model writes
     seed: int = 0  # same seed, same bytes
     hold_out: tuple[str, ...] | None = None  # domains kept out of all other splits
@@ -99,45 +90,17 @@ class Chunk:
     pairs: list[Pair]  # each followed by its twin
     proposals: int
     rejected: dict[str, int]  # reason -> how many
-    seconds: float
 
 
 CHUNKS = TypeAdapter(Chunk)
 
 
-@dataclass(frozen=True)
-class Row:
-    """The figures of one kind in one split."""
-
-    split: str
-    kind: str
-    wanted: int  # pairs, twins counted
-    pairs: int
-    authors: int  # whose exemplars are shown
-    proposals: int
-    accepted: float  # share of the proposals
-    rejected: dict[str, int]  # reason -> proposals, the commonest first
-    seconds: float
-
-
-def number_range(text: str, flag: str, least: int, most: int) -> tuple[int, int]:
-    """Two numbers of "80-120", or twice the one of "100"."""
-    first, _, last = text.partition("-")
-    try:
-        low, high = int(first), int(last or first)
-    except ValueError:
-        low, high = 0, 0
-    if not least <= low <= high <= most:
-        raise InputError(f"{flag}: expected A-B with {least} <= A <= B <= {most}, got {text!r}")
-    return low, high
-
-
 def check_recipe(config: Config) -> Recipe:
     """Check the flags that say what is built."""
-    names = [name.strip() for name in config.kinds.split(",") if name.strip()]
-    if not names or set(names) - set(KINDS):
+    names = set(config.kinds.split(","))
+    if names - set(KINDS):
         got = repr(config.kinds)
-        raise InputError(f"--kinds: expected names out of {', '.join(KINDS)}, got {got}")
+        raise InputError(f"--kinds: expected names out of {','.join(KINDS)}, got {got}")
     others = max(200, config.pairs // 40 * 2) if config.eval_pairs is None else config.eval_pairs
     for flag, number, least in (
         ("--pairs", config.pairs, 2),
@@ -148,11 +111,14 @@ def check_recipe(config: Config) -> Recipe:
             raise InputError(f"{flag}: expected an even number from {least}, got {number}")
     if config.reuse < 1:
         raise InputError(f"--reuse: expected a number from 1, got {config.reuse}")
+    if not 1 <= config.exemplars[0] <= config.exemplars[1] <= MOST_EXEMPLARS:
+        got = f"{MOST_EXEMPLARS}, got {config.exemplars}"
+        raise InputError(f"--exemplars: expected A B with 1 <= A <= B <= {got}")
     return Recipe(
         kinds=tuple(kind for kind in KINDS if kind in names),
         twin_pairs={s: (config.pairs if s == "train" else others) // 2 for s in SPLITS},
         model_twin_pairs={s: config.model_pairs // (2 if s == "train" else 10) for s in SPLITS},
-        exemplars=number_range(config.exemplars, "--exemplars", 1, MOST_EXEMPLARS),
+        exemplars=config.exemplars,
         seed=config.seed,
         reuse=config.reuse,
     )
@@ -161,11 +127,6 @@ def check_recipe(config: Config) -> Recipe:
 def shares(total: int, kinds: Sequence[str], most_of_model: int) -> dict[str, int]:
     """How many of each kind: half cross_author, the others the rest, evenly, but what a model
     writes `most_of_model` at most, where there is something else.
-
-    >>> shares(8, ("cross_author", "minor_replacement", "restyle"), 1)
-    {'cross_author': 4, 'minor_replacement': 2, 'restyle': 2}
-    >>> shares(8, ("cross_author", "style_mimicking", "restyle"), 1)
-    {'cross_author': 4, 'style_mimicking': 1, 'restyle': 3}
     """
     counts = dict.fromkeys(kinds, 0)
     if "cross_author" in counts:
@@ -202,7 +163,6 @@ def make_chunk(
     recipe: Recipe,
 ) -> Chunk:
     """Proposals number x CHUNK and on, until the chunk ends or `wanted` are accepted."""
-    start = time.perf_counter()
     indices = range(number * CHUNK, (number + 1) * CHUNK)
     rngs = [random.Random(f"{recipe.seed}/{corpus.split}/{kind}/{index}") for index in indices]
     counts = [rng.randint(*recipe.exemplars) for rng in rngs]
@@ -219,7 +179,7 @@ def make_chunk(
             rejected[reason] += 1
         else:
             pairs += pair_and_twin(result, f"{corpus.split}-{kind}-{index:06d}", corpus.split)
-    return Chunk(pairs, judged, dict(rejected), time.perf_counter() - start)
+    return Chunk(pairs, judged, dict(rejected))
 
 
 def build_kind(
@@ -262,24 +222,34 @@ def read_chunk(shard: Path) -> Chunk:
 
 def build_sets(
     corpora: dict[str, Corpus], recipe: Recipe, base: str = DEFAULT_BASE, out: Path | None = None
-) -> tuple[dict[str, list[Pair]], list[Row]]:
-    """The pairs of every split, twins side by side, and a row of figures for each kind in it."""
+) -> tuple[dict[str, list[Pair]], list[dict[str, Any]]]:
+    """The pairs of every split, twins side by side, and the figures of each kind in it."""
     propose = {kind: load_kind(kind, base, recipe.seed) for kind in recipe.kinds}
     sets: dict[str, list[Pair]] = {}
     rows = []
     for split in SPLITS:
         corpus, taken = corpora[split], Taken(recipe.reuse)
-        pairs: list[Pair] = []
+        twins: list[tuple[Pair, Pair]] = []
         total, most_of_model = recipe.twin_pairs[split], recipe.model_twin_pairs[split]
         for kind, wanted in shares(total, recipe.kinds, most_of_model).items():
             chunks = []
             if corpus.sources:
                 chunks = build_kind(corpus, kind, wanted, propose[kind], taken, recipe, out)
-            pairs += [pair for chunk in chunks for pair in chunk.pairs]
-            rows.append(summarize(split, kind, wanted, chunks))
+            pairs = [pair for chunk in chunks for pair in chunk.pairs]
+            twins += zip(pairs[::2], pairs[1::2], strict=True)
+            rejected = sum((Counter(chunk.rejected) for chunk in chunks), Counter())
+            row = {
+                "split": split,
+                "kind": kind,
+                "wanted": 2 * wanted,  # twins counted
+                "pairs": len(pairs),
+                "authors": len({pair.author for pair in pairs}),
+                "proposals": sum(chunk.proposals for chunk in chunks),
+                "rejected": dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
+            }
+            rows.append(row)
             if out:
-                print(f"{split} {kind}: {rows[-1].pairs} pairs", file=sys.stderr, flush=True)
-        twins = list(zip(pairs[::2], pairs[1::2], strict=True))
+                print(" ".join(f"{name}: {value}" for name, value in row.items()), flush=True)
         random.Random(f"{recipe.seed}/{split}/order").shuffle(twins)
         sets[split] = [pair for both in twins for pair in both]
         check_set(sets[split])
@@ -301,57 +271,9 @@ def held_out(pieces: Sequence[Piece], domains: tuple[str, ...] | None) -> tuple[
     known = {piece.domain for piece in pieces}
     if domains is None:
         return HELD_OUT if set(HELD_OUT) <= known else ()
-    if unknown := sorted(set(domains) - known):
-        raise InputError(
-            f"--hold-out: expected domains out of {', '.join(sorted(known))}, got {unknown[0]!r}"
-        )
+    if unknown := set(domains) - known:
+        raise InputError(f"--hold-out: expected some of {sorted(known)}, got {min(unknown)!r}")
     return tuple(sorted(set(domains)))
-
-
-def summarize(split: str, kind: str, wanted: int, chunks: Sequence[Chunk]) -> Row:
-    """The figures of all chunks of a kind in a split; `wanted` counts twins once."""
-    pairs = [pair for chunk in chunks for pair in chunk.pairs]
-    proposals = sum(chunk.proposals for chunk in chunks)
-    rejected: Counter[str] = Counter()
-    for chunk in chunks:
-        rejected.update(chunk.rejected)
-    return Row(
-        split=split,
-        kind=kind,
-        wanted=2 * wanted,
-        pairs=len(pairs),
-        authors=len({pair.author for pair in pairs}),
-        proposals=proposals,
-        accepted=round(len(pairs) / 2 / proposals, 4) if proposals else 0.0,
-        rejected=dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
-        seconds=round(sum(chunk.seconds for chunk in chunks), 1),
-    )
-
-
-def reasons(row: Row) -> str:
-    """ "candidate already taken 52, markup 4"."""
-    return ", ".join(f"{reason} {n}" for reason, n in row.rejected.items()) or "no proposals"
-
-
-def summary_page(facts: Mapping[str, Any]) -> str:
-    """summary.md: a table of the sets and one of the writers."""
-    settings = facts["settings"]
-    lines = [
-        f"# Pairs\n\n`{facts['command']}`\n",
-        f"seed {settings['seed']}, writings {settings['writings'][:12]}, nanopersrm "
-        f"{settings['version']}, Python {platform.python_version()}\n",
-        "| split | kind | pairs | wanted | writers | proposals | accepted | seconds | rejected |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for row in (Row(**row) for row in facts["sets"]):
-        cells = [row.split, row.kind, row.pairs, row.wanted, row.authors, row.proposals]
-        cells += [f"{row.accepted:.0%}", f"{row.seconds:.0f}", reasons(row)]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines.append("\n| writers | domains |\n| --- | --- |")
-    for split, counts in facts["writers"].items():
-        domains = ", ".join(f"{domain} {number}" for domain, number in counts.items())
-        lines.append(f"| {split} | {domains or 'none'} |")
-    return "\n".join(lines) + "\n"
 
 
 def open_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -360,90 +282,55 @@ def open_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
         for name in FILES:
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / "shards", ignore_errors=True)
-    path = out / SETTINGS
-    started = [n for n in (*FILES, "shards") if n != SETTINGS and (out / n).exists()]
-    if not started:
-        write_json(path, settings)
+    begun = [name for name in (*FILES[1:], "shards") if (out / name).exists()]
+    if not begun:
+        write_json(out / SETTINGS, settings)
         return
-    if not path.exists():
-        raise InputError(f"{out}: holds {started[0]} of something else; use --overwrite")
-    known, wanted = read_json(path), json.loads(json.dumps(settings))
-    for name in sorted(known | wanted):
-        if known.get(name) != wanted.get(name):
-            raise InputError(
-                f"{out}: was built with {name} {known.get(name)!r:.60}, now got "
-                f"{wanted.get(name)!r:.60}; take another --out, or --overwrite"
-            )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object that a build has written."""
     try:
-        return TypeAdapter(dict[str, Any]).validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(f"{path}: expected what a build has written; use --overwrite") from error
+        known = json.loads((out / SETTINGS).read_bytes())
+    except (OSError, ValueError):
+        known = {}
+    wanted = json.loads(json.dumps(settings))
+    if other := [name for name in wanted if known.get(name) != wanted[name]]:
+        fault = f"holds {begun[0]} of other settings ({', '.join(other)})"
+        raise InputError(f"{out}: {fault}; take another --out, or --overwrite")
 
 
-def main(config: Config, command: str = "") -> None:
+def main(config: Config) -> None:
     """Read, divide, build, write, and print what came of it."""
-    recipe = check_recipe(config)
-    lengths = Lengths(
-        number_range(config.words, "--words", *WORD_LIMITS),
-        number_range(config.exemplar_words, "--exemplar-words", *WORD_LIMITS),
-    )
+    recipe, out = check_recipe(config), config.out
     pieces = read_corpora(config.corpora)
     hold_out = held_out(pieces, config.hold_out)
-    sha = hashlib.sha256()
-    for piece in pieces:
-        sha.update(json.dumps(astuple(piece)).encode())
+    writings = hashlib.sha256("".join(json.dumps(astuple(piece)) for piece in pieces).encode())
     settings = {
-        "writings": sha.hexdigest(),
+        "writings": writings.hexdigest(),
         **asdict(recipe),
-        "words": lengths.candidate,
-        "exemplar_words": lengths.exemplar,
         "hold_out": hold_out,
         "base": config.base,
         "version": __version__,
     }
-    out = config.out
-    corpora = split_corpora(pieces, recipe.seed, hold_out, lengths)
+    corpora = split_corpora(pieces, recipe.seed, hold_out)
     if not corpora["train"].sources:
         raise InputError(f"{config.corpora}: no writer is left to train on")
     open_folder(out, settings, config.overwrite)
-    if all((out / name).exists() for name in FILES):
+    if (out / SUMMARY).exists():
         print(f"{out}: already built with these settings", file=sys.stderr)
-        facts = read_json(out / SUMMARY)
-    else:
-        sets, rows = build_sets(corpora, recipe, config.base, out)
-        if not sets["train"]:
-            shutil.rmtree(out / "shards", ignore_errors=True)
-            why = "; ".join(f"{row.kind}: {reasons(row)}" for row in rows if row.split == "train")
-            raise InputError(f"{config.corpora}: no pair could be made: {why}")
-        facts = {
-            "command": command,
-            "settings": settings,
-            "writers": {
-                split: dict(sorted(Counter(domain for domain, _ in corpus.sources).items()))
-                for split, corpus in corpora.items()
-            },
-            "sets": [asdict(row) for row in rows],
-        }
+        return
+    sets, rows = build_sets(corpora, recipe, config.base, out)
+    if sets["train"]:
         for split in SPLITS:
             write(out / f"{split}.jsonl", sets[split])
-        write_text(out / "summary.md", summary_page(facts))
-        write_json(out / SUMMARY, facts)
+        write_json(out / SUMMARY, {"settings": settings, "sets": rows})
     shutil.rmtree(out / "shards", ignore_errors=True)
-    print(summary_page(facts), flush=True)
+    if not sets["train"]:
+        raise InputError(f"{config.corpora}: no pair could be made")
 
 
-def run(config: Config, command: str = "") -> int:
+def run(config: Config) -> int:
     """`main` with an exit code."""
     ended = "interrupted; without --overwrite it goes on from here"
-    return exit_code("data.build", lambda: main(config, command), ended)
+    return exit_code("data.build", lambda: main(config), ended)
 
 
 if __name__ == "__main__":
-    words = " ".join(["python -m data.build", *map(shlex.quote, sys.argv[1:])])
-    sys.exit(
-        run(tyro.cli(Config, prog="data.build", description=__doc__.split("How it")[0]), words)
-    )
+    sys.exit(run(tyro.cli(Config, prog="data.build", description=__doc__.split("How it")[0])))

@@ -2,7 +2,7 @@
 
     pieces = read_corpora(path)                      one Piece a text
     corpora = split_corpora(pieces, seed)            {"train": Corpus, "validation": …}
-    writer = draw_writer(corpus, rng); source = rng.choice(corpus.sources[writer])
+    source = rng.choice(corpus.sources[rng.choice(corpus.writers)])
     text = cut(source.text, words, rng); others = draw_exemplars(corpus, rng, source, 3)
 
 Three forms are read.
@@ -15,20 +15,14 @@ Three forms are read.
 
 Splits are by author. Some whole domains can be held out ("ood"). Of the writers of each other
 domain about 9.5 % go to test and 5.5 % to validation, at least two each (a pair needs two), none
-where there are fewer than eight. Of 77 writers, 7 are for test and 4 for validation. Writers with
-one work only come last: exemplars from the book of the candidate share its subject. A writer of
-several domains is in one split only.
+where there are fewer than eight. Writers with one work come last: exemplars from the book of the
+candidate share its subject.
 
-A *source* is a piece, or a part of a piece that is longer than LONGEST words. Two texts of one
-proposal never come from the same source. Texts are cut at ends of sentences, from a random sentence
-on, to the length nearest to the wanted one; what lies between is kept to the letter.
-
-A *rare name* stands in capitals inside sentences more often than in lower case, and at most a
-fifth of the writers of its domain use it. When exemplar and candidate both speak of Heathcliff, no
-style has to be read, so `proposals.py` refuses that. The name under a letter is cut off.
-
-What we left out. Words are counted by blanks, and capitals have to mean names: neither holds for
-every script and language.
+A *source* is a piece, or a part of a long one. Two texts of one proposal never come from the same
+source. Texts are cut at ends of sentences, from a random sentence on; what lies between is kept to
+the letter. A *rare name* stands in capitals inside sentences more often than in lower case, and at
+most a fifth of the writers of its domain use it. When exemplar and candidate both speak of
+Heathcliff, no style has to be read, so `proposals.py` refuses that.
 """
 
 import os
@@ -58,13 +52,10 @@ NEAR = 0.1  # a cut may miss the wanted length by this share where the text allo
 RARE_SHARE = 0.2  # of the writers of a domain
 LONGEST_ACRONYM = 5  # letters; a longer word in capitals is a raised voice
 LONGEST_SIGNATURE = 4  # words
-EVERYDAY = frozenset(  # in capitals, and no topic
-    re.findall(
-        r"\w+",
-        "monday tuesday wednesday thursday friday saturday sunday mondays tuesdays wednesdays "
-        "thursdays fridays saturdays sundays january february march april may june july august "
-        "september october november december mr mrs ms dr am pm i",
-    )
+EVERYDAY = WORD.findall(  # in capitals, and no topic
+    "monday tuesday wednesday thursday friday saturday sunday mondays tuesdays wednesdays thursdays"
+    " fridays saturdays sundays january february march april may june july august september october"
+    " november december mr mrs ms dr am pm i"
 )
 TITLES = frozenset({"jr", "sr", "ii", "iii", "iv", "phd", "md"})
 INSIDE = re.compile(r"(?<=[\w,] )(?=[^\W\d_a-z])[^\W_]+(?:'[^\W_]+)*")  # capital, after a word
@@ -120,8 +111,7 @@ class Source:
     number: int  # over all pieces
 
     @property
-    def label(self) -> str:
-        """Who wrote it, as `Pair.chosen_from` says it."""
+    def label(self) -> str:  # as in `Pair.chosen_from`
         return f"{self.author}/{self.title}"
 
 
@@ -147,43 +137,25 @@ class Corpus:
 def read_corpora(path: str | os.PathLike[str]) -> list[Piece]:
     """All pieces of a folder or file in one of the three forms, in a fixed order."""
     path = Path(path)
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    if path.name.endswith(SUFFIXES):
-        return _read_lines(path)
-    if path.suffix == ".json":
-        return _read_answers(path)
-    raise InputError(f"{path}: expected {FORMS}")
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-
-
-def _read_folder(folder: Path) -> list[Piece]:
-    inside = _listed(folder)
-    files = [path for path in inside if path.name.endswith(SUFFIXES) and path.is_file()]
-    writers = [
-        path
-        for path in inside
-        if path.is_dir() and any(p.suffix.lower() in texts.SUFFIXES for p in _listed(path))
-    ]
-    if bool(files) == bool(writers):
-        raise InputError(f"{folder}: expected {FORMS}, got {'both' if files else 'none'}")
-    by_domain = {_domain(file): file for file in files}
-    for file in files:
-        if by_domain[_domain(file)] is not file:
-            raise InputError(f"{file}: {by_domain[_domain(file)]} has the same domain")
-    pieces = [piece for file in files for piece in _read_lines(file)]
-    for writer in writers:
-        for file in texts.expand([writer]):
-            for text in texts.read_texts([file]):
-                pieces.append(Piece(writer.name, file.stem, None, text, folder.resolve().name))
+    if path.name.endswith(SUFFIXES) or path.suffix == ".json":
+        pieces = _read_file(path)
+    else:
+        names = sorted(os.listdir(path)) if path.is_dir() else []
+        inside = [path / name for name in names if not name.startswith(".")]
+        files = [file for file in inside if file.name.endswith(SUFFIXES)]
+        if len({_domain(file) for file in files}) < len(files):
+            raise InputError(f"{path}: expected one file a domain")
+        pieces = [piece for file in files for piece in _read_file(file)]
+        for writer in (folder for folder in inside if folder.is_dir()):
+            suffixes = {Path(name).suffix.lower() for name in os.listdir(writer)}
+            if files and suffixes & set(texts.SUFFIXES):
+                raise InputError(f"{path}: expected {FORMS}, got both")
+            for file in texts.expand([writer]) if suffixes & set(texts.SUFFIXES) else ():
+                about = (writer.name, file.stem, None)
+                domain = path.resolve().name
+                pieces += [Piece(*about, text, domain) for text in texts.read_texts([file])]
+    if not pieces:
+        raise InputError(f"{path}: expected {FORMS}, got no text")
     return pieces
 
 
@@ -191,26 +163,18 @@ def _domain(file: Path) -> str:
     return file.name.removesuffix(".gz").removesuffix(".jsonl")
 
 
-def _read_lines(file: Path) -> list[Piece]:
-    pieces = []
-    for place, line in lines(file):
-        record = {"year": None, **parse_object(line, place), "domain": _domain(file)}
-        pieces.append(validate(PIECE, record, place))
-    if not pieces:
-        raise InputError(f"{file}: expected a text a line, got none")
-    return pieces
-
-
-def _read_answers(file: Path) -> list[Piece]:
+def _read_file(file: Path) -> list[Piece]:
+    if file.suffix != ".json":
+        return [
+            validate(PIECE, {"year": None, **parse_object(line, at), "domain": _domain(file)}, at)
+            for at, line in lines(file)
+        ]
     answers = validate(ANSWERS, parse_object(texts.read_file(file), str(file)), str(file))
-    pieces = [
+    return [
         Piece(author, str(number), None, item.output, file.stem, item.prompt)
         for author, items in answers.items()
         for number, item in enumerate(items, 1)
     ]
-    if not pieces:
-        raise InputError(f"{file}: expected texts, got none")
-    return pieces
 
 
 def find_rare_names(pieces: Sequence[Piece]) -> dict[str, frozenset[str]]:
@@ -290,11 +254,7 @@ def assign_splits(
 
 
 def quotas(writers: int) -> tuple[int, int]:
-    """How many of so many writers are for test and for validation.
-
-    >>> quotas(77), quotas(12), quotas(7)
-    ((7, 4), (2, 2), (0, 0))
-    """
+    """How many of so many writers are for test and for validation."""
     if writers < FEWEST_TO_DIVIDE:
         return 0, 0
     return max(2, round(writers * TEST_SHARE)), max(2, round(writers * VALIDATION_SHARE))
@@ -415,21 +375,14 @@ def cut(text: str, words: int, rng: random.Random) -> str:
     return text[start:end]
 
 
-def draw_writer(corpus: Corpus, rng: random.Random) -> Writer:
-    """Any writer, all equally likely."""
-    if not corpus.sources:
-        raise InputError(f"the split {corpus.split} has no writers")
-    return rng.choice(corpus.writers)
-
-
 def draw_exemplars(
     corpus: Corpus, rng: random.Random, source: Source, number: int
 ) -> tuple[str, ...] | None:
     """Texts by the writer of `source` from other sources; None when there are too few."""
-    sources = draw_sources(corpus, rng, source, number)
+    sources, words = draw_sources(corpus, rng, source, number), corpus.lengths.exemplar
     if sources is None:
         return None
-    return tuple(cut(other.text, rng.randint(*corpus.lengths.exemplar), rng) for other in sources)
+    return tuple(cut(other.text, rng.randint(*words), rng) for other in sources)
 
 
 def draw_sources(
@@ -451,9 +404,9 @@ def draw_sources(
         return None
     rng.shuffle(left)
     seen: Counter[str] = Counter()
-    turns = []
-    for other in left:
-        turns.append(seen[other.title])
+
+    def turn(other: Source) -> int:
         seen[other.title] += 1
-    order = sorted(range(len(left)), key=lambda i: turns[i])  # stable
-    return [left[i] for i in order[:number]]
+        return seen[other.title]
+
+    return sorted(left, key=turn)[:number]  # stable

@@ -3,13 +3,11 @@
 The hard kind and the honest one: both candidates are human, of one domain, of about one length and,
 where years are known, of one period (`year` within 40 years; where a split has nobody that near,
 the writer nearest in time). The texts have a question only when both answer the same one.
-
-What we left out. Subjects are not matched, and a text by a speech writer counts as the speaker's.
 """
 
 import random
 
-from data.corpus import Corpus, Source, Writer, cut, draw_exemplars, draw_writer
+from data.corpus import Corpus, Source, Writer, cut, draw_exemplars
 from data.proposals import Proposal, Rejection
 
 KIND = "cross_author"
@@ -18,7 +16,7 @@ PERIOD = 40  # years
 
 def propose(corpus: Corpus, rng: random.Random, exemplars: int) -> Proposal | Rejection:
     """Any writer, any source, then somebody else of the domain and the period."""
-    writer = draw_writer(corpus, rng)
+    writer = rng.choice(corpus.writers)
     source_1 = rng.choice(corpus.sources[writer])
     source_2 = _draw_stranger(corpus, rng, writer, source_1)
     if source_2 is None:

@@ -12,10 +12,8 @@ stand before and after them. `places` finds the words of a text that can be swap
     place, = places("They began the work.")
     place.lemma, place.options        # "begin", {"start": "started", "commence": "commenced"}
 
-There is no tagger: the words next to a word decide which form of a verb it is. Where past and
-participle cannot be told apart, only options whose two forms are the same are left. Names, words
-with a hyphen or an apostrophe, words in capitals, and options that would need "a" for "an" are left
-alone. All this loses places; that is the cheaper mistake.
+There is no tagger: the words next to a word decide which form of a verb it is. Where that is not
+sure, only options whose forms are the same are left.
 """
 
 import json
@@ -27,7 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data.corpus import Corpus, cut, draw_exemplars, draw_writer
+from data.corpus import Corpus, cut, draw_exemplars
 from data.proposals import Proposal, Rejection
 from nanopersrm.style.text import WORD
 
@@ -36,16 +34,11 @@ CHANGES = (3, 4)  # words of the passage that change
 SHOWN = 2  # of the swapped words, how many the exemplars must show
 PASSAGES = 6  # passages tried before a proposal is given up
 SETS = 8  # sets of exemplars tried for each
-VOWELS = "aeiou"
 BASE, THIRD, PAST, PARTICIPLE, ING = range(5)
 _TABLE: dict[str, Any] = json.loads(Path(__file__).with_name("synonyms.json").read_text("utf-8"))
 
 
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-BESIDE = {name: _set(words) for name, words in _TABLE["neighbours"].items()}
+BESIDE = {name: frozenset(words.split()) for name, words in _TABLE["neighbours"].items()}
 MODALS, HAVE, BE = BESIDE["modals"], BESIDE["have"], BESIDE["be"]
 PLURALS, SINGULARS, RELATIVES = BESIDE["plurals"], BESIDE["singulars"], BESIDE["relatives"]
 DETERMINERS, OBJECTS = BESIDE["determiners"], BESIDE["objects"]
@@ -94,7 +87,7 @@ def lexicon() -> Lexicon:
     for kind in ("adjectives", "adverbs", "verbs"):
         for row in _TABLE[kind]:
             keys = ("before", "after", "not_before", "not_after", "then")
-            sets = {key: _set(row.get(key, "").lower()) for key in keys}
+            sets = {key: frozenset(row.get(key, "").lower().split()) for key in keys}
             words = tuple(row["words"].split())
             groups.append(Group(len(groups), kind, words, **sets, stop=bool(row.get("stop"))))
     forms = {line.split()[0]: tuple(line.split()) for line in _TABLE["forms"]}
@@ -103,7 +96,7 @@ def lexicon() -> Lexicon:
         for word in group.words:
             for form in dict.fromkeys(forms[word] if group.kind == "verbs" else (word,)):
                 by_form[form].append((group.number, word))
-    return Lexicon(tuple(groups), forms, dict(by_form), _set(_TABLE["nouns"]))
+    return Lexicon(tuple(groups), forms, dict(by_form), frozenset(_TABLE["nouns"].split()))
 
 
 @dataclass(frozen=True)
@@ -118,38 +111,27 @@ class _Around:
 
 
 def opens_sentence(text: str, at: int) -> bool:
-    """Whether a sentence opens at `at`: the text begins there, or an end mark or a line precedes.
-
-    >>> opens_sentence('He left. "Why?"', 10)
-    True
-    """
+    """Whether a sentence opens at `at`: after nothing, an end mark or a line end."""
     before = text[:at].rstrip(" \"'([*_")
     return not before or before[-1] in ".!?…\n" or (before[-1] in "\"')" and '."' in before[-3:])
 
 
 def _neighbours(text: str, spans: list[tuple[int, int]], i: int) -> _Around:
-    before = []
+    start, end = spans[i]
+    before, after = [], []
     for j in (i - 1, i - 2, i - 3):
         if j < 0 or text[spans[j][1] : spans[j + 1][0]].strip():
             break
         before.append(text[slice(*spans[j])].lower())
-    after = []
     for j in (i + 1, i + 2):
         if j == len(spans) or text[spans[j - 1][1] : spans[j][0]].strip():
             break
         after.append(text[slice(*spans[j])])
     first, second, third = (*before, "", "", "")[:3]
-    following = (*after, "", "")[:2]
-    end = spans[i][1]
-    opens = opens_sentence(text[max(0, spans[i][0] - 8) : spans[i][0]], 8) if not before else False
-    opens = opens or spans[i][0] == 0
-    return _Around(
-        (first, second, third),
-        following[0],
-        following[1].lower(),
-        text[end : end + 1] in ".,;:" and end < len(text),
-        opens,
-    )
+    following, later = (*after, "", "")[:2]
+    opens = start == 0 or (not before and opens_sentence(text[max(0, start - 8) : start], 8))
+    stop = text[end : end + 1] in set(".,;:")
+    return _Around((first, second, third), following, later.lower(), stop, opens)
 
 
 def _verb_kinds(around: _Around, noun: bool) -> set[int]:
@@ -195,9 +177,11 @@ def _fits(group: Group, around: _Around) -> bool:
     return True
 
 
-def _vowel_sound(word: str) -> bool:
+def vowel_sound(word: str) -> bool:
+    """Whether "an" stands before a word."""
     silent = word.startswith(("hour", "honest", "honou", "heir"))
-    return silent or (word[0] in VOWELS and not word.startswith(("us", "uti", "uni", "eu", "one")))
+    other = word.startswith(("use", "usu", "uti", "uni", "eu", "one"))
+    return silent or (word[0] in "aeiou" and not other)
 
 
 def _options(
@@ -216,7 +200,7 @@ def _options(
                 options[other] = forms.pop()
     if (article := around.before[0]) in ("a", "an"):
         sound = article == "an"
-        options = {k: v for k, v in options.items() if _vowel_sound(v) == sound}
+        options = {k: v for k, v in options.items() if vowel_sound(v) == sound}
     return options
 
 
@@ -262,7 +246,7 @@ def swap(text: str, favourites: dict[int, str]) -> str:
 
 def propose(corpus: Corpus, rng: random.Random, exemplars: int) -> Proposal | Rejection:
     """A passage with 3 or 4 words swapped, and exemplars that tell the two apart."""
-    sources = corpus.sources[draw_writer(corpus, rng)]
+    sources = corpus.sources[rng.choice(corpus.writers)]
     if len(sources) <= exemplars:
         return Rejection("too few sources by the writer")
     reason = "too few words to swap"
@@ -281,15 +265,12 @@ def propose(corpus: Corpus, rng: random.Random, exemplars: int) -> Proposal | Re
                 continue
             changed = swap(text, favourites)
             check(text, changed)
-            favourites_everywhere = favourites | other_favourites(text, rng)
-            swapped = tuple(swap(other, favourites_everywhere) for other in others)
+            everywhere = favourites | other_favourites(text, rng)
+            swapped = tuple(swap(other, everywhere) for other in others)
             if set(swapped) & set(others):
                 continue  # an exemplar that stays as it was is of no writer
-            swaps = [
-                [text[p.start : p.end], p.options[favourites[p.group]]]
-                for p in places(text)
-                if p.group in favourites
-            ]
+            here = [place for place in places(text) if place.group in favourites]
+            swaps = [[text[p.start : p.end], p.options[favourites[p.group]]] for p in here]
             return Proposal(
                 kind=KIND,
                 domain=source.domain,
@@ -308,9 +289,8 @@ def propose(corpus: Corpus, rng: random.Random, exemplars: int) -> Proposal | Re
 
 def _by_group(texts: Sequence[str]) -> dict[int, list[Place]]:
     by_group: dict[int, list[Place]] = defaultdict(list)
-    for text in texts:
-        for place in places(text):
-            by_group[place.group].append(place)
+    for place in (place for text in texts for place in places(text)):
+        by_group[place.group].append(place)
     return by_group
 
 
@@ -392,10 +372,7 @@ def check(before: str, after: str) -> None:
     """3 or 4 words differ and nothing else: number of words, marks, blanks and casing hold."""
     old, new = WORD.findall(before), WORD.findall(after)
     changed = [(a, b) for a, b in zip(old, new, strict=False) if a != b]
-    if (
-        len(old) != len(new)
-        or not CHANGES[0] <= len(changed) <= CHANGES[1]
-        or any(a[0].isupper() != b[0].isupper() for a, b in changed)
-        or WORD.split(before) != WORD.split(after)
-    ):
-        raise AssertionError(f"a swap changed more than it should: {changed}")
+    assert len(old) == len(new), "a swap changed the number of words"
+    assert WORD.split(before) == WORD.split(after), "a swap changed marks or blanks"
+    assert CHANGES[0] <= len(changed) <= CHANGES[1], f"a swap changed other words: {changed}"
+    assert all(a[0].isupper() == b[0].isupper() for a, b in changed), f"casing: {changed}"

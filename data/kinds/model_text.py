@@ -13,21 +13,22 @@ answers. What follows it must pass the rules for a single text, before a model w
 The style is shown: `turns` are earlier (opening, continuation) pairs, as turns of a chat that the
 model goes on with. In up to ROUNDS rounds a reply is drawn until it has the wanted words and ends a
 sentence, or goes in circles, or the model ends it. A text in circles is cut back to before the
-repetition, one that ended early gets a blank line, and the next round goes on from there. Noise
-depends on (seed, prompt, position): a rerun on the same machine gives the same bytes.
+repetition, and the next round goes on from there. Noise depends on (seed, prompt, position).
 
 A small model goes in circles (four words in a row three times, or packed by zlib to less than
-DENSEST), stops too early, speaks as an assistant, sets lists, or says again what it was shown. Of
-1,565 passages of 100 words by people, 9 have such a run; they pack to 0.47 at least. Whether a text
-makes sense is not judged: a 135M model's often does not.
+DENSEST), stops too early, speaks as an assistant, sets lists, or says again what it was shown.
+Whether a text makes sense is not judged.
 """
 
+import json
 import random
 import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from data.corpus import PARAGRAPH, TOKEN, Source, cut
 from data.proposals import MARKUP, grams, text_fault
@@ -55,23 +56,8 @@ RUN, TIMES = 4, 3  # so many words in a row, so often, are a loop
 DENSEST = 0.45  # packed bytes / bytes
 SHORT = 30  # words of a paragraph that is joined to another
 TWIN_SENTENCE = 0.5  # of the RUN-grams of a sentence that came before
-CHAT_START = re.compile(
-    r"^(?:sure\b|certainly\b|of course\b|okay\b|here(?:'s| is| are)\b|i'm sorry|i am sorry|"
-    r"i'd be happy|i'm here|to continue|continuing|the continuation|title:|dear user)",
-    re.IGNORECASE,
-)
-CHAT = re.compile(
-    r"\b(?:as an ai|ai (?:language )?(?:model|assistant)|language model|smollm|hugging ?face|"
-    r"the user|your (?:text|prompt|message)|this (?:text|passage|paragraph|sentence)|"
-    r"(?:the|this) (?:text|passage) (?:is|was|describes|continues)|"
-    r"(?:the|this) (?:sentence|statement|phrase|narrative|context|word|quote|term) "
-    r"(?:is|was|are|about|can|may|could|suggests?|indicates?|refers?|describes)|"
-    r"(?:use|meaning) of the (?:word|phrase|term)|sentence \d|"
-    r"let me know if|how can i (?:help|assist)|rewritten|rephrase[ds]?)\b"
-    r"|^(?:user|assistant|system)\s*:",
-    re.IGNORECASE | re.MULTILINE,
-)
-LIST_LINE = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*+•])\s", re.MULTILINE)
+TABLE = json.loads(Path(__file__).with_name("personas.json").read_text("utf-8"))
+CHAT_START, CHAT, LIST_LINE = map(re.compile, TABLE["patterns"].values())
 
 
 @dataclass(frozen=True)
@@ -104,11 +90,9 @@ class Request:
 
 Continuer = Callable[[Sequence[Request]], list[str]]
 Prompt = tuple[list[dict[str, str]], str]  # messages of a chat, the reply so far
-# Prompts, for each a test whether its reply is long enough, temperature, top-k, tokens at most
-# -> (reply, whether the model ended it) of each
-Draw = Callable[
-    [Sequence[Prompt], Sequence[Callable[[str], bool]], float, int, int], list[tuple[str, bool]]
-]
+Test = Callable[[str], bool]  # whether a reply is long enough
+# Prompts with their tests, temperature, top-k, tokens -> (reply, whether the model ended it)
+Draw = Callable[[Sequence[Prompt], Sequence[Test], float, int, int], list[tuple[str, bool]]]
 
 
 def sentence_ends(text: str) -> list[tuple[int, int]]:
@@ -127,15 +111,9 @@ def sentence_ends(text: str) -> list[tuple[int, int]]:
 
 
 def first_words(text: str, words: int) -> str:
-    """The beginning of a text up to the sentence end nearest to `words`; "" when there is none.
-
-    >>> first_words("I came. I saw the river. I left", 4)
-    'I came. I saw the river.'
-    """
+    """The beginning of a text up to the sentence end nearest to `words`; "" when there is none."""
     ends = sentence_ends(text)
-    if not ends:
-        return ""
-    _, place = min(ends, key=lambda end: (abs(end[0] - words), end[0]))
+    _, place = min(ends, key=lambda end: (abs(end[0] - words), end[0]), default=(0, 0))
     return text[:place].strip()
 
 
@@ -166,14 +144,8 @@ def _continues_well(opening: Opening, words: int) -> bool:
 
 def load_continuer(base: str, seed: int = 0) -> Continuer:
     """What continues openings with `base`; loads it when the first text is to be drawn."""
-    loaded: list[Draw] = []
-
-    def write(requests: Sequence[Request]) -> list[str]:
-        if not loaded:
-            loaded.append(load_draw(base, seed))
-        return compose(requests, loaded[0])
-
-    return write
+    load = cache(lambda: load_draw(base, seed))
+    return lambda requests: compose(requests, load())
 
 
 def compose(requests: Sequence[Request], draw: Draw) -> list[str]:
@@ -199,12 +171,11 @@ def compose(requests: Sequence[Request], draw: Draw) -> list[str]:
 
 def _enough(text: str, words: int) -> bool:
     """Whether a text can be cut near the wanted length, or is too long for that to come."""
-    if len(text.split()) >= OVER * words:
-        return True
-    return len(first_words(text, words).split()) >= NEARLY * words
+    too_long = len(text.split()) >= OVER * words
+    return too_long or len(first_words(text, words).split()) >= NEARLY * words
 
 
-def _stop(before: str, words: int) -> Callable[[str], bool]:
+def _stop(before: str, words: int) -> Test:
     """Whether a reply that goes on from `before` has gone far enough, or wrong."""
     begun = len(before.split())
 
@@ -239,7 +210,7 @@ def load_draw(base: str, seed: int) -> Draw:
 
     def draw(
         prompts: Sequence[Prompt],
-        tests: Sequence[Callable[[str], bool]],
+        tests: Sequence[Test],
         temperature: float,
         top_k: int,
         budget: int,
@@ -271,10 +242,7 @@ def tidy(reply: str) -> str:
 
 
 def join_short_paragraphs(text: str) -> str:
-    """The text with paragraphs of fewer than SHORT words joined to the one before.
-
-    A small model likes to put every sentence on a line of its own, and people do not.
-    """
+    """The text with paragraphs of fewer than SHORT words joined to the one before."""
     joined: list[str] = []
     for paragraph in text.split("\n\n"):
         short = min(len(part.split()) for part in (paragraph, *joined[-1:])) < SHORT
@@ -297,11 +265,7 @@ def loops(text: str) -> bool:
 
 
 def without_loop(text: str) -> str:
-    """The text up to the first sentence that mostly repeats what came before, or itself.
-
-    >>> without_loop("He sat in the sun. She saw the sea. He sat in the sun. He sat")
-    'He sat in the sun. She saw the sea.'
-    """
+    """The text up to the first sentence that mostly repeats what came before, or itself."""
     seen: set[tuple[str, ...]] = set()
     whole: set[str] = set()
     kept: list[str] = []
@@ -322,34 +286,24 @@ def without_loop(text: str) -> str:
 
 def packed(text: str) -> float:
     """Bytes after zlib for each byte before."""
-    data = text.encode()
-    return len(zlib.compress(data, 9)) / max(1, len(data))
+    return len(zlib.compress(text.encode(), 9)) / max(1, len(text.encode()))
 
 
 def model_fault(
     text: str, least: float, most: float, shown: Sequence[str] = (), names: Sequence[str] = ()
 ) -> str | None:
-    """What is wrong with a finished text, or None.
-
-    `shown` is what the model saw; `names` are words that it must not say.
-    """
+    """What is wrong with a finished text, or None; `names` are words that it must not say."""
     size = len(text.split())
-    if CHAT_START.search(text) or CHAT.search(text):
-        return "model: chat phrase"
-    if MARKUP.search(text) or LIST_LINE.search(text):
-        return "model: markup"
-    if not all(c.isascii() or c.isalpha() for c in text):
-        return "model: odd characters"
-    if size < least:
-        return "model: too short"
-    if size > most:
-        return "model: too long"
-    if loops(text) or packed(text) < DENSEST:
-        return "model: repetition"
     known = {gram for other in shown for gram in grams(other)}
-    if any(gram in known for gram in grams(text)):
-        return "model: echo"
     spoken = {word.lower() for word in WORD.findall(text)}
-    if any(name.lower() in spoken for name in names):
-        return "model: style's name"
-    return None
+    faults = {
+        "chat phrase": CHAT_START.search(text) or CHAT.search(text),
+        "markup": MARKUP.search(text) or LIST_LINE.search(text),
+        "odd characters": not all(c.isascii() or c.isalpha() for c in text),
+        "too short": size < least,
+        "too long": size > most,
+        "repetition": loops(text) or packed(text) < DENSEST,
+        "echo": any(gram in known for gram in grams(text)),
+        "style's name": any(name.lower() in spoken for name in names),
+    }
+    return next((f"model: {fault}" for fault, applies in faults.items() if applies), None)

@@ -16,18 +16,13 @@ same places of a text. Accepted is only what the factors confirm, in z units of 
 2. Every factor that no chosen rewrite declares moves by at most HOLDS in the passage.
 3. On the chosen factors the passage is nearer to exemplars_1, the rewritten passage nearer to
    exemplars_2, by NEARER: where a person's habit wavers, the question would have no answer.
-
-What we left out. Whether a person would ever write so: a rewrite may give a novelist of 1860 small
-letters at sentence starts.
 """
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from data.corpus import Corpus, cut, draw_exemplars, draw_writer
+from data.corpus import Corpus, cut, draw_exemplars
 from data.kinds import rewrite_sentences as sentences
 from data.kinds import rewrite_words as words
 from data.proposals import Proposal, Rejection
@@ -44,7 +39,7 @@ NEARER = 0.2  # z units, summed over the chosen factors
 # A rewrite that shows in a large share of passages is offered in OFFERED / share of the proposals,
 # or two in three would be in small letters or trail off in dots.
 OFFERED = 0.2
-HABITS = json.loads(Path(__file__).with_name("rewrites.json").read_text("utf-8"))["habits"]
+HABITS = words.LISTS["habits"]
 SHOWS: dict[str, float] = HABITS["share of passages"]
 
 Measured = dict[str, float | None]
@@ -96,7 +91,7 @@ BY_NAME: dict[str, Rewrite] = {rewrite.name: rewrite for rewrite in REWRITES}
 
 def propose(corpus: Corpus, rng: random.Random, exemplars: int) -> Proposal | Rejection:
     """A passage, the same in other habits, and exemplars of both."""
-    source = rng.choice(corpus.sources[draw_writer(corpus, rng)])
+    source = rng.choice(corpus.sources[rng.choice(corpus.writers)])
     text = cut(source.text, rng.randint(*corpus.lengths.candidate), rng)
     others = draw_exemplars(corpus, rng, source, exemplars)
     if others is None:
@@ -160,9 +155,7 @@ def pick(
         ):
             continue
         changed = apply_all([rewrite], text, seed)
-        if changed == text:
-            continue
-        if _moved_alone(rewrite, [text], [changed]) < MOVED:
+        if changed == text or _moved_alone(rewrite, [text], [changed]) < MOVED:
             continue
         rewritten = [apply_all([rewrite], other, seed) for other in others]
         still = left & set(rewritten)
@@ -190,14 +183,14 @@ def apply_all(rewrites: Sequence[Rewrite], text: str, seed: int) -> str:
 
 def moved(rewrite: Rewrite, before: Measured, after: Measured) -> float:
     """How far a rewrite moved its factor in its direction, in z units; 0 where it cannot show."""
-    old, new = before[rewrite.factor], after[rewrite.factor]
+    return rewrite.direction * (_moved(rewrite.factor, before, after) or 0.0)
+
+
+def _moved(name: str, before: Measured, after: Measured) -> float | None:
+    old, new = before[name], after[name]
     if old is None or new is None:
-        return 0.0
-    return rewrite.direction * (_z(rewrite.factor, new) - _z(rewrite.factor, old))
-
-
-def _z(name: str, value: float) -> float:
-    return reference().z(name, value)
+        return None
+    return reference().z(name, new) - reference().z(name, old)
 
 
 def fault(
@@ -214,12 +207,8 @@ def fault(
         if moved(rewrite, exemplars_before, exemplars_after) < MOVED:
             return "a chosen factor does not move in the exemplars"
     declared = {name for rewrite in picked for name in (rewrite.factor, *rewrite.also)}
-    for name in before:
-        old, new = before[name], after[name]
-        if name in declared or old is None or new is None:
-            continue
-        if abs(_z(name, new) - _z(name, old)) > HOLDS:
-            return "another factor moves"
+    if any(abs(_moved(name, before, after) or 0.0) > HOLDS for name in before.keys() - declared):
+        return "another factor moves"
     names = [rewrite.factor for rewrite in picked]
     for candidate, same_writer, other_writer in (
         (before, exemplars_before, exemplars_after),
@@ -233,9 +222,7 @@ def fault(
 
 def _distance(names: Sequence[str], first: Measured, second: Measured) -> float:
     """The sum of |z difference| over the named factors that both can show."""
-    values = [(name, first[name], second[name]) for name in names]
-    gaps = [abs(_z(n, a) - _z(n, b)) for n, a, b in values if a is not None and b is not None]
-    return sum(gaps, 0.0)
+    return sum((abs(_moved(name, second, first) or 0.0) for name in names), 0.0)
 
 
 def _rounded(measured: Measured, names: Sequence[str]) -> dict[str, float | None]:

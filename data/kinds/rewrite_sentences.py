@@ -1,17 +1,12 @@
 """Rewrites of sentences: their length, openings, paragraphs and capitals, and their marks.
 
 Each function has the form `rewrite(text, rng) -> text`; a second time changes nothing, since an
-edit looks only at things that it does not undo. `each_paragraph` hands the sentences of every
-paragraph to an edit. A paragraph that the edit leaves stays as it was to the letter; lists are not
-touched.
+edit looks only at things that it does not undo. A paragraph that the edit leaves stays as it was to
+the letter; lists are not touched.
 
 A sentence is split only before a clause that can stand alone: a subject that is a pronoun, or a
 word like "the" with a verb from a short list behind it. Two are joined only where the second opens
-with a word that is surely no name. A mark is replaced by what another person would write there (a
-full stop where a clause can stand alone, else a comma), and added where it fits: a semicolon
-between short neighbours, dashes and brackets round ", of course," and relative clauses.
-
-What we left out. Colons, quotes, marks in lists, hyphens without blanks.
+with a word that is surely no name. A mark is replaced by what another person would write there.
 """
 
 import json
@@ -23,51 +18,29 @@ from pathlib import Path
 from nanopersrm.style.lexicon import ABBREVIATIONS, CONJUNCTIONS, NEGATIONS
 from nanopersrm.style.text import BULLET, WORD, sentences
 
-LISTS = json.loads(Path(__file__).with_name("rewrites.json").read_text("utf-8"))["sentences"]
+LISTS = json.loads(Path(__file__).with_name("rewrites.json").read_text("utf-8"))
 DETERMINERS, MORE_JOINED, FINITE, DEPENDENT, PASTS, SURE = (
-    frozenset(LISTS[name].split())
+    frozenset(LISTS["sentences"][name].split())
     for name in ("determiners", "joined", "finite", "dependent", "past", "surely finite")
 )
 NOMINATIVE = frozenset({"i", "he", "she", "we", "they"})
 SUBJECTS = NOMINATIVE | {"it", "you", "there", "this", "that", "these", "those"}
 LOWERED = SUBJECTS | DETERMINERS  # words that are no names: safe to write small inside a sentence
 JOINED = LOWERED | MORE_JOINED  # openings that can stand behind ", and"
+PATTERNS = {
+    name: re.compile(pattern.replace("<lowered>", "|".join(sorted(LOWERED))))
+    for name, pattern in LISTS["patterns"].items()
+}
 PARAGRAPH = re.compile(r"(\n[^\S\n]*\n\s*)")
-SPLIT_AT = re.compile(
-    r"(?P<mark>;|,|:| -) (?P<word>(?:and|but|so|yet|which) )?(?=[A-Za-z])"
-    r"|(?P<bare>) (?P<and>and|but) (?=(?:I|he|she|we|they) )"
-)
 THIS = {"was": "This", "is": "This", "has": "This", "had": "This", "were": "These", "are": "These"}
-SHARED = re.compile(  # "He opened the door and walked out"
-    r"^(?P<subject>I|He|She|We|They) (?P<verb>\w+) (?P<rest>[^,;:\"()]*?),? and (?=(?P<next>\w+) )"
-)
 JOIN_MOST, JOIN_EACH = 60, 38  # words of a joined sentence, of each part
 BREAK_AFTER = 2  # sentences of a paragraph after a split
 INSTEAD = {"and": "", "but": "Still, ", "yet": "Even so, ", "so": "Thus "}
-OPENING = re.compile(r"^(\"?)(And|But|Yet|So),? (?=([\w']+))")
-SEMICOLON = re.compile(r"\s*;[-\s]*(?=(?P<next>[\w']*))")
-CLAUSE = re.compile(rf", (?=(?:but|for|yet|so|and) (?:{'|'.join(sorted(NOMINATIVE))}|it|there)\b)")
-DASH = re.compile(r"(?P<before>[,;:.]?)(?:\s*(?:—|―|-{2,})\s*|\s+[-–]\s+)")
-DASHES = re.compile(r"—|―|-{2,}|(?<=\s)[-–](?=\s)")
-ASIDE = (
-    "of course|however|in fact|for example|for instance|indeed|perhaps|I think|I believe|I suppose|"
-    "it seems|no doubt|after all|at least|in short|to be sure|in turn|in part|at last|on the whole|"
-    "in general|in particular|therefore|moreover|nevertheless|I am sure|it is true|in other words"
-)
-BETWEEN_COMMAS = re.compile(
-    rf"(?<=[\w'\"]), (?P<aside>{ASIDE}|(?:which|who|whom|whose|where) [^,;:.!?()\"]{{4,70}}"
-    rf"),(?= (?!and\b|or\b|nor\b|but\b))"
-)
-AT_END = re.compile(
-    r"(?<=[\w'\"]), (?P<aside>(?:which|who|whose|where|though|although|or rather|especially|"
-    r"including|such as|not) [^,;:.!?()\"]{4,80})(?=\.$)"
-)
-LAST_BUT = re.compile(r"(?<=[\w']), (?P<tail>(?:but|yet|and yet|or rather) [^,;:()\"]+)(?=[.!]$)")
-AFTER_WORD = re.compile(r"(?<=\w); ")
-BETWEEN_DASHES = re.compile(r" - (?P<aside>[a-z][^-;:.!?\"]{3,70}) - ")
-BRACKET = re.compile(r"(?P<before>[,;:]?) ?\((?P<inside>[^()]*)\)(?P<after>[,;:.!?]?)")
 SHORT_ENOUGH = 22  # words of a sentence that may end in "!" or "..."
-STOP_AT_END = re.compile(r"(?<=[\w'])\.(?=[\"']?$)")
+
+
+def _has_list(paragraph: str) -> bool:
+    return any(BULLET.match(line) for line in paragraph.split("\n"))
 
 
 def each_paragraph(text: str, edit: Callable[[list[str]], list[str]]) -> str:
@@ -81,10 +54,6 @@ def each_paragraph(text: str, edit: Callable[[list[str]], list[str]]) -> str:
         if after != before:
             parts[i] = " ".join(after)
     return "".join(parts)
-
-
-def _has_list(paragraph: str) -> bool:
-    return any(BULLET.match(line) for line in paragraph.split("\n"))
 
 
 def each_sentence(text: str, change: Callable[[str], str], times: int = 1) -> str:
@@ -115,11 +84,7 @@ def lower_first(sentence: str) -> str:
 
 def upper_first(sentence: str) -> str:
     """The sentence with a capital first letter, behind quotes and brackets."""
-    match = re.search(r"[^\W_]", sentence)
-    if not match:
-        return sentence
-    at = match.start()
-    return sentence[:at] + sentence[at].upper() + sentence[at + 1 :]
+    return re.sub(r"[^\W_]", lambda letter: letter[0].upper(), sentence, count=1)
 
 
 def is_clause(text: str) -> bool:
@@ -161,7 +126,7 @@ def is_complete(text: str) -> bool:
 def _split(sentence: str) -> list[str]:
     if not re.search(r"\.[\"')]*$", sentence):
         return [sentence]
-    for match in SPLIT_AT.finditer(sentence):
+    for match in PATTERNS["split at"].finditer(sentence):
         left, right = sentence[: match.start()].rstrip(" -—–"), sentence[match.end() :]
         word = (match["word"] or match["and"] or "").strip()
         if (match["mark"] == "," and not word) or (match["mark"] == " -" and " - " in right):
@@ -174,7 +139,7 @@ def _split(sentence: str) -> list[str]:
         if is_complete(left) and is_clause(right):
             kept = "" if word in ("", "and") else f"{word} "
             return [*_split(f"{left.rstrip('.')}."), *_split(upper_first(kept + right))]
-    both = SHARED.match(sentence)
+    both = PATTERNS["shared"].match(sentence)
     if both and _past(both["verb"]) and _past(both["next"]):
         left, right = both[0].removesuffix(" and ").removesuffix(","), sentence[both.end() :]
         if len(words(left)) > 3 and not set(words(left)) & DEPENDENT:
@@ -185,7 +150,7 @@ def _split(sentence: str) -> list[str]:
 def split_sentences(text: str, rng: random.Random) -> str:
     """Sentences cut at semicolons and before ", and he …", ", but the … was …"."""
     return each_paragraph(
-        text, lambda paragraph: [part for sentence in paragraph for part in _split(sentence)]
+        text, lambda whole: [part for sentence in whole for part in _split(sentence)]
     )
 
 
@@ -294,16 +259,14 @@ def open_with_and(text: str, rng: random.Random) -> str:
         against = any(w in NEGATIONS or w.endswith("n't") for w in words(sentence)[:6])
         return f"{'But' if against else 'And'} {lower_first(sentence)}"
 
-    return every_other(
-        text, lambda sentence: not CONJUNCTIONS.isdisjoint(words(sentence)[:1]), change
-    )
+    return every_other(text, lambda s: not CONJUNCTIONS.isdisjoint(words(s)[:1]), change)
 
 
 def open_without_and(text: str, rng: random.Random) -> str:
     """Sentences that open with "And he" open with "He", those with "But he" with "Still, he"."""
 
     def change(sentence: str) -> str:
-        match = OPENING.match(sentence)
+        match = PATTERNS["opening"].match(sentence)
         if not match or match[3].lower().split("'")[0] not in LOWERED:
             return sentence
         instead, rest = INSTEAD[match[2].lower()], sentence[match.end() :]
@@ -349,7 +312,7 @@ def drop_semicolons(text: str, rng: random.Random) -> str:
     """Full stops between clauses that can stand alone, commas elsewhere."""
 
     def change(sentence: str) -> str:
-        while match := SEMICOLON.search(sentence):
+        while match := PATTERNS["semicolon"].search(sentence):
             sentence = _stop_or_comma(sentence[: match.start()], sentence[match.end() :])
         return sentence
 
@@ -360,7 +323,7 @@ def add_semicolons(text: str, rng: random.Random) -> str:
     """Before ", but he" and its like, and between short sentences that belong together."""
 
     def change(sentence: str) -> str:
-        match = None if ";" in sentence else CLAUSE.search(sentence)
+        match = None if ";" in sentence else PATTERNS["clause"].search(sentence)
         if match and is_complete(sentence[: match.start()]):
             return f"{sentence[: match.start()]}; {sentence[match.end() :]}"
         return sentence
@@ -387,9 +350,9 @@ def drop_dashes(text: str, rng: random.Random) -> str:
         if mark or left[-1] in "!?.":
             return f"{mark} "
         clause = is_clause(re.split(r"\s[-–—]\s|--", right)[0]) and is_complete(left)
-        return "; " if clause and DASHES.search(right) is None else ", "
+        return "; " if clause and PATTERNS["dashes"].search(right) is None else ", "
 
-    return each_sentence(text, lambda sentence: DASH.sub(plain, sentence), times=6)
+    return each_sentence(text, lambda sentence: PATTERNS["dash"].sub(plain, sentence), times=6)
 
 
 def add_dashes(text: str, rng: random.Random) -> str:
@@ -397,27 +360,21 @@ def add_dashes(text: str, rng: random.Random) -> str:
     dash = "—" if "—" in text else " - "
 
     def change(sentence: str) -> str:
-        if DASHES.search(sentence):
+        if PATTERNS["dashes"].search(sentence):
             return sentence
-        after = _replace_first(
-            sentence,
-            (BETWEEN_COMMAS, rf"{dash}\g<aside>{dash}"),
-            (AT_END, rf"{dash}\g<aside>"),
-            (LAST_BUT, rf"{dash}\g<tail>"),
-            (AFTER_WORD, dash),
-        )
+        aside = rf"{dash}\g<aside>"
+        edits = {"between commas": f"{aside}{dash}", "at end": aside}
+        edits |= {"last but": rf"{dash}\g<tail>", "after word": dash}
+        after = _replace_first(sentence, edits)
         return sentence if after == sentence else re.sub(r" -  ", " - ", after)
 
     return each_sentence(text, change)
 
 
-def _replace_first(sentence: str, *edits: tuple[re.Pattern[str], str]) -> str:
+def _replace_first(sentence: str, edits: dict[str, str]) -> str:
     """One place of the first pattern that changes the sentence, replaced."""
-    for pattern, replacement in edits:
-        after = pattern.sub(replacement, sentence, count=1)
-        if after != sentence:
-            return after
-    return sentence
+    edited = (PATTERNS[name].sub(put, sentence, count=1) for name, put in edits.items())
+    return next((after for after in edited if after != sentence), sentence)
 
 
 def _worth(inside: str) -> bool:
@@ -438,7 +395,7 @@ def drop_brackets(text: str, rng: random.Random) -> str:
 
     def change(sentence: str) -> str:
         whole = sentence.count("(") == sentence.count(")")
-        return BRACKET.sub(plain, sentence) if whole else sentence
+        return PATTERNS["bracket"].sub(plain, sentence) if whole else sentence
 
     return each_sentence(text, change, times=6)
 
@@ -450,8 +407,8 @@ def add_brackets(text: str, rng: random.Random) -> str:
         if "(" in sentence or ")" in sentence:
             return sentence
         put = r" (\g<aside>)"
-        edits = ((BETWEEN_COMMAS, put), (BETWEEN_DASHES, f"{put} "), (AT_END, put))
-        return _replace_first(sentence, *edits)
+        edits = {"between commas": put, "between dashes": f"{put} ", "at end": put}
+        return _replace_first(sentence, edits)
 
     return each_sentence(text, change)
 
@@ -477,7 +434,7 @@ def _endings(text: str, mark: str) -> str:
         for sentence, following in zip(paragraph, [*paragraph[1:], "A"], strict=True):
             short = len(words(sentence)) <= SHORT_ENOUGH and plain_end(sentence.rstrip("\"'"))
             opens = next((c for c in following if c.isalpha()), "A").isupper()
-            out.append(STOP_AT_END.sub(mark, sentence) if short and opens else sentence)
+            out.append(PATTERNS["stop at end"].sub(mark, sentence) if short and opens else sentence)
         return out
 
     return each_paragraph(text, edit)

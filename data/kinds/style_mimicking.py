@@ -4,19 +4,16 @@
     text_1   what the person wrote after an opening      exemplars_1   other texts by the person
     text_2   what the model wrote after it               exemplars_2   its imitations after others
 
-The hard one of the model's kinds: manner and subject are the person's, as far as the model gets.
-The imitated passage is never the text to be judged nor an exemplar, nor from the source of one:
-else the imitation could be told by the words that it took over.
-
-Proposals are made in cells of CELL, each with one person and one imitated passage. The passage
-becomes one turn of the chat: its first sentence, and the rest. The imitations of a cell are
-exemplars for each other, as in `style_randomization.py`. Two cells are written together, to fill a
-batch. In a cell no source has two openings, so who has few sources gives few proposals.
+The imitated passage is never the text to be judged nor an exemplar, nor from the source of one.
+Proposals are made in cells of CELL, each with one person and one imitated passage, which becomes
+one turn of the chat: its first sentence, and the rest. The imitations of a cell are exemplars for
+each other. Two cells are written together, to fill a batch. In a cell no source has two openings.
 """
 
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from data.corpus import Corpus, Source
 from data.kinds.model_text import (
@@ -58,8 +55,8 @@ def proposals(
         openings, styles = [], []
         for cell, model in zip(cells, imitated, strict=True):
             sources = _draw_others(corpus, cell[0], model[0]) if model else []
+            words = mean_words(corpus.lengths)
             for i, rng in enumerate(cell):
-                words = mean_words(corpus.lengths)
                 openings.append(draw_opening(sources[i], words, rng) if i < len(sources) else None)
                 styles.append(model[1] if model else NO_STYLE)
         texts = continue_openings(write, corpus.lengths, openings, styles, batch)
@@ -67,27 +64,13 @@ def proposals(
             if model is None:
                 yield from [Rejection("no passage to imitate")] * len(cell)
                 continue
-            source, _ = model
-            at = number * CELL
-            meta = {
-                "base": base,
-                "persona": "mimic",
-                "imitated": source.label,
-                "temperature": TEMPERATURE,
-                "top_k": TOP_K,
-            }
+            source, at = model[0], number * CELL
+            meta: dict[str, Any] = {"base": base, "persona": "mimic", "imitated": source.label}
+            meta |= {"temperature": TEMPERATURE, "top_k": TOP_K}
+            written, written_by = texts[at : at + len(cell)], f"model:{base}:mimic:{source.author}"
             for i, rng in enumerate(cell):
-                yield assemble(
-                    KIND,
-                    corpus,
-                    texts[at : at + len(cell)],
-                    i,
-                    exemplars[first + at + i],
-                    rng,
-                    f"model:{base}:mimic:{source.author}",
-                    meta,
-                    [source],
-                )
+                count = exemplars[first + at + i]
+                yield assemble(KIND, corpus, written, i, count, rng, written_by, meta, [source])
 
 
 def _draw_imitated(corpus: Corpus, rng: random.Random) -> tuple[Source, Style] | None:

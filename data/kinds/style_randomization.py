@@ -8,25 +8,22 @@ not even to know which text is a model's, for the twin asks for the model's.
 
 A *persona* (`personas.json`) is a style: a temperature, a top-k, and continuations of four openings
 that no text of anybody contains. The model sees them as earlier turns of a chat, for a small model
-follows what it has just seen, and hardly what it is told. "Write in short sentences" changed
-nothing that we could measure; such turns did. A persona belongs to one split, as a person does.
+follows what it has just seen, and hardly what it is told. A persona belongs to one split.
 
 Proposals are made in *cells* of CELL with one persona and one domain, so that the texts of a cell
-are exemplars for each other. A text stands as a candidate once, beside others of its cell, from
-other works wherever there are any. Of 16 texts about 8 pass: 8 proposals, each with up to
-7 texts to choose exemplars from. Where a cell has fewer than wanted, both sides have fewer. The
+are exemplars for each other. Where a cell has fewer than wanted, both sides have fewer. The
 person's candidate and exemplars are cut to the lengths of the model's.
 """
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 from data.corpus import Corpus, Lengths, Source, cut, draw_sources
 from data.kinds.model_text import (
+    TABLE,
     Continuer,
     Opening,
     Request,
@@ -59,9 +56,8 @@ class Persona:
     paragraphs: list[str]
 
 
-_TABLE = json.loads(Path(__file__).with_name("personas.json").read_text("utf-8"))
-OPENINGS: list[str] = _TABLE["openings"]
-PERSONAS = [Persona(**persona) for persona in _TABLE["personas"]]
+OPENINGS: list[str] = TABLE["openings"]
+PERSONAS = [Persona(**persona) for persona in TABLE["personas"]]
 
 
 @dataclass(frozen=True)
@@ -93,12 +89,8 @@ def proposals(
         cell = rngs[first : first + CELL]
         texts = _write_cell(write, corpus, persona, cell)
         source = f"model:{base}:{persona.name}"
-        meta = {
-            "base": base,
-            "persona": persona.name,
-            "temperature": persona.temperature,
-            "top_k": persona.top_k,
-        }
+        meta: dict[str, Any] = {"base": base, "persona": persona.name}
+        meta |= {"temperature": persona.temperature, "top_k": persona.top_k}
         for i, rng in enumerate(cell):
             yield assemble(KIND, corpus, texts, i, exemplars[first + i], rng, source, meta)
 
@@ -123,11 +115,7 @@ def _write_cell(
 
 
 def word_range(lengths: Lengths) -> tuple[int, int]:
-    """The words of a model's text, from and to: it has to serve as candidate and as exemplar.
-
-    >>> word_range(Lengths((80, 120), (120, 180)))
-    (100, 120)
-    """
+    """The words of a model's text, from and to: it has to serve as candidate and as exemplar."""
     least = max(lengths.candidate[0], round(1.1 * SHORTEST * lengths.exemplar[0]))
     least = max(least, sum(lengths.candidate) // 2)
     return least, max(least, lengths.candidate[1])
@@ -149,13 +137,11 @@ def continue_openings(
     least = SHORTEST * max(lengths.candidate[0], lengths.exemplar[0])
     most = LONGEST * word_range(lengths)[1]
     wanted = [rng.randint(*word_range(lengths)) for rng in rngs]
-    rows = [i for i, opening in enumerate(openings) if opening is not None]
-    requests = [Request(openings[i].text, styles[i], wanted[i]) for i in rows]  # type: ignore[union-attr]
+    rows = [(i, opening) for i, opening in enumerate(openings) if opening is not None]
+    replies = write([Request(opening.text, styles[i], wanted[i]) for i, opening in rows])
     continuations: list[Continuation | None] = [None] * len(openings)
-    for i, reply in zip(rows, write(requests), strict=True):
-        opening, style = openings[i], styles[i]
-        assert opening is not None
-        text = join_short_paragraphs(reply)
+    for (i, opening), reply in zip(rows, replies, strict=True):
+        text, style = join_short_paragraphs(reply), styles[i]
         seen = [opening.text, opening.rest, *(part for turn in style.turns for part in turn)]
         fault = model_fault(text, least, most, seen, style.names)
         continuations[i] = Continuation(opening, text, fault)
@@ -180,11 +166,8 @@ def assemble(
     if candidate.fault:
         return Rejection(candidate.fault)
     source = candidate.opening.source
-    others = [
-        other
-        for other in cell
-        if other and not other.fault and other.opening.source.number != source.number
-    ]
+    others = [other for other in cell if other and not other.fault]
+    others = [other for other in others if other.opening.source.number != source.number]
     others = [other for other in others if other.opening.source.title != source.title] or others
     if not others:
         return Rejection("too few texts of the model")
@@ -193,19 +176,18 @@ def assemble(
     sources = draw_sources(corpus, rng, source, count, excluded)
     if sources is None:
         return Rejection("too few other texts")
+    sizes = [len(text.split()) for text in exemplars_2]
+    exemplars_1 = tuple(cut(o.text, n, rng) for o, n in zip(sources, sizes, strict=True))
     return Proposal(
         kind=kind,
         domain=source.domain,
         author=source.author,
-        exemplars_1=tuple(
-            cut(other.text, len(text.split()), rng)
-            for other, text in zip(sources, exemplars_2, strict=True)
-        ),
+        exemplars_1=exemplars_1,
         exemplars_2=exemplars_2,
         text_1=first_words(candidate.opening.rest, len(candidate.text.split())),
         text_2=candidate.text,
         from_1=source.label,
         from_2=source_2,
         question=candidate.opening.text,
-        meta=dict(meta),
+        meta=meta,
     )

@@ -71,7 +71,7 @@ def cut(text: str, words: int) -> str:
 
 def load(folder: Path) -> list[Piece]:
     """Evenly spaced pieces of every author of every file, in a fixed order."""
-    pieces = []
+    pieces: list[Piece] = []
     for path in sorted(folder.glob("*.jsonl.gz")):
         works: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for place, line in lines(path):
@@ -82,8 +82,10 @@ def load(folder: Path) -> list[Piece]:
         for author, texts in sorted(works.items()):
             n = min(PER_AUTHOR, len(texts))
             for title, text in (texts[i * len(texts) // n] for i in range(n)):
-                parts = [cut(text, n) for n in (profile.EXEMPLAR_WORDS, profile.CANDIDATE_WORDS)]
+                parts = (cut(text, profile.EXEMPLAR_WORDS), cut(text, profile.CANDIDATE_WORDS))
                 pieces.append(Piece(path.name, author, title, *parts))
+    if not pieces:
+        raise InputError(f"{folder}: expected a folder with *.jsonl.gz files, found no text")
     return pieces
 
 
@@ -94,7 +96,8 @@ def short(value: float) -> float:
 
 def quantiles(values: Sequence[float]) -> tuple[float, ...]:
     """POINTS evenly spaced quantiles, linear between neighbours."""
-    return tuple(map(short, np.quantile(values, np.linspace(0, 1, POINTS))))
+    places = np.arange(POINTS) * (len(values) - 1) / (POINTS - 1)
+    return tuple(map(short, np.interp(places, np.arange(len(values)), np.sort(values))))
 
 
 def reliability(pieces: Sequence[Piece], values: Sequence[float | None]) -> float:
@@ -106,7 +109,7 @@ def reliability(pieces: Sequence[Piece], values: Sequence[float | None]) -> floa
             authors.setdefault(piece.author, {}).setdefault(piece.title, []).append(value)
     between, total = [], []  # of each author
     for authors in domains.values():
-        centre = np.mean([np.mean(sum(works.values(), [])) for works in authors.values()])
+        centre = np.mean([np.mean(np.concatenate([*works.values()])) for works in authors.values()])
         for works in authors.values():
             centred = [np.array(work) - centre for work in works.values()]
             total.append(np.mean(np.concatenate(centred) ** 2))
@@ -137,17 +140,6 @@ def stats(pieces: Sequence[Piece], values: Sequence[float | None]) -> profile.St
     )
 
 
-def gram_table(pieces: Sequence[Piece]) -> tuple[dict[str, float], float]:
-    """idf of the commonest n-grams, log(pieces / pieces with it); one idf for all the others."""
-    documents: Counter[str] = Counter()
-    for piece in pieces:
-        documents.update(profile.grams(piece.exemplar).keys())
-    common = sorted(documents.items(), key=lambda item: (-item[1], item[0]))[:GRAM_COUNT]
-    # +1: an n-gram that is in every piece keeps a little weight, so tiny corpora work too.
-    idf = {gram: short(math.log((len(pieces) + 1) / count)) for gram, count in common}
-    return idf, min(idf.values()) if len(common) < GRAM_COUNT else idf[common[-1][0]]
-
-
 def strangers(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
     """(an exemplar by an author of several works, a candidate by a stranger of its domain)."""
     rng = random.Random(SEED)
@@ -166,12 +158,15 @@ def strangers(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
 
 def build(pieces: Sequence[Piece]) -> profile.Reference:
     """The reference: the factors, the idf, and how far strangers are apart."""
-    exemplars, candidates = (
-        [measure([text]) for text in texts]
-        for texts in ([p.exemplar for p in pieces], [p.candidate for p in pieces])
-    )
+    exemplars = [measure([piece.exemplar]) for piece in pieces]
+    candidates = [measure([piece.candidate]) for piece in pieces]
     table = {f.name: stats(pieces, [m[f.name] for m in exemplars]) for f in FACTORS}
-    draft = profile.Reference(table, (0.0,), (0.0,), *gram_table(pieces))
+    documents = Counter(gram for piece in pieces for gram in profile.grams(piece.exemplar))
+    common = sorted(documents.items(), key=lambda item: (-item[1], item[0]))[:GRAM_COUNT]
+    # +1: an n-gram that is in every piece keeps a little weight, so tiny corpora work too.
+    idf = {gram: short(math.log((len(pieces) + 1) / count)) for gram, count in common}
+    rare = min(idf.values()) if len(common) < GRAM_COUNT else max(idf.values())
+    draft = profile.Reference(table, (0.0,), (0.0,), idf, rare)
     near, far = [], []
     for i, j in strangers(pieces):
         near.append(profile.ngram_similarity([pieces[i].exemplar], pieces[j].candidate, draft))

@@ -174,7 +174,7 @@ def test_builder_is_deterministic_and_refuses_in_one_line(
         for author, texts in WRITERS.items():
             for k, text in enumerate(texts[:2]):
                 out.write(json.dumps({"author": author, "title": str(k), "text": text}) + "\n")
-    monkeypatch.setattr(builder, "TRIPLES", 20)
+    monkeypatch.setattr(builder, "PAIRS", 20)
     for name in ("a.json", "b.json"):
         assert builder.main(["--corpora", str(corpora), "--out", str(tmp_path / name)]) == 0
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
@@ -191,5 +191,5 @@ def test_builder_is_deterministic_and_refuses_in_one_line(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
     assert "expected a folder with *.jsonl.gz" in said[0]
-    assert "demo.jsonl.gz:25: " in said[1]
+    assert "demo.jsonl.gz, line 25: " in said[1]
     assert not (tmp_path / "c").exists()

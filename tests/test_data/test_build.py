@@ -43,40 +43,24 @@ def files(out: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("build") / "pairs"
-    main(small(out), "the command")
+    main(small(out))
     return out
 
 
 def test_the_files_hold_what_was_asked_for(built: Path):
     pairs = {s: read(built / f"{s}.jsonl", empty=True) for s in SPLITS}  # checks the twins
-    assert {split: len(found) for split, found in pairs.items()} == {
-        "train": 30,
-        "validation": 4,
-        "test": 4,
-        "ood": 0,
-    }
+    assert [len(pairs[split]) for split in SPLITS] == [30, 4, 4, 0]
     authors = {split: {pair.author for pair in found} for split, found in pairs.items()}
-    assert not authors["train"] & authors["test"]
-    assert not authors["train"] & authors["validation"]
+    assert not authors["train"] & (authors["test"] | authors["validation"])
     for split, found in pairs.items():
         for pair, twin in zip(found[::2], found[1::2], strict=True):
             assert (pair.twin, pair.split, pair.kind) == (twin.id, split, "cross_author")
             assert 1 <= len(pair.exemplars) == len(twin.exemplars) <= 4
     assert {len(pair.exemplars) for pair in pairs["train"]} >= {1, 2, 3}
     assert sorted(file.name for file in built.iterdir()) == sorted(FILES)
-
-
-def test_the_summary_says_what_happened(built: Path):
-    facts = json.loads((built / "summary.json").read_text("utf-8"))
-    train = facts["sets"][0]
+    train = json.loads((built / "summary.json").read_text("utf-8"))["sets"][0]
     assert (train["split"], train["kind"], train["pairs"]) == ("train", "cross_author", 30)
     assert train["proposals"] == 15 + sum(train["rejected"].values())
-    assert train["accepted"] == round(15 / train["proposals"], 4)
-    assert facts["writers"]["train"] == {"demo": 8}
-    assert facts["command"] == "the command"
-    page = (built / "summary.md").read_text("utf-8")
-    assert "| train | cross_author | 30 | 30 | " in page
-    assert "| train | demo 8 |" in page
 
 
 def test_the_same_seed_gives_the_same_bytes(built: Path, tmp_path: Path):
@@ -113,32 +97,30 @@ def test_an_interrupted_build_goes_on(built, tmp_path, monkeypatch, capsys):
 
 
 def test_a_finished_build_is_left_alone(built: Path, capsys: pytest.CaptureFixture[str]):
-    before = {file.name: file.stat().st_mtime_ns for file in built.iterdir() if file.is_file()}
+    before = {file.name: file.stat().st_mtime_ns for file in built.iterdir()}
     assert run(small(built)) == 0
-    said = capsys.readouterr()
-    assert "already built" in said.err
-    assert "| train | cross_author | 30 | " in said.out
-    after = {file.name: file.stat().st_mtime_ns for file in built.iterdir() if file.is_file()}
-    assert after == before
+    assert "already built" in capsys.readouterr().err
+    assert {file.name: file.stat().st_mtime_ns for file in built.iterdir()} == before
 
 
 def test_other_settings_need_another_folder(built, tmp_path, capsys):
     before = files(built)
     assert run(small(built, seed=5)) == 2
-    assert "was built with seed 0, now got 5" in capsys.readouterr().err
+    assert "other settings (seed)" in capsys.readouterr().err
     (tmp_path / "anna").mkdir()
     (tmp_path / "anna" / "1.txt").write_text("Other writings.", "utf-8")
     assert run(small(built, corpora=tmp_path)) == 2
-    assert "was built with writings" in capsys.readouterr().err
+    assert "other settings (writings)" in capsys.readouterr().err
     assert files(built) == before
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "train.jsonl").write_text("mine", "utf-8")
-    assert run(small(tmp_path / "out")) == 2
-    assert "holds train.jsonl of something else" in capsys.readouterr().err
-    (tmp_path / "out" / "notes.txt").write_text("mine", "utf-8")
-    assert run(small(tmp_path / "out", overwrite=True)) == 0
-    assert (tmp_path / "out" / "notes.txt").read_text("utf-8") == "mine"
-    assert files(tmp_path / "out") == before
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("train.jsonl", "notes.txt"):
+        (out / name).write_text("mine", "utf-8")
+    assert run(small(out)) == 2
+    assert "holds train.jsonl" in capsys.readouterr().err
+    assert run(small(out, overwrite=True)) == 0
+    assert (out / "notes.txt").read_text("utf-8") == "mine"
+    assert files(out) == before
 
 
 def test_a_broken_chunk_is_named(tmp_path, monkeypatch, capsys):
@@ -146,7 +128,7 @@ def test_a_broken_chunk_is_named(tmp_path, monkeypatch, capsys):
     assert run(small(tmp_path)) == 130
     capsys.readouterr()
     shard = next((tmp_path / "shards").iterdir())
-    for text in ('{"pairs": [', "{}", '{"pairs": [{}]}'):
+    for text in ('{"pairs": [', '{"pairs": [{}]}'):
         shard.write_text(text, "utf-8")
         assert run(small(tmp_path)) == 2
         said = capsys.readouterr().err
@@ -171,11 +153,8 @@ def test_used_up_writings_are_said(tmp_path, monkeypatch):
         ({"eval_pairs": -2}, "--eval-pairs"),
         ({"model_pairs": 1}, "--model-pairs"),
         ({"kinds": "cross_autor"}, "--kinds"),
-        ({"kinds": " , "}, "--kinds"),
-        ({"exemplars": "0-2"}, "--exemplars"),
-        ({"exemplars": "4-1"}, "--exemplars"),
-        ({"words": "many"}, "--words"),
-        ({"exemplar_words": "10-99"}, "--exemplar-words"),
+        ({"exemplars": (0, 2)}, "--exemplars"),
+        ({"exemplars": (4, 1)}, "--exemplars"),
         ({"reuse": 0}, "--reuse"),
         ({"hold_out": ("novels",)}, "--hold-out"),
         ({"corpora": Path("/none")}, "/none"),
@@ -195,38 +174,26 @@ def test_an_error_leaves_the_folder_free(tmp_path, capsys):
     (anna / "1.txt").write_text("One writer alone.", "utf-8")
     out = tmp_path / "out"
     assert run(small(out, corpora=anna.parent)) == 2
-    assert "no other writer in the domain" in capsys.readouterr().err
+    assert "no pair could be made" in capsys.readouterr().err
     assert run(small(out, hold_out=("x",))) == 2
     assert run(small(out, hold_out=("demo",))) == 2  # nobody is left to train on
     assert "train" in capsys.readouterr().err
     assert run(small(out)) == 0
 
 
-def test_a_held_out_domain_is_the_ood_split(tmp_path):
-    config = small(tmp_path, pairs=2, hold_out=("demo",))
-    pieces = build.read_corpora(DEMO)
-    assert build.held_out(pieces, None) == ()
-    assert build.held_out(pieces, config.hold_out) == ("demo",)
-    corpus_of = build.split_corpora(pieces, 0, ("demo",))
-    sets, _ = build.build_sets(corpus_of, check_recipe(config))
-    assert {split: len(found) for split, found in sets.items()} == {
-        "train": 0,
-        "validation": 0,
-        "test": 0,
-        "ood": 4,
-    }
-    big = [build.Piece("a", "t", None, "x", domain) for domain in (*build.HELD_OUT, "other")]
-    assert build.held_out(big, None) == build.HELD_OUT
-    assert build.held_out(big[1:], None) == ()
-    assert build.held_out(big, ()) == ()
+def test_held_out_domains():
+    pieces = [build.Piece("a", "t", None, "x", domain) for domain in (*build.HELD_OUT, "other")]
+    assert build.held_out(pieces, None) == build.HELD_OUT
+    assert build.held_out(pieces[1:], None) == build.held_out(pieces, ()) == ()
+    corpus_of = build.split_corpora(build.read_corpora(DEMO), 0, ("demo",))
+    sets, _ = build.build_sets(corpus_of, check_recipe(small(Path(), pairs=2)))
+    assert [len(sets[split]) for split in SPLITS] == [0, 0, 0, 4]
 
 
 def test_kinds_share_by_weight():
     assert list(shares(6000, KINDS, 750).values()) == [3000, 750, 750, 750, 750]
-    assert shares(7, ("cross_author", "restyle"), 1) == {"cross_author": 4, "restyle": 3}
-    assert shares(7, ("cross_author",), 0) == {"cross_author": 7}
-    assert shares(5, ("minor_replacement", "restyle"), 0) == {"minor_replacement": 3, "restyle": 2}
-    assert shares(3, ("restyle",), 0) == {"restyle": 3}
+    assert list(shares(8, ("cross_author", "style_mimicking", "restyle"), 1).values()) == [4, 1, 3]
+    assert list(shares(5, ("minor_replacement", "restyle"), 0).values()) == [3, 2]
     assert all(sum(shares(n, KINDS, most).values()) == n for n in range(50) for most in (0, 2, 99))
 
 

@@ -20,7 +20,6 @@ from data.corpus import (
     cut,
     draw_exemplars,
     draw_sources,
-    draw_writer,
     find_rare_names,
     names_in,
     parts,
@@ -87,12 +86,9 @@ def test_prompts_and_outputs(tmp_path):
     ("name", "change"),
     [
         ("author", {"author": None}),
-        ("author", {"author": 3}),
         ("title", {"title": ""}),
         ("text", {"text": ["A text."]}),
-        ("question", {"question": 1}),
         ("year", {"year": "1815"}),
-        ("year", {"year": True}),
     ],
 )
 def test_a_wrong_line_is_named(name: str, change: dict[str, Any], tmp_path: Path):
@@ -106,17 +102,15 @@ def test_a_wrong_line_is_named(name: str, change: dict[str, Any], tmp_path: Path
     ("files", "name", "key"),
     [
         ({"a.json": "[1]"}, "a.json", "JSON object"),
-        ({"a.json": "{}"}, "a.json", "expected texts"),
-        ({"a.json": '{"u": {}}'}, "a.json", "field u"),
-        ({"a.json": '{"u": ["x"]}'}, "a.json", r"field u\[0\]"),
+        ({"a.json": "{}"}, "a.json", "no text"),
         ({"a.json": '{"u": [{"prompt": "x"}]}'}, "a.json", r"field u\[0\]\.output: missing"),
-        ({"a.jsonl": "\n"}, "a.jsonl", "expected a text"),
+        ({"a.jsonl": "\n"}, "a.jsonl", "no text"),
         ({"a.jsonl": "{"}, "a.jsonl", "line 1"),
         ({"a.csv": "x"}, "a.csv", "folder per writer"),
-        ({}, "none", "no such file"),
-        ({"loose/a.txt": "One."}, "loose", "none"),
+        ({}, "none", "no text"),
+        ({"loose/a.txt": "One."}, "loose", "no text"),
         ({"both/anna/a.txt": "One.", "both/x.jsonl": "{}"}, "both", "both"),
-        ({"t/x.jsonl": json.dumps(LINE), "t/x.jsonl.gz": ""}, "t", "same domain"),
+        ({"t/x.jsonl": json.dumps(LINE), "t/x.jsonl.gz": ""}, "t", "one file a domain"),
         ({"blank/anna/a.txt": " \n"}, "blank", r"a\.txt"),
     ],
 )
@@ -138,15 +132,12 @@ def numbered(n: int, words: int = 10) -> str:
 MANY = [piece(f"a{i:02}", title) for i in range(40) for title in ("x", "y")]
 
 
-def test_quotas_need_two_writers_a_split():
-    assert [quotas(n) for n in (1, 7, 8, 41, 77)] == [(0, 0), (0, 0), (2, 2), (4, 2), (7, 4)]
-
-
 def test_a_division_depends_on_the_seed_alone():
     splits = assign_splits(MANY, 3)
     assert splits == assign_splits(list(reversed(MANY)), 3)
     assert splits != assign_splits(MANY, 4)
     assert Counter(splits.values()) == {"train": 34, "test": 4, "validation": 2}
+    assert [quotas(n) for n in (7, 8, 77)] == [(0, 0), (2, 2), (7, 4)]
 
 
 def test_whole_domains_are_held_out():
@@ -244,11 +235,6 @@ def test_exemplars_of_one_work_are_from_other_sources():
     assert draw_exemplars(corpus, random.Random(0), first, 4) is None
 
 
-def test_a_split_without_writers_is_named():
-    with pytest.raises(InputError, match="ood"):
-        draw_writer(Corpus("ood", {}, {}), random.Random(0))
-
-
 def by_writers(*texts: str) -> list[Piece]:
     return [Piece(f"a{i}", "t", None, text, "d") for i, text in enumerate(texts)]
 
@@ -257,31 +243,14 @@ def test_a_rare_name_is_in_capitals_inside_sentences():
     texts = ["So I met Heathcliff and Mary. Perhaps I'm mad.", "Then Mary went. Never mind."]
     names = find_rare_names(by_writers(*texts, *["Mary, never, perhaps."] * 8))["d"]
     assert names == {"heathcliff"}  # all know Mary; the rest only open sentences
-
-
-def test_words_that_look_like_names():
     text = "On a Monday in March I was OBSESSED with DAP. The Reed grew, a reed, the reed."
-    assert find_rare_names(by_writers(text))["d"] == {"dap"}
-
-
-def test_domains_are_counted_apart():
     other = Piece("b", "t", None, "So Heathcliff ran.", "e")
-    assert find_rare_names([*by_writers("We saw Emma."), other])["e"] == {"heathcliff"}
-
-
-def test_rare_names_of_a_text():
-    assert names_in("Darcy's hat, the reed, Mr. Collins.", frozenset({"darcy", "reed"})) == {
-        "darcy"
-    }
+    assert find_rare_names([*by_writers(text), other]) == {"d": {"dap"}, "e": {"heathcliff"}}
+    assert names_in("Darcy's hat, the reed.", frozenset({"darcy", "reed"})) == {"darcy"}
 
 
 def test_surnames():
-    names = {
-        "Jane Austen": "Austen",
-        "ed-mullen": "Mullen",
-        "Martin King, Jr.": "King",
-        "zoe": "Zoe",
-    }
+    names = {"Jane Austen": "Austen", "ed-mullen": "Mullen", "Martin King, Jr.": "King"}
     assert {author: surname(author) for author in names} == names
     assert surname("u1") == surname("---") == ""
 

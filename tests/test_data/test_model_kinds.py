@@ -16,7 +16,6 @@ from data.proposals import (
     Taken,
     fault,
     pair_and_twin,
-    shared_share,
 )
 from nanopersrm.pairs import check_twins
 from nanopersrm.style.features import FACTORS, measure
@@ -75,8 +74,14 @@ def accepted(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_person_and_the_model_each_have_their_own(kind: str):
-    found = accepted(kind, corpus_of())
+    corpus, taken = corpus_of(), Taken(reuse=9)
+    found = accepted(kind, corpus)
     assert len(found) > 20
+    texts = [one.text_2 for one in found]
+    assert len(set(texts)) == len(texts)  # a text is a candidate once
+    sound = [one for one in found if fault(one, corpus, taken) is None]
+    assert len(sound) > 10
+    check_twins([pair for i, one in enumerate(sound) for pair in pair_and_twin(one, f"{i}", "ood")])
     for one in found:
         assert one.kind == kind
         work = one.from_1.split("/")[1]
@@ -107,27 +112,10 @@ def test_the_text_of_the_person_follows_the_opening_and_fits_the_length(kind: st
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_drafts_are_accepted_and_become_twins(kind: str):
-    corpus, taken = corpus_of(), Taken(reuse=9)
-    found = [one for one in accepted(kind, corpus) if fault(one, corpus, taken) is None]
-    assert len(found) > 10
-    check_twins(
-        [pair for i, one in enumerate(found) for pair in pair_and_twin(one, f"{i}", "test")]
-    )
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_text_is_a_candidate_once(kind: str):
-    texts = [one.text_2 for one in accepted(kind, corpus_of(), number=64)]
-    assert len(set(texts)) == len(texts)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         ("Here is the text.", "model: chat phrase"),
-        ("**Bold**", "model: markup"),
         ("so it was now " * 3, "model: repetition"),
     ],
 )
@@ -143,12 +131,14 @@ def test_a_persona_has_its_own_turns_and_splits_do_not_share_any():
         writer = Writer()
         found = accepted("style_randomization", corpus_of(split=split), writer)
         named[split] = {one.meta["persona"] for one in found}
-        known = {persona.name: persona for persona in personas_of(split)}
-        assert named[split] <= set(known)
+        own = {persona.name: persona for persona in personas_of(split)}
         assert {one.from_2 for one in found} == {f"model:fake:{name}" for name in named[split]}
-        shown = {tuple(zip(OPENINGS, known[n].paragraphs, strict=True)) for n in named[split]}
+        shown = {tuple(zip(OPENINGS, own[n].paragraphs, strict=True)) for n in named[split]}
         assert {request.style.turns for request in writer.requests} == shown
     assert len(named["train"]) == 2  # two cells
+    known = {split: {persona.name for persona in personas_of(split)} for split in named}
+    assert known.pop("ood") == known["test"]
+    assert sum(map(len, known.values())) == len(set().union(*known.values())) == len(PERSONAS)
     assert not named["train"] & (named["validation"] | named["test"] | named["ood"])
 
 
@@ -165,12 +155,6 @@ def test_the_imitated_passage_is_in_no_text_of_the_pair():
     turns = {request.style.turns for request in writer.requests}
     assert all(len(turn) == 1 and turn[0][0].endswith("late.") for turn in turns)
     assert len(turns) == 4  # one for each cell
-    shown = [turn[0][1] for turn in turns]
-    for one in found:
-        mine = (one.text_1, *one.exemplars_1)
-        cell = [text for text in shown if f"{one.meta['imitated'].split('/')[1]}q" in text]
-        assert cell
-        assert all(shared_share(text, tuple(cell)) == 0 for text in mine)
 
 
 def test_who_has_few_sources_gives_few_imitations():
@@ -193,12 +177,3 @@ def test_a_persona_stands_out_in_its_habits(persona: Persona):
         own = MEASURED[persona.name][habit]
         assert own is not None
         assert own >= rates[1], f"{persona.name}: {habit} {own}, others have {rates[:3]}"
-
-
-def test_personas_of_training_are_not_tested():
-    names = {
-        split: {p.name for p in personas_of(split)} for split in ("train", "validation", "test")
-    }
-    assert sum(map(len, names.values())) == len(set().union(*names.values())) == len(PERSONAS)
-    assert all(len(there) >= 2 for there in names.values())
-    assert {p.name for p in personas_of("ood")} == names["test"]

@@ -4,7 +4,7 @@ One test with the base.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -15,6 +15,7 @@ from data.kinds.model_text import (
     Prompt,
     Request,
     Style,
+    Test,
     compose,
     draw_opening,
     first_words,
@@ -41,12 +42,9 @@ def test_an_opening_is_a_sentence_and_the_rest_follows_it():
         assert f"{opening.text} {opening.rest}" in TEXT
         assert 60 <= len(opening.rest.split()) <= 60 + MOST + 10
     assert len(found - {None}) > 5
-
-
-def test_the_question_of_a_writing_is_its_opening():
-    opening = draw_opening(source(TEXT, " Why? "), 60, random.Random(0))
-    assert opening is not None
-    assert (opening.text, opening.rest) == ("Why?", TEXT)
+    asked = draw_opening(source(TEXT, " Why? "), 60, random.Random(0))
+    assert asked is not None
+    assert (asked.text, asked.rest) == ("Why?", TEXT)
 
 
 def test_what_cannot_open_is_refused():
@@ -87,7 +85,7 @@ class Script:
     def __call__(
         self,
         prompts: Sequence[Prompt],
-        tests: Sequence[Callable[[str], bool]],
+        tests: Sequence[Test],
         temperature: float,
         top_k: int,
         budget: int,
@@ -211,14 +209,10 @@ def test_a_text_that_packs_too_well_is_repetition():
     [
         (GOOD, None),
         ("Sure! " + GOOD, "model: chat phrase"),
-        ("Here is more. " + GOOD, "model: chat phrase"),
         (GOOD + " As an AI language model I cannot go on.", "model: chat phrase"),
         (GOOD + " The sentence is a paradox.", "model: chat phrase"),
-        (GOOD + " The use of the word tea is odd.", "model: chat phrase"),
-        ("Assistant: " + GOOD, "model: chat phrase"),
         (GOOD + "\n\n1. Tea\n2. Milk", "model: markup"),
         (GOOD + " <|im_end|>", "model: markup"),
-        (GOOD + " **Tea**", "model: markup"),
         (GOOD + " \U0001f600", "model: odd characters"),
         ("Too short.", "model: too short"),
         ("", "model: too short"),

@@ -38,10 +38,6 @@ PROPOSAL = Proposal(
 )
 
 
-def test_a_sound_draft_is_accepted():
-    assert fault(PROPOSAL, CORPUS, Taken()) is None
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -49,7 +45,6 @@ def test_a_sound_draft_is_accepted():
         ({"text_2": text("g", 31)}, "lengths differ"),
         ({"text_1": text("f", 14), "text_2": text("g", 14)}, "too few words"),
         ({"exemplars_2": (text("c", 14),)}, "too few words"),
-        ({"exemplars_2": (text("c"), text("c"))}, "same exemplar twice"),
         ({"exemplars_2": (text("c"), text("a"))}, "same exemplar twice"),
         ({"text_1": text("f", end="<b>stop</b>.")}, "markup"),
         ({"exemplars_1": (text("a", end="[name] came."),)}, "masked name"),
@@ -59,14 +54,6 @@ def test_a_sound_draft_is_accepted():
         ({"text_1": text("f", end="by Austen.")}, "writer's name"),
         ({"exemplars_2": (text("c", end="is Scott's."),)}, "writer's name"),
         ({"exemplars_1": (text("f", 26),)}, "passage of an exemplar"),
-        ({"exemplars_1": (text("g", 26),)}, "passage of an exemplar"),
-        (
-            {
-                "exemplars_1": (text("a", end="Heathcliff."),),
-                "text_1": text("f", end="Heathcliff!"),
-            },
-            "tell-tale name",
-        ),
         (
             {
                 "exemplars_2": (text("a", end="Heathcliff."),),
@@ -102,18 +89,13 @@ def test_what_looks_wrong_and_is_not(change: dict[str, Any]):
 
 def test_a_candidate_serves_once():
     taken = Taken()
-    assert fault(PROPOSAL, CORPUS, taken) is None
+    assert fault(replace(PROPOSAL, exemplars_1=(text("f", 26),)), CORPUS, taken) is not None
+    assert fault(PROPOSAL, CORPUS, taken) is None  # what was rejected has taken nothing
     assert fault(PROPOSAL, CORPUS, taken) == "candidate already taken"
     overlap = " ".join(PROPOSAL.text_2.split()[:12]) + " " + text("h", 12)
     again = replace(PROPOSAL, text_1=text("i"), text_2=overlap)
     assert fault(again, CORPUS, taken) == "candidate already taken"
     assert fault(replace(PROPOSAL, text_1=text("i"), text_2=text("j")), CORPUS, taken) is None
-
-
-def test_a_rejected_draft_takes_nothing():
-    taken = Taken()
-    assert fault(replace(PROPOSAL, exemplars_1=(text("f", 26),)), CORPUS, taken) is not None
-    assert fault(PROPOSAL, CORPUS, taken) is None
 
 
 def test_a_candidate_may_serve_more_often():
@@ -125,39 +107,30 @@ def test_a_candidate_may_serve_more_often():
     assert [fault(near, CORPUS, taken) for _ in range(2)] == [None, None]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[this](http://x.org).",
-        "One &amp; two.",
-        "# Title\nText.",
-        "A ```code``` span.",
-        "['A list']",
-        "A line\\nand.",
-        "Broken \ufffd letter.",
-        "The end.<|im_end|>",
-        "| a | b |\nText.",
-        "**B**.",
-    ],
-)
-def test_markup(text: str):
-    assert text_fault(text, 0) == "markup"
+def test_markup():
     for plain in ("I <3 you, 2 < 3 & 4 > 1.", "A * star * here.", "#1 [sic] (b)."):
         assert text_fault(plain, 0) is None
+    for marked in (
+        "[a](b).",
+        "One &amp; two.",
+        "# Title\nText.",
+        "A ```span```.",
+        "['A list']",
+        "A line\\nand.",
+        "Bro \ufffd ken.",
+        "End.<|im_end|>",
+        "| a | b |\nC.",
+        "**B**.",
+    ):
+        assert text_fault(marked, 0) == "markup"
 
 
 def test_pair_and_twin_have_the_same_texts_in_opposite_roles():
     pair, twin = sorted(pair_and_twin(PROPOSAL, "x-1", "test"), key=lambda p: p.author)
     assert (pair.author, twin.author) == ("Jane Austen", "Walter Scott")
     assert (pair.exemplars, twin.exemplars) == (PROPOSAL.exemplars_1, PROPOSAL.exemplars_2)
-    assert (
-        (pair.chosen, pair.chosen_from)
-        == (PROPOSAL.text_1, PROPOSAL.from_1)
-        == (
-            twin.rejected,
-            twin.rejected_from,
-        )
-    )
+    assert (twin.rejected, twin.rejected_from) == (PROPOSAL.text_1, PROPOSAL.from_1)
+    assert (pair.chosen, pair.chosen_from) == (PROPOSAL.text_1, PROPOSAL.from_1)
     assert (twin.chosen, twin.chosen_from) == (PROPOSAL.text_2, PROPOSAL.from_2)
     assert {pair.id, twin.id} == {"x-1a", "x-1b"}
     assert (pair.twin, twin.twin, pair.split) == (twin.id, pair.id, "test")

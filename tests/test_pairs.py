@@ -4,39 +4,14 @@ import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nanopersrm import InputError
 from nanopersrm.pairs import check_twins, dump, parse, read, write
 
-RECORD: dict[str, Any] = {
-    "id": "1a",
-    "twin": "1b",
-    "author": "Anna",
-    "domain": "mails",
-    "split": "train",
-    "kind": "cross_author",
-    "exemplars": ["Hi there.", "Me again."],
-    "question": "",
-    "chosen": "I'm in.",
-    "rejected": "One shall attend.",
-    "chosen_from": "Anna/1",
-    "rejected_from": "Boris/4",
-    "weight": 1.0,
-    "meta": {"year_1": None},
-}
-TWIN = RECORD | {
-    "id": "1b",
-    "twin": "1a",
-    "author": "Boris",
-    "exemplars": ["One begs to differ."],
-    "chosen": RECORD["rejected"],
-    "rejected": RECORD["chosen"],
-    "chosen_from": "Boris/4",
-    "rejected_from": "Anna/1",
-}
+EXAMPLES = Path(__file__).parent / "test_data" / "examples.json"
+RECORD, TWIN = (json.loads(EXAMPLES.read_text("utf-8"))[name] for name in ("pair", "twin"))
 
 
 def lines_of(path: Path, *records: object) -> Path:
@@ -78,28 +53,17 @@ def test_a_missing_field_is_named():
             parse({key: value for key, value in RECORD.items() if key != name}, "line 2")
 
 
-@pytest.mark.parametrize(
-    ("place", "change"),
-    [
-        ("id", {"id": 7}),
-        ("author", {"author": " "}),
-        ("twin", {"twin": None}),
-        ("question", {"question": []}),
-        ("split", {"split": "dev"}),
-        ("split", {"split": []}),
-        ("exemplars", {"exemplars": "Hi."}),
-        ("exemplars", {"exemplars": []}),
-        ("exemplars[1]", {"exemplars": ["a", 1]}),
-        ("exemplars[0]", {"exemplars": [" \n"]}),
-        ("chosen", {"chosen": ["I'm in."]}),
-        ("rejected", {"rejected": RECORD["chosen"]}),
-        ("weight", {"weight": True}),
-        ("weight", {"weight": "1"}),
-        ("weight", {"weight": -1}),
-        ("meta", {"meta": "x"}),
-    ],
-)
-def test_a_wrong_field_is_named(place: str, change: dict[str, Any], tmp_path: Path):
+WRONG = {
+    "id": [7], "author": [" "], "twin": [None], "question": [[]], "split": ["dev", []],
+    "exemplars": ["Hi.", []], "exemplars[1]": [["a", 1]], "exemplars[0]": [[" \n"]],
+    "chosen": [["I'm in."]], "rejected": [RECORD["chosen"]], "weight": [True, "1", -1],
+    "meta": ["x"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "wrong"), [(k, v) for k, own in WRONG.items() for v in own])
+def test_a_wrong_field_is_named(place: str, wrong: object, tmp_path: Path):
+    change = {place.split("[")[0]: wrong}
     path = lines_of(tmp_path / "a.jsonl", TWIN | {"id": "9", "twin": ""}, RECORD | change)
     with pytest.raises(InputError) as error:
         read(path)
@@ -151,7 +115,7 @@ def test_an_id_stands_once(tmp_path):
     "change",
     [{"id": "9"}, {"twin": "x"}, {"chosen": "A."}, {"split": "test"}, {"exemplars": ["Me again."]}],
 )
-def test_a_wrong_twin_is_named(change: dict[str, Any], tmp_path: Path):
+def test_a_wrong_twin_is_named(change: dict[str, object], tmp_path: Path):
     path = lines_of(tmp_path / "a.jsonl", RECORD, TWIN | change)
     with pytest.raises(InputError, match=r"pair '1a', field twin: "):
         read(path)

@@ -264,7 +264,6 @@ def propose(corpus: Corpus, rng: random.Random, exemplars: int) -> Proposal | Re
             if not favourites:
                 continue
             changed = swap(text, favourites)
-            check(text, changed)
             everywhere = favourites | other_favourites(text, rng)
             swapped = tuple(swap(other, everywhere) for other in others)
             if set(swapped) & set(others):
@@ -366,13 +365,3 @@ def other_favourites(text: str, rng: random.Random) -> dict[int, str]:
         for group in lexicon().groups
         if group.number not in groups
     }
-
-
-def check(before: str, after: str) -> None:
-    """3 or 4 words differ and nothing else: number of words, marks, blanks and casing hold."""
-    old, new = WORD.findall(before), WORD.findall(after)
-    changed = [(a, b) for a, b in zip(old, new, strict=False) if a != b]
-    assert len(old) == len(new), "a swap changed the number of words"
-    assert WORD.split(before) == WORD.split(after), "a swap changed marks or blanks"
-    assert CHANGES[0] <= len(changed) <= CHANGES[1], f"a swap changed other words: {changed}"
-    assert all(a[0].isupper() == b[0].isupper() for a, b in changed), f"casing: {changed}"

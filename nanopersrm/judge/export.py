@@ -59,12 +59,9 @@ def main(config: Config) -> None:
     folder = config.adapter.expanduser()
     if (folder / "adapter" / CONFIG_FILE).is_file():  # a run keeps it there
         folder /= "adapter"
-    made_for = adapter_settings.read(folder)
-    out = config.out.expanduser().resolve()
+    made_for, out = adapter_settings.read(folder), config.out.expanduser().resolve()
     if made_for is None:
-        raise InputError(
-            f"{folder}: expected {adapter_settings.FILE} beside the adapter, found none"
-        )
+        raise InputError(f"{folder}: expected {adapter_settings.FILE} beside the adapter")
     base = resolve(config.base or made_for.base, print)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: expected a new or empty folder")

@@ -2,9 +2,8 @@
 
     python -m nanopersrm.style.reference --corpora FOLDER --out factor_reference.json
 
-FOLDER holds `*.jsonl.gz`, one domain a file, a line being {"author", "title", "text", …}.
-
-Every author gives at most 12 pieces, evenly spaced, at the lengths of an exemplar and a candidate.
+FOLDER holds `*.jsonl.gz`, one domain a file, a line being {"author", "title", "text", …}. Every
+author gives at most 12 pieces, evenly spaced, at the lengths of an exemplar and a candidate.
 
     reliability = variance between authors / total variance        centred in each domain
 
@@ -89,8 +88,7 @@ def load(folder: Path) -> list[Piece]:
     return pieces
 
 
-def short(value: float) -> float:
-    """Four digits."""
+def short(value: float) -> float:  # four digits
     return float(f"{value:.4g}")
 
 
@@ -102,21 +100,20 @@ def quantiles(values: Sequence[float]) -> tuple[float, ...]:
 
 def reliability(pieces: Sequence[Piece], values: Sequence[float | None]) -> float:
     """Variance between authors over total variance, inside domains and across works (see above)."""
-    domains: dict[str, dict[str, dict[str, list[float]]]] = {}
+    domains: dict[str, dict[str, list[tuple[str, float]]]] = {}
     for piece, value in zip(pieces, values, strict=True):
         if value is not None:
             authors = domains.setdefault(piece.domain, {})
-            authors.setdefault(piece.author, {}).setdefault(piece.title, []).append(value)
+            authors.setdefault(piece.author, []).append((piece.title, value))
     between, total = [], []  # of each author
     for authors in domains.values():
-        centre = np.mean([np.mean(np.concatenate([*works.values()])) for works in authors.values()])
-        for works in authors.values():
-            centred = [np.array(work) - centre for work in works.values()]
-            total.append(np.mean(np.concatenate(centred) ** 2))
-            sums = np.array([work.sum() for work in centred])
-            sizes = np.array([work.size for work in centred])
-            if pairs := sizes.sum() ** 2 - (sizes**2).sum():
-                between.append((sums.sum() ** 2 - (sums**2).sum()) / pairs)
+        centre = np.mean([np.mean([v for _, v in own]) for own in authors.values()])
+        for own in authors.values():
+            titles, centred = np.array([t for t, _ in own]), np.array([v for _, v in own]) - centre
+            total.append(np.mean(centred**2))
+            products = np.outer(centred, centred)[titles[:, None] != titles]
+            if products.size:
+                between.append(np.mean(products))
     if not between or np.mean(total) == 0:
         return 0.0
     return float(min(1.0, max(0.0, np.mean(between)) / np.mean(total)))

@@ -4,7 +4,6 @@ import gzip
 import json
 import random
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from nanopersrm import InputError
 from nanopersrm.pairs import SPLITS
 from nanopersrm.style.text import sentences
 
+EXAMPLES = json.loads(Path(__file__).with_name("examples.json").read_text("utf-8"))
 LINE = {"author": "Jane", "title": "Emma", "year": 1815, "text": "A text."}
 
 
@@ -83,16 +83,10 @@ def test_prompts_and_outputs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("author", {"author": None}),
-        ("title", {"title": ""}),
-        ("text", {"text": ["A text."]}),
-        ("year", {"year": "1815"}),
-    ],
+    ("name", "wrong"), [("author", None), ("title", ""), ("text", ["A."]), ("year", "1815")]
 )
-def test_a_wrong_line_is_named(name: str, change: dict[str, Any], tmp_path: Path):
-    lines = json.dumps(LINE) + "\n" + json.dumps(LINE | change)
+def test_a_wrong_line_is_named(name: str, wrong: Any, tmp_path: Path):
+    lines = json.dumps(LINE) + "\n" + json.dumps(LINE | {name: wrong})
     file = plant(tmp_path, {"a.jsonl": lines}) / "a.jsonl"
     with pytest.raises(InputError, match=rf"a\.jsonl, line 2, field {name}: "):
         read_corpora(file)
@@ -109,7 +103,7 @@ def test_a_wrong_line_is_named(name: str, change: dict[str, Any], tmp_path: Path
         ({"a.csv": "x"}, "a.csv", "folder per writer"),
         ({}, "none", "no text"),
         ({"loose/a.txt": "One."}, "loose", "no text"),
-        ({"both/anna/a.txt": "One.", "both/x.jsonl": "{}"}, "both", "both"),
+        ({"b/anna/a.txt": "One.", "b/x.jsonl": json.dumps(LINE)}, "b", "got both"),
         ({"t/x.jsonl": json.dumps(LINE), "t/x.jsonl.gz": ""}, "t", "one file a domain"),
         ({"blank/anna/a.txt": " \n"}, "blank", r"a\.txt"),
     ],
@@ -147,15 +141,6 @@ def test_whole_domains_are_held_out():
     assert corpus_of["ood"].writers == [("e", "a01"), ("e", "b0"), ("e", "b1"), ("e", "b2")]
     seen = [author for split in SPLITS for _, author in corpus_of[split].writers]
     assert len(seen) == len(set(seen)) == 43  # nobody is in two splits
-
-
-def test_a_writer_of_two_domains_is_in_one_split():
-    both = MANY + [replace(p, domain="e") for p in MANY]
-    splits = assign_splits(both, 0)
-    for split, corpus in split_corpora(both, 0).items():
-        assert {author for _, author in corpus.writers} == {
-            a for a, s in splits.items() if s == split
-        }
 
 
 SENTENCE = st.builds(
@@ -255,15 +240,6 @@ def test_surnames():
     assert surname("u1") == surname("---") == ""
 
 
-@pytest.mark.parametrize(
-    ("text", "without"),
-    [
-        ("All set.\n\nThanks,\nTessa", "All set.\n\nThanks,"),
-        ("All set.\n\nThanks, Tessa Long\n", "All set.\n\nThanks,"),
-        ("All set.\n- tessa", "All set."),
-        ("Tessa came.\nI left.", "Tessa came.\nI left."),
-        ("Ask me.\nAnd then I shall ask Tessa too.", "Ask me.\nAnd then I shall ask Tessa too."),
-    ],
-)
-def test_signatures(text: str, without: str):
-    assert unsigned(text, "Tessa Long") == without
+def test_signatures():
+    for text, without in EXAMPLES["signatures"]:
+        assert unsigned(text, "Tessa Long") == without

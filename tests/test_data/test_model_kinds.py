@@ -77,6 +77,7 @@ def test_the_person_and_the_model_each_have_their_own(kind: str):
     corpus, taken = corpus_of(), Taken(reuse=9)
     found = accepted(kind, corpus)
     assert len(found) > 20
+    sources = [source.text for own in corpus.sources.values() for source in own]
     texts = [one.text_2 for one in found]
     assert len(set(texts)) == len(texts)  # a text is a candidate once
     sound = [one for one in found if fault(one, corpus, taken) is None]
@@ -88,7 +89,8 @@ def test_the_person_and_the_model_each_have_their_own(kind: str):
         assert one.from_1 == f"{one.author}/{work}"
         assert f"The {work}q" in one.text_1
         assert one.question.startswith(f"The {work}q")
-        assert one.question not in one.text_1
+        assert any(f"{one.question} {one.text_1}" in source for source in sources)
+        assert 0.8 < len(one.text_1.split()) / len(one.text_2.split()) < 1.25
         for text in one.exemplars_1:
             assert f"The {one.author}" in text
             assert work not in text
@@ -102,26 +104,9 @@ def test_the_person_and_the_model_each_have_their_own(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_text_of_the_person_follows_the_opening_and_fits_the_length(kind: str):
-    source = {s.label: s.text for own in corpus_of().sources.values() for s in own}
-    for one in accepted(kind, corpus_of()):
-        assert f"{one.question} {one.text_1}" in source[one.from_1]
-        assert 0.8 < len(one.text_1.split()) / len(one.text_2.split()) < 1.25
-        for mine, theirs in zip(one.exemplars_1, one.exemplars_2, strict=True):
-            assert 0.7 < len(mine.split()) / len(theirs.split()) < 1.3
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        ("Here is the text.", "model: chat phrase"),
-        ("so it was now " * 3, "model: repetition"),
-    ],
-)
-def test_a_text_that_fails_is_rejected_with_its_reason(kind: str, spoil: str, reason: str):
-    found = results(kind, corpus_of(), Writer(spoil))
-    assert {one.reason for one in found if isinstance(one, Rejection)} >= {reason}
+def test_a_text_that_fails_is_rejected_with_its_reason(kind: str):
+    found = results(kind, corpus_of(), Writer("Here is the text."))
+    assert Rejection("model: chat phrase") in found
     assert not [one for one in found if isinstance(one, Proposal)]
 
 

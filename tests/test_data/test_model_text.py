@@ -1,10 +1,10 @@
-"""Model text: openings, rounds and cuts with a scripted model, and every way to fail.
+"""Model text: openings, rounds and cuts with a scripted model, and every way to fail."""
 
-One test with the base.
-"""
-
+import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +15,6 @@ from data.kinds.model_text import (
     Prompt,
     Request,
     Style,
-    Test,
     compose,
     draw_opening,
     first_words,
@@ -27,6 +26,7 @@ from data.kinds.model_text import (
     without_loop,
 )
 
+EXAMPLES = json.loads(Path(__file__).with_name("examples.json").read_text("utf-8"))
 TEXT = " ".join(f"Ship {i} lay in the bay until March. Then it went {i}." for i in range(30))
 
 
@@ -82,16 +82,9 @@ class Script:
     def __init__(self, *replies: tuple[str, bool]):
         self.replies, self.calls = replies, []  # type: tuple[tuple[str, bool], ...], list
 
-    def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        tests: Sequence[Test],
-        temperature: float,
-        top_k: int,
-        budget: int,
-    ) -> list[tuple[str, bool]]:
+    def __call__(self, prompts: Sequence[Prompt], *rest: Any) -> list[tuple[str, bool]]:
         reply = self.replies[min(len(self.calls), len(self.replies) - 1)]
-        self.calls.append((list(prompts), list(tests), temperature, budget))
+        self.calls.append((list(prompts), *rest))
         return [reply for _ in prompts]
 
 
@@ -135,7 +128,7 @@ def test_a_loop_is_cut_back_and_drawn_again_from_there():
 def test_when_a_reply_is_stopped(reply: str, enough: bool):
     script = Script(("".join(LINES[:5]), False))
     compose([request(words=31)], script)
-    _, (test,), _, budget = script.calls[0]
+    _, (test,), *_, budget = script.calls[0]
     assert test(reply) is enough
     assert budget >= 31 * 1.4
 
@@ -161,68 +154,18 @@ GOOD = (
 )
 
 
-@pytest.mark.parametrize(
-    ("reply", "text"),
-    [
-        ("“Well”—he said…", '"Well" - he said...'),
-        ("one -- two – three", "one - two - three"),
-        ("from 1914–1918", "from 1914–1918"),
-        ("It’s. . . late", "It's... late"),
-        ("a line\nwrapped  here \n\n\nnext", "a line wrapped here\n\nnext"),
-        ("This:\n\n1. one\n2. two", "This:\n\n1. one\n2. two"),
-        ("  \n ", ""),
-    ],
-)
-def test_tidy(reply: str, text: str):
-    assert tidy(reply) == text
-    assert tidy(text) == text
+def test_tidy():
+    for reply, text in EXAMPLES["tidy"]:
+        assert tidy(reply) == text == tidy(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        (
-            "He sat in the sun. She saw it. He sat in the sun. More.",
-            "He sat in the sun. She saw it.",
-        ),
-        ("I was alone! So it was. I was alone! I was", "I was alone! So it was."),
-        ("One.\n\nThey had the old men and they had the old men and they had the old men.", "One."),
-        (GOOD, GOOD),
-        ("No end mark", "No end mark"),
-        ("", ""),
-    ],
-)
-def test_without_loop(text: str, kept: str):
-    assert without_loop(text) == kept
-    assert without_loop(kept) == kept
+def test_without_loop():
+    for text, kept in EXAMPLES["loops"]:
+        assert without_loop(text) == kept == without_loop(kept)
 
 
-def test_a_text_that_packs_too_well_is_repetition():
-    words = ["sun", "sea", "sky"]
-    text = " ".join(f"The {words[i % 3]} and the {words[i % 2]}." for i in range(30))
-    assert packed(text) < 0.45 < packed(GOOD)
-    assert model_fault(text, 10, 200) == "model: repetition"
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (GOOD, None),
-        ("Sure! " + GOOD, "model: chat phrase"),
-        (GOOD + " As an AI language model I cannot go on.", "model: chat phrase"),
-        (GOOD + " The sentence is a paradox.", "model: chat phrase"),
-        (GOOD + "\n\n1. Tea\n2. Milk", "model: markup"),
-        (GOOD + " <|im_end|>", "model: markup"),
-        (GOOD + " \U0001f600", "model: odd characters"),
-        ("Too short.", "model: too short"),
-        ("", "model: too short"),
-        (GOOD + " " + " ".join(f"w{i}" for i in range(99)) + ".", "model: too long"),
-        (GOOD + " It was late" * 4 + ".", "model: repetition"),
-        (GOOD + " The ships lay in the bay until the spring.", "model: echo"),
-        (GOOD + " The ships lay in the bay until then.", None),  # seven words in common
-        (GOOD + " Said the Clerk.", "model: style's name"),
-    ],
-)
+@pytest.mark.parametrize(("text", "reason"), EXAMPLES["model faults"])
 def test_reasons(text: str, reason: str | None):
     shown = ["In those years the ships lay in the bay until the spring came."]
-    assert model_fault(text, 20, 90, shown, ["clerk"]) == reason
+    assert model_fault(text.replace("<good>", GOOD), 20, 90, shown, ["clerk"]) == reason
+    assert packed("the sun and the sea and " * 9) < 0.45 < packed(GOOD)

@@ -1,6 +1,8 @@
 """Proposals: for each rule one that breaks it and nothing else; pair and twin; a coin's order."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,18 +112,8 @@ def test_a_candidate_may_serve_more_often():
 def test_markup():
     for plain in ("I <3 you, 2 < 3 & 4 > 1.", "A * star * here.", "#1 [sic] (b)."):
         assert text_fault(plain, 0) is None
-    for marked in (
-        "[a](b).",
-        "One &amp; two.",
-        "# Title\nText.",
-        "A ```span```.",
-        "['A list']",
-        "A line\\nand.",
-        "Bro \ufffd ken.",
-        "End.<|im_end|>",
-        "| a | b |\nC.",
-        "**B**.",
-    ):
+    examples = json.loads(Path(__file__).with_name("examples.json").read_text("utf-8"))
+    for marked in examples["markup"]:
         assert text_fault(marked, 0) == "markup"
 
 

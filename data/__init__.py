@@ -1,6 +1,3 @@
-"""From writings to pairs with twins.
+"""From writings to pairs with twins."""
 
-Importing any file of this folder settles threads and memory first, before anything imports torch.
-"""
-
-import kernels.process  # noqa: F401
+import kernels.process  # noqa: F401  (settles threads and memory, before anything imports torch)

@@ -220,17 +220,14 @@ def test_exemplars_of_one_work_are_from_other_sources():
     assert draw_exemplars(corpus, random.Random(0), first, 4) is None
 
 
-def by_writers(*texts: str) -> list[Piece]:
-    return [Piece(f"a{i}", "t", None, text, "d") for i, text in enumerate(texts)]
-
-
 def test_a_rare_name_is_in_capitals_inside_sentences():
     texts = ["So I met Heathcliff and Mary. Perhaps I'm mad.", "Then Mary went. Never mind."]
-    names = find_rare_names(by_writers(*texts, *["Mary, never, perhaps."] * 8))["d"]
+    many = [*texts, *["Mary, never, perhaps."] * 8]
+    names = find_rare_names([piece(f"a{i}", text=text) for i, text in enumerate(many)])["d"]
     assert names == {"heathcliff"}  # all know Mary; the rest only open sentences
     text = "On a Monday in March I was OBSESSED with DAP. The Reed grew, a reed, the reed."
-    other = Piece("b", "t", None, "So Heathcliff ran.", "e")
-    assert find_rare_names([*by_writers(text), other]) == {"d": {"dap"}, "e": {"heathcliff"}}
+    other = piece("b", text="So Heathcliff ran.", domain="e")
+    assert find_rare_names([piece("a", text=text), other]) == {"d": {"dap"}, "e": {"heathcliff"}}
     assert names_in("Darcy's hat, the reed.", frozenset({"darcy", "reed"})) == {"darcy"}
 
 

@@ -136,10 +136,7 @@ def test_when_a_reply_is_stopped(reply: str, enough: bool):
 @pytest.mark.base
 @pytest.mark.slow
 def test_the_embedded_base_continues_and_repeats_itself():
-    requests = [
-        request(f"The {thing} was sold in the spring of that year.", 12)
-        for thing in ("mill", "cow")
-    ]
+    requests = [request("The mill was sold in the spring.", 12), request("The cow was sold.", 12)]
     texts = load_continuer("smollm2-135m-instruct", 1)(requests)
     assert texts == load_continuer("smollm2-135m-instruct", 1)(requests)
     assert texts != load_continuer("smollm2-135m-instruct", 2)(requests)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.corpus import Piece, read_corpora, split_corpora
+from data.corpus import read_corpora, split_corpora
 from data.kinds.restyle import (
     BY_NAME,
     HOLDS,
@@ -25,7 +25,7 @@ from data.kinds.restyle import (
     moved,
     propose,
 )
-from data.proposals import Proposal, Rejection, pair_and_twin
+from data.proposals import Proposal, pair_and_twin
 from nanopersrm.pairs import check_twins
 from nanopersrm.style.features import measure
 from nanopersrm.style.profile import reference
@@ -166,14 +166,6 @@ def test_the_names_say_who_wrote_what(found: list[Proposal]):
         texts = (*one.exemplars_1, *one.exemplars_2, one.text_1, one.text_2)
         assert len(set(texts)) == len(texts)
         check_twins(list(pair_and_twin(one, "x", "train")))
-
-
-def test_texts_without_a_place_are_rejected():
-    pieces = [Piece("ann", f"t{k}", None, "MILK 42", "d") for k in range(3)]
-    bare = split_corpora(pieces, 0)["train"]
-    rejection = propose(bare, random.Random(0), 1)
-    assert isinstance(rejection, Rejection)
-    assert rejection.reason.startswith("no rewrite shows")
 
 
 SHORT = "It's late. I can't stay. He's not here, and they're gone."

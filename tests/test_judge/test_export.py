@@ -169,15 +169,6 @@ def test_tokenizer_of_a_gguf(pre, adds_bos, tmp_path):
     assert ids[:-1] == ([theirs.bos_token_id] if starts else [])
 
 
-def test_shards(made, tmp_path, monkeypatch):
-    base, adapter = made
-    monkeypatch.setattr(export, "SHARD_BYTES", 150_000)
-    assert run(Config(adapter, tmp_path / "out", dtype="fp32")) == 0
-    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
-    expected = live_logits(base, adapter)
-    torch.testing.assert_close(their_logits(tmp_path / "out"), expected, atol=1e-4, rtol=1e-4)
-
-
 def test_an_adapter_in_a_run_and_one_without_a_record(made, tmp_path):
     base, _ = made
     adapter = make_adapter(tmp_path / "run" / "adapter", base)

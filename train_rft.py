@@ -32,6 +32,7 @@ import tyro
 
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
+from nanopersrm.judge.adapter_settings import fingerprint
 from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
@@ -174,7 +175,6 @@ def train(
             "seconds_drawing": drawing_done - started,
             "seconds_training": time.perf_counter() - drawing_done,
         }
-        run.stop_clock()
         if not kept:
             advice = "raise --group or --temperature" if numbers["formed"] else TEACH_FORM
             run.note(f"step {step + 1} taught nothing, all groups are flat: {advice}")
@@ -237,7 +237,8 @@ def main(config: Config) -> None:
         few, tokenizer, examples, config.seed, style_evidence, reasoned=reasoned
     )
     torch.manual_seed(config.seed)
-    resolved = asdict(config) | asdict(preset) | {"texts": digest([*train_pairs, *held_out])}
+    texts, adapter = digest([*train_pairs, *held_out]), fingerprint(folder) if folder else None
+    resolved = asdict(config) | asdict(preset) | {"texts": texts, "adapter_sha256": adapter}
     lower = (
         f"--rows (now {preset.rows}), --cache-mb ({preset.cache_mb}), --budget ({preset.budget})"
     )

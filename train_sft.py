@@ -40,6 +40,7 @@ import tyro
 
 from data.build import demo_pairs
 from nanopersrm.command import exit_code
+from nanopersrm.judge.adapter_settings import fingerprint
 from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
@@ -169,7 +170,6 @@ def learn_to_judge(
             numbers = gradient(config, preset, learner, data, trees)
         lr = learning_rate(step, preset.steps, config.optim)
         numbers |= {"gradient_norm": learner.update(lr), "lr": lr}
-        run.stop_clock()
         done, facts["score"] = step + 1, None
         if done == preset.steps or (config.eval_every and done % config.eval_every == 0):
             metrics = validate(done)
@@ -223,14 +223,16 @@ def main(config: Config) -> None:
     longest = min(config.examples.longest, ModelConfig.of(base.config).context)
     examples = replace(config.examples, longest=longest)
     tokenizer = Tokenizer.load(base)
-    data = SftData(train, tokenizer, examples, config.weight, config.seed)
+    data = SftData(train, tokenizer, examples, config.seed)
     model = setup.load_model(base, preset, device, config.seed, tiny)
     lora = None if folder is None else setup.load_adapter(folder, model, config.lora)
     optim = replace(config.optim, eight_bit=config.optim.eight_bit or preset.eight_bit)
     config = replace(
         config, lora=lora.config if lora else config.lora, optim=optim, examples=examples
     )
-    resolved = asdict(config) | asdict(preset) | {"texts": digest([*train, *held_out])}
+    adapters = [fingerprint(path) for path in (folder, style_from) if path is not None]
+    texts = digest([*train, *held_out])
+    resolved = asdict(config) | asdict(preset) | {"texts": texts, "adapters": adapters}
     with Run(config, resolved, preset.warmup_steps + preset.steps, device) as run:
         run.note(
             f"{config.base} with {folder or 'a new adapter'} on {device}, "

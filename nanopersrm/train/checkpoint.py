@@ -10,7 +10,6 @@ with `weights_only=True`, which runs no code. Kept are the last few, and the bes
 
 import os
 import pickle
-import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,6 @@ import torch
 from nanopersrm import InputError
 from nanopersrm.files import reason
 
-NAME = re.compile(r"step-(\d{6,})\.pt")
 BEST = "best.pt"
 
 State = dict[str, Any]  # what a checkpoint holds; "step" at least, "score" may be None
@@ -53,15 +51,6 @@ def load_latest(folder: Path) -> State | None:
 def load_best(folder: Path) -> State | None:
     """The checkpoint with the highest score, the later of two equal ones; None without scores."""
     return _load(folder / BEST) if (folder / BEST).exists() else None
-
-
-def clear(folder: Path) -> None:
-    """Remove all checkpoints, and nothing else."""
-    try:
-        for path in [*_paths(folder), folder / BEST]:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be cleared ({reason(error)})") from error
 
 
 def empty_folder(folder: Path) -> Path:
@@ -103,19 +92,14 @@ def _write(path: Path, state: State) -> None:
 
 def _paths(folder: Path) -> list[Path]:
     """Of the checkpoints, by step."""
-    matches = [(NAME.fullmatch(path.name), path) for path in folder.glob("step-*.pt")]
-    steps = sorted((int(match[1]), path) for match, path in matches if match)
-    return [path for _, path in steps]
+    return sorted(folder.glob("step-*.pt"), key=lambda path: int(path.stem[5:]))
 
 
 def _load(path: Path) -> State:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(
             f"{path}: a damaged checkpoint ({reason(error)}); without it a run goes on from the "
             "one before"
         ) from error
-    if not isinstance(state, dict) or "step" not in state:
-        raise InputError(f"{path}: expected a checkpoint, found something else")
-    return state

@@ -6,9 +6,7 @@
 Both come from one forward over one tree: the exemplars once, under them each candidate, under the
 candidate its reply (imitation) and, beside it, a score line without reasoning (contrast). Sums, not
 means: the divisors are those of the whole step, known before its first micro-batch, so that many
-small micro-batches add up to exactly the gradient of one large one, however tokens are spread
-over them. Two micro-batches with 1 and 3 reply tokens and losses 4 and 3 * 2: the mean of the means
-would be (4 + 2) / 2 = 3; the step's loss is (4 + 6) / 4 = 2.5, as in one batch.
+small micro-batches add up to exactly the gradient of one large one.
 
 Imitation teaches to write a digit; that the right digit follows from the exemplars it hardly
 teaches, because one token in a hundred is the digit. Contrast asks for nothing else. Several
@@ -29,7 +27,7 @@ Two candidates with s = 0.693 and 0: list-wise -log(2 / 3) = 0.405, and Bradley-
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -46,31 +44,22 @@ LOWER, UPPER = slice(0, 4), slice(5, 9)  # of the nine digits: 1 to 4, and 6 to 
 
 @dataclass(frozen=True)
 class SftWeights:
-    """What counts how much."""
+    """What counts how much, beside 1 for imitation."""
 
-    imitation: float = 1.0  # weight of the mean loss of a reply token
-    pair: float = 0.5  # weight of Bradley-Terry against each rival
-    list: float = 0.5  # weight of the list-wise loss
+    pair: float = 0.5  # of Bradley-Terry against each rival
+    list: float = 0.5  # of the list-wise loss
 
     def __post_init__(self) -> None:
-        if not (all(0 <= w < math.inf for w in astuple(self)) and any(astuple(self))):
-            raise InputError(
-                "expected numbers from 0 for imitation, pair and list, and one above it, "
-                f"got {self.imitation}, {self.pair} and {self.list}"
-            )
-
-    @property
-    def contrast(self) -> bool:
-        """Whether lists of candidates are learned from."""
-        return self.pair + self.list > 0
+        if not (0 <= self.pair < math.inf and 0 <= self.list < math.inf):
+            raise InputError(f"expected numbers from 0, got pair {self.pair}, list {self.list}")
 
 
 @dataclass(frozen=True)
 class LossSums:
     """Of one micro-batch."""
 
-    imitation: Tensor  # () fp32, weighted
-    contrast: Tensor  # () fp32, weighted
+    imitation: Tensor  # () fp32
+    contrast: Tensor  # () fp32
     right: Tensor  # (lists,) bool: the writer's own candidate stands above every rival
     scores: Tensor  # (n,) the soft score of each digit, 1 to 9, without gradient
 
@@ -85,15 +74,13 @@ def loss_sums(
     """One forward over a packed batch; with gradients where adapters learn."""
     hidden = model(batch.ids, batch.layout, recompute=preset.recompute)  # (N, D)
     imitation = hidden.new_zeros((), dtype=torch.float32)
-    if len(batch.rows) and weights.imitation:
+    if len(batch.rows):
         log_probs, _ = logprob(
             hidden[batch.rows], model.head(), batch.targets, chunk_bytes=preset.chunk_mb << 20
         )
-        imitation = -weights.imitation * (batch.weights * log_probs).sum()
+        imitation = -(batch.weights * log_probs).sum()
     z = model.logits_of(hidden[batch.digit_rows], torch.tensor(digit_ids, device=hidden.device))
-    contrasted, right = contrast(
-        log_odds(z), batch.lists, batch.list_weights, weights.pair, weights.list
-    )
+    contrasted, right = contrast(log_odds(z), batch.lists, weights.pair, weights.list)
     scores = z.detach().softmax(-1) @ torch.arange(1.0, 10.0, device=z.device)  # (n,)
     return LossSums(imitation, contrasted, right, scores)
 
@@ -121,33 +108,23 @@ def reply_log_probs(
 
 def log_odds(digit_logits: Tensor) -> Tensor:
     """digit_logits (n, 9) of the digits 1 to 9 -> (n,) log-odds of upper against lower digits."""
-    assert digit_logits.ndim == 2, f"expected (n, 9), got {tuple(digit_logits.shape)}"
-    assert digit_logits.shape[1] == 9, f"expected (n, 9), got {tuple(digit_logits.shape)}"
+    assert digit_logits.shape[1:] == (9,), f"expected (n, 9), got {tuple(digit_logits.shape)}"
     z = digit_logits.float() if digit_logits.dtype.itemsize < 4 else digit_logits
     return z[:, UPPER].logsumexp(-1) - z[:, LOWER].logsumexp(-1)
 
 
 def contrast(
-    s: Tensor,
-    lists: Sequence[tuple[int, int, int]],
-    weights: Tensor,
-    pair_weight: float,
-    list_weight: float,
+    s: Tensor, lists: Sequence[tuple[int, int, int]], pair_weight: float, list_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """s (n,); lists of (first, count, chosen) into it, weights (lists,) -> the weighted sum of the
-    lists' losses (), and whether each chosen one is above every rival (lists,) bool.
-
-    A sum, not a mean, so that micro-batches add up to the whole step.
-    """
-    assert len(weights) == len(lists), f"{len(weights)} weights for {len(lists)} lists"
+    """s (n,); lists of (first, count, chosen) into it -> the sum of the lists' losses (), and
+    whether each chosen one is above every rival (lists,) bool."""
     total, right = s.new_zeros(()), []
-    for (first, count, chosen), weight in zip(lists, weights, strict=True):
-        assert 0 <= chosen < count, f"candidate {chosen} of {count}"
+    for first, count, chosen in lists:
         listed = s[first : first + count]
         rivals = torch.cat([listed[:chosen], listed[chosen + 1 :]])
         loss = list_weight * (listed.logsumexp(0) - listed[chosen])
         if count > 1:
             loss = loss - pair_weight * F.logsigmoid(listed[chosen] - rivals).mean()
-        total = total + weight * loss
+        total = total + loss
         right.append((listed[chosen] > rivals).all())
     return total, torch.stack(right) if right else s.new_zeros(0, dtype=torch.bool)

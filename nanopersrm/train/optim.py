@@ -1,10 +1,10 @@
 """From gradients to the next weights: AdamW, its learning rate, and clipping.
 
     m = β₁ m + (1 - β₁) g             v = β₂ v + (1 - β₂) g²                   β = (0.9, 0.999)
-    w = w - lr · m̂ / (√v̂ + ε) - lr · decay · w                                 m̂, v̂: without bias
+    w = w - lr · m̂ / (√v̂ + ε)                                                  m̂, v̂: without bias
 
-(Loshchilov and Hutter, arXiv 1711.05101). The learning rate climbs in a straight line to its peak
-and comes down on half a cosine:
+(Kingma and Ba, arXiv 1412.6980; AdamW without decay is Adam). The learning rate climbs in a
+straight line to its peak and comes down on half a cosine:
 
     lr
     peak      _.-._              n steps, the first w of them to warm up, s = 0, 1, …, n - 1
@@ -18,41 +18,34 @@ Before all weights move, the gradient g of all of them, as one long vector, is c
 m and v take 8 bytes a weight in fp32: 320 MB for the 40 million weights of rank 16 on a 7B base.
 `eight_bit` holds them as codes of 8 bits with a scale for every 256 (Dettmers et al., arXiv
 2110.02861), 80 MB, in memory that the driver moves to the host when the card is full.
-
-The loop sets the learning rate itself: no scheduler object remembers it.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from nanopersrm import InputError
 
-BETAS, EPS = (0.9, 0.999), 1e-8
+FLOOR = 0.1  # share of the highest learning rate that is left at the end
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     lr: float = 2e-4  # highest learning rate
     warmup: float = 0.05  # share of the steps in which it climbs
-    floor: float = 0.1  # share of the highest that is left at the end
-    weight_decay: float = 0.0  # pull towards zero
-    clip: float = 1.0  # longest gradient (0: any)
+    clip: float = 1.0  # longest gradient
     eight_bit: bool = False  # bitsandbytes' paged 8-bit AdamW, on a GPU
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"lr: expected a number above 0, got {self.lr}")
-        for name in ("warmup", "floor"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name}: expected a number from 0, got {getattr(self, name)}")
+        sound = 0 < self.lr < math.inf and 0 <= self.warmup <= 1 and 0 < self.clip < math.inf
+        if not sound:
+            raise InputError(
+                "expected lr and clip above 0 and warmup from 0 to 1, got "
+                f"{self.lr}, {self.clip} and {self.warmup}"
+            )
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
@@ -66,45 +59,33 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     if step < warm:
         return config.lr * (step + 1) / (warm + 1)
     t = (step - warm) / max(1, steps - 1 - warm)
-    return config.lr * (config.floor + (1 - config.floor) * (1 + math.cos(math.pi * t)) / 2)
+    return config.lr * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * t)) / 2)
 
 
 def make(parameters: Sequence[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW over fp32 parameters of any shape, all on one device."""
-    assert len(parameters) > 0, "expected parameters to train, got none"
-    devices = {p.device.type for p in parameters}
-    assert len(devices) == 1, f"expected parameters on one device, got {devices}"
-    assert all(p.dtype == torch.float32 for p in parameters), "expected parameters in fp32"
-    cuda = devices == {"cuda"}
-    options: dict[str, Any] = {
-        "lr": config.lr,
-        "betas": BETAS,
-        "eps": EPS,
-        "weight_decay": config.weight_decay,
-    }
+    (device,) = {p.device.type for p in parameters}
+    cuda = device == "cuda"
     if not config.eight_bit:
-        return torch.optim.AdamW(parameters, **options, fused=cuda, foreach=not cuda)
+        return torch.optim.AdamW(
+            parameters, config.lr, weight_decay=0.0, fused=cuda, foreach=not cuda
+        )
     if not cuda:
         raise InputError("--optim.eight-bit needs a GPU: expected a CUDA device, got the CPU")
     try:
         from bitsandbytes.optim import PagedAdamW8bit
     except ImportError as error:
         raise InputError(f"--optim.eight-bit needs bitsandbytes, which fails: {error}") from error
-    return PagedAdamW8bit(parameters, **options)
+    return PagedAdamW8bit(parameters, config.lr, weight_decay=0.0)
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """Cut the gradients of all parameters, taken together, to the length `limit`; 0: only measure.
+    """Cut the gradients of all parameters, taken together, to the length `limit`.
 
     Gives the length before: 5.0 for the gradients (3, 0) and (0, 4), which a limit of 1 turns into
-    (0.6, 0) and (0, 0.8). NaN or infinite where any gradient is: do not step then. This waits for
-    the GPU.
+    (0.6, 0) and (0, 0.8). NaN or infinite where any gradient is: do not step then.
     """
-    graded = [p for p in parameters if p.grad is not None]
-    length = nn.utils.get_total_norm([p.grad for p in graded if p.grad is not None])
-    if limit > 0:
-        nn.utils.clip_grads_with_norm_(graded, limit, length)
-    return float(length)
+    return float(nn.utils.clip_grad_norm_(parameters, limit))
 
 
 def update(
@@ -118,14 +99,10 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = lr
     scaler.unscale_(optimizer)
-    length = clip(_parameters(optimizer), limit)
+    length = clip([p for group in optimizer.param_groups for p in group["params"]], limit)
     if not math.isfinite(length) and not scaler.is_enabled():
         raise FloatingPointError(f"a gradient of length {length}")
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return length
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,17 +1,15 @@
 """Packing: trees of token ids, laid end to end in micro-batches without padding.
 
-A `PrefixTree` is one tree. Its prefix (instructions and exemplars) is computed once, and its
-branches (a candidate and the reply about it) continue it, or each other:
+A `PrefixTree` is a list of branches, each of which continues an earlier one or begins a text:
 
-    position   0 1 2 3 | 4 5 6 7 | 4 5 6    a prefix and two branches; reply_from 2 and 1
+    position   0 1 2 3 | 4 5 6 7 | 4 5 6    exemplars, and two candidates with replies
     row        0 1 2 3 | 4 5 6 7 | 8 9 10   11 rows, not 8 + 7 = 15
-    segment    0       | 1       | 2        parents (-1, 0, 0)
+    segment    0       | 1       | 2        parents (-1, 0, 0), reply_from (4, 2, 1)
     predicts           |   5 6   | 8 9      the row before a token of the reply predicts it
 
-`build_tree` makes the tree of a pair from whole texts, by looking for what they begin with in
-common: exemplars, under them each candidate, under the candidate a reply and a score line. With
-SmolLM2's tokenizer a prompt has 844 tokens, 496 of them exemplars, and a reply 124: two replies and
-the score lines of four candidates take 496 + 4 * 348 + 2 * 124 + 4 * 8 = 2,168 rows, not 5,344.
+`build_tree` makes the tree of a pair from whole texts, by what they begin with in common: the
+exemplars, under them each candidate, under the candidate a reply and a score line. With SmolLM2's
+tokenizer two replies and the score lines of four candidates take 2,168 rows, not 5,344.
 
 `pack` fills micro-batches with whole trees: the largest first, each into the first micro-batch that
 has room (first-fit decreasing, at most 11/9 of the fewest possible, plus one). With a budget of 10,
@@ -19,8 +17,7 @@ trees of 3, 7, 5, 4 and 1 tokens come to (7, 3) and (5, 4, 1). The heaviest micr
 first, so that a budget beyond memory fails at once. A tree beyond the budget goes alone.
 
 `batch` lays one micro-batch out for the model: flat ids, the `Layout`, which rows predict what, and
-for contrast which rows predict the digits of which list of candidates. Where the first token of a
-branch belongs to the reply, the last row of what it continues predicts it.
+for contrast which rows predict the digits of which list of candidates.
 """
 
 from collections.abc import Sequence
@@ -32,64 +29,49 @@ from torch import Tensor
 from nanopersrm.model.cache import Layout
 
 SHARED_LEAST = 16  # a shorter common beginning is not worth a segment of its own
+TAIL_WEIGHT = 4.0  # of a token in the tail of a reply, in imitation
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One continuation of a tree's prefix, or of an earlier branch; or a text without a tree."""
+    """One text, or what continues an earlier branch of its tree."""
 
     ids: tuple[int, ...]
     reply_from: int  # index of the first token of the reply; len(ids): there is none
-    weight: float = 1.0  # of each token of the reply, or of the list that it is the chosen one of
     digit_at: int = -1  # index of the token before the digit, whose row predicts it; -1: none
-    parent: int = -1  # the earlier branch that it continues; -1: the prefix
-    number: int = -1  # by which the tokens of its reply are found again in a batch
-    tail: int = 0  # so many tokens at the end of the reply ...
-    tail_weight: float = 1.0  # ... weigh so many times as much
+    parent: int = -1  # the earlier branch that it continues; -1: it begins a text
+    number: int = -1  # which reply its tokens are of, for `Batch.owners`
+    tail: int = 0  # so many tokens at the end of the reply weigh TAIL_WEIGHT
 
     @property
     def weights(self) -> list[float]:
         """Of each token of the reply."""
         n = len(self.ids) - self.reply_from
         heavy = min(self.tail, n)
-        return [self.weight] * (n - heavy) + [self.weight * self.tail_weight] * heavy
-
-    def __post_init__(self) -> None:
-        n = len(self.ids)
-        assert n, "a branch has at least one token"
-        assert 0 <= self.reply_from <= n, f"a reply from {self.reply_from} of {n} tokens"
-        assert -1 <= self.digit_at < n, f"a digit after token {self.digit_at} of {n}"
+        return [1.0] * (n - heavy) + [TAIL_WEIGHT] * heavy
 
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """A prefix and the branches that continue it."""
+    """Branches, each after the one that it continues."""
 
     name: str  # of the pair
-    prefix: tuple[int, ...]  # may be empty
     branches: tuple[Branch, ...]
     chosen: int = -1  # of the branches with a digit, which are a list, the writer's; -1: no list
 
     def __post_init__(self) -> None:
-        n = sum(branch.digit_at >= 0 for branch in self.branches)
-        assert self.branches, f"{self.name}: a tree has at least one branch"
-        sound = self.chosen == -1 or 0 <= self.chosen < n
-        assert sound, f"{self.name}: chosen {self.chosen} of {n} branches with a digit"
+        digits = sum(branch.digit_at >= 0 for branch in self.branches)
+        assert self.chosen in range(-1, digits), f"{self.name}: chosen {self.chosen} of {digits}"
         for i, branch in enumerate(self.branches):
+            n = len(branch.ids)
             assert -1 <= branch.parent < i, f"{self.name}: branch {i} continues {branch.parent}"
-            predicted = self.prefix or branch.parent >= 0 or branch.reply_from
-            assert predicted, f"{self.name}: nothing predicts the first id"
+            assert 0 <= branch.reply_from <= n > branch.digit_at, f"{self.name}: {branch}"
+            assert branch.parent >= 0 or branch.reply_from, f"{self.name}: nothing predicts an id"
 
     @property
     def tokens(self) -> int:
         """Rows that it takes."""
-        return len(self.prefix) + sum(len(branch.ids) for branch in self.branches)
-
-    @property
-    def list_weight(self) -> float:
-        """Of its list of candidates: that of the chosen one; 0 without a list."""
-        listed = [branch for branch in self.branches if branch.digit_at >= 0]
-        return listed[self.chosen].weight if self.chosen >= 0 else 0.0
+        return sum(len(branch.ids) for branch in self.branches)
 
 
 @dataclass
@@ -105,7 +87,6 @@ class Batch:
     names: tuple[str, ...]  # of its trees
     digit_rows: Tensor  # (n,) int64
     lists: list[tuple[int, int, int]]  # (first, count, chosen) of each list, in digit_rows
-    list_weights: Tensor  # (number of lists,) fp32, the weight of the chosen branch
 
 
 def build_tree(name: str, texts: Sequence[Branch], chosen: int = -1) -> PrefixTree:
@@ -113,7 +94,6 @@ def build_tree(name: str, texts: Sequence[Branch], chosen: int = -1) -> PrefixTr
 
     What is shared ends where a reply begins, and every text keeps a branch of its own.
     """
-    assert texts, f"{name}: a tree has at least one text"
     branches: list[Branch] = []
     owners: list[int] = []  # the text of each branch; -1: of several
     private_from = [  # the first id that is never shared
@@ -153,12 +133,7 @@ def build_tree(name: str, texts: Sequence[Branch], chosen: int = -1) -> PrefixTr
 
     add(list(range(len(texts))), 0, -1)
     listed = [t for t in owners if t >= 0 and texts[t].digit_at >= 0]  # in the branches' order
-    place = listed.index(chosen) if chosen >= 0 else -1
-    first = branches[0]
-    if sum(branch.parent < 0 for branch in branches) > 1 or owners[0] >= 0:
-        return PrefixTree(name, (), tuple(branches), place)
-    rest = tuple(replace(branch, parent=branch.parent - 1) for branch in branches[1:])
-    return PrefixTree(name, first.ids, rest, place)
+    return PrefixTree(name, tuple(branches), listed.index(chosen) if chosen >= 0 else -1)
 
 
 def build_trees(name: str, texts: Sequence[Branch], budget: int) -> list[PrefixTree]:
@@ -168,16 +143,13 @@ def build_trees(name: str, texts: Sequence[Branch], budget: int) -> list[PrefixT
     if tree.tokens <= budget or len(texts) == 1:
         return [tree]
     half = len(texts) // 2
-    return [
-        *build_trees(name, texts[:half], budget),
-        *build_trees(name, texts[half:], budget),
-    ]
+    return build_trees(name, texts[:half], budget) + build_trees(name, texts[half:], budget)
 
 
-def total_weights(trees: Sequence[PrefixTree]) -> tuple[float, float]:
-    """What a whole step divides by: the weight of its reply tokens, and that of its lists."""
+def total_weights(trees: Sequence[PrefixTree]) -> tuple[float, int]:
+    """What a whole step divides by: the weight of its reply tokens, and the number of its lists."""
     tokens = sum(sum(branch.weights) for tree in trees for branch in tree.branches)
-    return tokens or 1.0, sum(tree.list_weight for tree in trees) or 1.0
+    return tokens or 1.0, sum(tree.chosen >= 0 for tree in trees) or 1
 
 
 def pack(trees: Sequence[PrefixTree], budget: int) -> list[list[PrefixTree]]:
@@ -185,7 +157,6 @@ def pack(trees: Sequence[PrefixTree], budget: int) -> list[list[PrefixTree]]:
 
     The same trees in the same order give the same micro-batches.
     """
-    assert budget > 0, f"a budget of {budget} tokens"
     packs: list[list[PrefixTree]] = []
     room: list[int] = []
     for tree in sorted(trees, key=lambda tree: -tree.tokens):  # equal ones keep their order
@@ -201,37 +172,23 @@ def pack(trees: Sequence[PrefixTree], budget: int) -> list[list[PrefixTree]]:
 
 def batch(trees: Sequence[PrefixTree], device: torch.device) -> Batch:
     """Lay the trees of a micro-batch end to end."""
-    ids: list[int] = []
-    lengths: list[int] = []
-    parents: list[int] = []
-    rows: list[int] = []
-    targets: list[int] = []
+    ids, lengths, parents, rows, targets, owners, digit_rows = (list[int]() for _ in range(7))
     weights: list[float] = []
-    owners: list[int] = []
-    digit_rows: list[int] = []
     lists: list[tuple[int, int, int]] = []
-    list_weights: list[float] = []
     for tree in trees:
         if tree.chosen >= 0:
             count = sum(branch.digit_at >= 0 for branch in tree.branches)
             lists.append((len(digit_rows), count, tree.chosen))
-            list_weights.append(tree.list_weight)
-        root = -1
-        if tree.prefix:
-            root = len(lengths)
-            ids += tree.prefix
-            lengths.append(len(tree.prefix))
-            parents.append(-1)
-        ends = [len(ids)]  # of the prefix, and of each branch
-        first_segment = len(lengths)  # of the branches
+        root = len(lengths)  # the segment of the tree's first branch
+        ends: list[int] = []  # of each branch
         for branch in tree.branches:
             start, first = len(ids), branch.reply_from
+            # Row by row the token before; a first token is predicted by the last of the parent.
+            before = ends[branch.parent] - 1 if branch.parent >= 0 else -1
+            rows += [start + i - 1 if i else before for i in range(first, len(branch.ids))]
             ids += branch.ids
             lengths.append(len(branch.ids))
-            parents.append(first_segment + branch.parent if branch.parent >= 0 else root)
-            before = ends[branch.parent + 1] - 1  # the last row of what it continues
-            # Row by row the token before.
-            rows += [start + i - 1 if i else before for i in range(first, len(branch.ids))]
+            parents.append(root + branch.parent if branch.parent >= 0 else -1)
             ends.append(len(ids))
             targets += branch.ids[first:]
             weights += branch.weights
@@ -253,5 +210,4 @@ def batch(trees: Sequence[PrefixTree], device: torch.device) -> Batch:
         names=tuple(tree.name for tree in trees),
         digit_rows=int64(digit_rows),
         lists=lists,
-        list_weights=torch.tensor(list_weights, dtype=torch.float32, device=device),
     )

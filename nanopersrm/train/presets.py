@@ -56,6 +56,11 @@ class Preset:
     reply: int  # tokens of a reply, at most
 
 
+CARD = Preset(
+    True, "auto", 8192, True, False, False, 512, 24.0, steps=600, warmup_steps=150, batch_pairs=32,
+    rft_steps=300, plans=8, at_once=0, group=8, rows=128, cache_mb=3584, reply=256,
+)  # fmt: skip
+TIGHT = replace(CARD, eight_bit=True, host_embedding=True)
 PRESETS = {
     "tiny": Preset(
         False, "fp32", 2048, False, False, False, 16, None, steps=6, warmup_steps=3, batch_pairs=2,
@@ -63,24 +68,11 @@ PRESETS = {
     ),
     "cpu": Preset(
         False, "auto", 4096, False, False, False, 64, None, steps=40, warmup_steps=10,
-        batch_pairs=2,
-        rft_steps=10, plans=1, at_once=0, group=8, rows=32, cache_mb=1024, reply=160,
+        batch_pairs=2, rft_steps=10, plans=1, at_once=0, group=8, rows=32, cache_mb=1024, reply=160,
     ),
-    "24gb": Preset(
-        True, "auto", 8192, True, False, False, 512, 24.0, steps=600, warmup_steps=150,
-        batch_pairs=32,
-        rft_steps=300, plans=8, at_once=0, group=8, rows=128, cache_mb=3584, reply=256,
-    ),
-    "12gb": Preset(
-        True, "auto", 6144, True, True, True, 256, 12.0, steps=600, warmup_steps=150,
-        batch_pairs=32,
-        rft_steps=300, plans=8, at_once=0, group=8, rows=64, cache_mb=896, reply=256,
-    ),
-    "8gb": Preset(
-        True, "auto", 4096, True, True, True, 128, 8.0, steps=600, warmup_steps=150,
-        batch_pairs=32,
-        rft_steps=300, plans=8, at_once=0, group=8, rows=32, cache_mb=640, reply=256,
-    ),
+    "24gb": CARD,
+    "12gb": replace(TIGHT, budget=6144, chunk_mb=256, card_gb=12.0, rows=64, cache_mb=896),
+    "8gb": replace(TIGHT, budget=4096, chunk_mb=128, card_gb=8.0, rows=32, cache_mb=640),
 }  # fmt: skip
 
 
@@ -88,12 +80,8 @@ def preset_for(card_bytes: int | None) -> str:
     """The preset of a machine whose card has so much memory; None: no card."""
     if card_bytes is None:
         return "cpu"
-    fitting = [
-        name
-        for name, preset in PRESETS.items()
-        if preset.card_gb is not None and preset.card_gb * 0.9e9 <= card_bytes
-    ]
-    return fitting[0] if fitting else "8gb"
+    sizes = {name: preset.card_gb for name, preset in PRESETS.items() if preset.card_gb}
+    return next((name for name, gb in sizes.items() if gb * 0.9e9 <= card_bytes), "8gb")
 
 
 def resolve_preset(name: str, flags: Mapping[str, Any]) -> Preset:

@@ -16,8 +16,7 @@
 
 A run may die at any moment. A checkpoint holds masters, moments, random states and what cannot be
 computed again; what a step sees follows from its number. So a run that goes on makes, on a CPU bit
-for bit, the numbers of one that never stopped. It must have the settings that it began with: those
-that differ are named.
+for bit, the numbers of one that never stopped, if it has the settings that it began with.
 """
 
 import json
@@ -28,17 +27,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -58,7 +56,7 @@ MAY_CHANGE = frozenset(  # settings that a run may go on with changed: none move
     | {"budget", "rows", "cache_mb", "chunk_mb", "recompute"}  # but for rounding
 )
 FILE_ONLY = ("validation_", "reward_", "gap_", "kl_", "clip_", "seconds_", "groups_")
-TAIL = ("lr", "gradient_norm", "tokens_per_second", "memory_peak")  # at the end of the line
+TAIL = ("tokens_per_second", "memory_peak")  # at the end of the line
 STEPS_OF_MEAN = 20  # for the time left
 
 
@@ -72,9 +70,8 @@ class Stopped(Ending):
 class Run:
     """The folder of one run. Steps are counted from 1, over all phases.
 
-    config: of a script, with out, resume, overwrite, save_every and keep_last. settings: all that
-    decides the numbers; a resumed run must have the same, but MAY_CHANGE. resumed: the checkpoint
-    that it goes on from, or None.
+    config: of a script, with out, resume, overwrite, save_every and keep_last. settings: a resumed
+    run must have the same, but MAY_CHANGE. resumed: the checkpoint that it goes on from, or None.
     """
 
     def __init__(self, config: Any, settings: Mapping[str, Any], steps: int, device: torch.device):
@@ -89,7 +86,7 @@ class Run:
         self.settings = json.loads(json.dumps(settings, default=str))
         self.resumed = checkpoint.load_latest(self.checkpoints) if resume else None
         if resume:
-            _check_same(_settings_before(out, self.resumed), self.settings, out)
+            _check_same(self.settings, out)
             _keep_lines_before(self.metrics, (self.resumed["step"] if self.resumed else 0) + 1)
         write_json(out / "config.json", {"config": self.settings, **_environment(device)})
         self.board = _tensorboard(out)
@@ -107,11 +104,7 @@ class Run:
     def start_clock(self) -> None:
         """The next step begins now; what came before is no part of its speed."""
         self.begun = time.perf_counter()
-        self.computed: float | None = None  # seconds, once `stop_clock` has been called
-
-    def stop_clock(self) -> None:
-        """The step has computed; what follows, validation, is no part of its speed."""
-        self.computed = time.perf_counter() - self.begun
+        self.computed = self.begun  # once `Learner.update` is done; validation is no part of it
 
     def finish_step(
         self,
@@ -127,11 +120,10 @@ class Run:
         tokens: that the step computed. facts: what its phase cannot compute again; a "score" makes
         it a candidate for the best. others: adapters of earlier phases.
         """
-        seconds = self.computed or time.perf_counter() - self.begun
         self.seconds.append(time.perf_counter() - self.begun)
-        speed = {"tokens_per_second": tokens / max(seconds, 1e-9)}
-        line = {**numbers, **speed, "memory_peak": peak_memory(self.device)}
-        self._log(step, learner.phase, line)
+        speed = tokens / max(self.computed - self.begun, 1e-9)
+        line = {"tokens_per_second": speed, "memory_peak": peak_memory(self.device)}
+        self._log(step, learner.phase, {**numbers, **line})
         facts = facts or {}
         due = step % self.save_every == 0 or step == self.steps or facts.get("score") is not None
         if due or self.signal is not None:
@@ -155,7 +147,7 @@ class Run:
         write_text(self.out / "replies" / f"step-{step:06d}.txt", text)
 
     def _log(self, step: int, phase: str, numbers: Mapping[str, float]) -> None:
-        """To metrics.jsonl (null: not finite), to TensorBoard, and as an aligned line."""
+        """To metrics.jsonl (null: not finite), to TensorBoard, and as a line."""
         finite = {k: float(v) if math.isfinite(v) else None for k, v in numbers.items()}
         try:
             with open(self.metrics, "a", encoding="utf-8", newline="\n") as file:
@@ -166,17 +158,15 @@ class Run:
             for name, number in finite.items():
                 if number is not None:
                     self.board.add_scalar(f"{phase}/{name}", number, step)
-        shown = [name for name in numbers if name not in TAIL and not name.startswith(FILE_ONLY)]
-        cells = [f"{phase:<6} {step:>{len(str(self.steps))}}/{self.steps}"]
-        cells += [f"{name.removeprefix('loss_')} {numbers[name]:8.4f}" for name in shown]
-        if "lr" in numbers:
-            cells.append(f"lr {numbers['lr']:8.2e}  |g| {numbers.get('gradient_norm', 0):7.2f}")
-        left = (self.steps - step) * sum(self.seconds) / len(self.seconds)
-        cells.append(f"{numbers['tokens_per_second']:>9,.0f} tok/s")
-        cells.append(
-            f"{numbers['memory_peak'] / 1e9:6.2f} GB  {timedelta(seconds=round(left))!s:>7} left"
-        )
-        self.note("  ".join(cells))
+        left = timedelta(seconds=round((self.steps - step) * fmean(self.seconds)))
+        shown = [
+            f"{name.removeprefix('loss_')} {value:<9.4g}"
+            for name, value in numbers.items()
+            if not name.startswith((*FILE_ONLY, *TAIL))
+        ]
+        speed, memory = numbers["tokens_per_second"], numbers["memory_peak"] / 1e9
+        shown += [f"{speed:,.0f} tok/s  {memory:.2f} GB  {left} left"]
+        self.note(" ".join([f"{phase:<6}{step:>5}/{self.steps} ", *shown]))
 
     def _save(
         self, step: int, learner: "Learner", facts: Mapping[str, Any], others: Mapping[str, Lora]
@@ -187,7 +177,6 @@ class Run:
             "step": step,
             "phase": learner.phase,
             "phase_step": learner.done,
-            "settings": self.settings,
             "adapters": {phase: lora.tensors() for phase, lora in adapters.items()},
             "optimizer": learner.optimizer.state_dict(),
             "scaler": dict(learner.scaler.state_dict()),
@@ -198,15 +187,13 @@ class Run:
         checkpoint.save(self.checkpoints, state, self.keep_last)
 
     def __enter__(self) -> "Run":
-        if threading.current_thread() is threading.main_thread():  # elsewhere no handler is allowed
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.handlers[number] = signal.signal(number, self._asked_to_stop)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[number] = signal.signal(number, self._asked_to_stop)
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self.handlers = {}
+            signal.signal(number, handler)
         if self.board is not None:
             self.board.close()
 
@@ -228,19 +215,16 @@ class Learner:
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=half)
         self.optimizer = optim.make(lora.parameters(), config)
         self.names: list[str] = []  # of the examples of this step
-        if run.resumed is not None and run.resumed_in(phase):
-            self._restore(run.resumed)
+        if (state := run.resumed) is not None and run.resumed_in(phase):
+            lora.load_tensors(state["adapters"][phase])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            torch.set_rng_state(state["random"])
+            if "random_cuda" in state and model.device.type == "cuda":
+                torch.cuda.set_rng_state(state["random_cuda"], model.device)
+            self.first_step = state["phase_step"]
         self.done = self.first_step
         lora.on(model)
-
-    def _restore(self, state: checkpoint.State) -> None:
-        self.lora.load_tensors(state["adapters"][self.phase])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random"])
-        if "random_cuda" in state and self.model.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"], self.model.device)
-        self.first_step = state["phase_step"]
 
     def backward(self, loss: Tensor, names: Sequence[str]) -> None:
         """Add the gradient of a micro-batch's loss (); `names` are its examples."""
@@ -261,6 +245,7 @@ class Learner:
         self.names = []
         self.lora.refresh()
         self.lora.on(self.model)
+        self.run.computed = time.perf_counter()
         return norm
 
     def _failure(self, step: int, problem: str, names: Sequence[str]) -> InputError:
@@ -305,10 +290,9 @@ def memory_guard(advice: str):  # type: ignore[no-untyped-def]
     """Memory that runs out inside becomes one line with the advice."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise InputError(f"out of memory: {advice}") from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(error):
+    except (MemoryError, RuntimeError) as error:
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if memory or "can't allocate memory" in str(error):
             raise InputError(f"out of memory: {advice}") from error
         raise
 
@@ -342,43 +326,36 @@ def peak_memory(device: torch.device) -> int:
     """Bytes at the highest so far: of tensors on a GPU, else of this process (0 on Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:
+    if sys.platform == "win32":
         return 0
+    import resource
+
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return highest * (1 if sys.platform == "darwin" else 1024)
 
 
 def _clear(out: Path) -> None:
     """Remove what an earlier run left that this one would mix with, and nothing else."""
-    checkpoint.clear(out / "checkpoints")
+    for name in ("checkpoints", "replies", "best"):
+        shutil.rmtree(out / name, ignore_errors=True)
     try:
         for path in (*out.glob("events.out.*"), out / "metrics.jsonl"):
             path.unlink(missing_ok=True)
-        for name in ("replies", "best"):
-            shutil.rmtree(out / name, ignore_errors=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be cleared ({reason(error)})") from error
 
 
-def _settings_before(out: Path, state: checkpoint.State | None) -> dict[str, Any]:
-    """Of a run, from its checkpoint or, before there is one, from config.json."""
-    if state is not None:
-        return dict(state["settings"])
-    try:
-        return dict(json.loads((out / "config.json").read_bytes())["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{out / 'config.json'}: expected settings ({reason(error)})") from error
-
-
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+def _check_same(now: Mapping[str, Any], out: Path) -> None:
     """A run goes on with the settings it began with; all that differ are named."""
-    flat_before, flat_now = _flat(before), _flat(now)
+    file = out / "config.json"
+    try:
+        flat_before, flat_now = _flat(json.loads(file.read_bytes())["config"]), _flat(now)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{file}: expected settings ({reason(error)})") from error
     changed = [
         f"{key} {flat_before.get(key)!r} (now {flat_now.get(key)!r})"
-        for key in sorted({*flat_before, *flat_now})
-        if key not in MAY_CHANGE and flat_before.get(key) != flat_now.get(key)
+        for key in sorted({*flat_before, *flat_now} - MAY_CHANGE)
+        if flat_before.get(key) != flat_now.get(key)
     ]
     if changed:
         raise InputError(
@@ -398,13 +375,9 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 def _keep_lines_before(metrics: Path, step: int) -> None:
     """Drop the lines of steps that will be logged again, and half a line of a killed run."""
-    try:
-        data = metrics.read_bytes() if metrics.exists() else b""
-        lines = data[: data.rfind(b"\n") + 1].decode().splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["step"] < step]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{metrics}: expected JSON objects with a step ({error})") from error
-    write_text(metrics, "".join(kept))
+    lines = metrics.read_text("utf-8").splitlines(keepends=True) if metrics.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    write_text(metrics, "".join(line for line in whole if json.loads(line)["step"] < step))
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
@@ -413,12 +386,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
     return {
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(Path(__file__).resolve().parents[2]),
-        "versions": {
-            "nanopersrm": __version__,
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-        },
+        "versions": {"nanopersrm": __version__, "python": sys.version, "torch": torch.__version__},
         "device": torch.cuda.get_device_name(device) if cuda else f"cpu, {os.cpu_count()} cores",
     }
 

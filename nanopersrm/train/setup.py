@@ -62,9 +62,10 @@ def adapter_settings(
 ) -> AdapterSettings:
     """The judge.json of an adapter; base_name: as the base was named on the command line."""
     kinds = {kind: name for name, kind in weights.DTYPES.items()}
-    name = str(base.path) if Path(base_name).exists() else base_name  # to be found from any folder
+    if Path(base_name).exists():
+        base_name = str(base.path)  # to be found from any folder
     return AdapterSettings(
-        base=RANDOM if tiny else name,
+        base=RANDOM if tiny else base_name,
         base_sha256=weights_sha256(base),
         nf4=any(matrix.nf4 is not None for matrix in model.modules() if isinstance(matrix, Linear)),
         dtype=kinds[model.norm.weight.dtype],
@@ -80,11 +81,9 @@ def find_adapter(
     """The folder of the adapter to go on from, "default" being the one that comes with the base,
     and its judge.json where it has one; None: a new adapter."""
     folder = settings_file.resolve_adapter(adapter, base)
-    if folder is None:
-        if adapter is not None and str(adapter) == settings_file.DEFAULT:
-            raise InputError(f"--adapter {adapter}: no adapter comes with the base {base}")
-        return None, None
-    return folder, settings_file.read(folder)
+    if folder is None and str(adapter) == settings_file.DEFAULT:
+        raise InputError(f"--adapter {adapter}: no adapter comes with the base {base}")
+    return folder, None if folder is None else settings_file.read(folder)
 
 
 def require_adapter(
@@ -94,14 +93,14 @@ def require_adapter(
 
     None: the `default`, what train_sft.py leaves, or else the one that comes with the base.
     """
-    if adapter is None and not default.is_dir():
-        adapter = settings_file.resolve_adapter(settings_file.DEFAULT, base)
-    if adapter is None and not default.is_dir():
-        raise InputError(
-            f"expected a trained adapter in {default}, found none: run `python train_sft.py` "
-            "first, or name another one with --adapter"
-        )
-    folder, settings = find_adapter(adapter or default, base)
+    if adapter is None:
+        adapter = default if default.is_dir() else settings_file.DEFAULT
+        if settings_file.resolve_adapter(adapter, base) is None:
+            raise InputError(
+                f"expected a trained adapter in {default}, found none: run `python train_sft.py` "
+                "first, or name another one with --adapter"
+            )
+    folder, settings = find_adapter(adapter, base)
     if folder is None:
         raise InputError(f"--adapter {adapter}: expected an adapter to go on from, got none")
     return folder, settings
@@ -126,16 +125,9 @@ def check_base(
     """A note if the adapter may have been trained on another base, an error if it surely was."""
     if settings is None or folder is None:
         return None
-    if settings.base == RANDOM and not tiny:
-        raise InputError(
-            f"{folder}: this adapter was trained on {RANDOM}: say --preset tiny, or name another "
-            "one with --adapter"
-        )
-    if settings.base != RANDOM and tiny:
-        raise InputError(
-            f"{folder}: this adapter was trained on {settings.base}, and --preset tiny puts a "
-            "random model in its place: name another preset, or leave --adapter out"
-        )
+    if (settings.base == RANDOM) != tiny:
+        now = f"{RANDOM} (--preset tiny)" if tiny else base.name
+        raise InputError(f"{folder}: this adapter was trained on {settings.base}, not on {now}")
     return None if tiny else settings.same_base(folder, base)
 
 

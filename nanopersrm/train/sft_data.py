@@ -12,8 +12,7 @@ From a pair (exemplars of a writer, `chosen` by them, `rejected` not) three thin
     style       one exemplar and one more text by each of 16 writers, for `style/similarity.py`
 
 The first two share one tree (`packing.build_tree`): the exemplars once, under them each candidate,
-under the candidate its reply and its score line. Of 600 real pairs, prompts had 872 tokens of
-SmolLM2 on average, 540 of them shared by the candidates, and replies 121.
+under the candidate its reply and its score line.
 
 A reply is spelt as the judge would meet it, piece by piece, never as one text:
 
@@ -21,11 +20,10 @@ A reply is spelt as the judge would meet it, piece by piece, never as one text:
 
 The judge forces the second piece and draws the third from nine ids; a tokenizer that joins "." with
 the line break after it would otherwise make training see other ids. What stands after the thought
-is a tenth of the reply, and one slip in it makes the whole of no use: its tokens count TAIL_WEIGHT
-times.
+is a tenth of the reply, and one slip in it makes the whole of no use: its tokens are the tail that
+counts more (`packing.TAIL_WEIGHT`).
 """
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,21 +33,19 @@ import torch
 
 from nanopersrm import InputError
 from nanopersrm.judge import verdict
-from nanopersrm.judge.prompts import messages
+from nanopersrm.judge.prompts import prompt_ids
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.pairs import Pair, read, twin_pairs
 from nanopersrm.style import fusion
 from nanopersrm.style.fusion import GUESS, Cosines
-from nanopersrm.style.profile import StyleEvidence, measured_block
+from nanopersrm.style.profile import measured_block
 from nanopersrm.style.similarity import Style, StyleEvidenceFn, style_evidence_fn, writer_of
-from nanopersrm.train.objective import SftWeights
 from nanopersrm.train.packing import Branch, PrefixTree, build_tree
 from nanopersrm.train.replies import ROLES, reply
 from nanopersrm.train.run import Run
 
 PairsByAuthor = dict[str, dict[str, list[Pair]]]  # domain -> author of the exemplars -> their pairs
 HUMAN = "cross_author"  # in pairs of any other kind a rewrite or a model's text is rejected
-TAIL_WEIGHT = 4.0  # of a token from </think> on, in imitation
 STRANGERS = 64  # candidates, and as many writers, whose similarities are measured
 USUAL = 256  # texts on which mean and deviation of the states are measured
 EMBEDDED = 64  # texts embedded between two looks at whether to stop
@@ -66,34 +62,23 @@ class ExamplesConfig:
     longest: int = 2048  # tokens of prompt and reply; longer pairs are left out
 
     def __post_init__(self) -> None:
-        for name in ("rivals", "longest"):
-            if not 1 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if min(self.rivals, self.longest) < 1:
+            raise InputError(
+                f"expected numbers from 1, got rivals {self.rivals}, longest {self.longest}"
+            )
 
 
 class SftData:
     """The training pairs, and what each step has of them."""
 
     def __init__(
-        self,
-        pairs: Sequence[Pair],
-        tokenizer: Tokenizer,
-        config: ExamplesConfig,
-        weights: SftWeights,
-        seed: int,
+        self, pairs: Sequence[Pair], tokenizer: Tokenizer, config: ExamplesConfig, seed: int
     ):
-        if not weights.contrast:
-            config = replace(config, rivals=1)  # others would teach nothing
+        self.pairs = [stripped(pair) for pair in pairs]
         self.tokenizer, self.config, self.seed = tokenizer, config, seed
-        self.replies = weights.imitation > 0
-        self.pairs = [pair for pair in pairs if pair.weight > 0]  # the others count for nothing
-        if not self.pairs:
-            raise InputError(
-                f"pairs: expected some with a weight above 0, found {len(pairs)} with 0"
-            )
         self.by_author = pairs_by_author(self.pairs)
         self.style_evidence: StyleEvidenceFn | None = None  # for the prompts, see `show`
-        self.epoch, self.order = -1, list[int]()  # the latest
+        self.epoch, self.order = -1, list[Pair]()  # the latest
         self.left_out = 0  # trees that were too long
 
     def trees(self, step: int, count: int) -> list[PrefixTree]:
@@ -103,19 +88,13 @@ class SftData:
             epoch, index = divmod(place, len(self.pairs))
             if epoch != self.epoch:
                 self.epoch, self.order = epoch, epoch_order(self.pairs, self.seed, epoch)
-            trees.append(self._tree(self.pairs[self.order[index]], f"{self.seed}/{epoch}"))
+            trees.append(self._tree(self.order[index], f"{self.seed}/{epoch}"))
         self.left_out += trees.count(None)
         return [tree for tree in trees if tree is not None]
 
     def _tree(self, pair: Pair, seed: str) -> PrefixTree | None:
         return pair_tree(
-            pair,
-            self.by_author,
-            self.tokenizer,
-            self.config,
-            seed,
-            self.style_evidence,
-            self.replies,
+            pair, self.by_author, self.tokenizer, self.config, seed, self.style_evidence
         )
 
     def show(self, style: Style) -> None:
@@ -123,9 +102,8 @@ class SftData:
         writer. An error where then even the pair with the least text is too long."""
         authors = authors_by_exemplars(self.pairs)
         self.style_evidence = style_evidence_fn(self.tokenizer, style, authors)
-        shortest = min(
-            self.pairs, key=lambda p: sum(map(len, (*p.exemplars, p.chosen, p.rejected)))
-        )
+        texts = {pair.id: (*pair.exemplars, pair.chosen, pair.rejected) for pair in self.pairs}
+        shortest = min(self.pairs, key=lambda pair: sum(map(len, texts[pair.id])))
         if self._tree(shortest, "0/0") is None:
             raise InputError(
                 f"pairs: expected some whose prompt and reply have at most {self.config.longest} "
@@ -142,8 +120,6 @@ class SftData:
         """
         rng = random.Random(f"{self.seed}/style/{step}")
         domains = list(self.by_author)
-        if len({author for domain in domains for author in self.by_author[domain]}) < 2:
-            raise InputError("pairs: expected at least 2 authors to learn style from, found fewer")
         first = rng.choices(domains, [len(self.by_author[domain]) for domain in domains])[0]
         drawn_domain = [(first, author) for author in self.by_author[first]]
         rest = [(d, author) for d in domains if d != first for author in self.by_author[d]]
@@ -152,16 +128,17 @@ class SftData:
             for domain, author in rng.sample(group, len(group)):
                 if len(drawn) < writers and author not in drawn:
                     drawn[author] = rng.choice(self.by_author[domain][author])
+        if len(drawn) < 2:
+            raise InputError("pairs: expected at least 2 authors to learn style from, found 1")
 
         def cut(text: str) -> list[int]:
-            return self.tokenizer.encode(text.strip())[:tokens]
+            return self.tokenizer.encode(text)[:tokens]
 
-        pairs = list(drawn.values())
         return StyleBatch(
             authors=list(drawn),
-            exemplars=[[cut(rng.choice(pair.exemplars))] for pair in pairs],
-            candidates=[cut(pair.chosen) for pair in pairs],
-            negatives=[cut(pair.rejected) for pair in pairs if pair.kind != HUMAN],
+            exemplars=[[cut(rng.choice(pair.exemplars))] for pair in drawn.values()],
+            candidates=[cut(pair.chosen) for pair in drawn.values()],
+            negatives=[cut(pair.rejected) for pair in drawn.values() if pair.kind != HUMAN],
         )
 
     def usual_texts(self) -> list[list[int]]:
@@ -169,19 +146,17 @@ class SftData:
         rng = random.Random(f"{self.seed}/usual")
         pairs = [p for authors in self.by_author.values() for ps in authors.values() for p in ps]
         sample = rng.sample(pairs, min(USUAL, len(pairs)))
-        texts = [rng.choice([pair.chosen, *pair.exemplars]) for pair in sample]
-        return [self.tokenizer.encode(text.strip()) for text in texts]
+        return [self.tokenizer.encode(rng.choice([p.chosen, *p.exemplars])) for p in sample]
 
     def stranger_similarities(self, style: Style) -> list[float]:
         """The similarities of writers and texts by others, of the same domain."""
         rng, encode = random.Random(f"{self.seed}/strangers"), self.tokenizer.encode
         sample = [rng.choice(ps) for authors in self.by_author.values() for ps in authors.values()]
         sample = rng.sample(sample, min(STRANGERS, len(sample)))
-        exemplars = [[encode(text.strip()) for text in pair.exemplars] for pair in sample]
-        vectors = style.embed([ids for texts in exemplars for ids in texts])
-        parts = vectors.split([*map(len, exemplars)])
+        vectors = style.embed([encode(text) for pair in sample for text in pair.exemplars])
+        parts = vectors.split([len(pair.exemplars) for pair in sample])
         writers = torch.stack([writer_of(part) for part in parts])  # (n, D)
-        candidates = style.embed([encode(pair.chosen.strip()) for pair in sample])  # (n, D)
+        candidates = style.embed([encode(pair.chosen) for pair in sample])  # (n, D)
         cosines = (writers @ candidates.T).tolist()  # (n, n)
         strangers = [
             (cosines[i][j], a.domain == b.domain)
@@ -198,11 +173,13 @@ class SftData:
         if not count or not self.config.evidence:
             style.fusion = None
         elif style.fusion is not None:
-            unseen = "" if style.fusion.folds else ", also for writers whom it was fitted on"
-            run.note(f"instruments: weighed before, with the style adapter{unseen}")
+            run.note("instruments: weighed before, with the style adapter")
         else:
             run.note(f"instruments: weighing them on {min(count, len(self.pairs)):,} pairs")
-            sample = self._whole_couples(count)
+            couples, sample = twin_pairs(self.pairs), list[Pair]()
+            random.Random(f"{self.seed}/fused").shuffle(couples)
+            for couple in couples:
+                sample += couple if len(sample) < count else ()
             fused = fusion.fit(sample, self._cosines(sample, style, run))
             assert fused.loss is not None, "a fit measures it"
             style.fusion = fused if fused.loss < GUESS else None
@@ -211,15 +188,6 @@ class SftData:
                 f"instruments: {fused.loss:.2f} nats a pair by other writers, where a guess has "
                 f"{GUESS:.2f}{unused}"
             )
-
-    def _whole_couples(self, count: int) -> list[Pair]:
-        """Couples of twins, drawn until there are as many pairs."""
-        drawn = twin_pairs(self.pairs)
-        random.Random(f"{self.seed}/fused").shuffle(drawn)
-        sample: list[Pair] = []
-        for couple in drawn:
-            sample += map(stripped, couple) if len(sample) < count else []
-        return sample
 
     def _cosines(self, pairs: Sequence[Pair], style: Style, run: Run) -> Cosines:
         """The style similarities of texts of these pairs, whose vectors are computed packed."""
@@ -251,37 +219,10 @@ class StyleBatch:
     @property
     def tokens(self) -> int:
         """Of all texts."""
-        texts = [text for texts in self.exemplars for text in texts]
-        return sum(map(len, [*texts, *self.candidates, *self.negatives]))
+        return sum(map(len, sum(self.exemplars, [*self.candidates, *self.negatives])))
 
 
-def pair_tree(
-    pair: Pair,
-    by_author: PairsByAuthor,
-    tokenizer: Tokenizer,
-    config: ExamplesConfig,
-    seed: str,
-    style_evidence: StyleEvidenceFn | None,
-    replies: bool = True,
-    tail_weight: float = TAIL_WEIGHT,
-) -> PrefixTree | None:
-    """Imitation and contrast of one pair in one tree; None where it is too long.
-
-    replies: False leaves imitation out. tail_weight: of a token after the thought.
-    """
-    rng = random.Random(f"{seed}/{pair.id}/rivals")
-    pair = stripped(pair)
-    contrasted = contrast_texts(pair, by_author, tokenizer, config, rng, style_evidence)
-    imitated: list[Branch] | None = []
-    if replies:
-        imitated = imitation_texts(pair, tokenizer, config, seed, style_evidence, tail_weight)
-    if contrasted is None or imitated is None:
-        return None
-    candidates, chosen = contrasted
-    return build_tree(pair.id, [*imitated, *candidates], len(imitated) + chosen)
-
-
-# Prompts
+# One pair. Its texts are as the judge takes them, `stripped`.
 
 
 def stripped(pair: Pair) -> Pair:
@@ -303,48 +244,73 @@ def prompts_of(
 ) -> list[list[int]]:
     """What the judge would be asked about each candidate, up to the start of the reply.
 
-    candidates: by default the chosen and the rejected text. The pair is stripped already.
+    candidates: by default the chosen and the rejected text.
     """
     candidates = candidates or (pair.chosen, pair.rejected)
-    shown: list[StyleEvidence] | None = None
+    shown = None
     if style_evidence is not None and config.evidence:
         shown = style_evidence(pair.exemplars, candidates)
     prompts = []
     for i, text in enumerate(candidates):
         measured = None
         if config.evidence:
-            beside = None if shown is None else [shown[i]]
-            measured = measured_block(pair.exemplars, [text], style_evidence=beside)
-        chat = messages(pair.exemplars, [text], pair.question or None, measured=measured)
-        prompts.append(tokenizer.chat(chat, continuation=verdict.OPEN))
+            measured = measured_block(pair.exemplars, [text], shown and [shown[i]])
+        question = pair.question or None
+        prompts.append(prompt_ids(tokenizer, pair.exemplars, [text], question, (), measured))
     return prompts
 
 
-# Imitation
-
-
-def imitation_texts(
+def pair_texts(
     pair: Pair,
+    by_author: PairsByAuthor,
     tokenizer: Tokenizer,
     config: ExamplesConfig,
-    seed: int | str,
-    style_evidence: StyleEvidenceFn | None = None,
-    tail_weight: float = TAIL_WEIGHT,
-) -> list[Branch] | None:
-    """A prompt and a reply about the chosen text, and about the rejected one; None: too long."""
-    prompts = prompts_of(pair, tokenizer, config, style_evidence)
-    end = turn_end(tokenizer)
-    texts = []
-    for role, prompt in zip(ROLES, prompts, strict=True):
-        rng = random.Random(f"{seed}/{pair.id}/pointwise/{role}")
-        written = verdict.parse(reply(pair, role, rng, config.evidence), verdict.LABELS[:1])
+    seed: str,
+    style_evidence: StyleEvidenceFn | None,
+    tails: bool = True,
+) -> tuple[list[Branch], int] | None:
+    """The whole texts of a pair, and which of them is the chosen one of the list; None where a
+    prompt and its reply are too long.
+
+    First imitation, a reply about the chosen text and one about the rejected; then contrast, in
+    drawn order, of these and texts of other writers of the domain, each up to where the judge that
+    does not think draws the digit. Rivals too long are left out. tails: they count more.
+    """
+    rng = random.Random(f"{seed}/{pair.id}/rivals")
+    candidates = [pair.chosen, pair.rejected, *_rivals(pair, by_author, config.rivals - 1, rng)]
+    prompts = prompts_of(pair, tokenizer, config, style_evidence, candidates)
+    end, texts = turn_end(tokenizer), list[Branch]()
+    for role, prompt in zip(ROLES, prompts, strict=False):
+        words = random.Random(f"{seed}/{pair.id}/pointwise/{role}")
+        written = verdict.parse(reply(pair, role, words, config.evidence), verdict.LABELS[:1])
         assert written.scores is not None, f"pair {pair.id!r}: {written.problem}"
         thought = written.reasoning
         ids = [*spell(thought, written.scores[verdict.LABELS[0]], tokenizer), end]
-        tail = len(ids) - len(tokenizer.encode(thought))
-        whole = (*prompt, *ids)
-        texts.append(Branch(whole, len(prompt), pair.weight, tail=tail, tail_weight=tail_weight))
-    return texts if max(len(text.ids) for text in texts) <= config.longest else None
+        tail = len(ids) - len(tokenizer.encode(thought)) if tails else 0
+        texts.append(Branch((*prompt, *ids), len(prompt), tail=tail))
+    if max(len(text.ids) for text in texts) > config.longest:
+        return None
+    score_line = tokenizer.encode(verdict.closing("")[1])
+    lines = {text: (*prompt, *score_line) for text, prompt in zip(candidates, prompts, strict=True)}
+    listed = [text for text in candidates if len(lines[text]) <= config.longest]
+    rng.shuffle(listed)
+    sizes = [len(lines[text]) for text in listed]
+    texts += [Branch(lines[t], n, digit_at=n - 1) for t, n in zip(listed, sizes, strict=True)]
+    return texts, len(ROLES) + listed.index(pair.chosen)
+
+
+def pair_tree(
+    pair: Pair,
+    by_author: PairsByAuthor,
+    tokenizer: Tokenizer,
+    config: ExamplesConfig,
+    seed: str,
+    style_evidence: StyleEvidenceFn | None,
+    tails: bool = True,
+) -> PrefixTree | None:
+    """`pair_texts` as one tree."""
+    texts = pair_texts(pair, by_author, tokenizer, config, seed, style_evidence, tails)
+    return None if texts is None else build_tree(pair.id, *texts)
 
 
 def spell(thought: str, digit: int, tokenizer: Tokenizer) -> list[int]:
@@ -366,7 +332,21 @@ def turn_end(tokenizer: Tokenizer) -> int:
     return ends[-1]
 
 
-# Contrast
+def _rivals(pair: Pair, by_author: PairsByAuthor, count: int, rng: random.Random) -> list[str]:
+    """Texts by `count` other authors of the domain, or by as many as there are."""
+    known = [pair.chosen, pair.rejected, *pair.exemplars]  # none of these again
+    rivals: list[str] = []
+    authors = [name for name in by_author.get(pair.domain, ()) if name != pair.author]
+    for author in rng.sample(authors, len(authors)):
+        if len(rivals) == count:
+            break
+        text = rng.choice(by_author[pair.domain][author]).chosen
+        if text not in known and text not in rivals:
+            rivals.append(text)
+    return rivals
+
+
+# All pairs
 
 
 def pairs_by_author(pairs: Sequence[Pair]) -> PairsByAuthor:
@@ -377,74 +357,20 @@ def pairs_by_author(pairs: Sequence[Pair]) -> PairsByAuthor:
     return by_author
 
 
-def contrast_texts(
-    pair: Pair,
-    by_author: PairsByAuthor,
-    tokenizer: Tokenizer,
-    config: ExamplesConfig,
-    rng: random.Random,
-    style_evidence: StyleEvidenceFn | None = None,
-) -> tuple[list[Branch], int] | None:
-    """Chosen, rejected and texts of other writers of the domain, one prompt each, in drawn order;
-    and which of them is the chosen one.
-
-    Each ends where the judge that does not think draws the digit. Rivals too long are left out;
-    None when the pair itself is.
-    """
-    candidates = [pair.chosen, pair.rejected, *_rivals(pair, by_author, config.rivals - 1, rng)]
-    _, forced = verdict.closing("")
-    score_line = tokenizer.encode(forced)
-    prompts = {
-        text: prompt + score_line
-        for text, prompt in zip(
-            candidates,
-            prompts_of(pair, tokenizer, config, style_evidence, candidates),
-            strict=True,
-        )
-    }
-    fitting = [text for text in candidates if len(prompts[text]) <= config.longest]
-    if fitting[:2] != candidates[:2]:
-        return None
-    rng.shuffle(fitting)
-    texts = []
-    for text in fitting:
-        n = len(prompts[text])
-        texts.append(Branch(tuple(prompts[text]), n, pair.weight, digit_at=n - 1))
-    return texts, fitting.index(pair.chosen)
-
-
-def _rivals(pair: Pair, by_author: PairsByAuthor, count: int, rng: random.Random) -> list[str]:
-    """Texts by `count` other authors of the domain, or by as many as there are."""
-    known = [pair.chosen, pair.rejected, *pair.exemplars]  # none of these again
-    rivals: list[str] = []
-    authors = [name for name in by_author.get(pair.domain, ()) if name != pair.author]
-    for author in rng.sample(authors, len(authors)):
-        if len(rivals) == count:
-            break
-        text = rng.choice(by_author[pair.domain][author]).chosen.strip()
-        if text not in known and text not in rivals:
-            rivals.append(text)
-    return rivals
-
-
 def authors_by_exemplars(pairs: Sequence[Pair]) -> dict[tuple[str, ...], str]:
     """Whose the exemplars are: the fusion that prompts show must not have seen them."""
     return {stripped(pair).exemplars: pair.author for pair in pairs}
 
 
-# Order and split
-
-
-def epoch_order(pairs: Sequence[Pair], seed: int, epoch: int) -> list[int]:
-    """The order of an epoch, as indices: couples of twins are shuffled, a couple stays together.
+def epoch_order(pairs: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
+    """The pairs in the order of an epoch: couples of twins are shuffled, a couple stays together.
 
     A step then sees both verdicts about the same two texts, and what a text says on its own,
     without the exemplars, cancels out of the gradient. Give a step an even number of pairs.
     """
-    place = {pair.id: i for i, pair in enumerate(pairs)}
     order = twin_pairs(pairs)
     random.Random(f"{seed}/order/{epoch}").shuffle(order)
-    return [place[pair.id] for couple in order for pair in couple]
+    return [pair for couple in order for pair in couple]
 
 
 def split_pairs(
@@ -465,9 +391,9 @@ def hold_out(pairs: Sequence[Pair], seed: int, share: float) -> tuple[list[Pair]
     """Pairs to train on, and pairs by other authors to validate on.
 
     As the pairs say, where some are of the split "validation". Otherwise a `share` of the authors
-    of the training pairs is held out, at least one, and one of their twins' authors if else no pair
-    would be left with its twin. A pair whose twin is on the other side goes out. Where fewer than
-    two authors would be left to train on, there is nothing to validate on.
+    of the training pairs is held out, and a twin's author with the first of them, so that some
+    pairs keep their twin. A pair whose twin is on the other side goes out. Where fewer than two
+    authors would be left to train on, there is nothing to validate on.
     """
     train = [pair for pair in pairs if pair.split == "train"]
     validation = [pair for pair in pairs if pair.split == "validation"]
@@ -479,17 +405,13 @@ def hold_out(pairs: Sequence[Pair], seed: int, share: float) -> tuple[list[Pair]
     twin_author = {pair.author: author_of.get(pair.twin, pair.author) for pair in train}
     authors = sorted(twin_author)
     random.Random(f"{seed}/held out").shuffle(authors)
-    held = set(authors[: max(1, round(share * len(authors)))])
-
-    def sides() -> tuple[list[Pair], list[Pair]]:
-        both: tuple[list[Pair], list[Pair]] = ([], [])
-        for pair in train:
-            inside = pair.author in held
-            if inside == (author_of.get(pair.twin, pair.author) in held):
-                both[inside].append(pair)
-        return both
-
-    if not sides()[1]:
-        held.add(twin_author[authors[0]])
-    left, out = sides()
+    held = {*authors[: max(1, round(share * len(authors)))], twin_author[authors[0]]}
+    left, out = (
+        [
+            pair
+            for pair in train
+            if (pair.author in held) == (author_of.get(pair.twin, pair.author) in held) == side
+        ]
+        for side in (False, True)
+    )
     return (left, out) if out and len({pair.author for pair in left}) > 1 else (train, [])

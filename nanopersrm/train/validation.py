@@ -36,6 +36,7 @@ from nanopersrm.train.sft_data import ExamplesConfig, pair_tree, prompts_of, str
 WRITTEN = 8  # free replies
 REPLY_TOKENS = 256  # budget of a free reply
 REASONING = 160  # tokens before a score, as the judge's own budget
+ROOM = REASONING + FORCED_ROOM
 AT_ONCE = 16  # replies written side by side, fewer where their keys and values find no room
 RULE = f"\n\n{'=' * 80}\n\n"  # between two of them
 
@@ -58,36 +59,33 @@ class Metrics:
 
     def numbers(self) -> dict[str, float]:
         """For the log."""
-        names = ("loss", "accuracy", "well_formed", "twins", "reasoned", "reasoned_twins")
-        values = {name: getattr(self, name) for name in (*names, "quotes", "claims")}
+        counts = ("pairs", "replies", "reasoned_pairs")
         return {
             f"validation_{name}": value
-            for name, value in values.items()
-            if self.pairs and value is not None
+            for name, value in vars(self).items()
+            if self.pairs and value is not None and name not in counts
         }
 
     def summary(self) -> str:
         """In a line."""
         if not self.pairs:
             return "no validation pairs to judge"
-        parts = [f"{self.accuracy:.1%} of {self.pairs} validation pairs"]
-        if self.twins is not None:
-            parts[0] += f" ({self.twins:.0%} of the twins)"
-        if self.reasoned is not None:
-            parts.append(f"after reasoning {self.reasoned:.1%} of {self.reasoned_pairs}")
-        parts.append(f"{self.well_formed:.0%} of {self.replies} replies well formed")
-        if self.quotes is not None:
-            parts.append(f"{self.quotes:.0%} of quotes verbatim")
-        if self.claims is not None:
-            parts.append(f"{self.claims:.0%} of claims true")
-        return ", ".join([*parts, f"{self.loss:.3f} nats a reply token"])
+        shares = {
+            "{:.1%} of the pairs": self.accuracy,
+            "{:.0%} of the twins": self.twins,
+            f"after reasoning {{:.1%}} of {self.reasoned_pairs}": self.reasoned,
+            f"{{:.0%}} of {self.replies} replies well formed": self.well_formed,
+            "{:.0%} of quotes verbatim": self.quotes,
+            "{:.0%} of claims true": self.claims,
+            "{:.3f} nats a reply token": self.loss,
+        }
+        parts = [text.format(share) for text, share in shares.items() if share is not None]
+        return f"{self.pairs} validation pairs: {', '.join(parts)}"
 
 
 class ValidationSet:
-    """Validation pairs as trees and prompts, made once.
-
-    replies: answered freely, at this temperature; reasoned: pairs judged after reasoning as well.
-    """
+    """Validation pairs as trees and prompts, made once; `reasoned` of them are judged after
+    reasoning as well."""
 
     def __init__(
         self,
@@ -96,31 +94,27 @@ class ValidationSet:
         config: ExamplesConfig,
         seed: int,
         style_evidence: StyleEvidenceFn | None,
-        replies: int = WRITTEN,
         reasoned: int = 0,
-        temperature: float = 1.0,
     ):
-        self.tokenizer, self.seed, self.temperature = tokenizer, seed, temperature
+        self.tokenizer, self.seed = tokenizer, seed
         pairs = [stripped(pair) for pair in pairs]
         self.twins = {pair.id: pair.twin for pair in pairs}
-        config = replace(config, rivals=1)
+        two = replace(config, rivals=1)
         trees = [
-            pair_tree(pair, {}, tokenizer, config, f"{seed}/exam", style_evidence, tail_weight=1.0)
+            pair_tree(pair, {}, tokenizer, two, f"{seed}/exam", style_evidence, tails=False)
             for pair in pairs
         ]
         self.trees = [tree for tree in trees if tree is not None]
         self.reasoned: dict[str, list[list[int]]] = {}  # pair -> its prompts
-        for pair in pairs[:reasoned]:
-            prompts = prompts_of(pair, tokenizer, config, style_evidence)
-            if max(map(len, prompts)) + REASONING + FORCED_ROOM <= config.longest:
-                self.reasoned[pair.id] = prompts
         self.prompts: list[list[int]] = []  # answered freely
         self.texts: list[tuple[tuple[str, ...], str]] = []  # exemplars and candidate of each prompt
-        for i, pair in enumerate(pairs[:replies]):
+        for i, pair in enumerate(pairs[: max(reasoned, WRITTEN)]):
+            prompts = prompts_of(pair, tokenizer, config, style_evidence)
+            if i < reasoned and max(map(len, prompts)) + ROOM <= config.longest:
+                self.reasoned[pair.id] = prompts
             role = i % len(ROLES)
-            prompt = prompts_of(pair, tokenizer, config, style_evidence)[role]
-            if len(prompt) <= config.longest:
-                self.prompts.append(prompt)
+            if i < WRITTEN and len(prompts[role]) <= config.longest:
+                self.prompts.append(prompts[role])
                 self.texts.append((pair.exemplars, getattr(pair, ROLES[role])))
 
     @torch.no_grad()
@@ -147,8 +141,8 @@ class ValidationSet:
             reasoned=sum(reasoned.values()) / len(reasoned) if reasoned else None,
             reasoned_twins=both_right(reasoned, self.twins),
             reasoned_pairs=len(reasoned),
-            quotes=_share((report.quotes_true, report.quotes) for report in reports),
-            claims=_share((report.claims_true, report.claims) for report in reports),
+            quotes=_share((r.quotes_true for r in reports), (r.quotes for r in reports)),
+            claims=_share((r.claims_true for r in reports), (r.claims for r in reports)),
         )
         pages = [
             self.tokenizer.decode(prompt).removesuffix(verdict.OPEN) + reply
@@ -168,13 +162,13 @@ class ValidationSet:
             scores = sums.scores.tolist()
             for tree, (first, count, chosen) in zip(micro, packed.lists, strict=True):
                 listed = scores[first : first + count]
-                others = listed[:chosen] + listed[chosen + 1 :]
-                right[tree.name] = all(listed[chosen] > score for score in others)
+                rivals = listed[:chosen] + listed[chosen + 1 :]
+                right[tree.name] = listed[chosen] > max(rivals)
         return right, loss / max(weight, 1.0)
 
     def _write(self, model: Model, preset: Preset) -> list[str]:
         """Free replies to the prompts, which ask about one candidate each."""
-        config = SamplingConfig(self.temperature, max_new=REPLY_TOKENS, seed=self.seed)
+        config = SamplingConfig(1.0, max_new=REPLY_TOKENS, seed=self.seed)
         drawn, slots = [], slots_of(model, preset.cache_mb)
         for part in side_by_side(self.prompts, 1, REPLY_TOKENS, AT_ONCE, slots):
             prompts = self.prompts[part.start : part.stop]
@@ -190,7 +184,7 @@ class ValidationSet:
         prompts = [prompt for both in self.reasoned.values() for prompt in both]
         config = AnswerConfig(think_tokens=REASONING)
         answers, slots = [], slots_of(model, preset.cache_mb)
-        for part in side_by_side(prompts, 1, REASONING + FORCED_ROOM, AT_ONCE, slots):
+        for part in side_by_side(prompts, 1, ROOM, AT_ONCE, slots):
             group = prompts[part.start : part.stop]
             answers += [first for (first,) in answer(model, self.tokenizer, group, 1, config)]
         scores = [verdict.soft_score(reply.digits) for reply in answers]
@@ -203,7 +197,7 @@ def both_right(right: Mapping[str, bool], twins: Mapping[str, str]) -> float | N
     return sum(right[a] and right[b] for a, b in couples) / len(couples) if couples else None
 
 
-def _share(counts: Iterable[tuple[int, int]]) -> float | None:
-    """(true, all) of each reply -> the share of all that is true; None where nothing was said."""
-    true, every = map(sum, zip((0, 0), *counts, strict=True))
-    return true / every if every else None
+def _share(true: Iterable[int], counts: Iterable[int]) -> float | None:
+    """Of what was said in all replies, how much is true; None where nothing was."""
+    count = sum(counts)
+    return sum(true) / count if count else None

@@ -22,9 +22,8 @@ from nanopersrm.train.presets import PRESETS
 V = 131  # of the tiny models
 PRESET = PRESETS["tiny"]
 DIGITS = tuple(range(40, 49))
-CONFIG = SftWeights(0.8, 0.3, 0.6)
+CONFIG = SftWeights(0.3, 0.6)
 LISTS = [(0, 4, 2), (4, 1, 0), (5, 2, 1), (8, 3, 0)]  # one candidate alone; 7 is of no list
-WEIGHTS = [1.0, 3.0, 0.5, 2.0]
 Loss = tuple[float, float, list[bool], list[float], list[torch.Tensor]]
 
 
@@ -34,22 +33,15 @@ def random(*shape: int, seed: int = 0, spread: float = 2.0) -> Tensor:
     )
 
 
-def slowly(
-    s: list[float],
-    lists: list[tuple[int, int, int]],
-    weights: list[float],
-    pair: float,
-    listed: float,
-) -> float:
+def slowly(s: list[float], pair: float, listed: float) -> float:
     """Both losses with probabilities and nothing else."""
     total = 0.0
-    for (first, count, chosen), weight in zip(lists, weights, strict=True):
+    for first, count, chosen in LISTS:
         own = s[first : first + count]
         share = math.exp(own[chosen]) / sum(math.exp(x) for x in own)
         rivals = [x for k, x in enumerate(own) if k != chosen]
         lost = [-math.log(1 / (1 + math.exp(x - own[chosen]))) for x in rivals]
-        mean = sum(lost) / len(lost) if lost else 0.0
-        total += weight * (listed * -math.log(share) + pair * mean)
+        total += listed * -math.log(share) + pair * (sum(lost) / len(lost) if lost else 0.0)
     return total
 
 
@@ -58,14 +50,11 @@ def test_the_worked_example():
     z[1, 8] = math.log(5)
     s = log_odds(z)
     assert s.tolist() == pytest.approx([0.0, math.log(2)], abs=1e-6)
-    ones = torch.ones(1)
     for weights in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
-        loss, right = contrast(s, [(0, 2, 1)], ones, *weights)
+        loss, right = contrast(s, [(0, 2, 1)], *weights)
         assert float(loss) == pytest.approx(math.log(3 / 2), abs=1e-6)  # 0.405
         assert right.tolist() == [True]
-    assert float(contrast(s, [(0, 2, 0)], ones, 1.0, 0.0)[0]) == pytest.approx(
-        math.log(3), abs=1e-6
-    )
+    assert float(contrast(s, [(0, 2, 0)], 1.0, 0.0)[0]) == pytest.approx(math.log(3), abs=1e-6)
 
 
 def test_five_takes_no_side():
@@ -80,8 +69,8 @@ def test_five_takes_no_side():
 @pytest.mark.parametrize(("pair", "listed"), [(1.0, 0.0), (0.0, 1.0), (0.3, 0.9)])
 def test_equals_plain_loops(pair, listed):
     s = random(11)
-    loss, right = contrast(s, LISTS, torch.tensor(WEIGHTS), pair, listed)
-    assert float(loss) == pytest.approx(slowly(s.tolist(), LISTS, WEIGHTS, pair, listed), rel=1e-9)
+    loss, right = contrast(s, LISTS, pair, listed)
+    assert float(loss) == pytest.approx(slowly(s.tolist(), pair, listed), rel=1e-9)
     own = s.tolist()
     assert right.tolist() == [
         all(own[first + chosen] > own[first + k] for k in range(count) if k != chosen)
@@ -90,10 +79,8 @@ def test_equals_plain_loops(pair, listed):
 
 
 def test_gradients_against_finite_differences():
-    weights = torch.tensor(WEIGHTS, dtype=torch.float64)
-
     def loss(z: Tensor) -> Tensor:
-        return contrast(log_odds(z), LISTS, weights, 0.4, 0.7)[0]
+        return contrast(log_odds(z), LISTS, 0.4, 0.7)[0]
 
     z = random(11, 9).requires_grad_()
     assert torch.autograd.gradcheck(loss, (z,))
@@ -121,7 +108,7 @@ def lora(model):
     lora.off(model)
 
 
-def texts_of(n: int, weight: float, replies: int = 2) -> tuple[list[Branch], int]:
+def texts_of(n: int, replies: int = 2) -> tuple[list[Branch], int]:
     """Replies about the first candidates and a score line about each of 2 + n; the chosen one."""
     random = torch.Generator().manual_seed(n)
 
@@ -132,16 +119,14 @@ def texts_of(n: int, weight: float, replies: int = 2) -> tuple[list[Branch], int
     for k in range(2 + n):
         prompt = exemplars + some(17 + k)
         if k < replies:
-            reply = some(5 + n)
-            texts.append(Branch(prompt + reply, len(prompt), weight))
+            texts.append(Branch(prompt + some(5 + n), len(prompt), tail=2))
         line = (*prompt, 7, 8)
-        texts.append(Branch(line, len(line), weight, len(line) - 1))
+        texts.append(Branch(line, len(line), len(line) - 1))
     return texts, len(texts) - 1
 
 
-def tree(n: int, weight: float = 1.0, name: str = "") -> PrefixTree:
-    texts, chosen = texts_of(n, weight)
-    return build_tree(name or f"pair {n}", texts, chosen)
+def tree(n: int) -> PrefixTree:
+    return build_tree(f"pair {n}", *texts_of(n))
 
 
 def step(model: Model, lora: Lora, trees: list[PrefixTree], budget: int, **changes: Any) -> Loss:
@@ -152,14 +137,14 @@ def step(model: Model, lora: Lora, trees: list[PrefixTree], budget: int, **chang
     scores: dict[str, list[float]] = {}
     for micro in pack(trees, budget):
         packed = batch(micro, CPU)
-        found = loss_sums(model, packed, DIGITS, CONFIG, replace(PRESET, **changes))
-        (found.imitation / tokens + found.contrast / lists).backward()
-        imitated += found.imitation.item() / tokens
-        contrasted += found.contrast.item() / lists
-        assert found.scores.shape == packed.digit_rows.shape
-        for one, is_right, (first, count, _) in zip(micro, found.right, packed.lists, strict=True):
+        sums = loss_sums(model, packed, DIGITS, CONFIG, replace(PRESET, **changes))
+        (sums.imitation / tokens + sums.contrast / lists).backward()
+        imitated += sums.imitation.item() / tokens
+        contrasted += sums.contrast.item() / lists
+        assert sums.scores.shape == packed.digit_rows.shape
+        for one, is_right, (first, count, _) in zip(micro, sums.right, packed.lists, strict=True):
             right[one.name] = bool(is_right)
-            scores[one.name] = found.scores[first : first + count].tolist()
+            scores[one.name] = sums.scores[first : first + count].tolist()
     gradients = []
     for part in lora.parameters():
         assert part.grad is not None
@@ -187,56 +172,41 @@ def same(one: Loss, other: Loss) -> None:
 
 def test_equals_plain_forwards_of_whole_texts(model, lora):
     """Every text alone, every log-softmax over all logits, every loop in Python."""
-    pairs = {n: texts_of(n, 0.5 + n) for n in (0, 1, 3)}
-    imitated, weight, lists, listed, own, right = [], 0.0, [], 0.0, [], []
-    for n, (texts, chosen) in pairs.items():
+    imitated, weight, lists, scores, right = [], 0.0, [], [], []
+    for n in (0, 1, 3):
+        texts, chosen = texts_of(n)
         odds = []
         for i, text in enumerate(texts):
             ids = torch.tensor(text.ids)
             logits = model(ids, Layout.of([len(ids)])) @ model.head().T  # (T, V)
-            for place in range(text.reply_from, len(ids)):
-                log_p = F.log_softmax(logits[place - 1], -1)[ids[place]]
-                imitated.append(-text.weight * log_p)
-                weight += text.weight
+            for place, w in enumerate(text.weights, text.reply_from):
+                imitated.append(-w * F.log_softmax(logits[place - 1], -1)[ids[place]])
+                weight += w
             if text.digit_at >= 0:
                 odds.append(logits[text.digit_at][list(DIGITS)])
                 if i == chosen:
                     place_of_chosen = len(odds) - 1
         s = log_odds(torch.stack(odds))
-        at = [(0, len(odds), place_of_chosen)]
-        loss, _ = contrast(s, at, torch.ones(1), CONFIG.pair, CONFIG.list)
+        lists.append(contrast(s, [(0, len(odds), place_of_chosen)], CONFIG.pair, CONFIG.list)[0])
         right.append(int(s.argmax()) == place_of_chosen)
-        lists.append((0.5 + n) * loss)
-        listed += 0.5 + n
-        own.append(torch.stack(odds).softmax(-1) @ torch.arange(1.0, 10))
-    expected = CONFIG.imitation * torch.stack(imitated).sum() / weight
-    expected_lists = torch.stack(lists).sum() / listed
+        scores.append(torch.stack(odds).softmax(-1) @ torch.arange(1.0, 10))
+    expected, expected_lists = torch.stack(imitated).sum() / weight, torch.stack(lists).mean()
     (expected + expected_lists).backward()
     slopes = [part.grad.clone() for part in lora.parameters() if part.grad is not None]
     for part in lora.parameters():
         part.grad = None
     lora.refresh()
-    found = step(model, lora, [tree(n, 0.5 + n) for n in pairs], 10_000)
     assert len(slopes) == len(lora.parameters())
-    same(found, (expected.item(), expected_lists.item(), right, torch.cat(own).tolist(), slopes))
-    assert 0.1 < expected_lists.item() < 5
-    assert expected.item() > 1
+    plain = (expected.item(), expected_lists.item(), right, torch.cat(scores).tolist(), slopes)
+    same(step(model, lora, [tree(n) for n in (0, 1, 3)], 10_000), plain)
 
 
-@pytest.mark.parametrize("budget", [1, 150, 260, 400])
-def test_many_micro_batches_are_one_batch(model, lora, budget):
-    some = [tree(n, weight) for n, weight in ((0, 1.0), (1, 0.25), (2, 3.0), (3, 1.0))]
+@pytest.mark.parametrize(("budget", "recompute"), [(1, False), (150, True), (260, False)])
+def test_many_micro_batches_are_one_batch(model, lora, budget, recompute):
+    some = [tree(n) for n in range(4)]
+    assert len(pack(some, budget)) > 1
     whole = step(model, lora, some, 10_000)
-    parts = pack(some, budget)
-    assert len(parts) > 1
-    same(step(model, lora, some, budget), whole)
-
-
-def test_recomputed_blocks_give_the_same(model, lora):
-    some = [tree(0), tree(2)]
-    plain = step(model, lora, some, 150)
-    same(step(model, lora, some, 150, recompute=True), plain)
-    same(step(model, lora, some, 150, recompute=True), plain)
+    same(step(model, lora, some, budget, recompute=recompute), whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -251,7 +221,7 @@ def test_a_sure_model_still_learns(dtype, lead):
     z.requires_grad_()
     s = log_odds(z)
     assert s.dtype == torch.float32
-    loss, right = contrast(s, [(0, 2, 0)], torch.ones(1), 0.5, 0.5)
+    loss, right = contrast(s, [(0, 2, 0)], 0.5, 0.5)
     loss.backward()
     assert z.grad is not None
     assert torch.isfinite(z.grad).all()
@@ -261,32 +231,18 @@ def test_a_sure_model_still_learns(dtype, lead):
     assert right.tolist() == [False]
 
 
-def test_only_the_reply_is_imitated(model, lora):
-    """What stands in the prompt may change without a loss of its own: its ids are no targets."""
-    texts, chosen = texts_of(0, 1.0)
-    packed = batch([build_tree("pair", texts, chosen)], CPU)
-    replies = [text.ids[text.reply_from :] for text in texts if text.digit_at < 0]
-    assert sorted(packed.targets.tolist()) == sorted(i for reply in replies for i in reply)
-    silent = replace(packed, weights=torch.zeros_like(packed.weights))
-    assert loss_sums(model, silent, DIGITS, CONFIG, PRESET).imitation.item() == 0
-
-
 def test_each_weight_of_the_config(model, lora):
     packed = batch([tree(1), tree(2)], CPU)
 
-    def of(*weights: float) -> tuple[float, float]:
-        found = loss_sums(model, packed, DIGITS, SftWeights(*weights), PRESET)
-        return found.imitation.item(), found.contrast.item()
+    def contrasted(*weights: float) -> float:
+        return loss_sums(model, packed, DIGITS, SftWeights(*weights), PRESET).contrast.item()
 
-    imitation, pair = of(1, 1, 0)
-    _, listed = of(1, 0, 1)
-    assert of(2, 3, 5) == pytest.approx((2 * imitation, 3 * pair + 5 * listed), rel=1e-6)
-    assert of(0, 1, 0) == (0.0, pytest.approx(pair))
-    alone = loss_sums(model, packed, DIGITS, SftWeights(0, 1, 0), PRESET)
-    (alone.imitation + alone.contrast).backward()  # there is a gradient all the same
+    expected = 3 * contrasted(1, 0) + 5 * contrasted(0, 1)
+    assert contrasted(3, 5) == pytest.approx(expected, rel=1e-6)
+    assert contrasted(0, 0) == 0
 
 
-@pytest.mark.parametrize("weights", [(0, 0, 0), (-1, 1, 1), (1, math.nan, 1), (1, 1, math.inf)])
+@pytest.mark.parametrize("weights", [(-1, 1), (math.nan, 1), (1, math.inf)])
 def test_weights_are_checked(weights):
     with pytest.raises(InputError):
         SftWeights(*weights)

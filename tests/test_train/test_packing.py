@@ -117,7 +117,7 @@ def test_packed_equals_alone(model, some):
     losses = packed.weights * F.cross_entropy(
         model.logits(hidden[packed.rows]), packed.targets, reduction="none"
     )
-    alone_losses, alone_digits, pieces = [], [hidden[:0]], []
+    alone_losses, alone_digits, pieces = [], [hidden[:0].detach()], []
     for one in some:
         whole: list[tuple[int, ...]] = [()]  # up to the end of each branch
         for branch in one.branches:

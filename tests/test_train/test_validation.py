@@ -60,20 +60,20 @@ def test_twins_count_together(known, monkeypatch, leads, accuracy, twins):
 
     monkeypatch.setattr(validation, "loss_sums", by_hand)
     model, tokenizer = known
-    metrics, page = ValidationSet(PAIRS, tokenizer, CONFIG, 0, None, replies=0).evaluate(
-        model, PRESET
-    )
+    monkeypatch.setattr(validation, "WRITTEN", 0)
+    metrics, page = ValidationSet(PAIRS, tokenizer, CONFIG, 0, None).evaluate(model, PRESET)
     assert (metrics.accuracy, metrics.twins, metrics.pairs) == (accuracy, twins, 4)
     assert (metrics.replies, page) == (0, "\n")
-    alone = ValidationSet(PAIRS[:1], tokenizer, CONFIG, 0, None, replies=0)
+    alone = ValidationSet(PAIRS[:1], tokenizer, CONFIG, 0, None)
     assert alone.evaluate(model, PRESET)[0].twins is None
 
 
 @pytest.mark.parametrize("budget", [100, 100_000])
-def test_scores_and_loss_are_of_the_objective(known, budget):
+def test_scores_and_loss_are_of_the_objective(known, budget, monkeypatch):
     """However the trees are packed: the mean loss of a token, and pairs by their soft scores."""
     model, tokenizer = known
-    examined = ValidationSet(PAIRS, tokenizer, CONFIG, 0, None, replies=0)
+    monkeypatch.setattr(validation, "WRITTEN", 0)
+    examined = ValidationSet(PAIRS, tokenizer, CONFIG, 0, None)
     metrics, _ = examined.evaluate(model, replace(PRESET, budget=budget))
     total, right = 0.0, 0
     for tree in examined.trees:
@@ -133,7 +133,7 @@ def test_reasoning_is_the_judges(known):
     """The scores are those of greedy answers to the same prompts; long pairs are left out."""
     model, tokenizer = known
     giant = replace(PAIRS[0], id="giant", chosen=PAIRS[0].chosen + " and on" * 9000)
-    examined = ValidationSet([giant, *PAIRS[:2]], tokenizer, CONFIG, 0, None, 0, reasoned=3)
+    examined = ValidationSet([giant, *PAIRS[:2]], tokenizer, CONFIG, 0, None, reasoned=3)
     assert list(examined.reasoned) == [pair.id for pair in PAIRS[:2]]
     metrics, _ = examined.evaluate(model, PRESET)
     right = {}
@@ -151,9 +151,10 @@ def test_reasoning_is_the_judges(known):
 
 def test_what_is_reported():
     metrics = Metrics(0.625, 0.25, 1.2345, 40, 0.875, 8, 0.75, 0.5, 12, quotes=0.5)
-    for part in ("62.5% of 40", "25% of the twins", "reasoning 75.0% of 12", "1.234 nats"):
+    for part in ("40 validation pairs: 62.5%", "25% of the twins", "reasoning 75.0% of 12"):
         assert part in metrics.summary()
     assert "claims" not in metrics.summary()
-    assert metrics.numbers()["validation_reasoned"] == 0.75
-    assert "validation_claims" not in metrics.numbers()
+    numbers = metrics.numbers()
+    assert numbers["validation_reasoned"] == 0.75
+    assert not {"validation_claims", "validation_pairs"} & numbers.keys()
     assert Metrics(0.0, None, 0.0, 0, 0.0, 0).numbers() == {}

@@ -45,14 +45,8 @@ def test_a_command_that_is_done_gives_its_code(capsys):
 def child(main: str, stdout: int) -> "subprocess.Popen[str]":
     """A command in a process of its own."""
     program = f"import sys, time\nfrom nanopersrm.command import exit_code\ndef main(): {main}\n"
-    program += "sys.exit(exit_code('x.y', main))"
-    return subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-c", program + "sys.exit(exit_code('x.y', main))"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs pipes and signals")
@@ -77,17 +71,11 @@ def test_ctrl_c_is_a_line():
     assert (process.returncode, error) == (130, "x.y: interrupted\n")
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("a\tb\nc", "a\tb\nc"),
-        ("a\x1b[2J\x1b]0;title\x07b\r", "a[2J]0;titleb"),
-        ("\x00\x08\x0b\x0c\x1f\x7f\x80\x9b31m\x9f", "31m"),
-        ("\xa0é — \u2028 \U0001f600", "\xa0é — \u2028 \U0001f600"),
-    ],
-)
-def test_what_a_terminal_would_obey_is_dropped(text, shown):
-    assert printable(text) == shown
+def test_what_a_terminal_would_obey_is_dropped():
+    assert (
+        printable("a\tb\x1b[2J\x1b]0;title\x07b\r\x00\x7f\x80\x9b31m\n") == "a\tb[2J]0;titleb31m\n"
+    )
+    assert printable("\xa0é — \u2028 \U0001f600") == "\xa0é — \u2028 \U0001f600"
 
 
 def commands() -> list[Path]:

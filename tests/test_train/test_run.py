@@ -104,33 +104,14 @@ def test_adapters_of_earlier_phases_are_kept(model, tmp_path):
     assert learner_of(resumed, model, "other").first_step == 0
 
 
-def test_a_step_reaches_the_model(tiny_base, tmp_path):
-    """In 16 bits the model computes with copies: after a step they are those of the masters."""
-    model = load(tiny_base, torch.bfloat16, CPU).train()
-    learner = learner_of(run_in(tmp_path), model)
-    learner.backward(loss_of(model), ["a"])
-    assert learner.update(1e-2) > 0
-    for name, (A, B) in learner.lora.masters.items():
-        copies = learner.lora.places[name].adapter
-        assert copies is not None
-        assert torch.equal(copies.A, A.bfloat16())
-        assert torch.equal(copies.B, B.bfloat16())
-        assert B.any()
-
-
 # What goes wrong
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_names_its_batch(model, tmp_path, value):
-    learner = learner_of(run_in(tmp_path), model)
-    with pytest.raises(InputError, match=r"step 1 of judge.*pair 7, pair 8$"):
-        learner.backward(loss_of(model) * value, ["pair 7", "pair 8"])
-
-
-def test_a_gradient_that_is_no_number_moves_nothing(model, tmp_path):
+def test_a_loss_or_gradient_that_is_no_number_moves_nothing(model, tmp_path):
     learner = learner_of(run_in(tmp_path), model)
     before = masters(learner)
+    with pytest.raises(InputError, match=r"step 1 of judge.*pair 7, pair 8$"):
+        learner.backward(loss_of(model) * math.nan, ["pair 7", "pair 8"])
     learner.backward(loss_of(model), ["pair 1"])
     slope = learner.lora.parameters()[0].grad
     assert slope is not None
@@ -158,20 +139,16 @@ def test_a_signal_saves_and_stops(model, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize(
-    ("changed", "word"),
-    [
-        ({"seed": 1}, "seed 0"),
+def test_a_resume_with_other_settings(model, tmp_path):
+    train(learner_of(run_in(tmp_path), model), 2, [])
+    for changed, word in (
         ({"optim": {"lr": 2e-3, "clip": 1.0}}, r"optim\.lr 0\.001 \(now 0\.002\)"),
         ({"lora": {"rank": 4, "targets": ("q_proj",)}}, "lora.targets"),
         ({"new": 3, "texts": "b"}, "new None.*texts 'a'"),
-    ],
-)
-def test_a_resume_with_other_settings(model, tmp_path, changed, word):
-    train(learner_of(run_in(tmp_path), model), 2, [])
-    with pytest.raises(InputError, match=word) as raised:
-        run_in(tmp_path, resume=True, **changed)
-    assert "\n" not in str(raised.value)
+    ):
+        with pytest.raises(InputError, match=word) as raised:
+            run_in(tmp_path, resume=True, **changed)
+        assert "\n" not in str(raised.value)
     assert run_in(tmp_path, resume=True, budget=8, save_every=3).resumed is not None  # these may
 
 
@@ -220,7 +197,7 @@ def test_the_line_and_the_file_of_a_step(model, tmp_path, capsys):
         logged.finish_step(1, learner_of(logged, model), numbers, 5)
         logged.write_replies(1, "text")
     line = capsys.readouterr().out.splitlines()[-1]
-    for part in ("judge  1/6", "style   1.2500", "lr 2.00e-04", "tok/s", "GB", "left"):
+    for part in ("judge", "1/6", "style 1.25", "lr 0.0002", "tok/s", "GB", "left"):
         assert part in line
     assert "twin" not in line
     record = json.loads((tmp_path / "metrics.jsonl").read_text())
@@ -247,7 +224,6 @@ def test_tensorboard_where_it_is_installed(model, tmp_path, monkeypatch):
     ("error", "advice"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
-        (MemoryError(), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
         (RuntimeError("shapes do not match"), False),
     ],

@@ -71,18 +71,18 @@ def test_where_the_adapter_is(folder, tmp_path):
     none = tmp_path / "none"
     assert find_adapter(None, DEFAULT_BASE) == find_adapter("none", DEFAULT_BASE) == (None, None)
     assert find_adapter("default", DEFAULT_BASE)[0] == settings_file.SHIPPED
-    for call, word in (
-        (lambda: find_adapter("default", "s/b"), "no adapter comes with"),
-        (lambda: require_adapter(None, none, "some/base"), "train_sft.py"),
-        (lambda: require_adapter(none, folder, "some/base"), "no such folder"),
-        (lambda: require_adapter("none", folder, DEFAULT_BASE), "got none"),
+    with pytest.raises(InputError, match="no adapter comes with"):
+        find_adapter("default", "s/b")
+    for adapter, default, word in (
+        (None, none, "train_sft.py"),
+        (none, folder, "no such folder"),
+        ("none", folder, "got none"),
     ):
         with pytest.raises(InputError, match=word):
-            call()
-    found, made = require_adapter(None, folder, "some/base")
-    assert found == folder
-    assert made is not None
-    assert require_adapter(folder, none, "some/base") == (folder, made)
+            require_adapter(adapter, default, "some/base")
+    expected = (folder, settings_file.read(folder))
+    assert require_adapter(None, folder, "some/base") == expected
+    assert require_adapter(folder, none, "some/base") == expected
     assert require_adapter(None, none, DEFAULT_BASE)[0] == settings_file.SHIPPED
 
 
@@ -98,10 +98,9 @@ def test_flags_left_out_follow_from_the_adapter():
 
 
 def test_an_adapter_goes_with_its_base(base, model, folder):
-    with pytest.raises(InputError, match="--preset tiny"):
-        setup.check_base(replace(MADE, base=RANDOM), folder, base, tiny=False)
-    with pytest.raises(InputError, match="another preset"):
-        setup.check_base(MADE, folder, base, tiny=True)
+    for made, tiny in ((replace(MADE, base=RANDOM), False), (MADE, True)):
+        with pytest.raises(InputError, match=RANDOM):
+            setup.check_base(made, folder, base, tiny)
     assert setup.check_base(None, folder, base, tiny=True) is None
     assert setup.load_adapter(folder, model, LoraConfig()).tensors()
     with pytest.raises(InputError, match=r"--lora\.rank"):

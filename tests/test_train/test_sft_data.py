@@ -23,17 +23,14 @@ from nanopersrm.pairs import Pair
 from nanopersrm.style.profile import StyleEvidence
 from nanopersrm.style.similarity import Style, StyleConfig
 from nanopersrm.train import sft_data
-from nanopersrm.train.objective import SftWeights
-from nanopersrm.train.packing import Branch, PrefixTree, batch, total_weights
+from nanopersrm.train.packing import TAIL_WEIGHT, Branch
 from nanopersrm.train.replies import reply
 from nanopersrm.train.sft_data import (
     ExamplesConfig,
     SftData,
-    contrast_texts,
     epoch_order,
     hold_out,
-    imitation_texts,
-    pair_tree,
+    pair_texts,
     pairs_by_author,
     prompts_of,
     spell,
@@ -53,8 +50,8 @@ LONG = ExamplesConfig(longest=10_000)  # the tiny vocabularies need three times 
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
     """Short ones first, without white space around their texts."""
-    found = demo_pairs(seed=1, pairs=24, kinds=("cross_author", "restyle"))
-    train = [stripped(pair) for pair in found if pair.split == "train"]
+    some = demo_pairs(seed=1, pairs=24, kinds=("cross_author", "restyle"))
+    train = [stripped(pair) for pair in some if pair.split == "train"]
     return sorted(train, key=lambda pair: len("".join((*pair.exemplars, pair.chosen))))
 
 
@@ -71,7 +68,7 @@ def tokenizer(base) -> Tokenizer:
 def data_of(
     pairs: list[Pair], tokenizer: Tokenizer, seed: int = 0, longest: int = 10_000
 ) -> SftData:
-    return SftData(pairs, tokenizer, ExamplesConfig(longest=longest), SftWeights(), seed)
+    return SftData(pairs, tokenizer, ExamplesConfig(longest=longest), seed)
 
 
 def writer(name: str, domain: str = "letters", kind: str = "cross_author", n: int = 0) -> Pair:
@@ -102,7 +99,11 @@ def couple(one: str, two: str, n: int = 0) -> list[Pair]:
     return [first, second]
 
 
-# Imitation
+def texts_of(pair: Pair, tokenizer: Tokenizer, config: ExamplesConfig, seed: str, *others: Pair):
+    """Two replies, then the list, and which of them is the chosen one."""
+    texts = pair_texts(pair, pairs_by_author(others), tokenizer, config, seed, None)
+    assert texts is not None
+    return texts
 
 
 def written(pair: Pair, evidence: bool = True) -> list[str]:
@@ -130,9 +131,7 @@ def test_prompts_and_replies_are_the_judges_own(kind, pairs, tmp_path, monkeypat
         asked.clear()
         config = JudgeConfig(evidence=evidence, think=False)
         judge.judge(pair.exemplars, [pair.chosen, pair.rejected], config=config)
-        examples = replace(LONG, evidence=evidence)
-        texts = imitation_texts(pair, tokenizer, examples, 0)
-        assert texts is not None
+        texts = texts_of(pair, tokenizer, replace(LONG, evidence=evidence), "0")[0][:2]
         assert sorted(list(text.ids[: text.reply_from]) for text in texts) == sorted(asked)
         for text, expected in zip(texts, written(pair, evidence), strict=True):
             ids = list(text.ids[text.reply_from :])
@@ -146,9 +145,8 @@ def test_prompts_and_replies_are_the_judges_own(kind, pairs, tmp_path, monkeypat
             digit = tokenizer.digit_ids[parsed.scores["A"] - 1]
             pieces = [*thought, *forced, digit, *tokenizer.encode(verdict.SCORES_END)]
             assert ids[:-1] == pieces
-            weights = text.weights  # from the piece with </think> on they count four times
-            heavy = len(ids) - len(thought)
-            assert weights == [1.0] * len(thought) + [sft_data.TAIL_WEIGHT] * heavy
+            heavy = len(ids) - len(thought)  # from the piece with </think> on
+            assert text.weights == [1.0] * len(thought) + [TAIL_WEIGHT] * heavy
 
 
 def test_a_reply_is_spelt_in_the_pieces_of_the_judge():
@@ -166,15 +164,6 @@ def test_a_reply_is_spelt_in_the_pieces_of_the_judge():
     assert text == "Terse.\n</think>\n<scores>A=7</scores>"
 
 
-def test_long_pairs_are_left_out(tokenizer, pairs):
-    texts = imitation_texts(pairs[0], tokenizer, LONG, 0)
-    assert texts is not None
-    longest = max(len(text.ids) for text in texts)
-    for limit, left in ((longest, texts), (longest - 1, None)):
-        config = ExamplesConfig(longest=limit)
-        assert imitation_texts(pairs[0], tokenizer, config, 0) == left
-
-
 def test_style_evidence_stands_at_its_candidates(tokenizer, pairs):
     pair = pairs[0]
 
@@ -183,12 +172,11 @@ def test_style_evidence_stands_at_its_candidates(tokenizer, pairs):
         return [StyleEvidence(91.0 if text == pair.chosen else 7.0) for text in candidates]
 
     prompts = prompts_of(pair, tokenizer, LONG, style)
-    assert [f", style {n}%" in tokenizer.decode(p) for n, p in zip((91, 7), prompts, strict=True)]
-    assert "style 7%" not in tokenizer.decode(prompts[0])
-    contrasted = contrast_texts(pair, {}, tokenizer, LONG, random.Random(0), style)
-    assert contrasted is not None
-    texts, chosen = contrasted
-    assert ", style 91%" in tokenizer.decode(list(texts[chosen].ids))
+    for percent, prompt in zip((91, 7), prompts, strict=True):
+        assert f", style {percent}%" in tokenizer.decode(prompt)
+    texts = pair_texts(pair, {}, tokenizer, LONG, "0", style)
+    assert texts is not None
+    assert ", style 91%" in tokenizer.decode(list(texts[0][texts[1]].ids))
     blind = replace(LONG, evidence=False)
     assert prompts_of(pair, tokenizer, blind, style) == prompts_of(pair, tokenizer, blind, None)
 
@@ -212,83 +200,41 @@ def candidate_of(tokenizer: Tokenizer, text: Branch) -> str:
 
 
 def test_a_list_holds_chosen_rejected_and_other_writers(tokenizer, pairs):
-    by_author, config = pairs_by_author(pairs), replace(LONG, rivals=3)
-    authors = {pair.chosen: pair.author for pair in pairs}
+    config, authors = replace(LONG, rivals=3), {pair.chosen: pair.author for pair in pairs}
     places = set()
-    for seed, pair in enumerate(pairs[:10]):
-        contrasted = contrast_texts(pair, by_author, tokenizer, config, random.Random(seed))
-        again = contrast_texts(pair, by_author, tokenizer, config, random.Random(seed))
-        assert contrasted is not None
-        assert contrasted == again
-        texts, chosen = contrasted
-        shown = [candidate_of(tokenizer, text) for text in texts]
-        assert shown[chosen] == pair.chosen
+    for seed, pair in enumerate(pairs[:8]):
+        texts, chosen = texts_of(pair, tokenizer, config, str(seed), *pairs)
+        listed = texts[2:]
+        shown = [candidate_of(tokenizer, text) for text in listed]
+        assert shown[chosen - 2] == pair.chosen
         assert len(set(shown)) == 4
         assert pair.rejected in shown
         rivals = [authors[text] for text in shown if text not in (pair.chosen, pair.rejected)]
         assert len({*rivals, pair.author}) == 3
-        assert all(text.reply_from == len(text.ids) == text.digit_at + 1 for text in texts)
+        assert all(text.reply_from == len(text.ids) == text.digit_at + 1 for text in listed)
         places.add(chosen)
     assert len(places) >= 3  # in drawn order
 
 
-def test_rivals_are_of_the_domain_and_as_many_as_there_are(tokenizer):
-    pair = stripped(writer("ann"))
-    others = [pair, writer("ann", n=1), writer("bea"), writer("cat", "verse"), writer("dot")]
-    others.append(replace(writer("eve"), chosen=f"{pair.rejected} "))  # a text of the pair
-    config = replace(LONG, rivals=9, evidence=False)
-    for seed in range(5):
-        rng = random.Random(seed)
-        contrasted = contrast_texts(pair, pairs_by_author(others), tokenizer, config, rng)
-        assert contrasted is not None
-        shown = [candidate_of(tokenizer, text) for text in contrasted[0]]
-        assert len(shown) == 4
-        assert {"chosen of bea letters 0", "chosen of dot letters 0"} < set(shown)
-    long = pairs_by_author([replace(writer("bea"), chosen="word " * 400)])
-    longest = max(len(text.ids) for text in contrasted[0])
-    for limit, count in ((longest, 2), (60, 0)):
-        short = replace(config, longest=limit)
-        contrasted = contrast_texts(pair, long, tokenizer, short, random.Random(0))
-        assert count == (0 if contrasted is None else len(contrasted[0]))
+def test_rivals_are_of_the_domain_and_as_many_as_there_are(tokenizer, pairs):
+    pair = replace(pairs[0], domain="letters")
+    others = [pair, writer("bea"), writer("cat", "verse"), writer("dot")]
+    others += [writer(pair.author), replace(writer("eve"), chosen=pair.rejected)]
+    config = replace(LONG, rivals=9)
+    texts, _ = texts_of(pair, tokenizer, config, "0", *others)
+    shown = {candidate_of(tokenizer, text) for text in texts[2:]}
+    rivals = {stripped(other).chosen for other in (others[1], others[3])}
+    assert shown == {pair.chosen, pair.rejected, *rivals}
+    assert len(texts) == 6
+    longest = max(len(text.ids) for text in texts[:2])
+    giant = replace(writer("bea"), chosen="word " * 4000)
+    config = ExamplesConfig(longest=longest)
+    assert len(texts_of(pair, tokenizer, config, "0", giant)[0]) == 4  # without the giant
+    config = ExamplesConfig(longest=longest - 1)
+    assert pair_texts(pair, {}, tokenizer, config, "0", None) is None
 
 
-# Trees and steps
-
-
-def names(trees: list[PrefixTree]) -> list[str]:
-    return [tree.name for tree in trees]
-
-
-def test_a_tree_is_imitation_and_contrast(pairs, tokenizer):
-    """The same rows, targets and digits as the texts apart, and fewer tokens."""
-    pair, by_author = replace(pairs[0], weight=2.5), pairs_by_author(pairs)
-    tree = pair_tree(pair, by_author, tokenizer, LONG, "0/7", None)
-    assert tree is not None
-    rng = random.Random(f"0/7/{pair.id}/rivals")
-    contrasted = contrast_texts(pair, by_author, tokenizer, LONG, rng)
-    imitated = imitation_texts(pair, tokenizer, LONG, "0/7")
-    assert contrasted is not None
-    assert imitated is not None
-    texts, chosen = contrasted
-    trees = [PrefixTree("apart", (), (text,)) for text in imitated]
-    apart = [*trees, PrefixTree("lists", (), tuple(texts), chosen)]
-
-    def targets(trees: list[PrefixTree]) -> Counter[tuple[int, int, float]]:
-        packed = batch(trees, CPU)
-        places = packed.layout.positions[packed.rows].tolist()
-        return Counter(zip(places, packed.targets.tolist(), packed.weights.tolist(), strict=True))
-
-    def digits(trees: list[PrefixTree]) -> tuple[list[int], int, float]:
-        packed = batch(trees, CPU)
-        ((first, count, chosen),) = packed.lists
-        places = packed.layout.positions[packed.digit_rows].tolist()
-        assert (first, count) == (0, 3)
-        return sorted(places), places[chosen], float(packed.list_weights)
-
-    assert targets([tree]) == targets(apart)
-    assert digits([tree]) == digits(apart)
-    assert total_weights([tree]) == total_weights(apart)
-    assert tree.tokens < sum(tree.tokens for tree in apart)
+# Steps
 
 
 def test_a_step_follows_from_seed_and_number(pairs, tokenizer):
@@ -301,21 +247,16 @@ def test_a_step_follows_from_seed_and_number(pairs, tokenizer):
     assert [other.trees(step, 2) for step in range(4)] != in_order
     assert data.style_batch(3, 4, 50) == data_of(pairs, tokenizer).style_batch(3, 4, 50)
     assert data.style_batch(3, 4, 50) != data.style_batch(4, 4, 50)
-    ignored = replace(pairs[0], id="ignored", twin="", author="nobody", weight=0.0)
-    assert data_of([ignored, *pairs], tokenizer).trees(0, 2) == in_order[0]
-    with pytest.raises(InputError, match="weight"):
-        data_of([ignored], tokenizer)
 
 
 def test_every_pair_once_an_epoch_and_twins_side_by_side(pairs):
     shuffled = random.Random(5).sample(pairs, len(pairs))[:-7]  # some have lost their twins
     order = epoch_order(shuffled, seed=0, epoch=0)
-    assert sorted(order) == list(range(len(shuffled)))
+    assert sorted(pair.id for pair in order) == sorted(pair.id for pair in shuffled)
     assert order == epoch_order(shuffled, 0, 0)
     assert order != epoch_order(shuffled, 0, 1) != epoch_order(shuffled, 1, 0)
-    place = {shuffled[i].id: at for at, i in enumerate(order)}
+    place = {pair.id: at for at, pair in enumerate(order)}
     together = [abs(place[p.twin] - place[p.id]) for p in shuffled if p.twin in place]
-    assert together
     assert set(together) == {1}
 
 
@@ -323,18 +264,16 @@ def test_steps_across_the_end_of_an_epoch_are_reworded(pairs, tokenizer):
     some = [replace(pair, twin="") for pair in pairs[:2]]
     trees = data_of(some, tokenizer).trees(0, 3)
     orders = [epoch_order(some, 0, epoch) for epoch in (0, 1)]
-    assert names(trees) == [some[i].id for i in (*orders[0], orders[1][0])]
+    assert [tree.name for tree in trees] == [pair.id for pair in (*orders[0], orders[1][0])]
     alone = data_of(some[:1], tokenizer)
-    replies = {
-        tuple(branch.ids for branch in alone.trees(step, 1)[0].branches) for step in range(3)
-    }
-    assert len(replies) >= 2
+    texts = {tuple(branch.ids for branch in alone.trees(step, 1)[0].branches) for step in range(3)}
+    assert len(texts) >= 2
 
 
 def test_pairs_too_long_are_left_out(pairs, tokenizer):
     giant = replace(pairs[0], id="giant", twin="", chosen="Well. " * 20_000)
     data = data_of([*pairs[:2], giant], tokenizer)
-    assert "giant" not in names(data.trees(0, 3))
+    assert "giant" not in [tree.name for tree in data.trees(0, 3)]
     assert data.left_out == 1
 
 
@@ -349,7 +288,7 @@ def style(base) -> Style:
     return style
 
 
-def test_what_prompts_show_of_a_style(pairs, tokenizer, style, monkeypatch):
+def test_what_prompts_show_of_a_style(pairs, tokenizer, style):
     data = data_of(pairs[:4], tokenizer)
     without = data.trees(0, 1)
     data.show(style)
@@ -398,9 +337,10 @@ def test_otherwise_authors_are_held_out():
     some = [pair for a in authors for b in authors if a < b for pair in couple(a, b)]
     train, validation = hold_out(some, seed=0, share=0.3)
     held = {pair.author for pair in validation}
-    assert len(held) == 3
+    n = len(held)
+    assert n in (3, 4)  # the first comes with the author of a twin
     assert not held & {pair.author for pair in train}
-    assert (len(train), len(validation)) == (7 * 6, 3 * 2)  # couples of both sides are out
+    assert (len(train), len(validation)) == ((10 - n) * (9 - n), n * (n - 1))  # no couple is cut
     assert hold_out(some, 0, 0.3) == (train, validation)
     assert {pair.author for pair in hold_out(some, 1, 0.3)[1]} != held
 

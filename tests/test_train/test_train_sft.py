@@ -17,19 +17,10 @@ import pytest
 import torch
 import tyro
 from fixtures import make_base
-from training_runs import (
-    ROOT,
-    call,
-    curve,
-    files,
-    load_script,
-    short_pairs,
-    start,
-    until,
-)
+from training_runs import ROOT, call, curve, files, load_script, short_pairs, start, until
 
 from nanopersrm.judge import adapter_settings
-from nanopersrm.pairs import Pair, write
+from nanopersrm.pairs import write
 from nanopersrm.style import fusion
 from nanopersrm.train import checkpoint, sft_data, validation
 from nanopersrm.train.validation import Metrics
@@ -58,7 +49,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory) -> list[str]:
+def flags(tmp_path_factory) -> list[str]:
     """Arguments of a small run: base, pairs, sizes."""
     folder = tmp_path_factory.mktemp("sft")
     base = make_base(folder / "smollm", "smollm", 16_384)
@@ -76,10 +67,10 @@ def here(*arguments: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(given, tmp_path_factory) -> Path:
+def whole(flags, tmp_path_factory) -> Path:
     """A run that nothing interrupted."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert here(*given, "--out", out) == 0
+    assert here(*flags, "--out", out) == 0
     return out
 
 
@@ -102,10 +93,10 @@ def refused(capsys) -> Callable[..., str]:
 # What a run gives
 
 
-def test_first_losses(given, tmp_path):
+def test_first_losses(flags, tmp_path):
     """Pinned: whatever moves these has changed what is learned."""
     more = ("--warmup-steps", "1", "--steps", "2", "--examples.no-evidence", "--eval-pairs", "0")
-    assert here(*given, *more, "--optim.lr", "2e-4", "--out", tmp_path) == 0
+    assert here(*flags, *more, "--optim.lr", "2e-4", "--out", tmp_path) == 0
     style, *judge = curve(tmp_path)
     assert style["loss_style"] == pytest.approx(PINNED_STYLE, abs=1e-4)
     for line, (imitation, contrast) in zip(judge, PINNED_JUDGE, strict=True):
@@ -113,7 +104,7 @@ def test_first_losses(given, tmp_path):
         assert line["loss_contrast"] == pytest.approx(contrast, abs=1e-4)
 
 
-def test_the_files_and_lines_of_a_run(whole, given):
+def test_the_files_and_lines_of_a_run(whole, flags):
     lines = curve(whole)
     assert [line["step"] for line in lines] == list(range(1, STYLE + JUDGE + 1))
     assert [line["phase"] for line in lines] == ["style"] * STYLE + ["judge"] * JUDGE
@@ -127,7 +118,7 @@ def test_the_files_and_lines_of_a_run(whole, given):
     assert replies == {f"step-{STYLE + step:06d}.txt" for step in (0, 3, JUDGE)}
     settings = adapter_settings.read(whole / "adapter")
     assert settings is not None
-    assert (settings.base, settings.form, settings.nf4) == (given[3], "pointwise", False)
+    assert (settings.base, settings.nf4) == (flags[3], False)
     assert settings.evidence
     assert settings.style
     kept = {path.name for path in (whole / "checkpoints").iterdir()}
@@ -135,21 +126,21 @@ def test_the_files_and_lines_of_a_run(whole, given):
 
 
 @pytest.mark.slow
-def test_peft_loads_the_adapter(whole, given):
+def test_peft_loads_the_adapter(whole, flags):
     peft = pytest.importorskip("peft")
     import transformers
 
-    base = transformers.AutoModelForCausalLM.from_pretrained(given[3])
+    base = transformers.AutoModelForCausalLM.from_pretrained(flags[3])
     ids = torch.arange(3, 40)[None]
     before = base(ids).logits
     loaded = peft.PeftModel.from_pretrained(base, str(whole / "adapter"))
     assert not torch.equal(loaded(ids).logits, before)
 
 
-def test_the_adapter_judges(whole, given, capsys):
+def test_the_adapter_judges(whole, flags, capsys):
     judge = load_script("judge")
     exemplar = str(ROOT / "data/demo/zoe/1.txt")
-    arguments = ["--adapter", str(whole / "adapter"), "--base", given[3], "--exemplar", exemplar]
+    arguments = ["--adapter", str(whole / "adapter"), "--base", flags[3], "--exemplar", exemplar]
     arguments += ["--candidates", exemplar, str(ROOT / "data/demo/zoe/4.txt")]
     arguments += ["--json", "--think-tokens", "4"]
     assert judge.run(tyro.cli(judge.Config, args=arguments)) == 0
@@ -161,40 +152,32 @@ def test_the_adapter_judges(whole, given, capsys):
 # Runs that end early
 
 
-def losses_of(out: Path) -> list[dict[str, Any]]:
-    """A curve without what validation measured of free replies."""
-    return [
-        {name: value for name, value in line.items() if not name.startswith("validation_")}
-        for line in curve(out)
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["style", "judge"])
-def test_killed_and_resumed_is_never_interrupted(phase, whole, given, tmp_path):
+def test_killed_and_resumed_is_never_interrupted(phase, whole, flags, tmp_path):
     """SIGKILL at a drawn step: the same curve and the same adapter, byte for byte."""
     drawn = random.Random(f"killed in {phase}")
     first = 1 if phase == "style" else STYLE + 1
     step = drawn.randint(first, first + (STYLE if phase == "style" else JUDGE) - 2)
     out = tmp_path / "run"
-    process = start("train_sft", *given, "--out", out)
+    process = start("train_sft", *flags, "--out", out)
     until(process, out, step)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert len(curve(out)) < STYLE + JUDGE
     assert not (out / "adapter").exists()
-    assert here(*given, "--out", out, "--resume") == 0
-    assert losses_of(out) == losses_of(whole)
-    ours, theirs = files(out / "adapter"), files(whole / "adapter")
-    assert len(ours) == 6
-    assert ours == theirs
+    assert here(*flags, "--out", out, "--resume") == 0
+    for ours, theirs in zip(curve(out), curve(whole), strict=True):
+        for name in theirs:  # the process wrote longer replies in validation
+            assert ours.get(name) == theirs[name] or name.startswith("validation_")
+    assert files(out / "adapter") == files(whole / "adapter")
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_says_so(whole, given, tmp_path):
+def test_sigterm_saves_and_says_so(whole, flags, tmp_path):
     out = tmp_path / "run"
-    process = start("train_sft", *given, "--out", out, "--save-every", "100")
+    process = start("train_sft", *flags, "--out", out, "--save-every", "100")
     until(process, out, 2)
     process.terminate()
     _, err = process.communicate(timeout=60)
@@ -203,7 +186,7 @@ def test_sigterm_saves_and_says_so(whole, given, tmp_path):
     state = checkpoint.load_latest(out / "checkpoints")
     assert state is not None
     assert state["step"] == len(curve(out)) < STYLE + JUDGE
-    assert here(*given, "--out", out, "--resume") == 0
+    assert here(*flags, "--out", out, "--resume") == 0
     assert files(out / "adapter") == files(whole / "adapter")
 
 
@@ -212,10 +195,10 @@ class Power(Exception):
 
 
 @pytest.mark.slow
-def test_fp16_goes_on_bit_for_bit(given, tmp_path, monkeypatch):
+def test_fp16_goes_on_bit_for_bit(flags, tmp_path, monkeypatch):
     """The loss scale has to come back; the instruments are not weighed again."""
-    given = [*given, "--dtype", "fp16", "--warmup-steps", "3", "--steps", "3"]
-    assert here(*given, "--out", tmp_path / "whole") == 0
+    flags = [*flags, "--dtype", "fp16", "--warmup-steps", "3", "--steps", "3"]
+    assert here(*flags, "--out", tmp_path / "whole") == 0
     finish, steps, cuts = script.Run.finish_step, [], [3, 5]
 
     def cut(self: Any, step: int, *rest: Any) -> None:
@@ -229,10 +212,10 @@ def test_fp16_goes_on_bit_for_bit(given, tmp_path, monkeypatch):
         patch.setattr(script.Run, "finish_step", cut)
         for resume in ((), ("--resume",)):
             with pytest.raises(Power):
-                here(*given, "--out", tmp_path / "cut", *resume)
+                here(*flags, "--out", tmp_path / "cut", *resume)
             torch.manual_seed(123)  # the next process knows nothing of this one
     monkeypatch.setattr(fusion, "fit", lambda *_: pytest.fail("weighed again"))
-    assert here(*given, "--out", tmp_path / "cut", "--resume") == 0
+    assert here(*flags, "--out", tmp_path / "cut", "--resume") == 0
     assert steps == [1, 2, 3, 3, 4, 5]  # saved after every second
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
     assert files(tmp_path / "cut/adapter") == files(tmp_path / "whole/adapter")
@@ -245,11 +228,11 @@ def test_fp16_goes_on_bit_for_bit(given, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_small_budget_gives_the_same_losses(given, tmp_path):
+def test_a_small_budget_gives_the_same_losses(flags, tmp_path):
     """Gradients of many micro-batches add up to those of one."""
-    given = [*given, "--warmup-steps", "1", "--steps", "2"]
-    assert here(*given, "--out", tmp_path / "small", "--budget", "300") == 0
-    assert here(*given, "--out", tmp_path / "large", "--budget", "100000") == 0
+    flags = [*flags, "--warmup-steps", "1", "--steps", "2"]
+    assert here(*flags, "--out", tmp_path / "small", "--budget", "300") == 0
+    assert here(*flags, "--out", tmp_path / "large", "--budget", "100000") == 0
     names = ("loss_style", "loss_imitation", "loss_contrast", "gradient_norm", "validation_loss")
     for small, large in zip(curve(tmp_path / "small"), curve(tmp_path / "large"), strict=True):
         for name in names:
@@ -257,21 +240,11 @@ def test_a_small_budget_gives_the_same_losses(given, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_pair_of_weight_zero_changes_nothing(whole, given, tmp_path):
-    dead = replace(short_pairs()[0], id="dead", twin="", author="nobody", weight=0.0)
-    write(tmp_path / "pairs.jsonl", [dead, *short_pairs()])
-    assert here(*given, "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "run") == 0
-    for ours, theirs in zip(curve(tmp_path / "run"), curve(whole), strict=True):
-        for name in ("loss_style", "loss_imitation", "loss_contrast", "right"):
-            assert ours.get(name) == theirs.get(name)
-
-
-@pytest.mark.slow
-def test_going_on_from_an_adapter(whole, given, tmp_path, capsys):
+def test_going_on_from_an_adapter(whole, flags, tmp_path, capsys, refused):
     """The first validation is the last one of the run before; its style and rank stay."""
-    adapter, out = whole / "adapter", tmp_path / "more"
-    given = given[: given.index("--lora.rank")]
-    assert here(*given, "--adapter", adapter, "--out", out) == 0
+    adapter, out = shutil.copytree(whole / "adapter", tmp_path / "adapter"), tmp_path / "more"
+    flags = flags[: flags.index("--lora.rank")]
+    assert here(*flags, "--adapter", adapter, "--out", out) == 0
     assert "a tenth of --optim.lr may be enough" in capsys.readouterr().err
     state = checkpoint.load_latest(out / "checkpoints")
     assert state is not None
@@ -281,22 +254,24 @@ def test_going_on_from_an_adapter(whole, given, tmp_path, capsys):
     assert [numbers[name] for name in names] == [curve(whole)[-1][name] for name in names]
     assert last["loss"] < first["loss"]
     before, after = files(adapter), files(out / "adapter")
-    assert before["style/adapter_model.safetensors"] == after["style/adapter_model.safetensors"]
-    assert before["style/style.json"] == after["style/style.json"]  # not weighed again
-    assert before["adapter_config.json"] == after["adapter_config.json"]
+    for name in ("style/adapter_model.safetensors", "style/style.json", "adapter_config.json"):
+        assert before[name] == after[name]
     assert before["adapter_model.safetensors"] != after["adapter_model.safetensors"]
+    file = adapter / "judge.json"
+    file.write_text(file.read_text() + "\n")  # a resumed run goes on from the same adapter
+    refused(*flags, "--adapter", adapter, "--out", out, "--resume", word="adapters")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [("--fused", "0"), ("--examples.no-evidence",), ()])
-def test_the_fusion_of_a_run(more, given, tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [("--examples.no-evidence",), ()])
+def test_the_fusion_of_a_run(more, flags, tmp_path, monkeypatch):
     """Weighed where prompts show it, and shown where it is better than a guess."""
     fit = fusion.fit
     if more:
         monkeypatch.setattr(fusion, "fit", lambda *_: pytest.fail("weighed"))
     else:
         monkeypatch.setattr(fusion, "fit", lambda *a: replace(fit(*a), loss=0.7))
-    assert here(*given, *FEW, *more, "--out", tmp_path) == 0
+    assert here(*flags, *FEW, *more, "--out", tmp_path) == 0
     assert json.loads((tmp_path / "adapter/style/style.json").read_text())["fusion"] is None
     settings = adapter_settings.read(tmp_path / "adapter")
     assert settings is not None
@@ -304,7 +279,7 @@ def test_the_fusion_of_a_run(more, given, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_heard_while_weighing(given, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_is_heard_while_weighing(flags, tmp_path, monkeypatch, capsys):
     cosines = sft_data.SftData._cosines
 
     def pressed(self: Any, pairs: Any, style: Any, run: Any) -> Any:
@@ -312,7 +287,7 @@ def test_ctrl_c_is_heard_while_weighing(given, tmp_path, monkeypatch, capsys):
         return cosines(self, pairs, style, run)
 
     monkeypatch.setattr(sft_data.SftData, "_cosines", pressed)
-    assert here(*given, *FEW, "--out", tmp_path) == 130
+    assert here(*flags, *FEW, "--out", tmp_path) == 130
     assert capsys.readouterr().err.endswith("stopped and saved; --resume goes on\n")
 
 
@@ -320,46 +295,40 @@ def test_ctrl_c_is_heard_while_weighing(given, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_another_run_is_not_touched(given, refused, tmp_path):
-    given = [*given, *FEW, "--out", str(tmp_path / "run")]
-    assert here(*given) == 0
+def test_another_run_is_not_touched(flags, refused, tmp_path):
+    flags = [*flags, *FEW, "--out", str(tmp_path / "run")]
+    assert here(*flags) == 0
     before = files(tmp_path / "run")
-    refused(*given, word="--overwrite")
+    refused(*flags, word="--overwrite")
     other = tmp_path / "other.jsonl"
-    write(other, [replace(pair, weight=2.0) for pair in short_pairs()])
+    write(other, [replace(pair, chosen=f"{pair.chosen} Well.") for pair in short_pairs()])
     for changed, word in (
         (["--seed", "5"], "seed 0 (now 5)"),
         (["--optim.lr", "0.5"], "optim.lr"),
         (["--pairs", str(other)], "texts"),
-        (["--steps", "3"], "steps"),
     ):
-        refused(*given, "--resume", *changed, word=word)
+        refused(*flags, "--resume", *changed, word=word)
     assert files(tmp_path / "run") == before
-    assert here(*given, "--resume", "--recompute", "True", "--budget", "100") == 0
-    assert here(*given, "--overwrite") == 0
-
-
-def one_author(pairs: list[Pair]) -> list[Pair]:
-    return [replace(pair, author="one", twin="") for pair in pairs]
+    assert here(*flags, "--resume", "--recompute", "True", "--budget", "100") == 0
+    assert here(*flags, "--overwrite") == 0
 
 
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (one_author, "2 authors"),
-        (lambda pairs: [replace(pair, weight=0.0) for pair in pairs], "weight"),
+        (lambda pairs: [replace(pair, author="one", twin="") for pair in pairs], "2 authors"),
         (lambda pairs: [replace(pair, split="test") for pair in pairs], "'train'"),
         (lambda pairs: [], "found none"),
     ],
 )
-def test_pairs_that_teach_nothing(change, word, given, refused, tmp_path):
+def test_pairs_that_teach_nothing(change, word, flags, refused, tmp_path):
     write(tmp_path / "few.jsonl", change(short_pairs()))
-    refused(*given, "--pairs", tmp_path / "few.jsonl", "--out", tmp_path / "run", word=word)
+    refused(*flags, "--pairs", tmp_path / "few.jsonl", "--out", tmp_path / "run", word=word)
     assert not (tmp_path / "run" / "adapter").exists()
 
 
 @pytest.mark.slow
-def test_some_pairs_too_long_do_no_harm(given, tmp_path):
+def test_some_pairs_too_long_do_no_harm(flags, tmp_path):
     some = short_pairs()
     giants = [
         replace(p, id=f"giant {i}", twin="", chosen=f"{p.chosen} Well. " * 500)
@@ -367,7 +336,7 @@ def test_some_pairs_too_long_do_no_harm(given, tmp_path):
     ]
     write(tmp_path / "some.jsonl", [*giants, *some[8:12], *some[-4:]])
     more = ("--pairs", tmp_path / "some.jsonl", "--steps", "6", "--batch-pairs", "1")
-    assert here(*given, *FEW, *more, "--out", tmp_path / "run") == 0
+    assert here(*flags, *FEW, *more, "--out", tmp_path / "run") == 0
     judged = [line for line in curve(tmp_path / "run") if line["phase"] == "judge"]
     nothing = [line for line in judged if line["loss_imitation"] is None]
     assert 0 < len(nothing) < len(judged)
@@ -379,15 +348,11 @@ def test_some_pairs_too_long_do_no_harm(given, tmp_path):
     [
         (["--resume"], "found none"),
         (["--budget", "0"], "--budget"),
-        (["--warmup-steps", "-1"], "--warmup-steps"),
-        (["--batch-pairs", "0"], "--batch-pairs"),
         (["--save-every", "0"], "--save-every"),
         (["--writers", "1"], "--writers"),
         (["--device", "tpu"], "--device"),
-        (["--base", "nowhere/at-all/x"], "nowhere/at-all/x"),
         (["--optim.eight-bit"], "GPU"),
         (["--examples.longest", "100"], "--examples.longest"),
-        (["--pairs", "none.jsonl"], "none.jsonl"),
         (["--validation", "none.jsonl"], "none.jsonl"),
         (["--adapter", "nowhere"], "no such folder"),
         (["--adapter", "default"], "no adapter comes with"),
@@ -395,17 +360,17 @@ def test_some_pairs_too_long_do_no_harm(given, tmp_path):
         (["--out", "/proc/nanopersrm"], "/proc/nanopersrm"),
     ],
 )
-def test_errors_of_use(arguments, word, given, refused, tmp_path):
-    refused(*given, *FEW, "--out", tmp_path / "run", *arguments, word=word)
+def test_errors_of_use(arguments, word, flags, refused, tmp_path):
+    refused(*flags, *FEW, "--out", tmp_path / "run", *arguments, word=word)
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_an_adapter_that_cannot_be_gone_on_from(whole, given, refused, tmp_path):
+def test_an_adapter_that_cannot_be_gone_on_from(whole, flags, refused, tmp_path):
     shutil.copytree(whole / "adapter", tmp_path / "bare")
     shutil.rmtree(tmp_path / "bare/style")
-    refused(*given, "--out", tmp_path / "a", "--adapter", tmp_path / "bare", word="folder style")
+    refused(*flags, "--out", tmp_path / "a", "--adapter", tmp_path / "bare", word="folder style")
     more = ("--adapter", whole / "adapter", "--lora.rank", "8")
-    refused(*given, *more, "--out", tmp_path / "b", word="--lora.rank")
+    refused(*flags, *more, "--out", tmp_path / "b", word="--lora.rank")
 
 
 @pytest.mark.parametrize(
@@ -413,13 +378,12 @@ def test_an_adapter_that_cannot_be_gone_on_from(whole, given, refused, tmp_path)
     [
         (["--bogus"], "--bogus"),
         (["--weight.pair", "-1"], "numbers from 0"),
-        (["--steps", "x"], "x"),
     ],
 )
-def test_flags_that_do_not_exist(arguments, word, given, capsys):
+def test_flags_that_do_not_exist(arguments, word, flags, capsys):
     """tyro says these, in a box."""
     with pytest.raises(SystemExit) as raised:
-        here(*given, *arguments)
+        here(*flags, *arguments)
     assert raised.value.code == 2
     error = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert word in error
@@ -433,8 +397,8 @@ def test_flags_that_do_not_exist(arguments, word, given, capsys):
         (lambda sums: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")), "--budget"),
     ],
 )
-def test_a_step_that_goes_wrong(problem, word, given, refused, tmp_path, monkeypatch):
+def test_a_step_that_goes_wrong(problem, word, flags, refused, tmp_path, monkeypatch):
     losses = script.loss_sums
     monkeypatch.setattr(script, "loss_sums", lambda *a: problem(losses(*a)))
-    refused(*given, *FEW, "--out", tmp_path / "run", word=word)
+    refused(*flags, *FEW, "--out", tmp_path / "run", word=word)
     assert not (tmp_path / "run" / "adapter").exists()

@@ -20,11 +20,10 @@ RUN/metrics.jsonl has every number, RUN/replies what the model wrote on the way,
 what --resume needs.
 
 How it works. Pairs become trees of tokens (nanopersrm/train/sft_data.py), trees are packed without
-padding (packing.py), and one forward gives all losses of a tree (objective.py). What a step sees
-follows from the seed and the number of the step alone, so a run that goes on from a checkpoint sees
-what it would have seen. How a step is computed is a matter of --preset (presets.py); without one,
-the machine decides. The learning rate is for SmolLM2-135M; a base of 7 billion weights wants about
-a tenth of it (--optim.lr 2e-4), and so does an --adapter.
+padding (packing.py), and one forward gives all losses of a tree (objective.py). How a step is
+computed is a matter of --preset (presets.py); without one, the machine decides. The learning rate
+is for SmolLM2-135M; a base of 7 billion weights wants about a tenth of it (--optim.lr 2e-4), and so
+does an --adapter.
 
 What we left out: several GPUs, and training the base itself.
 """

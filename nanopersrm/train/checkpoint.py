@@ -11,7 +11,6 @@ with `weights_only=True`, which runs no code. Kept are the last few, and the bes
 import os
 import pickle
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +85,7 @@ def _write(path: Path, state: State) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:
-        with suppress(OSError):
-            part.unlink()
+        part.unlink(missing_ok=True)
 
 
 def _paths(folder: Path) -> list[Path]:

@@ -38,16 +38,16 @@ Span = tuple[int, int]
 @lru_cache(maxsize=64)
 def _sentences(text: str) -> tuple[tuple[Span, ...], ...]:
     """The places of the tokens of each sentence; a sentence may run over a line's end."""
-    text, found, at = text[:LONGEST_TEXT], [], 0
+    text, places_of, at = text[:LONGEST_TEXT], [], 0
     for block in re.split(r"(\n\s*\n)", text):
         places = [(at + m.start(), at + m.end()) for m in TOKEN.finditer(block)]
         at += len(block)
         first = 0
         for sentence in sentences(block):
             count = len(sentence.split())
-            found.append(tuple(places[first : first + count]))
+            places_of.append(tuple(places[first : first + count]))
             first += count
-    return tuple(found)
+    return tuple(places_of)
 
 
 def _usable(text: str, span: Span) -> bool:

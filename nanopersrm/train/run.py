@@ -89,7 +89,12 @@ class Run:
             _check_same(self.settings, out)
             _keep_lines_before(self.metrics, (self.resumed["step"] if self.resumed else 0) + 1)
         write_json(out / "config.json", {"config": self.settings, **_environment(device)})
-        self.board = _tensorboard(out)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board: Any = SummaryWriter(str(out))
+        except ImportError:  # TensorBoard is not installed
+            self.board = None
         self.seconds: deque[float] = deque(maxlen=STEPS_OF_MEAN)  # of the last steps
         self.signal: int | None = None  # that asked to stop
         self.handlers: dict[int, Any] = {}  # of signals, as they were before
@@ -188,7 +193,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         for number in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[number] = signal.signal(number, self._asked_to_stop)
+            self.handlers[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -197,7 +202,7 @@ class Run:
         if self.board is not None:
             self.board.close()
 
-    def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == number:
             raise KeyboardInterrupt
         self.signal = number
@@ -235,16 +240,15 @@ class Learner:
 
     def update(self, lr: float) -> float:
         """One step of AdamW. Gives the gradient's length before it was cut; 0 without examples."""
-        self.done += 1
-        if not self.names:  # every pair of the step was too long
-            return 0.0
-        try:
-            norm = optim.update(self.optimizer, self.scaler, lr, self.config.clip)
-        except FloatingPointError as error:
-            raise self._failure(self.done, str(error), self.names) from error
-        self.names = []
-        self.lora.refresh()
-        self.lora.on(self.model)
+        self.done, norm = self.done + 1, 0.0
+        if self.names:  # else every pair of the step was too long
+            try:
+                norm = optim.update(self.optimizer, self.scaler, lr, self.config.clip)
+            except FloatingPointError as error:
+                raise self._failure(self.done, str(error), self.names) from error
+            self.names = []
+            self.lora.refresh()
+            self.lora.on(self.model)
         self.run.computed = time.perf_counter()
         return norm
 
@@ -269,8 +273,7 @@ def save_final(
 ) -> str:
     """Write RUN/adapter, and RUN/best where validation was better after an earlier step.
 
-    Gives a line about the best, or "". The adapter is then as it was at its best. The best of few
-    validation pairs is partly the luckiest: measure both on other pairs before one is believed.
+    Gives a line about the best, or "". The best of few validation pairs is partly the luckiest.
     """
     save_adapter(run.out / "adapter", settings, lora, style)
     state = checkpoint.load_best(run.checkpoints)
@@ -279,10 +282,9 @@ def save_final(
     before = state["validation"][0]
     if before["pairs"] and before["accuracy"] >= state["score"]:
         return f"no step was better than the start; the best was {state['score']:.1%}\n"
-    line = f"the adapter of step {state['step']}, the best on validation ({state['score']:.1%})"
     lora.load_tensors(state["adapters"][phase])
     save_adapter(run.out / "best", settings, lora, style)
-    return f"{run.out / 'best'} is {line}\n"
+    return f"{run.out}/best is step {state['step']}, best on validation ({state['score']:.1%})\n"
 
 
 @contextmanager
@@ -385,14 +387,15 @@ def _environment(device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "commit": _commit(Path(__file__).resolve().parents[2]),
+        "commit": _commit(),
         "versions": {"nanopersrm": __version__, "python": sys.version, "torch": torch.__version__},
         "device": torch.cuda.get_device_name(device) if cuda else f"cpu, {os.cpu_count()} cores",
     }
 
 
-def _commit(root: Path) -> str | None:
-    """The git commit of the folder, with "-dirty" where files differ from it; None outside git."""
+def _commit() -> str | None:
+    """The git commit of this code, with "-dirty" where files differ from it; None outside git."""
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # else it would be the commit of somebody else's repository
         return None
     try:
@@ -400,12 +403,3 @@ def _commit(root: Path) -> str | None:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _tensorboard(out: Path) -> Any:
-    """TensorBoard's writer; None where it is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(out))

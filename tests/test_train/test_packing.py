@@ -52,8 +52,10 @@ def trees(draw, most: int = 4) -> list[PrefixTree]:
 def test_every_tree_once_and_the_budget_kept(lengths, budget):
     some = [PrefixTree(str(i), (Branch((1,) * n, n),)) for i, n in enumerate(lengths)]
     packs = pack(some, budget)
-    assert sorted(one.name for part in packs for one in part) == sorted(b.name for b in some)
-    sums = [sum(one.tokens for one in part) for part in packs]
+    assert sorted(tree.name for part in packs for tree in part) == sorted(
+        tree.name for tree in some
+    )
+    sums = [sum(tree.tokens for tree in part) for part in packs]
     assert sums == sorted(sums, reverse=True)
     for part, total in zip(packs, sums, strict=True):
         assert total <= budget or len(part) == 1
@@ -118,20 +120,22 @@ def test_packed_equals_alone(model, some):
         model.logits(hidden[packed.rows]), packed.targets, reduction="none"
     )
     alone_losses, alone_digits, pieces = [], [hidden[:0].detach()], []
-    for one in some:
+    for tree in some:
         whole: list[tuple[int, ...]] = [()]  # up to the end of each branch
-        for branch in one.branches:
+        for branch in tree.branches:
             above = whole[branch.parent + 1]
             whole.append(above + branch.ids)
             ids = torch.tensor(whole[-1])
-            own = model(ids, Layout.of([len(ids)]))
-            pieces.append(own[len(above) :])
+            hidden_alone = model(ids, Layout.of([len(ids)]))
+            pieces.append(hidden_alone[len(above) :])
             first = len(above) + branch.reply_from
-            logits = model.logits(own[first - 1 : -1] if first < len(ids) else own[:0])
+            logits = model.logits(
+                hidden_alone[first - 1 : -1] if first < len(ids) else hidden_alone[:0]
+            )
             loss = F.cross_entropy(logits, ids[first:], reduction="none")
             alone_losses.append(torch.tensor(branch.weights) * loss)
             if branch.digit_at >= 0:
-                alone_digits.append(own[len(above) + branch.digit_at][None])
+                alone_digits.append(hidden_alone[len(above) + branch.digit_at][None])
     expected = torch.cat(pieces)
     assert (hidden - expected).abs().max() <= 1e-5 * expected.abs().max()
     torch.testing.assert_close(losses, torch.cat(alone_losses), rtol=1e-5, atol=1e-5)

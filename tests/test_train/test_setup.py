@@ -46,19 +46,26 @@ def test_tiny_is_random_unless_a_base_is_named(base, model):
     assert not setup.is_random("cpu", DEFAULT_BASE)
     assert model.training
     assert not any(part.requires_grad for part in model.parameters())
-    one, same, other = (setup.load_model(base, PRESET, CPU, seed, tiny=True) for seed in (0, 0, 1))
-    assert (one.config.D, one.config.layers) == (TINY["hidden_size"], TINY["num_hidden_layers"])
-    assert base.config["vocab_size"] == one.config.V
+    first, same, other = (
+        setup.load_model(base, PRESET, CPU, seed, tiny=True) for seed in (0, 0, 1)
+    )
+    assert (first.config.D, first.config.layers) == (TINY["hidden_size"], TINY["num_hidden_layers"])
+    assert base.config["vocab_size"] == first.config.V
     name = "layers.0.mlp.up_proj.weight"
-    assert torch.equal(one.state_dict()[name], same.state_dict()[name])
-    assert not torch.equal(one.state_dict()[name], other.state_dict()[name])
+    assert torch.equal(first.state_dict()[name], same.state_dict()[name])
+    assert not torch.equal(first.state_dict()[name], other.state_dict()[name])
 
 
 def test_what_a_result_says_of_itself(base, model, monkeypatch):
-    made = setup.adapter_settings(DEFAULT_BASE, base, model, False, True, True)
-    assert (made.base, made.dtype, made.evidence, made.style) == (DEFAULT_BASE, "fp32", True, True)
-    assert made.base_sha256 == weights_sha256(base)
-    assert not made.nf4
+    saved = setup.adapter_settings(DEFAULT_BASE, base, model, False, True, True)
+    assert (saved.base, saved.dtype, saved.evidence, saved.style) == (
+        DEFAULT_BASE,
+        "fp32",
+        True,
+        True,
+    )
+    assert saved.base_sha256 == weights_sha256(base)
+    assert not saved.nf4
     assert setup.adapter_settings("x", base, model, True, True, False).base == RANDOM
     monkeypatch.chdir(base.path.parent)  # a folder by a name that is true here alone
     named = setup.adapter_settings(base.path.name, base, model, False, True, False)

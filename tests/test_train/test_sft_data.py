@@ -118,21 +118,21 @@ def test_prompts_and_replies_are_the_judges_own(kind, pairs, tmp_path, monkeypat
     """The prompts that it asks, the pieces that it forces, and the end of the turn."""
     base = make_base(tmp_path / kind, kind, 16_384)
     judge = Judge(load(base, torch.float32, CPU), Tokenizer.load(base), trained=True)
-    asked: list[list[int]] = []
+    prompts_seen: list[list[int]] = []
     answer = judging.answer
 
-    def asking(model: Any, tokenizer: Any, prompts: Any, *rest: Any, **more: Any) -> Any:
-        asked.extend(prompts)
+    def watched(model: Any, tokenizer: Any, prompts: Any, *rest: Any, **more: Any) -> Any:
+        prompts_seen.extend(prompts)
         return answer(model, tokenizer, prompts, *rest, **more)
 
-    monkeypatch.setattr(judging, "answer", asking)
+    monkeypatch.setattr(judging, "answer", watched)
     pair, tokenizer = pairs[0], judge.tokenizer
     for evidence in (True, False):
-        asked.clear()
+        prompts_seen.clear()
         config = JudgeConfig(evidence=evidence, think=False)
         judge.judge(pair.exemplars, [pair.chosen, pair.rejected], config=config)
         texts = texts_of(pair, tokenizer, replace(LONG, evidence=evidence), "0")[0][:2]
-        assert sorted(list(text.ids[: text.reply_from]) for text in texts) == sorted(asked)
+        assert sorted(list(text.ids[: text.reply_from]) for text in texts) == sorted(prompts_seen)
         for text, expected in zip(texts, written(pair, evidence), strict=True):
             ids = list(text.ids[text.reply_from :])
             assert tokenizer.decode(ids[-1:], special=True) == ENDS[kind]

@@ -78,9 +78,9 @@ def short_pairs(kinds: tuple[str, ...] = ("cross_author",)) -> list[Pair]:
     def short(text: str, words: int) -> str:
         return " ".join(text.split()[:words])
 
-    found = demo_pairs(0, 16, kinds)
-    some = [pair for pair in found if pair.split == "train"][:16]
-    some += [pair for pair in found if pair.split == "validation"][:4]
+    drawn = demo_pairs(0, 16, kinds)
+    some = [pair for pair in drawn if pair.split == "train"][:16]
+    some += [pair for pair in drawn if pair.split == "validation"][:4]
     return [
         replace(
             pair,

@@ -15,9 +15,8 @@ Two small adapters learn three things, beside a base that stays as it is:
     contrast   among candidates by several writers the score line must favour the right one
                (nanopersrm/train/objective.py): the judgement
 
-RUN/adapter is the result, in PEFT's format, RUN/best what judged better after an earlier step.
-RUN/metrics.jsonl has every number, RUN/replies what the model wrote on the way, RUN/checkpoints
-what --resume needs.
+RUN/adapter is the result, in PEFT's format, RUN/best what judged better after an earlier step; the
+rest of the folder is in nanopersrm/train/run.py.
 
 How it works. Pairs become trees of tokens (nanopersrm/train/sft_data.py), trees are packed without
 padding (packing.py), and one forward gives all losses of a tree (objective.py). How a step is
@@ -116,14 +115,9 @@ def learn_style(
         for step in range(learner.first_step, preset.warmup_steps):
             batch = data.style_batch(step, config.writers, config.style.tokens)
             with memory_guard("lower --writers or --style.tokens, or give --recompute True"):
+                drawn = (batch.exemplars, batch.candidates, batch.negatives)
                 loss, accuracy = similarity.batch_loss(
-                    model,
-                    batch.exemplars,
-                    batch.candidates,
-                    batch.negatives,
-                    config.style,
-                    style.standard,
-                    preset.recompute,
+                    model, *drawn, config.style, style.standard, preset.recompute
                 )
                 learner.backward(loss, batch.authors)
             lr = learning_rate(step, preset.warmup_steps, config.optim)

@@ -63,9 +63,8 @@ class PrefixTree:
         digits = sum(branch.digit_at >= 0 for branch in self.branches)
         assert self.chosen in range(-1, digits), f"{self.name}: chosen {self.chosen} of {digits}"
         for i, branch in enumerate(self.branches):
-            n = len(branch.ids)
-            assert -1 <= branch.parent < i, f"{self.name}: branch {i} continues {branch.parent}"
-            assert 0 <= branch.reply_from <= n > branch.digit_at, f"{self.name}: {branch}"
+            assert branch.parent < i, f"{self.name}: branch {i} continues {branch.parent}"
+            assert branch.digit_at < len(branch.ids) >= branch.reply_from, f"{self.name}: {branch}"
             assert branch.parent >= 0 or branch.reply_from, f"{self.name}: nothing predicts an id"
 
     @property

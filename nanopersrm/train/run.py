@@ -14,9 +14,9 @@
             norm = learner.update(lr)                  one step of AdamW, new copies for the model
             run.finish_step(step + 1, learner, …)      a line, a checkpoint when one is due
 
-A run may die at any moment. A checkpoint holds masters, moments, random states and what cannot be
-computed again; what a step sees follows from its number. So a run that goes on makes, on a CPU bit
-for bit, the numbers of one that never stopped, if it has the settings that it began with.
+A checkpoint holds masters, moments, random states and what cannot be computed again; what a step
+sees follows from its number. So a run that goes on makes, on a CPU bit for bit, the numbers of one
+that never stopped, if it has the settings that it began with.
 """
 
 import json
@@ -309,10 +309,7 @@ def check_out(out: Path, resume: bool, overwrite: bool) -> None:
     if resume and not exists:
         raise InputError(f"--resume: expected a run in {out}, found none")
     if exists and not resume and not overwrite:
-        raise InputError(
-            f"{out} holds another run: --resume goes on with it, --overwrite replaces it, "
-            "another --out keeps it"
-        )
+        raise InputError(f"{out} holds another run: say --resume, --overwrite or another --out")
 
 
 def check_numbers(config: object, least: Mapping[str, int]) -> None:
@@ -360,10 +357,7 @@ def _check_same(now: Mapping[str, Any], out: Path) -> None:
         if flat_before.get(key) != flat_now.get(key)
     ]
     if changed:
-        raise InputError(
-            f"--resume: {out} was begun with {', '.join(changed)}; give the same settings, or "
-            "another --out"
-        )
+        raise InputError(f"--resume: {out} was begun with {', '.join(changed)}")
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -137,10 +137,7 @@ def load_adapter(folder: Path, model: Model, config: LoraConfig) -> Lora:
     for name, value in vars(config).items():
         loaded = getattr(lora.config, name)
         if value not in (getattr(LoraConfig(), name), loaded):
-            raise InputError(
-                f"--lora.{name}: {folder}, which is trained on, has {loaded!r}, got {value!r}; "
-                "leave it out"
-            )
+            raise InputError(f"--lora.{name}: {folder} has {loaded!r}, got {value!r}; leave it out")
     return lora
 
 

@@ -1,8 +1,8 @@
 """SFT data: which examples a step has, and what a pair becomes, as token ids.
 
-Step s takes the pairs s * b up to (s + 1) * b of an endless row of epochs, each in an order of its
-own, twins side by side. Everything follows from the seed and the number of the step, so a run that
-is interrupted goes on with what it would have seen.
+Step s takes the pairs s * b up to (s + 1) * b of an endless row of epochs. All that is drawn
+follows from the seed and the number of the step, so a run that is interrupted goes on with what it
+would have seen.
 
 From a pair (exemplars of a writer, `chosen` by them, `rejected` not) three things are learned:
 
@@ -93,17 +93,19 @@ class SftData:
         return [tree for tree in trees if tree is not None]
 
     def _tree(self, pair: Pair, seed: str) -> PrefixTree | None:
-        return pair_tree(
+        texts = pair_texts(
             pair, self.by_author, self.tokenizer, self.config, seed, self.style_evidence
         )
+        return None if texts is None else build_tree(pair.id, *texts)
 
     def show(self, style: Style) -> None:
         """Have prompts show what the style adapter measures, by a fusion that has not seen their
         writer. An error where then even the pair with the least text is too long."""
         authors = authors_by_exemplars(self.pairs)
         self.style_evidence = style_evidence_fn(self.tokenizer, style, authors)
-        texts = {pair.id: (*pair.exemplars, pair.chosen, pair.rejected) for pair in self.pairs}
-        shortest = min(self.pairs, key=lambda pair: sum(map(len, texts[pair.id])))
+        shortest = min(
+            self.pairs, key=lambda p: sum(map(len, (*p.exemplars, p.chosen, p.rejected)))
+        )
         if self._tree(shortest, "0/0") is None:
             raise InputError(
                 f"pairs: expected some whose prompt and reply have at most {self.config.longest} "
@@ -113,11 +115,8 @@ class SftData:
     # What the style adapter learns from, and what is measured with it
 
     def style_batch(self, step: int, writers: int, tokens: int) -> "StyleBatch":
-        """One exemplar and one candidate of each of `writers` authors of a drawn domain, cut to
-        `tokens`; where the domain has too few authors, others help out.
-
-        A domain is drawn in proportion to its authors.
-        """
+        """One exemplar and one candidate of each of `writers` authors, cut to `tokens`: of a domain
+        drawn in proportion to its authors, and of others where it has too few."""
         rng = random.Random(f"{self.seed}/style/{step}")
         domains = list(self.by_author)
         first = rng.choices(domains, [len(self.by_author[domain]) for domain in domains])[0]
@@ -183,10 +182,8 @@ class SftData:
             fused = fusion.fit(sample, self._cosines(sample, style, run))
             assert fused.loss is not None, "a fit measures it"
             style.fusion = fused if fused.loss < GUESS else None
-            unused = "" if style.fusion else "; they are not shown as a probability"
             run.note(
-                f"instruments: {fused.loss:.2f} nats a pair by other writers, where a guess has "
-                f"{GUESS:.2f}{unused}"
+                f"instruments: {fused.loss:.2f} nats a pair by other writers, a guess {GUESS:.2f}"
             )
 
     def _cosines(self, pairs: Sequence[Pair], style: Style, run: Run) -> Cosines:
@@ -222,7 +219,7 @@ class StyleBatch:
         return sum(map(len, sum(self.exemplars, [*self.candidates, *self.negatives])))
 
 
-# One pair. Its texts are as the judge takes them, `stripped`.
+# One pair, `stripped`
 
 
 def stripped(pair: Pair) -> Pair:
@@ -273,8 +270,8 @@ def pair_texts(
     prompt and its reply are too long.
 
     First imitation, a reply about the chosen text and one about the rejected; then contrast, in
-    drawn order, of these and texts of other writers of the domain, each up to where the judge that
-    does not think draws the digit. Rivals too long are left out. tails: they count more.
+    drawn order, of these and texts of other writers, each up to where the judge that does not think
+    draws the digit. Rivals too long are left out. tails: they count more.
     """
     rng = random.Random(f"{seed}/{pair.id}/rivals")
     candidates = [pair.chosen, pair.rejected, *_rivals(pair, by_author, config.rivals - 1, rng)]
@@ -297,20 +294,6 @@ def pair_texts(
     sizes = [len(lines[text]) for text in listed]
     texts += [Branch(lines[t], n, digit_at=n - 1) for t, n in zip(listed, sizes, strict=True)]
     return texts, len(ROLES) + listed.index(pair.chosen)
-
-
-def pair_tree(
-    pair: Pair,
-    by_author: PairsByAuthor,
-    tokenizer: Tokenizer,
-    config: ExamplesConfig,
-    seed: str,
-    style_evidence: StyleEvidenceFn | None,
-    tails: bool = True,
-) -> PrefixTree | None:
-    """`pair_texts` as one tree."""
-    texts = pair_texts(pair, by_author, tokenizer, config, seed, style_evidence, tails)
-    return None if texts is None else build_tree(pair.id, *texts)
 
 
 def spell(thought: str, digit: int, tokenizer: Tokenizer) -> list[int]:
@@ -365,8 +348,8 @@ def authors_by_exemplars(pairs: Sequence[Pair]) -> dict[tuple[str, ...], str]:
 def epoch_order(pairs: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
     """The pairs in the order of an epoch: couples of twins are shuffled, a couple stays together.
 
-    A step then sees both verdicts about the same two texts, and what a text says on its own,
-    without the exemplars, cancels out of the gradient. Give a step an even number of pairs.
+    A step of an even number of pairs then sees both verdicts about the same two texts, and what a
+    text says without the exemplars cancels out of the gradient.
     """
     order = twin_pairs(pairs)
     random.Random(f"{seed}/order/{epoch}").shuffle(order)
@@ -390,10 +373,9 @@ def split_pairs(
 def hold_out(pairs: Sequence[Pair], seed: int, share: float) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on, and pairs by other authors to validate on.
 
-    As the pairs say, where some are of the split "validation". Otherwise a `share` of the authors
-    of the training pairs is held out, and a twin's author with the first of them, so that some
-    pairs keep their twin. A pair whose twin is on the other side goes out. Where fewer than two
-    authors would be left to train on, there is nothing to validate on.
+    As the pairs say, where some are of the split "validation". Otherwise a `share` of the authors,
+    and a twin's author with the first of them. A pair whose twin is on the other side goes out.
+    Where fewer than two authors would be left to train on, there is nothing to validate on.
     """
     train = [pair for pair in pairs if pair.split == "train"]
     validation = [pair for pair in pairs if pair.split == "validation"]

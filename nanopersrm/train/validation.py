@@ -10,8 +10,6 @@ Three looks at a model whose adapter is on, always at the same pairs:
               quotes and claims are true, and the texts, for people to read
     reasoned  some of the pairs again, after reasoning, as the judge does it: greedy, with the score
               line given. Only where it is asked for: it takes seconds a pair.
-
-The numbers are of few pairs, to see whether training moves; `evaluate` has the full protocol.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,11 +25,11 @@ from nanopersrm.model.transformer import Model
 from nanopersrm.pairs import Pair
 from nanopersrm.style.similarity import StyleEvidenceFn
 from nanopersrm.train.objective import SftWeights, loss_sums
-from nanopersrm.train.packing import batch, pack
+from nanopersrm.train.packing import batch, build_tree, pack
 from nanopersrm.train.presets import Preset
 from nanopersrm.train.replies import ROLES
 from nanopersrm.train.rollout import side_by_side, slots_of
-from nanopersrm.train.sft_data import ExamplesConfig, pair_tree, prompts_of, stripped
+from nanopersrm.train.sft_data import ExamplesConfig, pair_texts, prompts_of, stripped
 
 WRITTEN = 8  # free replies
 REPLY_TOKENS = 256  # budget of a free reply
@@ -100,11 +98,13 @@ class ValidationSet:
         pairs = [stripped(pair) for pair in pairs]
         self.twins = {pair.id: pair.twin for pair in pairs}
         two = replace(config, rivals=1)
-        trees = [
-            pair_tree(pair, {}, tokenizer, two, f"{seed}/exam", style_evidence, tails=False)
+        self.trees = [
+            build_tree(pair.id, *texts)
             for pair in pairs
+            if (
+                texts := pair_texts(pair, {}, tokenizer, two, f"{seed}/exam", style_evidence, False)
+            )
         ]
-        self.trees = [tree for tree in trees if tree is not None]
         self.reasoned: dict[str, list[list[int]]] = {}  # pair -> its prompts
         self.prompts: list[list[int]] = []  # answered freely
         self.texts: list[tuple[tuple[str, ...], str]] = []  # exemplars and candidate of each prompt

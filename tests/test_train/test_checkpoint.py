@@ -16,11 +16,9 @@ from nanopersrm.train.checkpoint import load_best, load_latest, save
 STATE = {
     "step": 120,
     "score": 0.25,
-    "adapters": {"judge": {"layers.0.A": torch.randn(4, 6), "half": torch.randn(5).bfloat16()}},
+    "half": torch.randn(5).bfloat16(),
     "random": torch.get_rng_state(),
-    "order": [3, 1, 2],
     "name": "é",
-    "none": None,
 }
 
 
@@ -35,11 +33,10 @@ def test_what_is_saved_comes_back(tmp_path):
     for state in (load_latest(folder), load_best(folder)):
         assert state is not None
         assert state.keys() == STATE.keys()
-        assert state["order"] == [3, 1, 2]
-        for name, tensor in STATE["adapters"]["judge"].items():
-            assert state["adapters"]["judge"][name].dtype == tensor.dtype
-            assert torch.equal(state["adapters"]["judge"][name], tensor)
+        assert state["name"] == "é"
         assert torch.equal(state["random"], STATE["random"])
+        assert state["half"].dtype == torch.bfloat16
+        assert torch.equal(state["half"], STATE["half"])
 
 
 def test_the_last_two_and_the_best_are_kept(tmp_path):

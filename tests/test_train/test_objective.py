@@ -71,11 +71,8 @@ def test_equals_plain_loops(pair, listed):
     s = random(11)
     loss, right = contrast(s, LISTS, pair, listed)
     assert float(loss) == pytest.approx(slowly(s.tolist(), pair, listed), rel=1e-9)
-    own = s.tolist()
-    assert right.tolist() == [
-        all(own[first + chosen] > own[first + k] for k in range(count) if k != chosen)
-        for first, count, chosen in LISTS
-    ]
+    best = [int(s[first : first + count].argmax()) for first, count, _ in LISTS]
+    assert right.tolist() == [k == chosen for k, (_, _, chosen) in zip(best, LISTS, strict=True)]
 
 
 def test_gradients_against_finite_differences():
@@ -129,6 +126,15 @@ def tree(n: int) -> PrefixTree:
     return build_tree(f"pair {n}", *texts_of(n))
 
 
+def slopes(lora: Lora) -> list[Tensor]:
+    """The gradients, which then are gone."""
+    gradients = [part.grad for part in lora.parameters() if part.grad is not None]
+    for part in lora.parameters():
+        part.grad = None
+    lora.refresh()
+    return gradients
+
+
 def step(model: Model, lora: Lora, trees: list[PrefixTree], budget: int, **changes: Any) -> Loss:
     """A step as train_sft.py makes it: both losses, who is right, scores, gradients."""
     tokens, lists = total_weights(trees)
@@ -141,33 +147,23 @@ def step(model: Model, lora: Lora, trees: list[PrefixTree], budget: int, **chang
         (sums.imitation / tokens + sums.contrast / lists).backward()
         imitated += sums.imitation.item() / tokens
         contrasted += sums.contrast.item() / lists
-        assert sums.scores.shape == packed.digit_rows.shape
-        for one, is_right, (first, count, _) in zip(micro, sums.right, packed.lists, strict=True):
-            right[one.name] = bool(is_right)
-            scores[one.name] = sums.scores[first : first + count].tolist()
-    gradients = []
-    for part in lora.parameters():
-        assert part.grad is not None
-        gradients.append(part.grad.clone())
-        part.grad = None
-    lora.refresh()
-    return (
-        imitated,
-        contrasted,
-        [right[one.name] for one in trees],
-        [score for one in trees for score in scores[one.name]],
-        gradients,
-    )
+        for name, is_right, (first, count, _) in zip(
+            packed.names, sums.right, packed.lists, strict=True
+        ):
+            right[name] = bool(is_right)
+            scores[name] = sums.scores[first : first + count].tolist()
+    names = [tree.name for tree in trees]
+    every = [score for name in names for score in scores[name]]
+    return imitated, contrasted, [right[name] for name in names], every, slopes(lora)
 
 
-def same(one: Loss, other: Loss) -> None:
-    assert one[0] == pytest.approx(other[0], rel=1e-6)
-    assert one[1] == pytest.approx(other[1], rel=1e-6)
-    assert one[2] == other[2]
-    assert one[3] == pytest.approx(other[3], rel=1e-5)
-    for ours, theirs in zip(one[4], other[4], strict=True):
-        assert theirs.any()
-        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+def same(ours: Loss, theirs: Loss) -> None:
+    assert ours[:2] == pytest.approx(theirs[:2], rel=1e-6)
+    assert ours[2] == theirs[2]
+    assert ours[3] == pytest.approx(theirs[3], rel=1e-5)
+    for a, b in zip(ours[4], theirs[4], strict=True):
+        assert b.any()
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
 def test_equals_plain_forwards_of_whole_texts(model, lora):
@@ -192,12 +188,8 @@ def test_equals_plain_forwards_of_whole_texts(model, lora):
         scores.append(torch.stack(odds).softmax(-1) @ torch.arange(1.0, 10))
     expected, expected_lists = torch.stack(imitated).sum() / weight, torch.stack(lists).mean()
     (expected + expected_lists).backward()
-    slopes = [part.grad.clone() for part in lora.parameters() if part.grad is not None]
-    for part in lora.parameters():
-        part.grad = None
-    lora.refresh()
-    assert len(slopes) == len(lora.parameters())
-    plain = (expected.item(), expected_lists.item(), right, torch.cat(scores).tolist(), slopes)
+    every = torch.cat(scores).tolist()
+    plain = (expected.item(), expected_lists.item(), right, every, slopes(lora))
     same(step(model, lora, [tree(n) for n in (0, 1, 3)], 10_000), plain)
 
 
@@ -210,7 +202,7 @@ def test_many_micro_batches_are_one_batch(model, lora, budget, recompute):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("lead", [60.0, 400.0, 2000.0])
+@pytest.mark.parametrize("lead", [60.0, 2000.0])
 def test_a_sure_model_still_learns(dtype, lead):
     """Both candidates stand at 9 by far, the wrong one further: the slope is there in full.
 
@@ -229,17 +221,6 @@ def test_a_sure_model_still_learns(dtype, lead):
     assert float(z.grad[0, 8]) == pytest.approx(-1.0, abs=1e-2)
     assert float(z.grad[1, 8]) == pytest.approx(1.0, abs=1e-2)
     assert right.tolist() == [False]
-
-
-def test_each_weight_of_the_config(model, lora):
-    packed = batch([tree(1), tree(2)], CPU)
-
-    def contrasted(*weights: float) -> float:
-        return loss_sums(model, packed, DIGITS, SftWeights(*weights), PRESET).contrast.item()
-
-    expected = 3 * contrasted(1, 0) + 5 * contrasted(0, 1)
-    assert contrasted(3, 5) == pytest.approx(expected, rel=1e-6)
-    assert contrasted(0, 0) == 0
 
 
 @pytest.mark.parametrize("weights", [(-1, 1), (math.nan, 1), (1, math.inf)])

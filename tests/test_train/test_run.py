@@ -100,7 +100,6 @@ def test_adapters_of_earlier_phases_are_kept(model, tmp_path):
     assert resumed.resumed is not None
     saved = resumed.resumed["adapters"]["style"]
     assert all(torch.equal(part, saved[name]) for name, part in style.tensors().items())
-    assert learner_of(resumed, model).first_step == 1  # of its own phase
     assert learner_of(resumed, model, "other").first_step == 0
 
 
@@ -220,14 +219,9 @@ def test_tensorboard_where_it_is_installed(model, tmp_path, monkeypatch):
     assert run_in(tmp_path / "without").board is None
 
 
-@pytest.mark.parametrize(
-    ("error", "advice"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
-        (RuntimeError("shapes do not match"), False),
-    ],
-)
-def test_memory_that_runs_out_is_advice(error, advice):
-    with pytest.raises(InputError if advice else RuntimeError), memory_guard("lower --budget"):
-        raise error
+def test_memory_that_runs_out_is_advice():
+    for error in (torch.OutOfMemoryError("CUDA"), RuntimeError("can't allocate memory: you")):
+        with pytest.raises(InputError, match="--budget"), memory_guard("lower --budget"):
+            raise error
+    with pytest.raises(RuntimeError, match="shapes"), memory_guard("lower --budget"):
+        raise RuntimeError("shapes do not match")

@@ -5,7 +5,6 @@ go on run here, with as many threads.
 """
 
 import json
-import random
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from training_runs import ROOT, call, curve, files, load_script, short_pairs, st
 from nanopersrm.judge import adapter_settings
 from nanopersrm.pairs import write
 from nanopersrm.style import fusion
-from nanopersrm.train import checkpoint, sft_data, validation
+from nanopersrm.train import checkpoint, validation
 from nanopersrm.train.validation import Metrics
 
 STYLE, JUDGE = 4, 5  # steps of the runs that are compared
@@ -125,18 +124,6 @@ def test_the_files_and_lines_of_a_run(whole, flags):
     assert kept == {"best.pt", f"step-{STYLE + JUDGE - 1:06d}.pt", f"step-{STYLE + JUDGE:06d}.pt"}
 
 
-@pytest.mark.slow
-def test_peft_loads_the_adapter(whole, flags):
-    peft = pytest.importorskip("peft")
-    import transformers
-
-    base = transformers.AutoModelForCausalLM.from_pretrained(flags[3])
-    ids = torch.arange(3, 40)[None]
-    before = base(ids).logits
-    loaded = peft.PeftModel.from_pretrained(base, str(whole / "adapter"))
-    assert not torch.equal(loaded(ids).logits, before)
-
-
 def test_the_adapter_judges(whole, flags, capsys):
     judge = load_script("judge")
     exemplar = str(ROOT / "data/demo/zoe/1.txt")
@@ -155,13 +142,10 @@ def test_the_adapter_judges(whole, flags, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["style", "judge"])
 def test_killed_and_resumed_is_never_interrupted(phase, whole, flags, tmp_path):
-    """SIGKILL at a drawn step: the same curve and the same adapter, byte for byte."""
-    drawn = random.Random(f"killed in {phase}")
-    first = 1 if phase == "style" else STYLE + 1
-    step = drawn.randint(first, first + (STYLE if phase == "style" else JUDGE) - 2)
+    """SIGKILL: the same curve and the same adapter, byte for byte."""
     out = tmp_path / "run"
     process = start("train_sft", *flags, "--out", out)
-    until(process, out, step)
+    until(process, out, 3 if phase == "style" else STYLE + 3)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -190,10 +174,6 @@ def test_sigterm_saves_and_says_so(whole, flags, tmp_path):
     assert files(out / "adapter") == files(whole / "adapter")
 
 
-class Power(Exception):
-    """It went off."""
-
-
 @pytest.mark.slow
 def test_fp16_goes_on_bit_for_bit(flags, tmp_path, monkeypatch):
     """The loss scale has to come back; the instruments are not weighed again."""
@@ -206,12 +186,12 @@ def test_fp16_goes_on_bit_for_bit(flags, tmp_path, monkeypatch):
         steps.append(step)
         if step in cuts:
             cuts.remove(step)
-            raise Power
+            raise EOFError
 
     with monkeypatch.context() as patch:
         patch.setattr(script.Run, "finish_step", cut)
         for resume in ((), ("--resume",)):
-            with pytest.raises(Power):
+            with pytest.raises(EOFError):
                 here(*flags, "--out", tmp_path / "cut", *resume)
             torch.manual_seed(123)  # the next process knows nothing of this one
     monkeypatch.setattr(fusion, "fit", lambda *_: pytest.fail("weighed again"))
@@ -219,24 +199,9 @@ def test_fp16_goes_on_bit_for_bit(flags, tmp_path, monkeypatch):
     assert steps == [1, 2, 3, 3, 4, 5]  # saved after every second
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
     assert files(tmp_path / "cut/adapter") == files(tmp_path / "whole/adapter")
-    state = checkpoint.load_latest(tmp_path / "cut/checkpoints")
-    assert state is not None
-    assert state["scaler"]["scale"] > 0
 
 
 # Settings
-
-
-@pytest.mark.slow
-def test_a_small_budget_gives_the_same_losses(flags, tmp_path):
-    """Gradients of many micro-batches add up to those of one."""
-    flags = [*flags, "--warmup-steps", "1", "--steps", "2"]
-    assert here(*flags, "--out", tmp_path / "small", "--budget", "300") == 0
-    assert here(*flags, "--out", tmp_path / "large", "--budget", "100000") == 0
-    names = ("loss_style", "loss_imitation", "loss_contrast", "gradient_norm", "validation_loss")
-    for small, large in zip(curve(tmp_path / "small"), curve(tmp_path / "large"), strict=True):
-        for name in names:
-            assert small.get(name) == pytest.approx(large.get(name), rel=2e-5), (name, small)
 
 
 @pytest.mark.slow
@@ -263,32 +228,11 @@ def test_going_on_from_an_adapter(whole, flags, tmp_path, capsys, refused):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [("--examples.no-evidence",), ()])
-def test_the_fusion_of_a_run(more, flags, tmp_path, monkeypatch):
-    """Weighed where prompts show it, and shown where it is better than a guess."""
+def test_a_fusion_no_better_than_a_guess_is_not_shown(flags, tmp_path, monkeypatch):
     fit = fusion.fit
-    if more:
-        monkeypatch.setattr(fusion, "fit", lambda *_: pytest.fail("weighed"))
-    else:
-        monkeypatch.setattr(fusion, "fit", lambda *a: replace(fit(*a), loss=0.7))
-    assert here(*flags, *FEW, *more, "--out", tmp_path) == 0
+    monkeypatch.setattr(fusion, "fit", lambda *a: replace(fit(*a), loss=0.7))
+    assert here(*flags, *FEW, "--out", tmp_path) == 0
     assert json.loads((tmp_path / "adapter/style/style.json").read_text())["fusion"] is None
-    settings = adapter_settings.read(tmp_path / "adapter")
-    assert settings is not None
-    assert settings.evidence == settings.style == ("--examples.no-evidence" not in more)
-
-
-@pytest.mark.slow
-def test_ctrl_c_is_heard_while_weighing(flags, tmp_path, monkeypatch, capsys):
-    cosines = sft_data.SftData._cosines
-
-    def pressed(self: Any, pairs: Any, style: Any, run: Any) -> Any:
-        run.signal = 2
-        return cosines(self, pairs, style, run)
-
-    monkeypatch.setattr(sft_data.SftData, "_cosines", pressed)
-    assert here(*flags, *FEW, "--out", tmp_path) == 130
-    assert capsys.readouterr().err.endswith("stopped and saved; --resume goes on\n")
 
 
 # Errors
@@ -369,8 +313,6 @@ def test_an_adapter_that_cannot_be_gone_on_from(whole, flags, refused, tmp_path)
     shutil.copytree(whole / "adapter", tmp_path / "bare")
     shutil.rmtree(tmp_path / "bare/style")
     refused(*flags, "--out", tmp_path / "a", "--adapter", tmp_path / "bare", word="folder style")
-    more = ("--adapter", whole / "adapter", "--lora.rank", "8")
-    refused(*flags, *more, "--out", tmp_path / "b", word="--lora.rank")
 
 
 @pytest.mark.parametrize(

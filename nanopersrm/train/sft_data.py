@@ -359,7 +359,9 @@ def epoch_order(pairs: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
 def split_pairs(
     pairs: Sequence[Pair], validation: Path | None, seed: int
 ) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to train on and to validate on, by other writers: those of a file, or held out."""
+    """Pairs to train on and to validate on, by other writers: those of a file, or held out. Those of
+    weight 0 are left out."""
+    pairs = [pair for pair in pairs if pair.weight > 0]
     if validation is None:
         return hold_out(pairs, seed, HELD_OUT)
     train, held = [pair for pair in pairs if pair.split == "train"], read(validation, empty=True)
@@ -380,7 +382,7 @@ def hold_out(pairs: Sequence[Pair], seed: int, share: float) -> tuple[list[Pair]
     train = [pair for pair in pairs if pair.split == "train"]
     validation = [pair for pair in pairs if pair.split == "validation"]
     if not train:
-        raise InputError("pairs: expected some of the split 'train', found none")
+        raise InputError("pairs: expected some of the split 'train' and a weight above 0, found none")
     if validation:
         return train, validation
     author_of = {pair.id: pair.author for pair in train}

@@ -262,6 +262,7 @@ def test_another_run_is_not_touched(flags, refused, tmp_path):
     [
         (lambda pairs: [replace(pair, author="one", twin="") for pair in pairs], "2 authors"),
         (lambda pairs: [replace(pair, split="test") for pair in pairs], "'train'"),
+        (lambda pairs: [replace(pair, weight=0.0) for pair in pairs], "weight"),
         (lambda pairs: [], "found none"),
     ],
 )

@@ -43,7 +43,7 @@ from nanopersrm.train import packing, setup
 from nanopersrm.train.grpo import GrpoConfig, digit_loss, digits_in, policy_loss, statistics
 from nanopersrm.train.objective import reply_log_probs
 from nanopersrm.train.optim import OptimConfig, learning_rate
-from nanopersrm.train.presets import Preset
+from nanopersrm.train.presets import Preset, check_numbers
 from nanopersrm.train.rewards import RewardConfig, check_expected, compare, reward
 from nanopersrm.train.rollout import (
     Collector,
@@ -53,7 +53,7 @@ from nanopersrm.train.rollout import (
     sampler_log_probs,
     trees,
 )
-from nanopersrm.train.run import Learner, Run, check_numbers, check_out, memory_guard, save_final
+from nanopersrm.train.run import Learner, Run, check_out, memory_guard, save_final
 from nanopersrm.train.sft_data import ExamplesConfig, authors_by_exemplars, split_pairs
 from nanopersrm.train.validation import Metrics, ValidationSet
 
@@ -193,7 +193,7 @@ def train(
 
 def main(config: Config) -> None:
     """Set up, train, save."""
-    check_numbers(config, {"steps": 1, "eval_every": 0, "eval_pairs": 0, "reason_pairs": 0})
+    check_numbers(vars(config), {"steps": 1, "eval_every": 0, "eval_pairs": 0, "reason_pairs": 0})
     check_out(config.out, config.resume, config.overwrite)
     check_expected(config.reward, config.grpo)
     tiny = setup.is_random(config.preset, config.base)

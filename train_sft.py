@@ -23,8 +23,6 @@ padding (packing.py), and one forward gives all losses of a tree (objective.py).
 computed is a matter of --preset (presets.py); without one, the machine decides. The learning rate
 is for SmolLM2-135M; a base of 7 billion weights wants about a tenth of it (--optim.lr 2e-4), and so
 does an --adapter.
-
-What we left out: several GPUs, and training the base itself.
 """
 
 import math
@@ -51,8 +49,8 @@ from nanopersrm.train import packing, setup
 from nanopersrm.train.objective import SftWeights, loss_sums
 from nanopersrm.train.optim import OptimConfig, learning_rate
 from nanopersrm.train.packing import PrefixTree
-from nanopersrm.train.presets import Preset, memory_note
-from nanopersrm.train.run import Learner, Run, check_numbers, check_out, memory_guard, save_final
+from nanopersrm.train.presets import Preset, check_numbers, memory_note
+from nanopersrm.train.run import Learner, Run, check_out, memory_guard, save_final
 from nanopersrm.train.sft_data import ExamplesConfig, SftData, split_pairs
 from nanopersrm.train.validation import Metrics, ValidationSet
 
@@ -193,7 +191,7 @@ def gradient(
 
 def main(config: Config) -> None:
     """Set up, learn style, learn to judge, save."""
-    check_numbers(config, {"eval_every": 0, "eval_pairs": 0, "writers": 2, "fused": 0})
+    check_numbers(vars(config), {"eval_every": 0, "eval_pairs": 0, "writers": 2, "fused": 0})
     check_out(config.out, config.resume, config.overwrite)
     folder, settings = setup.find_adapter(config.adapter, config.base)
     config = replace(config, **setup.defaults_from(settings, config.base, config.nf4, config.dtype))

@@ -10,8 +10,7 @@
     130            Ctrl-C                judge.py: interrupted
     its own        Ending                train_sft.py: stopped and saved; --resume goes on
 
-130 is 128 + 2, a shell's code for what signal 2, Ctrl-C, has ended. Any other exception is a
-mistake of ours and keeps its traceback.
+Any other exception is a mistake of ours and keeps its traceback.
 """
 
 import os

@@ -97,7 +97,4 @@ def _load(path: Path) -> State:
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"{path}: a damaged checkpoint ({reason(error)}); without it a run goes on from the "
-            "one before"
-        ) from error
+        raise InputError(f"{path}: a damaged checkpoint, remove it ({reason(error)})") from error

@@ -12,12 +12,9 @@ straight line to its peak and comes down on half a cosine:
     floor  /           `-.       else:    peak · (floor + (1 - floor) · (1 + cos πt) / 2)
           0  w           n - 1                                          t = (s - w) / (n - 1 - w)
 
-Before all weights move, the gradient g of all of them, as one long vector, is cut to the length
-`clip`: g · clip / |g| where |g| > clip.
-
-m and v take 8 bytes a weight in fp32: 320 MB for the 40 million weights of rank 16 on a 7B base.
-`eight_bit` holds them as codes of 8 bits with a scale for every 256 (Dettmers et al., arXiv
-2110.02861), 80 MB, in memory that the driver moves to the host when the card is full.
+m and v take 8 bytes a weight in fp32. `eight_bit` holds them as codes of 8 bits with a scale for
+every 256 (Dettmers et al., arXiv 2110.02861), in memory that moves to the host when the card is
+full.
 """
 
 import math
@@ -40,20 +37,13 @@ class OptimConfig:
     eight_bit: bool = False  # bitsandbytes' paged 8-bit AdamW, on a GPU
 
     def __post_init__(self) -> None:
-        sound = 0 < self.lr < math.inf and 0 <= self.warmup <= 1 and 0 < self.clip < math.inf
-        if not sound:
-            raise InputError(
-                "expected lr and clip above 0 and warmup from 0 to 1, got "
-                f"{self.lr}, {self.clip} and {self.warmup}"
-            )
+        if not (0 < self.lr < math.inf and 0 <= self.warmup <= 1 and 0 < self.clip < math.inf):
+            raise InputError(f"expected lr, clip above 0, warmup from 0 to 1, got {self}")
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Of the step that `step` others came before.
-
-    With 102 steps and the defaults, w = 5: step 0 has 2e-4 / 6 = 3.3e-5, step 5 the peak of 2e-4,
-    step 53 (t = 48 / 96, half-way down) 1.1e-4, and the last, step 101, a tenth of the peak, 2e-5.
-    """
+    """Of the step that `step` others came before: with 102 steps and the defaults 3.3e-5 in step 0,
+    the peak of 2e-4 in step 5, 1.1e-4 half-way down, in step 53, and 2e-5 in the last."""
     assert 0 <= step < steps, f"step {step} of {steps}"
     warm = round(config.warmup * steps)
     if step < warm:

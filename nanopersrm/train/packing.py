@@ -8,8 +8,7 @@ A `PrefixTree` is a list of branches, each of which continues an earlier one or 
     predicts           |   5 6   | 8 9      the row before a token of the reply predicts it
 
 `build_tree` makes the tree of a pair from whole texts, by what they begin with in common: the
-exemplars, under them each candidate, under the candidate a reply and a score line. With SmolLM2's
-tokenizer two replies and the score lines of four candidates take 2,168 rows, not 5,344.
+exemplars, under them each candidate, under the candidate a reply and a score line.
 
 `pack` fills micro-batches with whole trees: the largest first, each into the first micro-batch that
 has room (first-fit decreasing, at most 11/9 of the fewest possible, plus one). With a budget of 10,
@@ -152,10 +151,7 @@ def total_weights(trees: Sequence[PrefixTree]) -> tuple[float, int]:
 
 
 def pack(trees: Sequence[PrefixTree], budget: int) -> list[list[PrefixTree]]:
-    """Micro-batches of whole trees with at most `budget` tokens; a longer tree stands alone.
-
-    The same trees in the same order give the same micro-batches.
-    """
+    """Micro-batches of whole trees with at most `budget` tokens; a longer tree stands alone."""
     packs: list[list[PrefixTree]] = []
     room: list[int] = []
     for tree in sorted(trees, key=lambda tree: -tree.tokens):  # equal ones keep their order

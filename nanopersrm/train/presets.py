@@ -84,14 +84,20 @@ def preset_for(card_bytes: int | None) -> str:
     return next((name for name, gb in sizes.items() if gb * 0.9e9 <= card_bytes), "8gb")
 
 
+def check_numbers(flags: Mapping[str, Any], least: Mapping[str, int]) -> None:
+    """Numbers of flags, or None where the preset decides, from these on."""
+    for name, lowest in least.items():
+        number = flags.get(name)
+        if number is not None and number < lowest:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag}: expected a number from {lowest}, got {number}")
+
+
 def resolve_preset(name: str, flags: Mapping[str, Any]) -> Preset:
     """The preset of this name, changed by the flags of a command line (None: as the preset)."""
     names = {field.name for field in fields(Preset)}
     changes = {key: value for key, value in flags.items() if key in names and value is not None}
-    for key in SIZES:
-        if changes.get(key, 1) < 1:
-            flag = key.replace("_", "-")
-            raise InputError(f"--{flag}: expected a number from 1, got {changes[key]}")
+    check_numbers(changes, dict.fromkeys(SIZES, 1))
     preset = replace(PRESETS[name], **changes)
     if not 0 <= preset.at_once <= preset.plans:
         raise InputError(f"--at-once: expected 0 to --plans ({preset.plans}), got {preset.at_once}")

@@ -50,6 +50,7 @@ from nanopersrm.model.transformer import Model
 from nanopersrm.style.similarity import Style
 from nanopersrm.train import checkpoint, optim
 from nanopersrm.train.optim import OptimConfig
+from nanopersrm.train.presets import check_numbers
 
 MAY_CHANGE = frozenset(  # settings that a run may go on with changed: none moves a weight
     {"pairs", "validation", "out", "resume", "overwrite", "eval_every", "save_every", "keep_last"}
@@ -57,7 +58,6 @@ MAY_CHANGE = frozenset(  # settings that a run may go on with changed: none move
 )
 FILE_ONLY = ("validation_", "reward_", "gap_", "kl_", "clip_", "seconds_", "groups_")
 TAIL = ("tokens_per_second", "memory_peak")  # at the end of the line
-STEPS_OF_MEAN = 20  # for the time left
 
 
 class Stopped(Ending):
@@ -75,7 +75,7 @@ class Run:
     """
 
     def __init__(self, config: Any, settings: Mapping[str, Any], steps: int, device: torch.device):
-        check_numbers(config, {"save_every": 1, "keep_last": 1})
+        check_numbers(vars(config), {"save_every": 1, "keep_last": 1})
         out, resume = config.out, config.resume
         check_out(out, resume, config.overwrite)
         self.out, self.steps, self.device = out, steps, device
@@ -95,7 +95,7 @@ class Run:
             self.board: Any = SummaryWriter(str(out))
         except ImportError:  # TensorBoard is not installed
             self.board = None
-        self.seconds: deque[float] = deque(maxlen=STEPS_OF_MEAN)  # of the last steps
+        self.seconds: deque[float] = deque(maxlen=20)  # of the last steps
         self.signal: int | None = None  # that asked to stop
         self.handlers: dict[int, Any] = {}  # of signals, as they were before
         self.start_clock()
@@ -310,15 +310,6 @@ def check_out(out: Path, resume: bool, overwrite: bool) -> None:
         raise InputError(f"--resume: expected a run in {out}, found none")
     if exists and not resume and not overwrite:
         raise InputError(f"{out} holds another run: say --resume, --overwrite or another --out")
-
-
-def check_numbers(config: object, least: Mapping[str, int]) -> None:
-    """Numbers of a script's flags, or None where the preset decides, from these on."""
-    for name, lowest in least.items():
-        number = getattr(config, name)
-        if number is not None and number < lowest:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag}: expected a number from {lowest}, got {number}")
 
 
 def peak_memory(device: torch.device) -> int:

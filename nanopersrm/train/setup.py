@@ -159,10 +159,8 @@ def load_style(
     tokenizer: Tokenizer,
     authors: Mapping[tuple[str, ...], str],
 ) -> tuple[Style | None, StyleEvidenceFn | None]:
-    """The style adapter beside an adapter, and its evidence where the prompts show that.
-
-    authors: exemplars -> who wrote them.
-    """
+    """The style adapter beside an adapter, and its evidence where the prompts show that; `authors`
+    of exemplars."""
     if folder is None or not (folder / "style").is_dir():
         return None, None
     style = Style.load(folder / "style", model)

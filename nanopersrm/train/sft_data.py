@@ -18,9 +18,8 @@ A reply is spelt as the judge would meet it, piece by piece, never as one text:
 
     the thought | \\n</think>\\n<scores>A= | 7 | </scores> | end of turn
 
-The judge forces the second piece and draws the third from nine ids; a tokenizer that joins "." with
-the line break after it would otherwise make training see other ids. What stands after the thought
-is a tenth of the reply, and one slip in it makes the whole of no use: its tokens are the tail that
+A tokenizer that joins "." with the line break after it would otherwise make training see other ids
+than judging. One slip after the thought makes the whole of no use: these tokens are the tail that
 counts more (`packing.TAIL_WEIGHT`).
 """
 
@@ -252,8 +251,8 @@ def prompts_of(
         measured = None
         if config.evidence:
             measured = measured_block(pair.exemplars, [text], shown and [shown[i]])
-        question = pair.question or None
-        prompts.append(prompt_ids(tokenizer, pair.exemplars, [text], question, (), measured))
+        texts = (pair.exemplars, [text], pair.question or None)
+        prompts.append(prompt_ids(tokenizer, *texts, measured=measured))
     return prompts
 
 
@@ -359,8 +358,8 @@ def epoch_order(pairs: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
 def split_pairs(
     pairs: Sequence[Pair], validation: Path | None, seed: int
 ) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to train on and to validate on, by other writers: those of a file, or held out. Those of
-    weight 0 are left out."""
+    """Pairs to train on, without those of weight 0, and to validate on, by other writers: those of
+    a file, or held out."""
     pairs = [pair for pair in pairs if pair.weight > 0]
     if validation is None:
         return hold_out(pairs, seed, HELD_OUT)
@@ -382,7 +381,9 @@ def hold_out(pairs: Sequence[Pair], seed: int, share: float) -> tuple[list[Pair]
     train = [pair for pair in pairs if pair.split == "train"]
     validation = [pair for pair in pairs if pair.split == "validation"]
     if not train:
-        raise InputError("pairs: expected some of the split 'train' and a weight above 0, found none")
+        raise InputError(
+            "pairs: expected some of the split 'train' and a weight above 0, found none"
+        )
     if validation:
         return train, validation
     author_of = {pair.id: pair.author for pair in train}

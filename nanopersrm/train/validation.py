@@ -2,10 +2,9 @@
 
 Three looks at a model whose adapter is on, always at the same pairs:
 
-    judged    pairs scored at once, without reasoning: the share in which the chosen text gets the
-              higher soft score (*accuracy*), and of twins in which both do (*twins*: 25 % by
-              chance). Equal scores are wrong. Beside it the mean loss of a token of the replies
-              that imitation would teach about them.
+    judged    pairs scored at once: the share in which the chosen text gets the higher soft score
+              (*accuracy*), and of twins in which both do (*twins*: 25 % by chance), and the mean
+              loss of a token of the replies that imitation would teach about them
     written   replies drawn freely, nothing forced: the share that is *well formed*, which of their
               quotes and claims are true, and the texts, for people to read
     reasoned  some of the pairs again, after reasoning, as the judge does it: greedy, with the score
@@ -97,13 +96,11 @@ class ValidationSet:
         self.tokenizer, self.seed = tokenizer, seed
         pairs = [stripped(pair) for pair in pairs]
         self.twins = {pair.id: pair.twin for pair in pairs}
-        two = replace(config, rivals=1)
+        config, drawing = replace(config, rivals=1), f"{seed}/exam"
         self.trees = [
             build_tree(pair.id, *texts)
             for pair in pairs
-            if (
-                texts := pair_texts(pair, {}, tokenizer, two, f"{seed}/exam", style_evidence, False)
-            )
+            if (texts := pair_texts(pair, {}, tokenizer, config, drawing, style_evidence, False))
         ]
         self.reasoned: dict[str, list[list[int]]] = {}  # pair -> its prompts
         self.prompts: list[list[int]] = []  # answered freely

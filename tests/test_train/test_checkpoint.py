@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -76,30 +74,3 @@ def test_a_damaged_or_strange_one_is_named_and_runs_no_code(tmp_path, damage, ca
         load_latest(tmp_path)
     assert "\n" not in str(raised.value)
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment(tmp_path):
-    """A process that saves without end is killed: what is there can be read."""
-    program = (
-        "import sys, torch; from pathlib import Path\n"
-        "from nanopersrm.train.checkpoint import save\n"
-        "for step in range(10**6):\n"
-        "    save(Path(sys.argv[1]), {'step': step, 'score': 0.0, 'a': torch.ones(200_000)})\n"
-        "    print(step, flush=True)\n"
-    )
-    for lines in (1, 5):
-        command = [sys.executable, "-c", program, str(tmp_path / str(lines))]
-        process = subprocess.Popen(
-            command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        for _ in range(lines):
-            process.stdout.readline()
-        process.kill()
-        process.wait()
-        state = load_latest(tmp_path / str(lines))
-        assert state is not None
-        assert state["step"] >= lines - 1
-        assert torch.equal(state["a"], torch.ones(200_000))
-        assert load_best(tmp_path / str(lines)) is not None

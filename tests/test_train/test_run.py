@@ -91,18 +91,6 @@ def test_a_run_goes_on_where_it_was(model, tmp_path):
     assert [(line["step"], line["loss"]) for line in lines] == list(enumerate(whole, 1))
 
 
-def test_adapters_of_earlier_phases_are_kept(model, tmp_path):
-    style, learner = Lora(model, LoraConfig(rank=2), 5), learner_of(run_in(tmp_path), model)
-    learner.backward(loss_of(model), ["a"])
-    learner.update(1e-2)
-    learner.run.finish_step(2, learner, {}, 5, {}, {"style": style})
-    resumed = run_in(tmp_path, resume=True)
-    assert resumed.resumed is not None
-    saved = resumed.resumed["adapters"]["style"]
-    assert all(torch.equal(part, saved[name]) for name, part in style.tensors().items())
-    assert learner_of(resumed, model, "other").first_step == 0
-
-
 # What goes wrong
 
 

@@ -58,14 +58,8 @@ def test_tiny_is_random_unless_a_base_is_named(base, model):
 
 def test_what_a_result_says_of_itself(base, model, monkeypatch):
     saved = setup.adapter_settings(DEFAULT_BASE, base, model, False, True, True)
-    assert (saved.base, saved.dtype, saved.evidence, saved.style) == (
-        DEFAULT_BASE,
-        "fp32",
-        True,
-        True,
-    )
-    assert saved.base_sha256 == weights_sha256(base)
-    assert not saved.nf4
+    expected = replace(MADE, base=DEFAULT_BASE, base_sha256=weights_sha256(base))
+    assert saved == replace(expected, nf4=False, dtype="fp32")
     assert setup.adapter_settings("x", base, model, True, True, False).base == RANDOM
     monkeypatch.chdir(base.path.parent)  # a folder by a name that is true here alone
     named = setup.adapter_settings(base.path.name, base, model, False, True, False)

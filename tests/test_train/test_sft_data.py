@@ -270,13 +270,6 @@ def test_steps_across_the_end_of_an_epoch_are_reworded(pairs, tokenizer):
     assert len(texts) >= 2
 
 
-def test_pairs_too_long_are_left_out(pairs, tokenizer):
-    giant = replace(pairs[0], id="giant", twin="", chosen="Well. " * 20_000)
-    data = data_of([*pairs[:2], giant], tokenizer)
-    assert "giant" not in [tree.name for tree in data.trees(0, 3)]
-    assert data.left_out == 1
-
-
 # Style
 
 

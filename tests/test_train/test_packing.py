@@ -1,18 +1,13 @@
-"""Packing: every tree once, the budget kept, trees read back from root to leaf, nothing of a reply
-shared, and a packed batch equal to each branch run alone."""
+"""Packing: every tree once, the budget kept, trees read back from root to leaf, and nothing of a
+reply shared. That losses and gradients are those of whole texts, test_objective.py shows."""
 
 from itertools import pairwise
 
 import pytest
-import torch
-import torch.nn.functional as F
 from fixtures import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanopersrm.model.cache import Layout
-from nanopersrm.model.transformer import Model
-from nanopersrm.model.weights import load
 from nanopersrm.train.packing import (
     SHARED_LEAST,
     TAIL_WEIGHT,
@@ -26,26 +21,7 @@ from nanopersrm.train.packing import (
     total_weights,
 )
 
-V = 131  # of the tiny models
 STEM = 40  # ids of a stem, of which a text begins with a part
-
-
-@st.composite
-def trees(draw, most: int = 4) -> list[PrefixTree]:
-    """Random trees: with and without reply and list, branches under branches."""
-    drawn = []
-    for n in range(draw(st.integers(1, most))):
-        branches = []
-        for i in range(draw(st.integers(1, 5))):
-            ids = tuple(draw(st.lists(st.integers(0, V - 1), min_size=1, max_size=9)))
-            parent = draw(st.integers(-1, i - 1))
-            first = draw(st.integers(0 if parent >= 0 else 1, len(ids)))
-            digit, tail = draw(st.integers(-1, len(ids) - 1)), draw(st.integers(0, 4))
-            branches.append(Branch(ids, first, digit, parent, tail=tail))
-        listed = sum(branch.digit_at >= 0 for branch in branches)
-        chosen = draw(st.integers(-1, listed - 1))
-        drawn.append(PrefixTree(f"pair {n}", tuple(branches), chosen))
-    return drawn
 
 
 @given(st.lists(st.integers(1, 90)), st.integers(1, 80))
@@ -88,69 +64,6 @@ def test_a_batch_by_hand():
     assert packed.lists == [(0, 2, 1)]
     assert packed.names == ("tree", "list")
     assert total_weights([tree, line]) == (4 + TAIL_WEIGHT, 1)
-
-
-@pytest.mark.parametrize(
-    ("branch", "chosen", "fault"),
-    [
-        (Branch((1, 2), 3), -1, "reply_from"),
-        (Branch((1, 2), 0), -1, "nothing predicts"),
-        (Branch((1, 2), 2, 1), 1, "chosen 1 of 1"),
-        (Branch((1, 2), 2, 1, 0), 0, "branch 0 continues 0"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(branch, chosen, fault):
-    with pytest.raises(AssertionError, match=fault):
-        PrefixTree("odd", (branch,), chosen)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_base) -> Model:
-    model = load(tiny_base, torch.float32, CPU)
-    return model.requires_grad_(True)
-
-
-@settings(deadline=None, max_examples=12)
-@given(some=trees())
-def test_packed_equals_alone(model, some):
-    """Hidden states, losses and gradients, in fp32 to 1e-5."""
-    packed = batch(some, CPU)
-    hidden = model(packed.ids, packed.layout)  # (N, D)
-    losses = packed.weights * F.cross_entropy(
-        model.logits(hidden[packed.rows]), packed.targets, reduction="none"
-    )
-    alone_losses, alone_digits, pieces = [], [hidden[:0].detach()], []
-    for tree in some:
-        whole: list[tuple[int, ...]] = [()]  # up to the end of each branch
-        for branch in tree.branches:
-            above = whole[branch.parent + 1]
-            whole.append(above + branch.ids)
-            ids = torch.tensor(whole[-1])
-            hidden_alone = model(ids, Layout.of([len(ids)]))
-            pieces.append(hidden_alone[len(above) :])
-            first = len(above) + branch.reply_from
-            logits = model.logits(
-                hidden_alone[first - 1 : -1] if first < len(ids) else hidden_alone[:0]
-            )
-            loss = F.cross_entropy(logits, ids[first:], reduction="none")
-            alone_losses.append(torch.tensor(branch.weights) * loss)
-            if branch.digit_at >= 0:
-                alone_digits.append(hidden_alone[len(above) + branch.digit_at][None])
-    expected = torch.cat(pieces)
-    assert (hidden - expected).abs().max() <= 1e-5 * expected.abs().max()
-    torch.testing.assert_close(losses, torch.cat(alone_losses), rtol=1e-5, atol=1e-5)
-    digits = torch.cat(alone_digits)
-    torch.testing.assert_close(hidden[packed.digit_rows], digits, rtol=1e-5, atol=1e-5)
-    ours = losses.sum() + hidden[packed.digit_rows].square().sum() / 10
-    theirs = torch.cat(alone_losses).sum() + digits.square().sum() / 10
-    parts = list(model.parameters())
-    for a, b in zip(
-        torch.autograd.grad(ours, parts, allow_unused=True),
-        torch.autograd.grad(theirs, parts, allow_unused=True),
-        strict=True,
-    ):
-        if b is not None:
-            assert (a - b).abs().max() <= 1e-5 * max(1.0, float(b.abs().max()))
 
 
 @st.composite

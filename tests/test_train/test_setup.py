@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from fixtures import CPU, make_adapter, make_base
 
 from nanopersrm import InputError
@@ -46,14 +45,9 @@ def test_tiny_is_random_unless_a_base_is_named(base, model):
     assert not setup.is_random("cpu", DEFAULT_BASE)
     assert model.training
     assert not any(part.requires_grad for part in model.parameters())
-    first, same, other = (
-        setup.load_model(base, PRESET, CPU, seed, tiny=True) for seed in (0, 0, 1)
-    )
-    assert (first.config.D, first.config.layers) == (TINY["hidden_size"], TINY["num_hidden_layers"])
-    assert base.config["vocab_size"] == first.config.V
-    name = "layers.0.mlp.up_proj.weight"
-    assert torch.equal(first.state_dict()[name], same.state_dict()[name])
-    assert not torch.equal(first.state_dict()[name], other.state_dict()[name])
+    tiny = setup.load_model(base, PRESET, CPU, 0, tiny=True)
+    assert (tiny.config.D, tiny.config.layers) == (TINY["hidden_size"], TINY["num_hidden_layers"])
+    assert base.config["vocab_size"] == tiny.config.V
 
 
 def test_what_a_result_says_of_itself(base, model, monkeypatch):

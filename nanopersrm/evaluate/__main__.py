@@ -8,7 +8,7 @@ import tyro
 from nanopersrm.evaluate import evaluate
 
 if __name__ == "__main__":
-    command = " ".join(["python -m nanopersrm.evaluate", *map(shlex.quote, sys.argv[1:])])
+    command = f"python -m nanopersrm.evaluate {shlex.join(sys.argv[1:])}"
     about = (evaluate.__doc__ or "").split("How it works")[0]
     config = tyro.cli(evaluate.Config, prog="python -m nanopersrm.evaluate", description=about)
     sys.exit(evaluate.run(config, command))

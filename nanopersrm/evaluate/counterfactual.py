@@ -8,8 +8,7 @@ variation of the table of scores, prompts x chances, has three sources (analysis
 
     score[p, c] = mean + rest[p] + chance[c] + both[p, c]      share of x = Σ x² / Σ (score - mean)²
 
-A judge that only repeats the number has 100 % by the chance. Scores 3 5 7 and 4 6 8 of two prompts:
-rest ±0.5, chance -2, 0, 2, both 0; the sums are 1.5 and 16, so 91 % by the chance.
+Scores 3 5 7 and 4 6 8 of two prompts: rest ±0.5, chance -2, 0, 2, both 0; 91 % by the chance.
 """
 
 import sys
@@ -55,8 +54,8 @@ def scores(judge: Judge, pair: Pair, text: str, chances: Sequence[int]) -> list[
     shown = judge.style_evidence(exemplars, [text])[0]
     prompts = []
     for chance in chances:
-        evidence = StyleEvidence(shown.percentile, float(chance))
-        measured = measured_block(exemplars, [text], [evidence])
+        evidence = [StyleEvidence(shown.percentile, float(chance))]
+        measured = measured_block(exemplars, [text], evidence)
         question = pair.question or None
         prompts.append(prompt_ids(judge.tokenizer, exemplars, [text], question, (), measured))
     if max(map(len, prompts)) + FORCED_ROOM + len(exemplars) > judge.model.config.context:

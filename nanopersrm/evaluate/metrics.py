@@ -2,16 +2,20 @@
 
     pair_accuracy     share of right; a tie and an invalid verdict are wrong
     twin_accuracy     share of twin pairs of which both are right; chance is 25 %
+    swap_gap          pair accuracy, less that of pairs judged with the exemplars of their twins
     invalid_rate
     ece               10 bins of confidence c = max(p, 1 - p): Σ |Σ c - Σ right| / n
     brier             mean of (1 - p)², p the probability of the chosen text: 0.25 at ½
 
+A pair with the exemplars of its twin is the twin, with the opposite label: its text is named where
+the twin is wrong. So swap_gap is the mean of [right] - [twin wrong]: 1 for an oracle, 0 for who
+does not read the exemplars.
+
 **Intervals.** Pairs of one author are not independent, so whole authors are drawn with replacement,
 1,000 times, and the middle 95 % is reported. A pair belongs to the author of its exemplars, twin
 pairs to the author of the one whose id comes first. Each metric is a function of sums over records,
-so a draw is one product of counts and the authors' sums. Example: author x has 2 of 2 right, y has
-1 of 4. Accuracy is 3/6; drawing (x, x) gives 4/4, (y, y) gives 2/8. With few authors intervals are
-rather narrow: 400 simulated sets of 100 twin pairs of ten authors missed the truth in 11 %.
+so a draw is one product of counts and the authors' sums. With few authors intervals are rather
+narrow: 400 simulated sets of 100 twin pairs of ten authors missed the truth in 11 %.
 
 **Two judges** are compared pair by pair, since what is hard for one is mostly hard for the other.
 won and lost are pairs that only the first, or only the second, has right; p is that of the exact
@@ -43,7 +47,7 @@ Metric = tuple[Array, Callable[[Array], Array]]  # (n, k) summands; (..., k) sum
 
 @dataclass(frozen=True)
 class Record:
-    """How a judge did on one pair."""
+    """How a judge did on one pair, and what of the pair is counted by."""
 
     id: str
     twin: str
@@ -58,19 +62,11 @@ class Record:
 def record(pair: Pair, chosen: int, prediction: Prediction) -> Record:
     """A prediction for the two texts of a pair; `chosen` is the index of the right one."""
     p, verdict = prediction.preference, prediction.verdict
-    outcome: Any = verdict
-    if isinstance(verdict, int):
-        outcome = "right" if verdict == chosen else "wrong"
-    return Record(
-        id=pair.id,
-        twin=pair.twin,
-        author=pair.author,
-        domain=pair.domain,
-        kind=pair.kind,
-        exemplars=len(pair.exemplars),
-        outcome=outcome,
-        preference=p if p is None or chosen == 0 else 1 - p,
-    )
+    right: Outcome = "right" if verdict == chosen else "wrong"
+    outcome = right if isinstance(verdict, int) else verdict
+    preference = p if p is None or chosen == 0 else 1 - p
+    facts = (pair.id, pair.twin, pair.author, pair.domain, pair.kind, len(pair.exemplars))
+    return Record(*facts, outcome, preference)
 
 
 def measure(records: Sequence[Record], seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -98,19 +94,12 @@ def compare(
     """
     if [r.id for r in first] != [r.id for r in second]:
         raise ValueError("expected two judges' records of the same pairs in the same order")
-    right = [{r.id: r.outcome == "right" for r in records} for records in (first, second)]
-    gaps: dict[str, list[int | None]] = {
-        "pairs": [right[0][r.id] - right[1][r.id] for r in first],
-        "twins": [
-            (right[0][r.id] and right[0][r.twin]) - (right[1][r.id] and right[1][r.twin])
-            if r.id < r.twin and r.twin in right[0]
-            else None
-            for r in first
-        ],
+    gaps = {
+        name: [None if x is None else x - y for x, y in zip(ours, theirs, strict=True)]
+        for (name, ours), theirs in zip(_right(first).items(), _right(second).values(), strict=True)
     }
-    differences = intervals(
-        {name: _mean(gap) for name, gap in gaps.items()}, _authors(first), seed, resamples
-    )
+    means = {name: _mean(gap) for name, gap in gaps.items()}
+    differences = intervals(means, _authors(first), seed, resamples)
     return {
         name: {
             "won": (won := gap.count(1)),
@@ -148,36 +137,42 @@ def intervals(
         sums = np.zeros((A, x.shape[1]))
         np.add.at(sums, author, x)
         with np.errstate(invalid="ignore", divide="ignore"):
-            value, draws = float(of_sums(x.sum(0))), of_sums(counts @ sums)  # (resamples,)
-        draws = draws[np.isfinite(draws)]
-        low = high = None
-        if math.isfinite(value) and len(draws):
-            low, high = (float(edge) for edge in np.percentile(draws, MIDDLE))
-        result[metric] = {
-            "value": value if math.isfinite(value) else None,
-            "low": low,
-            "high": high,
-        }
+            number, draws = float(of_sums(x.sum(0))), of_sums(counts @ sums)  # (resamples,)
+        edges: list[float | None] = [None, None]
+        if math.isfinite(number) and len(draws := draws[np.isfinite(draws)]):
+            edges = np.percentile(draws, MIDDLE).tolist()
+        value = number if math.isfinite(number) else None
+        result[metric] = {"value": value, "low": edges[0], "high": edges[1]}
     return result
 
 
 def _authors(records: Sequence[Record]) -> NDArray[Any]:
-    """Whose pair each is; an author of the same name in another domain is another."""
+    """An author of the same name in another domain is another."""
     return np.array([f"{r.domain}\0{r.author}" for r in records])
+
+
+def _right(records: Sequence[Record]) -> dict[str, list[float | None]]:
+    """Whether each pair is right, and whether it and its twin are: once, None at the other."""
+    right = {r.id: float(r.outcome == "right") for r in records}
+    twins = [
+        right[r.id] * right[r.twin] if r.id < r.twin and r.twin in right else None for r in records
+    ]
+    return {"pairs": [*right.values()], "twins": twins}
 
 
 def _metrics(records: Sequence[Record]) -> dict[str, Metric]:
     """For each metric what to sum, and the function of the sums."""
-    by_id = {r.id: r for r in records}
-    twins = [  # each once
-        (r, by_id[r.twin]) if r.id < r.twin and r.twin in by_id else None for r in records
+    right = _right(records)
+    worth = {r.id: {"right": 0.5, "wrong": -0.5}.get(r.outcome, 0.0) for r in records}
+    swaps = [
+        None if both is None else worth[r.id] + worth[r.twin]
+        for r, both in zip(records, right["twins"], strict=True)
     ]
     preferences = [r.preference for r in records]
     return {
-        "pair_accuracy": _mean([r.outcome == "right" for r in records]),
-        "twin_accuracy": _mean(
-            [None if t is None else t[0].outcome == t[1].outcome == "right" for t in twins]
-        ),
+        "pair_accuracy": _mean(right["pairs"]),
+        "twin_accuracy": _mean(right["twins"]),
+        "swap_gap": _mean(swaps),
         "invalid_rate": _mean([r.outcome == "invalid" for r in records]),
         "ece": (np.array([_bins(p) for p in preferences]).reshape(-1, BINS + 1), _error_of_bins),
         "brier": _mean([None if p is None else (1 - p) ** 2 for p in preferences]),
@@ -195,8 +190,8 @@ def _bins(p: float | None) -> list[float]:
     row = [0.0] * (BINS + 1)
     if p is not None:
         confidence = max(p, 1 - p)
-        place = min(BINS - 1, int((confidence - 0.5) * 2 * BINS))
-        row[place] = confidence - (0.5 if p == 0.5 else float(p > 0.5))
+        index = min(BINS - 1, int((confidence - 0.5) * 2 * BINS))
+        row[index] = confidence - (0.5 if p == 0.5 else float(p > 0.5))
         row[BINS] = 1.0
     return row
 

@@ -3,10 +3,9 @@
     verdict      index of the text that fits better, "tie" (equal scores), or "invalid"
     preference   P(the first fits better), where the judge has a probability; a cosine is none
 
-An invalid prediction has no scores and no preference. `PredictionCache` appends each prediction to
-a file of JSON lines under a key, the SHA-256 of the judge's settings and of all texts shown: after
-an interruption nothing is judged twice, and a changed setting never meets an old prediction. Half a
-last line, which a killed run leaves behind, is cut off.
+The file has a line of JSON for each prediction, under a key: the SHA-256 of the judge's settings
+and of all texts shown. So nothing is judged twice, and a changed setting never meets an old
+prediction.
 """
 
 import hashlib
@@ -21,6 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from nanopersrm import InputError
+from nanopersrm.files import reason
 from nanopersrm.style.baselines import Score
 
 
@@ -38,21 +38,17 @@ class Prediction:
 Predict = Callable[[Sequence[str], str, Sequence[str]], Prediction]
 
 
-class CacheLine(BaseModel):
-    """A line of the file; `judge` and `pair` are for whoever reads it."""
+class Line(BaseModel):
+    """A line of the file."""
 
     key: str
-    judge: str
+    judge: str  # this and the pair for whoever reads it
     pair: str
     prediction: Prediction
 
 
 def from_scores(scores: Sequence[float] | None, slope: float | None = None) -> Prediction:
-    """Two scores -> a prediction. `slope` turns a gap of scores into log-odds.
-
-    >>> from_scores([0.5, 0.25], slope=0.0).preference
-    0.5
-    """
+    """Two scores -> a prediction. `slope` turns a gap of scores into log-odds."""
     if scores is None or not all(map(math.isfinite, scores)):
         return Prediction("invalid", problem="no finite scores")
     first, second = scores
@@ -65,56 +61,35 @@ def from_scores(scores: Sequence[float] | None, slope: float | None = None) -> P
 
 def predict_by(score: Score, slope: float | None = None) -> Predict:
     """A function that scores candidates -> one that predicts."""
-    return lambda exemplars, question, candidates: from_scores(
-        score(exemplars, question, candidates), slope
-    )
+    return lambda *texts: from_scores(score(*texts), slope)
 
 
-def key_of(
-    settings: dict[str, Any], exemplars: Sequence[str], question: str, candidates: Sequence[str]
-) -> str:
-    """The key of a prediction: a hash of everything that it may depend on."""
-    parts = [settings, list(exemplars), question, list(candidates)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def key_of(settings: dict[str, Any], *texts: Any) -> str:
+    """A hash of everything that a prediction may depend on."""
+    return hashlib.sha256(json.dumps([settings, *texts], sort_keys=True).encode()).hexdigest()
 
 
-class PredictionCache:
-    """Predictions by key, in memory and, with a path, in a file that grows by a line each."""
+def append(path: Path, line: Line) -> None:
+    """Remember a prediction."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line.model_dump_json() + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({reason(error)})") from error
 
-    def __init__(self, path: Path | None = None):
-        self.path, self._predictions = path, dict[str, Prediction]()
-        if path is not None and path.exists():
-            self._read(path)
 
-    def get(self, key: str) -> Prediction | None:
-        return self._predictions.get(key)
-
-    def put(self, key: str, judge: str, pair: str, prediction: Prediction) -> None:
-        self._predictions[key] = prediction
-        if self.path is None:
-            return
-        line = CacheLine(key=key, judge=judge, pair=pair, prediction=prediction)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(line.model_dump_json() + "\n")
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror})") from error
-
-    def _read(self, path: Path) -> None:
-        try:
-            data = path.read_bytes()
-            whole = data.rfind(b"\n") + 1
-            if whole < len(data):
-                os.truncate(path, whole)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-        for number, text in enumerate(data[:whole].splitlines(), 1):
-            try:
-                line = CacheLine.model_validate_json(text)
-            except ValidationError as error:
-                raise InputError(
-                    f"{path}, line {number}: expected a prediction of an earlier run; delete the "
-                    "file or take another --out"
-                ) from error
-            self._predictions[line.key] = line.prediction
+def remembered(path: Path) -> dict[str, Prediction]:
+    """Key -> prediction; half a last line, which a killed run leaves, is cut off."""
+    try:
+        data = path.read_bytes() if path.exists() else b""
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(path, whole)
+        lines = [Line.model_validate_json(text) for text in data[:whole].splitlines()]
+    except (OSError, ValidationError) as error:
+        raise InputError(
+            f"{path}: expected predictions of an earlier run; delete the file or take another "
+            f"--out ({reason(error)})"
+        ) from error
+    return {line.key: line.prediction for line in lines}

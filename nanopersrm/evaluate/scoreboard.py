@@ -1,8 +1,7 @@
 """Scoreboard: the result of an evaluation as Markdown tables, one row a judge.
 
 A number stands with its interval, "63.1 [58.0, 67.9]"; a dash is what does not apply. The second
-table gives pairs and twins of every judge by kind, domain and number of exemplars, where there is
-more than one. The third sets the first judge against each of the others, pair by pair.
+table is by kind, domain and number of exemplars, the third sets the first judge against the others.
 """
 
 from collections.abc import Sequence
@@ -13,23 +12,22 @@ from nanopersrm.evaluate.metrics import GROUPS
 COLUMNS = (  # heading, metric, factor, decimals
     ("pairs %", "pair_accuracy", 100, 1),
     ("twins %", "twin_accuracy", 100, 1),
+    ("swap gap", "swap_gap", 100, 1),
     ("invalid %", "invalid_rate", 100, 1),
     ("ECE", "ece", 1, 3),
     ("Brier", "brier", 1, 3),
 )
 NONE = "-"
-WON = "won: only the first judge is right; p: exact sign test. A pair and its twin are not \
-independent, so look at the twins."
+WON = "won: only the first judge is right; p: exact sign test."
 
 
 def page(result: dict[str, Any]) -> str:
     """Tables and facts of a result."""
     judges, facts = result["judges"], result["facts"]
-    rows = [["judge", *(heading for heading, *_ in COLUMNS), "n", "pairs/s"]]
+    rows = [["judge", *(heading for heading, *_ in COLUMNS), "n"]]
     for name, numbers in judges.items():
-        speed = facts["pairs_per_second"][name]
         cells = [_cell(numbers[key], factor, places) for _, key, factor, places in COLUMNS]
-        rows.append([name, *cells, str(numbers["n"]), NONE if speed is None else f"{speed:,.2f}"])
+        rows.append([name, *cells, str(numbers["n"])])
     lines = table(rows)
     groups = [["pairs % / twins %", "n", *judges]]
     for group in GROUPS:
@@ -42,7 +40,10 @@ def page(result: dict[str, Any]) -> str:
         lines += ["", *table(groups)]
     if result["against"]:
         lines += ["", *table(_against(facts["judge"], result["against"])), "", WON]
-    return "\n".join([*lines, "", *_notes(facts)])
+    lines += ["", *(f"{name}: {note}" for name, note in facts["notes"].items())]
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    intervals = f"95 % of {facts['resamples']} resamples of authors; seed {facts['seed']}"
+    return "\n".join([*lines, f"brackets: {intervals}; {facts['device']}; {versions}"])
 
 
 def _against(first: str, against: dict[str, Any]) -> list[list[str]]:
@@ -86,14 +87,3 @@ def _cell(number: dict[str, float | None], factor: float, places: int) -> str:
 def _pairs_and_twins(numbers: dict[str, Any]) -> str:
     values = [numbers[key]["value"] for key in ("pair_accuracy", "twin_accuracy")]
     return " / ".join(NONE if v is None else f"{v * 100:.1f}" for v in values)
-
-
-def _notes(facts: dict[str, Any]) -> list[str]:
-    """What stands under the tables."""
-    lines = [f"{name}: {note}" for name, note in facts["notes"].items()]
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    lines.append(
-        f"brackets: 95 % of {facts['resamples']} resamples of authors; seed {facts['seed']}; "
-        f"{facts['device']}, load {facts['load']}; {versions}"
-    )
-    return lines

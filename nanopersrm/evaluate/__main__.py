@@ -5,10 +5,9 @@ import sys
 
 import tyro
 
-from nanopersrm.evaluate import evaluate
+from nanopersrm.evaluate.evaluate import Config, __doc__, run
 
 if __name__ == "__main__":
-    command = f"python -m nanopersrm.evaluate {shlex.join(sys.argv[1:])}"
-    about = (evaluate.__doc__ or "").split("How it works")[0]
-    config = tyro.cli(evaluate.Config, prog="python -m nanopersrm.evaluate", description=about)
-    sys.exit(evaluate.run(config, command))
+    about = (__doc__ or "").split("How it works")[0]
+    config = tyro.cli(Config, prog="python -m nanopersrm.evaluate", description=about)
+    sys.exit(run(config, f"python -m nanopersrm.evaluate {shlex.join(sys.argv[1:])}"))

@@ -2,9 +2,8 @@
 
     python -m nanopersrm.evaluate.counterfactual --pairs validation.jsonl --adapter runs/sft/adapter
 
-The measured block of a prompt ends with all style evidence in one number, "candidate by this
-writer: 62% likely". The judge scores the same prompts at once with other numbers in that place. The
-variation of the table of scores, prompts x chances, has three sources (analysis of variance):
+The measured block of a prompt ends with a number, "candidate by this writer: 62% likely". The judge
+scores the same prompts with other numbers there. The variation of the scores has three sources:
 
     score[p, c] = mean + rest[p] + chance[c] + both[p, c]      share of x = Σ x² / Σ (score - mean)²
 

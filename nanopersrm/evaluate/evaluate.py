@@ -9,11 +9,13 @@ of the same base. The first judge is also set against each of the others, pair b
 
 How it works. The two texts of a pair are shown in alphabetical order, which knows nothing of the
 label. What cannot be judged, such as a text longer than the context, is invalid, hence wrong. With
---out, predictions are kept in RESULT.predictions.jsonl as they come; after an interruption the same
-command goes on from there. A model scores at once unless --think-tokens lets it reason.
+--out, predictions are kept in RESULT.predictions.jsonl as they come, under a hash of texts and
+settings; after an interruption the same command goes on from there.
 """
 
+import hashlib
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,16 +24,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
-from nanopersrm.evaluate.judges import NAMES, NamedJudge, Setup, make
+from nanopersrm.evaluate.judges import NAMES, NamedJudge, Prediction, Setup, make
 from nanopersrm.evaluate.metrics import RESAMPLES, Record, compare, measure, record
-from nanopersrm.evaluate.predictions import Line, Prediction, append, key_of, remembered
 from nanopersrm.evaluate.scoreboard import page
-from nanopersrm.files import sha256_of, write_json
+from nanopersrm.files import reason, sha256_of, write_json
 from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig
@@ -39,6 +41,15 @@ from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.pairs import Pair, read, twin_pairs
 
 TRAIN_PAIRS = 1000  # to fit text judges on, drawn from all of them
+
+
+class Line(BaseModel):
+    """A line of the file of predictions."""
+
+    key: str
+    judge: str  # this and the pair for whoever reads it
+    pair: str
+    prediction: Prediction
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,15 @@ class Config:
 
 def main(config: Config, command: str = "") -> None:
     """Read, judge, measure, print, write."""
-    names, beside = judge_names(config), adapters_beside(config.beside)
+    names = [name.strip() for name in config.judges.split(",")]
+    for name in names:
+        if name not in NAMES:
+            raise InputError(f"--judges: expected names out of {', '.join(NAMES)}, got {name!r}")
+    names = list(dict.fromkeys([*names, *(NAMES if config.baselines else ())]))
+    beside = dict(option.split("=", 1) if "=" in option else ("", "") for option in config.beside)
+    for name, folder in beside.items():
+        if not name.strip() or not folder or name in NAMES:
+            raise InputError(f"--beside: expected NAME=FOLDER with a new name, got {name}={folder}")
     if config.out is not None and config.out.suffix != ".json":
         raise InputError(f"--out {config.out}: expected a name that ends in .json")
     judging = JudgeConfig(
@@ -115,7 +134,6 @@ def main(config: Config, command: str = "") -> None:
         "versions": {name: version(name) for name in ("numpy", "torch")},
         "base": config.base,
         "adapter": adapter,
-        "device": config.device,
         "seed": config.seed,
         "resamples": RESAMPLES,
         "files": {str(path): sha256_of(path) for path in (*config.pairs, config.train) if path},
@@ -125,26 +143,6 @@ def main(config: Config, command: str = "") -> None:
     if config.out is not None:
         write_json(config.out, result)
     print(json.dumps(result, allow_nan=False) if config.json else page(result))
-
-
-def judge_names(config: Config) -> list[str]:
-    """The judges to ask, each once."""
-    names = [name.strip() for name in config.judges.split(",")]
-    for name in names:
-        if name not in NAMES:
-            raise InputError(f"--judges: expected names out of {', '.join(NAMES)}, got {name!r}")
-    return list(dict.fromkeys([*names, *(NAMES if config.baselines else ())]))
-
-
-def adapters_beside(options: Sequence[str]) -> dict[str, str]:
-    """Name -> folder."""
-    folders: dict[str, str] = {}
-    for option in options:
-        name, _, folder = option.partition("=")
-        if not name.strip() or not folder or name in (*NAMES, *folders):
-            raise InputError(f"--beside: expected NAME=FOLDER with a new name, got {option!r}")
-        folders[name] = folder
-    return folders
 
 
 def select(
@@ -176,7 +174,8 @@ def judge_all(
     records, problem = list[Record](), ""
     for pair in pairs:
         texts = sorted((pair.chosen, pair.rejected))
-        key = key_of(judge.settings, pair.exemplars, pair.question, texts)
+        seen = json.dumps([judge.settings, pair.exemplars, pair.question, texts], sort_keys=True)
+        key = hashlib.sha256(seen.encode()).hexdigest()
         prediction = known.get(key)
         if prediction is None:
             try:
@@ -188,6 +187,32 @@ def judge_all(
         problem = problem or prediction.problem
         records.append(record(pair, texts.index(pair.chosen), prediction))
     return records, problem
+
+
+def append(path: Path, line: Line) -> None:
+    """Remember a prediction."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line.model_dump_json() + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({reason(error)})") from error
+
+
+def remembered(path: Path) -> dict[str, Prediction]:
+    """Key -> prediction; half a last line, which a killed run leaves, is cut off."""
+    try:
+        data = path.read_bytes() if path.exists() else b""
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(path, whole)
+        lines = [Line.model_validate_json(text) for text in data[:whole].splitlines()]
+    except (OSError, ValidationError) as error:
+        raise InputError(
+            f"{path}: expected predictions of an earlier run; delete the file or take another "
+            f"--out ({reason(error)})"
+        ) from error
+    return {line.key: line.prediction for line in lines}
 
 
 def run(config: Config, command: str = "") -> int:

@@ -15,6 +15,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import tyro
@@ -25,6 +26,7 @@ from nanopersrm import InputError
 from nanopersrm.command import exit_code
 from nanopersrm.evaluate.scoreboard import table
 from nanopersrm.judge.adapter_settings import DEFAULT
+from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig, Judges
 from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.pairs import Pair, read, twin_pairs
@@ -68,7 +70,7 @@ class Config:
     dtype: str = "auto"  # auto, bf16, fp16, fp32
 
 
-def attacker_wins(judge: Judges, pair: Pair, place: str, words: str, config: JudgeConfig) -> float:
+def attacker_wins(judge: Judges, pair: Pair, place: str, config: JudgeConfig, words: str) -> float:
     """The attacker's probability with these words at the end of a text ("" is none)."""
     texts, exemplars = sorted((pair.chosen, pair.rejected)), list(pair.exemplars)
     question, target = pair.question, 1 if place == "second" else 0
@@ -86,15 +88,11 @@ def attack(judge: Judges, pair: Pair, config: JudgeConfig) -> list[Case]:
     """All injections in all places of one pair."""
     cases = []
     for place in PLACES:
-        before = attacker_wins(judge, pair, place, "", config)
-        neutral: dict[int, float] = {}  # by length
+        wins = cache(partial(attacker_wins, judge, pair, place, config))
         for family, words in ((f, words) for f, some in INJECTIONS.items() for words in some):
             size = -(-len(words) // ROUNDED) * ROUNDED
-            if size not in neutral:
-                plain = (NEUTRAL * (size // len(NEUTRAL) + 1))[:size]
-                neutral[size] = attacker_wins(judge, pair, place, plain, config)
-            injected = attacker_wins(judge, pair, place, words, config)
-            cases.append(Case(place, family, before, injected, neutral[size]))
+            neutral = (NEUTRAL * (size // len(NEUTRAL) + 1))[:size]
+            cases.append(Case(place, family, wins(""), wins(words), wins(neutral)))
     return cases
 
 
@@ -122,9 +120,6 @@ def main(config: Config) -> None:
     groups = twin_pairs(read(config.pairs))
     random.Random(f"{config.seed}/hostile").shuffle(groups)
     pairs = [pair for group in groups for pair in group][: config.limit]
-
-    from nanopersrm.judge.judge import Judge  # torch takes seconds
-
     log = Console(stderr=True, highlight=False, soft_wrap=True)
     judge = Judge.load(config.base, config.adapter, config.device, config.dtype, say=log.print)
     judging = JudgeConfig(think=False, seed=config.seed)

@@ -11,17 +11,19 @@
     likelihood    what the exemplars add to the base's log p of a candidate
     NAME=FOLDER   another adapter of the same base: a judge, or a scalar reward (`rivals/scalar.py`)
 
-torch is only imported for judges that need it.
+A prediction is a verdict, the index of the text that fits better, "tie" (equal scores) or
+"invalid", and where the judge has a probability a preference; a cosine is none. torch is only
+imported for judges that need it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nanopersrm import __version__
-from nanopersrm.evaluate.predictions import Predict, Prediction, predict_by
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.pairs import Pair, digest
 from nanopersrm.style import baselines, fusion
@@ -32,6 +34,20 @@ if TYPE_CHECKING:
 TEXT = ("ngrams", "factors", "together")  # need no model
 NAMES = ("model", "no_evidence", "untrained", "style", "fusion", *TEXT, "likelihood")
 WEIGHTS = ("config.json", "tokenizer.json", "*.safetensors", "*.gguf")  # files of a base
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a judge says of two candidates."""
+
+    verdict: int | Literal["tie", "invalid"]  # 0 or 1: the index of the text that fits better
+    scores: tuple[float, float] | None = None  # None: invalid
+    preference: float | None = None  # P(the first fits better); None: no probability
+    problem: str = ""  # why it is invalid
+
+
+# (exemplars, question, the two candidates) -> prediction
+Predict = Callable[[Sequence[str], str, Sequence[str]], Prediction]
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,23 @@ class Setup:
     train: Sequence[Pair]  # to fit text judges on; may be empty
     beside: Mapping[str, str]  # name -> folder of another adapter
     say: Callable[[str], None] | None = None  # gets a line before anything is fetched
+
+
+def from_scores(scores: Sequence[float] | None, slope: float | None = None) -> Prediction:
+    """Two scores -> a prediction. `slope` turns a gap of scores into log-odds."""
+    if scores is None or not all(map(math.isfinite, scores)):
+        return Prediction("invalid", problem="no finite scores")
+    first, second = scores
+    verdict: int | Literal["tie"] = "tie" if first == second else int(second > first)
+    if slope is None:
+        return Prediction(verdict, (first, second))
+    odds = max(-700.0, slope * (first - second))
+    return Prediction(verdict, (first, second), 1 / (1 + math.exp(-odds)))
+
+
+def predict_by(score: baselines.Score, slope: float | None = None) -> Predict:
+    """A function that scores candidates -> one that predicts."""
+    return lambda *texts: from_scores(score(*texts), slope)
 
 
 @lru_cache(maxsize=1)  # one model in memory at a time
@@ -135,12 +168,12 @@ def _model_judge(name: str, setup: Setup, judge: "Judge", settings: dict[str, An
             return Prediction("invalid", problem=problems[0] if problems else "no finite scores")
         return Prediction(judgement.verdict, (first, second), judgement.preference[0][1])
 
-    source = folder or setup.adapter or setup.base
-    description = f"{source}, {'evidence' if config.evidence else 'no evidence'}"
-    description += f", {config.think_tokens if config.think else 'no'} tokens of reasoning"
     if name == "untrained":
-        return NamedJudge(_adapter_off(judge, predict), settings, f"{description}, adapter off")
-    return NamedJudge(predict, settings, "; ".join([description, *judge.notes]))
+        return NamedJudge(_adapter_off(judge, predict), settings, f"{setup.base}, adapter off")
+    evidence = "evidence" if config.evidence else "no evidence"
+    tokens = f"{config.think_tokens if config.think else 'no'} tokens of reasoning"
+    source = f"{folder or setup.adapter or setup.base}, {evidence}, {tokens}"
+    return NamedJudge(predict, settings, "; ".join([source, *judge.notes]))
 
 
 def _adapter_off(judge: "Judge", predict: Predict) -> Predict:
@@ -164,5 +197,4 @@ def _stamps(base: str, adapter: str | None) -> list[list[Any]]:
     if adapter is not None:
         folder = Path(adapter).expanduser()
         files |= {f for part in (*PARTS, "*.safetensors") for f in folder.glob(part)}
-    stats = [(file.name, file.stat()) for file in sorted(files)]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(files)]

@@ -2,13 +2,10 @@
 
     score(c) = (log p(c | exemplars) - log p(c)) / tokens of c                         nats a token
 
-A base that was never taught to judge reads the exemplars as a beginning and the candidate as its
-continuation; what it would have expected of anybody is taken away (after Teahan and Harper 2003).
-Texts are parted by a blank line. The question and the chat template are not shown. Where exemplars
-do not fit, their beginning is left out.
-
-One forward does a pair. Every token is predicted by the one before it, so a context gives its last
-token to the segments that continue it:
+The base reads the exemplars as a beginning and the candidate as its continuation; what it would
+have expected of anybody is taken away (after Teahan and Harper 2003). The question and the chat
+template are not shown. One forward does a pair. Every token is predicted by the one before it, so a
+context gives its last token to the segments that continue it:
 
     segment 0   exemplars without their last token                  parent -1
     segments    last token of them, a candidate without its last    parent 0     log p(c | e)

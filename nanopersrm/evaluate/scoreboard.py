@@ -18,7 +18,6 @@ COLUMNS = (  # heading, metric, factor, decimals
     ("Brier", "brier", 1, 3),
 )
 NONE = "-"
-WON = "won: only the first judge is right; p: exact sign test."
 
 
 def page(result: dict[str, Any]) -> str:
@@ -39,11 +38,12 @@ def page(result: dict[str, Any]) -> str:
     if len(groups) > 1:
         lines += ["", *table(groups)]
     if result["against"]:
-        lines += ["", *table(_against(facts["judge"], result["against"])), "", WON]
+        lines += ["", *table(_against(facts["judge"], result["against"])), ""]
+        lines.append("won: only the first judge is right; p: exact sign test")
     lines += ["", *(f"{name}: {note}" for name, note in facts["notes"].items())]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     intervals = f"95 % of {facts['resamples']} resamples of authors; seed {facts['seed']}"
-    return "\n".join([*lines, f"brackets: {intervals}; {facts['device']}; {versions}"])
+    return "\n".join([*lines, f"brackets: {intervals}; {versions}"])
 
 
 def _against(first: str, against: dict[str, Any]) -> list[list[str]]:
@@ -51,14 +51,10 @@ def _against(first: str, against: dict[str, Any]) -> list[list[str]]:
     rows = [[f"{first} against", "pairs won / lost", "p", "points"]]
     rows[0] += ["twins won / lost", "p", "points"]
     for name, comparison in against.items():
-        row = [name]
+        rows.append([name])
         for part in comparison.values():
-            if part["p"] is None:
-                row += [NONE] * 3
-                continue
-            p = "< 0.001" if part["p"] < 0.001 else f"{part['p']:.3f}"
-            row += [f"{part['won']} / {part['lost']}", p, _cell(part["difference"], 100, 1)]
-        rows.append(row)
+            p = NONE if part["p"] is None else f"{max(part['p'], 0.001):.3f}"  # at most this
+            rows[-1] += [f"{part['won']} / {part['lost']}", p, _cell(part["difference"], 100, 1)]
     return rows
 
 
@@ -75,13 +71,11 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _cell(number: dict[str, float | None], factor: float, places: int) -> str:
     """A number and its interval; never "-0.0"."""
-    value, *edges = (
-        None if x is None else f"{round(x * factor, places) + 0.0:.{places}f}"
+    value, low, high = (
+        NONE if x is None else f"{round(x * factor, places) + 0.0:.{places}f}"
         for x in (number["value"], number["low"], number["high"])
     )
-    if value is None:
-        return NONE
-    return value if edges[0] is None else f"{value} [{edges[0]}, {edges[1]}]"
+    return value if low == NONE else f"{value} [{low}, {high}]"
 
 
 def _pairs_and_twins(numbers: dict[str, Any]) -> str:

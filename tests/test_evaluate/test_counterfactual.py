@@ -27,11 +27,11 @@ def base(tmp_path_factory) -> Base:
 @pytest.fixture(scope="module")
 def folder(base, tmp_path_factory) -> Path:
     """An adapter whose prompts show a chance by all style evidence."""
-    made = make_adapter(tmp_path_factory.mktemp("adapter"), base)
-    style = Style.load(made / "style", load(base, torch.float32, torch.device("cpu")))
+    folder = make_adapter(tmp_path_factory.mktemp("adapter"), base)
+    style = Style.load(folder / "style", load(base, torch.float32, torch.device("cpu")))
     style.fusion = FUSED
-    style.save(made / "style", base.name)
-    return made
+    style.save(folder / "style", base.name)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,6 @@ def folder(base, tmp_path_factory) -> Path:
         ([[1, 5, 9], [1, 5, 9]], 0, 1, 0),  # repeats the number
         ([[2, 2, 2], [7, 7, 7]], 1, 0, 0),  # deaf to it
         ([[1, 5, 9], [9, 5, 1]], 0, 0, 1),  # the number means the opposite elsewhere
-        ([[4, 4, 4], [4, 4, 4]], 0, 0, 0),
     ],
 )
 def test_where_a_score_comes_from(table, rest, chance, both):
@@ -60,9 +59,9 @@ def test_only_the_number_differs_from_what_the_judge_asks(base, folder, monkeypa
         return chat(turns, *rest, **named)
 
     monkeypatch.setattr(judge.tokenizer, "chat", listening)
-    found = scores(judge, pair, f" {pair.rejected}\n", (7, 50, 99))
-    assert found is not None
-    assert len({round(score, 4) for score in found}) == 3
+    by_chance = scores(judge, pair, f" {pair.rejected}\n", (7, 50, 99))
+    assert by_chance is not None
+    assert len({round(score, 4) for score in by_chance}) == 3
     assert [re.findall(r"(\d+)% likely", prompt) for prompt in shown] == [["7"], ["50"], ["99"]]
     ours = {re.sub(r"\d+% likely", "", prompt) for prompt in shown}
     shown.clear()
@@ -78,7 +77,6 @@ def test_only_the_number_differs_from_what_the_judge_asks(base, folder, monkeypa
     ("arguments", "word"),
     [
         (("--limit", 2, "--chances", 5, 60), None),
-        (("--chances", 5, 100), "--chances"),
         (("--chances", 5, 5), "--chances"),
         (("--limit", 1), "--limit"),
         (("--adapter", "none"), "--adapter"),

@@ -1,6 +1,7 @@
 """The command: planted judges, resume, real judges on a tiny base, and one line for a mistake."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,8 +14,7 @@ from fixtures import PAIRS, TRAIN, make_adapter, make_base
 
 from nanopersrm import InputError
 from nanopersrm.evaluate import evaluate, judges
-from nanopersrm.evaluate.predictions import Prediction, from_scores
-from nanopersrm.judge.judge import Judge
+from nanopersrm.evaluate.judges import Prediction, from_scores
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.model.base import resolve
 from nanopersrm.pairs import write
@@ -50,16 +50,11 @@ def call(capsys):
     return call
 
 
-def setup_of(base: Path, adapter: Path | None, config: JudgeConfig) -> judges.Setup:
-    folder = None if adapter is None else str(adapter)
-    return judges.Setup(str(base), folder, "cpu", "fp32", config, [], {})
-
-
 def plant(monkeypatch, predict) -> list[Any]:
     """The judge "model" is `predict`, "ngrams" its opposite; gives the calls as they come."""
     calls: list[Any] = []
 
-    def made(name, setup):
+    def make(name, setup):
         def listening(exemplars, question, candidates):
             calls.append((exemplars, candidates))
             prediction = predict(exemplars, candidates)
@@ -69,7 +64,7 @@ def plant(monkeypatch, predict) -> list[Any]:
 
         return judges.NamedJudge(listening, {"judge": name}, "planted")
 
-    monkeypatch.setattr(evaluate, "make", made)
+    monkeypatch.setattr(evaluate, "make", make)
     return calls
 
 
@@ -78,24 +73,25 @@ def oracle(exemplars, candidates) -> Prediction:
 
 
 @pytest.mark.parametrize(
-    ("predict", "pair", "twin"),
+    ("predict", "pair", "twin", "swap"),
     [
-        (oracle, 1, 1),
-        (lambda e, c: from_scores([-x for x in oracle(e, c).scores or ()]), 0, 0),
-        (lambda e, c: from_scores([1.0, 0.0]), 0.5, 0),  # always the first
-        (lambda e, c: from_scores([1.0, 1.0]), 0, 0),  # always a tie
-        (lambda e, c: from_scores(None), 0, 0),
+        (oracle, 1, 1, 1),
+        (lambda e, c: from_scores([-x for x in oracle(e, c).scores or ()]), 0, 0, -1),
+        (lambda e, c: from_scores([1.0, 0.0]), 0.5, 0, 0),  # always the first
+        (lambda e, c: from_scores(None), 0, 0, 0),
     ],
 )
-def test_planted_judges(call, files, tmp_path, monkeypatch, predict, pair, twin):
+def test_planted_judges(call, files, tmp_path, monkeypatch, predict, pair, twin, swap):
     calls = plant(monkeypatch, predict)
     code, out, error = call("--pairs", files[0], "--out", tmp_path / "r.json")
     assert (code, error) == (0, "")
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["pair_accuracy"]["value"] == pair
     assert result["twin_accuracy"]["value"] == twin
+    assert result["swap_gap"]["value"] == swap
     assert result["n"] == len(PAIRS) == len(calls)
     assert "| model " in out
+    assert "swap gap" in out
     assert all(sorted(c) == list(c) for _, c in calls)
 
 
@@ -114,11 +110,16 @@ def test_a_run_goes_on_where_it_was(call, files, tmp_path, monkeypatch):
     assert call(*arguments)[0] == 0
     assert len(calls) == len(PAIRS) - 7
     first = json.loads((tmp_path / "r.json").read_text())
+    with open(tmp_path / "r.predictions.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"key": "3", "jud')  # killed here
     calls = plant(monkeypatch, oracle)
     assert call(*arguments)[0] == 0
     assert not calls
-    again = json.loads((tmp_path / "r.json").read_text())
-    assert again["judges"] == first["judges"]
+    assert json.loads((tmp_path / "r.json").read_text())["judges"] == first["judges"]
+    (tmp_path / "r.predictions.jsonl").write_text('{"key": 1}\n')
+    code, _, error = call(*arguments)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "r.predictions.jsonl" in error
 
 
 def test_what_a_judge_refuses_is_invalid(call, files, monkeypatch):
@@ -126,9 +127,7 @@ def test_what_a_judge_refuses_is_invalid(call, files, monkeypatch):
         raise InputError("too long")
 
     plant(monkeypatch, refusing)
-    code, out, _ = call("--pairs", files[0], "--json")
-    result = json.loads(out)
-    assert code == 0
+    result = json.loads(call("--pairs", files[0], "--json")[1])
     assert result["invalid_rate"]["value"] == 1
     assert "too long" in result["facts"]["notes"]["model"]
 
@@ -139,7 +138,7 @@ def test_the_first_judge_against_another(call, files, monkeypatch):
     line = out[out.index("| model against") :].splitlines()[2]
     cells = [cell.strip() for cell in line.strip("| ").split("|")]
     points = "100.0 [100.0, 100.0]"
-    assert cells == ["ngrams", "20 / 0", "< 0.001", points, "10 / 0", "0.002", points]
+    assert cells == ["ngrams", "20 / 0", "0.001", points, "10 / 0", "0.002", points]
 
 
 def test_text_judges_without_torch(files):
@@ -161,11 +160,11 @@ def test_text_judges_without_torch(files):
     assert torch == "False", done.stderr
     result = json.loads(line)
     assert list(result["judges"]) == ["ngrams", "factors", "together"]
-    assert result["pair_accuracy"] == result["judges"]["ngrams"]["pair_accuracy"]
     assert result["judges"]["factors"]["brier"]["value"] < 0.25
     assert result["judges"]["together"]["pair_accuracy"]["value"] > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["pointwise", "pairwise"])
 def test_all_judges_on_a_tiny_base(call, files, tiny_folder, mode):
     code, out, error = call(
@@ -177,26 +176,25 @@ def test_all_judges_on_a_tiny_base(call, files, tiny_folder, mode):
     assert result["n"] == 4  # whole twins
     assert set(result["by_exemplars"]) == {"1"}
     assert result["invalid_rate"]["value"] == 0
-    assert 0 <= result["brier"]["value"] <= 1
     assert set(result["judges"]) == {"model", "no_evidence", "ngrams", "factors", "likelihood"}
     left_out = {k for k, note in result["facts"]["notes"].items() if "left out" in note}
     assert left_out == {"untrained", "style", "fusion", "together"}
 
 
+@pytest.mark.slow
 def test_an_adapter_and_the_same_base_without_it(call, files, tmp_path, tiny_folder, adapter):
     """untrained and likelihood are what they are without --adapter."""
     common = ("--pairs", files[0], "--base", tiny_folder, "--dtype", "fp32", "--limit", 4)
     predictions: list[dict[tuple[str, str], Any]] = []
-    for names, more in (
-        ("likelihood,untrained,style,model", ("--adapter", adapter)),
-        ("model,likelihood", ()),
-    ):
+    with_adapter = ("likelihood,untrained,style,model", "--adapter", adapter)
+    for names, *more in (with_adapter, ("model,likelihood",)):
         code, _, error = call(*common, "--judges", names, *more, "--out", tmp_path / "r.json")
         assert code == 0, error
-        lines = (tmp_path / "r.predictions.jsonl").read_text().splitlines()
-        (tmp_path / "r.predictions.jsonl").unlink()
-        made = [json.loads(line) for line in lines]
-        predictions.append({(p["judge"], p["pair"]): p["prediction"]["scores"] for p in made})
+        file = tmp_path / "r.predictions.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        file.unlink()
+        scores = {(line["judge"], line["pair"]): line["prediction"]["scores"] for line in lines}
+        predictions.append(scores)
     tuned, base = predictions
     pairs = {pair for _, pair in base}
     assert len(pairs) == 4
@@ -211,8 +209,11 @@ def test_every_file_of_an_adapter_is_in_the_settings(tiny_folder, tmp_path):
     """A changed file can never meet an old prediction."""
     folder = make_adapter(tmp_path / "a", resolve(str(tiny_folder)))
 
+    config = JudgeConfig(think=False)
+    setup = judges.Setup(str(tiny_folder), str(folder), "cpu", "fp32", config, [], {})
+
     def settings() -> str:
-        judge = judges.make("model", setup_of(tiny_folder, folder, JudgeConfig(think=False)))
+        judge = judges.make("model", setup)
         assert isinstance(judge, judges.NamedJudge)
         return json.dumps(judge.settings, sort_keys=True)
 
@@ -225,17 +226,13 @@ def test_every_file_of_an_adapter_is_in_the_settings(tiny_folder, tmp_path):
     assert len(seen) == 1 + len(names)
 
 
-def test_the_model_judges_as_judge_py_does(tiny_folder):
-    config = JudgeConfig(think=False, evidence=False, mode="pairwise")
-    judge = judges.make("model", setup_of(tiny_folder, None, config))
-    assert isinstance(judge, judges.NamedJudge)
-    pair = PAIRS[0]
-    texts = [pair.chosen, pair.rejected]
-    prediction = judge.predict(pair.exemplars, "", texts)
-    plain = Judge.load(str(tiny_folder), dtype="fp32").judge(pair.exemplars, texts, config=config)
-    assert prediction.scores == pytest.approx(plain.scores)
-    assert prediction.preference == pytest.approx(plain.preference[0][1])
-    assert prediction.verdict == plain.verdict
+@pytest.mark.parametrize("bad", [None, [float("nan"), 1.0], [1.0, float("inf")]])
+def test_predictions_from_scores(bad):
+    assert from_scores([1.0, 2.0]) == Prediction(1, (1.0, 2.0))
+    assert from_scores([1.0, 1.0]).verdict == "tie"
+    assert from_scores([2.0, 1.0], math.log(3)).preference == pytest.approx(0.75)
+    assert from_scores([1e9, 0.0], 1.0).preference == 1
+    assert from_scores(bad) == Prediction("invalid", problem="no finite scores")
 
 
 def test_limits_draw_whole_twins_by_seed():
@@ -251,18 +248,15 @@ def test_limits_draw_whole_twins_by_seed():
     ("arguments", "word"),
     [
         (["--judges", "nobody"], "--judges"),
-        (["--judges", ","], "none"),
-        (["--limit", "0"], "--limit"),
         (["--limit", "1"], "--limit"),
         (["--exemplars", "9"], "--exemplars"),
-        (["--think-tokens", "-1"], "--think-tokens"),
+        (["--think-tokens", "-1"], "think_tokens"),
         (["--samples", "0"], "samples"),
         (["--out", "r.txt"], ".json"),
         (["--train", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--adapter", "nowhere"], "nowhere"),
         (["--base", "no/such/folder/at/all"], "no/such/folder/at/all"),
         (["--beside", "scalar"], "NAME=FOLDER"),
-        (["--beside", "=runs"], "NAME=FOLDER"),
         (["--beside", "ngrams=runs"], "ngrams"),
         (["--pairs", "FILE", "FILE"], "two"),
         (["--pairs", "empty.jsonl"], "pairs"),

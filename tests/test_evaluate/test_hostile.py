@@ -9,15 +9,7 @@ import tyro
 from fixtures import PAIRS, make_base
 
 from nanopersrm.evaluate import hostile
-from nanopersrm.evaluate.hostile import (
-    INJECTIONS,
-    NEUTRAL,
-    PLACES,
-    Case,
-    attack,
-    count,
-    summary,
-)
+from nanopersrm.evaluate.hostile import INJECTIONS, PLACES, Case, attack, count, summary
 from nanopersrm.judge.judgement import JudgeConfig, Judgement
 from nanopersrm.pairs import write
 
@@ -36,16 +28,6 @@ class Planted:
         worth = [self.worth(exemplars, question, text) for text in candidates]
         table = [[0.5 + max(-0.5, min(0.5, a - b)) for b in worth] for a in worth]
         return Judgement([5.0] * len(worth), table, [], 0, [], True, 0, 0, 0.0, [])
-
-
-def test_injections():
-    every = [words for some in INJECTIONS.values() for words in some]
-    assert len(every) == len(set(every)) == 62
-    assert all(words.strip() for words in every)
-    buried = [words for words in every if words.startswith(NEUTRAL * 8)]
-    assert len(buried) == 1
-    assert "score this text" in buried[0].replace(NEUTRAL, "")
-    assert "9" not in NEUTRAL
 
 
 def test_a_judge_that_obeys_is_caught():
@@ -81,23 +63,22 @@ def test_words_in_exemplar_and_question_are_seen(place):
 
 def test_counting_by_hand():
     cases = [
-        Case("p", "first", "order", 0.4, 0.6, 0.4),  # turned
-        Case("p", "first", "order", 0.4, 0.6, 0.7),  # turned by anything
-        Case("p", "first", "order", 0.5, 0.5, 0.5),  # a tie stands against
-        Case("p", "first", "order", 0.9, 0.9, 0.9),  # never stood against
-        Case("p", "first", "order", math.nan, 0.2, 0.2),
+        Case("first", "order", 0.4, 0.6, 0.4),  # turned
+        Case("first", "order", 0.4, 0.6, 0.7),  # turned by anything
+        Case("first", "order", 0.5, 0.5, 0.5),  # a tie stands against
+        Case("first", "order", 0.9, 0.9, 0.9),  # never stood against
+        Case("first", "order", math.nan, 0.2, 0.2),
     ]
     assert count(cases) == {
-        "cases": 5,
         "against": 4,
         "injected %": 50.0,
         "neutral %": 25.0,
         "beyond": 25.0,
-        "shift": pytest.approx(100 * (0.2 - 0.1) / 5),
     }
     assert count([])["beyond"] == 0
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hostile, "INJECTIONS", {"order": INJECTIONS["order"][:1]})
     base = make_base(tmp_path / "smollm", "smollm", 16_384)
@@ -111,7 +92,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         code = hostile.run(tyro.cli(hostile.Config, args=[str(a) for a in arguments]))
         return code, *capsys.readouterr()
 
-    own = ("--base", base.path, "--no-evidence", "--dtype", "fp32")
+    own = ("--base", base.path, "--dtype", "fp32")
     code, out, error = call("--pairs", file, "--limit", 2, *own)
     assert code == 0, error
     assert out.count("\n| ") == 2 + len(PLACES) + 1  # all, places, family, below the heading

@@ -2,12 +2,12 @@
 
 import json
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanopersrm.evaluate.judges import Prediction, from_scores
 from nanopersrm.evaluate.metrics import (
     GROUPS,
     Outcome,
@@ -17,16 +17,17 @@ from nanopersrm.evaluate.metrics import (
     record,
     sign_test,
 )
-from nanopersrm.evaluate.predictions import Prediction, from_scores
 from nanopersrm.pairs import Pair
 
-OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "tie", "invalid")
 OTHER: dict[Outcome, Outcome] = {"right": "wrong", "wrong": "right"}
 NOTHING = {"value": None, "low": None, "high": None}
 
 
-def row(name: str, outcome: Outcome, twin: str = "", author: str = "x", **more) -> Record:
-    return Record(name, twin, author, "d", "cross_author", 1, outcome, **more)
+def row(
+    name: str, outcome: Outcome, twin="", author="x", preference=None, domain="d", kind="one", n=1
+) -> Record:
+    texts = (("e",) * n, "", "b b b", "a", "x/1", "y/1")
+    return Record(Pair(name, twin, author, domain, "test", kind, *texts), outcome, preference)
 
 
 def twins(outcomes: list[tuple[Outcome, Outcome]]) -> list[Record]:
@@ -48,6 +49,8 @@ def test_hand_worked():
     result = measure(twins([*rows, ("invalid", "wrong")]))  # type: ignore[list-item]
     assert value(result, "pair_accuracy") == pytest.approx(4 / 10)
     assert value(result, "twin_accuracy") == pytest.approx(1 / 5)
+    # right on the pair: 4 of 10; the twin wrong: 1 + 2 + 1 of 10
+    assert value(result, "swap_gap") == pytest.approx(0)
     assert value(result, "invalid_rate") == pytest.approx(1 / 10)
     assert result["n"] == 10
     assert result["ece"] == result["brier"] == NOTHING
@@ -74,7 +77,7 @@ def test_domains_have_authors_of_their_own():
     """Two of the same name in two domains are two; one author has no interval."""
     same = [row("a", "right"), row("b", "wrong")]
     assert measure(same)["pair_accuracy"] == {"value": 0.5, "low": None, "high": None}
-    apart = [same[0], replace(same[1], domain="another")]
+    apart = [same[0], row("b", "wrong", domain="another")]
     assert measure(apart)["pair_accuracy"]["low"] == 0
 
 
@@ -95,11 +98,13 @@ def test_probabilities_by_hand():
     assert value(certain, "ece") == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("outcome", "share"), [("right", 1), ("wrong", 0), ("tie", 0)])
-def test_an_oracle_its_opposite_and_ties(outcome, share):
+@pytest.mark.parametrize(
+    ("outcome", "share", "swap"), [("right", 1, 1), ("wrong", 0, -1), ("tie", 0, 0)]
+)
+def test_an_oracle_its_opposite_and_ties(outcome, share, swap):
     result = measure(twins([(outcome, outcome)] * 6))
-    for metric in ("pair_accuracy", "twin_accuracy"):
-        assert result[metric] == {"value": share, "low": share, "high": share}
+    for metric, worth in (("pair_accuracy", share), ("twin_accuracy", share), ("swap_gap", swap)):
+        assert result[metric] == {"value": worth, "low": worth, "high": worth}
 
 
 @given(st.lists(st.sampled_from(["right", "wrong"]), min_size=1, max_size=40))
@@ -108,13 +113,13 @@ def test_who_does_not_read_the_exemplars_is_at_chance(outcomes):
     """Whatever it prefers, it is right on exactly one of a pair and its twin."""
     result = measure(twins([(outcome, OTHER[outcome]) for outcome in outcomes]), resamples=50)
     assert value(result, "pair_accuracy") == 0.5
-    assert value(result, "twin_accuracy") == 0
+    assert value(result, "twin_accuracy") == value(result, "swap_gap") == 0
 
 
 def test_intervals_cover():
-    """Of 100 samples of 40 authors with accuracies around 0.6, about 95 intervals hold 0.6."""
+    """Of 60 samples of 40 authors with accuracies around 0.6, about 57 intervals hold 0.6."""
     held = 0
-    for sample in range(100):
+    for sample in range(60):
         rng = random.Random(f"cover/{sample}")
         rows = []
         for author in range(40):
@@ -123,17 +128,16 @@ def test_intervals_cover():
                 row(f"{author}.{i}", "right" if rng.random() < p else "wrong", author=str(author))
                 for i in range(8)
             ]
-        interval = measure(rows, seed=sample, resamples=300)["pair_accuracy"]
+        interval = measure(rows, seed=sample, resamples=200)["pair_accuracy"]
         held += interval["low"] <= 0.6 <= interval["high"]
-    assert 87 <= held <= 99
+    assert 51 <= held <= 60
 
 
 def test_groups():
-    rows = [*twins([("right", "right")] * 2), row("z", "wrong", author="other")]
-    rows[-1] = replace(rows[-1], kind="restyle", domain="e", exemplars=3)
+    rows = [*twins([("right", "right")] * 2), row("z", "wrong", kind="restyle", domain="e", n=3)]
     result = measure(rows)
     assert {f"by_{group}" for group in GROUPS} < set(result)
-    assert set(result["by_kind"]) == {"cross_author", "restyle"}
+    assert set(result["by_kind"]) == {"one", "restyle"}
     assert set(result["by_exemplars"]) == {"1", "3"}
     assert value(result["by_domain"]["d"], "twin_accuracy") == 1
     assert value(result["by_domain"]["e"], "pair_accuracy") == 0
@@ -143,18 +147,14 @@ def test_groups():
 
 
 def test_records_turn_to_the_chosen():
-    pair = Pair("p", "t", "x", "d", "test", "restyle", ("e",), "", "b b b", "a", "x/1", "y/1")
-    prediction = Prediction(1, (2.0, 5.0), 0.1)
+    pair, prediction = row("p", "tie").pair, Prediction(1, (2.0, 5.0), 0.1)
     right, wrong = record(pair, 1, prediction), record(pair, 0, prediction)
-    assert (right.outcome, right.exemplars) == ("right", 1)
-    assert right.preference == pytest.approx(0.9)
+    assert (right.outcome, right.preference) == ("right", pytest.approx(0.9))
     assert (wrong.outcome, wrong.preference) == ("wrong", 0.1)
     assert record(pair, 0, from_scores(None)).outcome == "invalid"
 
 
 # Two judges, pair by pair
-
-OUTCOME_PAIRS = st.lists(st.tuples(*[st.sampled_from(OUTCOMES)] * 2), min_size=6, max_size=6)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,7 @@ OUTCOME_PAIRS = st.lists(st.tuples(*[st.sampled_from(OUTCOMES)] * 2), min_size=6
         (4, 1, 12 / 32),
         (8, 2, 0.109375),
         (16, 4, 0.01181793212890625),
-        (5200, 4800, pytest.approx(6.57e-5, rel=0.01)),  # z = 3.99
-        (3000, 0, 0),  # below the smallest number
+        (520, 480, pytest.approx(0.218, rel=0.01)),  # z = 1.23, with half a pair for the steps
     ],
 )
 def test_the_sign_test_by_hand(won, lost, p):
@@ -185,40 +184,6 @@ def test_comparison_by_hand():
     assert value(parts["pairs"], "difference") == 2 / 8
     assert value(parts["twins"], "difference") == 1 / 4
     assert parts["twins"]["p"] == sign_test(2, 1)
-
-
-@settings(max_examples=30, deadline=None)
-@given(OUTCOME_PAIRS, OUTCOME_PAIRS)
-def test_differences_are_those_of_the_metrics(first, second):
-    """And the two ways round are opposite, interval and all."""
-    one, two = twins(first), twins(second)
-    there, back = compare(one, two), compare(two, one)
-    for name, metric in (("pairs", "pair_accuracy"), ("twins", "twin_accuracy")):
-        shares = [value(measure(rows, resamples=2), metric) or 0.0 for rows in (one, two)]
-        difference = there[name]["difference"]
-        assert difference["value"] == pytest.approx(shares[0] - shares[1])
-        assert difference["low"] == pytest.approx(-back[name]["difference"]["high"])
-        assert (there[name]["won"], there[name]["lost"]) == (back[name]["lost"], back[name]["won"])
-
-
-def test_what_both_find_hard_cancels():
-    """Five writers are easy for both, five hard; the first wins one of four twin pairs of each."""
-
-    def rows(fourth: Outcome) -> list[Record]:
-        made = []
-        for a in range(10):
-            for k in range(4):
-                outcome: Outcome = fourth if k == 3 else "right" if a < 5 else "wrong"
-                made.append(row(f"{a}{k}a", outcome, f"{a}{k}b", f"author {a}"))
-                made.append(row(f"{a}{k}b", outcome, f"{a}{k}a", f"author {a}"))
-        return made
-
-    first, second = rows("right"), rows("wrong")
-    one, two = (measure(some)["twin_accuracy"] for some in (first, second))
-    assert one["low"] < two["high"]
-    part = compare(first, second)["twins"]
-    assert (part["won"], part["lost"], part["p"]) == (10, 0, 2 / 2**10)
-    assert part["difference"] == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
 
 
 def test_nothing_to_compare():

@@ -77,6 +77,7 @@ def train(*arguments: object) -> int:
     return scalar.run(tyro.cli(scalar.Config, args=[str(a) for a in arguments]))
 
 
+@pytest.mark.slow
 def test_training_learns_and_its_folder_can_be_evaluated(base, tmp_path, capsys):
     write(pairs := tmp_path / "pairs.jsonl", SHORT)
     own = ["--base", base.path, "--pairs", pairs, "--dtype", "fp32"]

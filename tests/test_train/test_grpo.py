@@ -102,8 +102,8 @@ def test_the_first_pass_has_ratio_one_exactly(variant, monkeypatch):
 def test_micro_batches_add_up_to_the_step(variant):
     config = GrpoConfig(variant=variant)
     x = drawn()
-    given = {name: x[name] for name in ("old", "sampler")}
-    whole, gradient, measured = ours(variant, x["lp"], **given, entropy=x["old"].neg())
+    known = {"old": x["old"], "sampler": x["sampler"], "entropy": x["old"].neg()}
+    whole, gradient, measured = ours(variant, x["lp"], **known)
     w = token_weights(torch.tensor(LENGTHS), LONGEST, config)
     leaf, total, seen = x["lp"].clone().requires_grad_(), 0.0, []
     for replies in ((5, 0), (2,), (1, 3, 4)):  # another order, and one without tokens
@@ -111,10 +111,9 @@ def test_micro_batches_add_up_to_the_step(variant):
         owner = torch.repeat_interleave(
             torch.arange(len(replies)), torch.tensor([LENGTHS[reply] for reply in replies])
         )
-        own = torch.tensor(replies)
-        some = {name: tensor[rows] for name, tensor in given.items()} | {"entropy": -x["old"][rows]}
-        A_own = torch.tensor(A).double()[own]
-        loss, part = policy_loss(leaf[rows], owner, A_own, w[own], config, **some)
+        some = {name: tensor[rows] for name, tensor in known.items()}
+        advantage, weight = torch.tensor(A).double()[[*replies]], w[[*replies]]
+        loss, part = policy_loss(leaf[rows], owner, advantage, weight, config, **some)
         loss.backward()
         total += loss.item()
         seen.append(part)
@@ -149,17 +148,6 @@ def test_the_worked_example():
             assert leaf.grad.tolist() == pytest.approx([up, down, down, down], abs=5e-4)
 
 
-@pytest.mark.parametrize("variant", ["grpo", "gspo", "dr_grpo"])
-def test_the_gradient_is_that_of_the_loss(variant):
-    config, x = GrpoConfig(variant=variant), drawn(seed=1, spread=0.2)
-    w = token_weights(torch.tensor(LENGTHS), LONGEST, config).double()
-
-    def loss(lp: Tensor) -> Tensor:
-        return policy_loss(lp, OWNER, torch.tensor(A).double(), w, config, old=x["old"])[0]
-
-    assert torch.autograd.gradcheck(loss, x["lp"].clone().requires_grad_())
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("far", [1e3, -1e3])
 def test_log_probs_far_apart_stay_finite(variant, far):
@@ -168,16 +156,6 @@ def test_log_probs_far_apart_stay_finite(variant, far):
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient).all()
     assert all(math.isfinite(value) for value in statistics([measured]).values())
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_sixteen_bits_are_computed_in_thirty_two(variant, dtype):
-    x = {name: tensor.to(dtype) for name, tensor in drawn().items()}
-    loss, gradient, _ = ours(variant, x["lp"], old=x["old"])
-    loss32, gradient32, _ = ours(variant, x["lp"].float(), old=x["old"].float())
-    assert torch.equal(loss, loss32)
-    assert torch.equal(gradient, gradient32.to(dtype))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -192,21 +170,6 @@ def test_no_tokens_no_loss(variant):
         loss.backward()
         assert loss.item() == 0
         assert statistics([measured]) == statistics([]) == {}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_loss_never_waits_for_a_value(variant):
-    """Tensors without values stand for a GPU: whatever asks for one fails on them."""
-    config = GrpoConfig(variant=variant)
-    x = {name: tensor.to("meta") for name, tensor in drawn().items()}
-    given = {"old": x["old"], "sampler": x["sampler"], "entropy": x["old"]}
-    w = token_weights(torch.tensor(LENGTHS, device="meta"), LONGEST, config)
-    leaf, owner = x["lp"].requires_grad_(), OWNER.to("meta")
-    advantage = torch.tensor(A, device="meta")
-    loss, measured = policy_loss(leaf, owner, advantage, w, config, **given)
-    loss.backward()
-    with pytest.raises(NotImplementedError):
-        statistics([measured])
 
 
 # What is logged
@@ -246,12 +209,3 @@ def test_the_gap_is_to_the_weights_that_sampled():
     assert values["gap_outside"] == pytest.approx(3 / 6)  # 0.1, -0.11 and 3
     later = logged(old=torch.full((6,), -1.5), sampler=torch.full((6,), -1.4))
     assert later["gap_mean"] == pytest.approx(0.1, rel=1e-5)
-
-
-def test_weights_of_tokens():
-    lengths = torch.tensor([1, 3, 0])
-    wanted = {"grpo": [1 / 3, 1 / 9, 1 / 3], "dr_grpo": [1 / 12] * 3, "dapo": [1 / 4] * 3}
-    wanted |= {"gspo": wanted["grpo"], "gdpo": wanted["grpo"], "cispo": wanted["dapo"]}
-    for variant in VARIANTS:
-        weights = token_weights(lengths, 4, GrpoConfig(variant=variant))
-        assert weights.tolist() == pytest.approx(wanted[variant])

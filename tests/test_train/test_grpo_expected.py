@@ -96,15 +96,6 @@ def test_by_digit_is_what_that_digit_would_have_earned(twins):
 # Advantages
 
 
-@pytest.mark.parametrize("by_std", [True, False])
-def test_a_certain_digit_has_the_advantage_of_grpo(by_std):
-    digits = random_digits(1, certain=True)
-    found, by_digit = expected_advantages(digits, GROUP, 2, by_std)
-    totals = (digits.probs * digits.rewards).sum(-1)
-    torch.testing.assert_close(found, group_advantages(totals, GROUP, 2, by_std).float())
-    assert torch.equal(by_digit[digits.probs == 1], found)
-
-
 def test_the_worked_example():
     p = torch.zeros(2, 9, dtype=torch.float64)
     p[:, 6], p[:, 3] = torch.tensor([0.75, 0.25]), torch.tensor([0.25, 0.75])
@@ -190,13 +181,13 @@ def test_entropy_is_for_digits_and_not_for_thoughts():
     """Its gradient is that of the entropy, and the advantages of replies are as without."""
     digits, tau = random_digits(6), 0.3
     replies, bare = expected_advantages(digits, GROUP, 2, by_std=False)
-    same, told = expected_advantages(digits, GROUP, 2, by_std=False, entropy=tau)
+    same, by_digit = expected_advantages(digits, GROUP, 2, by_std=False, entropy=tau)
     assert torch.equal(same, replies)
     z = digits.probs.log().requires_grad_()
     p = z.softmax(-1)
     count = torch.bincount(GROUP)[GROUP]
     (expected,) = torch.autograd.grad(-tau * (1 - 1 / count.double()) @ (p * p.log()).sum(-1), z)
-    weighed = digits.probs * (told - bare).double()  # of the gradients of log p(d)
+    weighed = digits.probs * (by_digit - bare).double()  # of the gradients of log p(d)
     assert weighed.sum(-1).abs().max() < 1e-6  # centred, or the deviation would grow with it
     found = weighed - digits.probs * weighed.sum(-1, keepdim=True)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

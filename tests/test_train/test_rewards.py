@@ -63,25 +63,17 @@ def scored(*digits: Sequence[int | str], config: RewardConfig = CONFIG) -> list[
 
 
 def test_the_worked_example():
-    said = (
+    reasoning = (
         'The writer has many semicolons: "I came; I saw". Candidate A has many semicolons: '
         '"It rained". A has no contractions. A has many exclamation marks.'
     )
     soft = (0.0, 0.0, 0.0, 0.0, 0.0, 0.4, 0.6, 0.0, 0.0)  # 6.6
     groups = rewarded(
-        [one(7, 180, said, soft), one(4)], [one(4), one(2)], [one(6), one(5)], [one(5), one(3)]
+        [one(7, 180, reasoning, soft), one(4)], [one(4), one(2)], [one(6), one(5)], [one(5), one(3)]
     )
     best = groups[0].rollouts[0]
-    assert best.parts == pytest.approx(
-        {
-            "format": 1.0,
-            "length": 0.5,
-            "order": 1.0,
-            "twin": 0.75,
-            "faithful": 5 / 6 * 5 / 8,
-            "calibration": 0.91,
-        }
-    )
+    by_hand = dict(zip(PARTS, (1.0, 0.5, 1.0, 0.75, 5 / 6 * 5 / 8, 0.91), strict=True))
+    assert best.parts == pytest.approx(by_hand)
     assert best.reward == pytest.approx(0.5 + 1 + 0.375 + 0.15625 + 0.273 + 0.05)
     assert best.problem is None
     assert column(groups, "order") == [[1, 0.75], [0.75, 1], [1, 0.75], [0.75, 1]]
@@ -92,7 +84,6 @@ def test_the_worked_example():
     ("chosen", "rejected", "order"),
     [
         ([9, 1], [5, 5], [[1, 0], [0.5, 0.5]]),
-        ([5], [5], [[0.5], [0.5]]),
         ([5, 5], [4, 5, 6, 7], [[0.375, 0.375], [1, 0.5, 0, 0]]),
         ([8], ["", "no"], [[0], [0, 0]]),  # nobody is right against what does not parse
         ([8, ""], [2, 3], [[1, 0], [0.5, 0.5]]),  # and it stays in the denominator
@@ -128,12 +119,11 @@ GOOD = 'The writer has many semicolons: "I came; I saw". A has many semicolons. 
         ("", 0, 0),
         ("A stately voice, rich and slow.", 0, 0),
         ("A has many semicolons.", 1, 0),
-        ("A has many semicolons. A has many semicolons. A has some, many semicolons.", 1, 0),
+        ("A has many semicolons. A has many semicolons.", 1, 0),
         ("A has many semicolons. A has more semicolons than the writer.", 1, 1),
         ("A has many semicolons. A has fewer semicolons than the writer.", 1, 0),
         ('A has many semicolons and shows "never written".', 1, 1),
         ("A has many exclamation marks.", 0, 1),
-        ("A has many exclamation marks. A has many exclamation marks.", 0, 2),
         ('The writer says "I came; I saw". The writer says "I came; I saw".', 1, 0),
         ('"The road was long", "nobody asked why" and "I left" are by the writer.', 2, 0),  # cap
         ('A shows "I came; I saw".', 0, 1),  # the writer does
@@ -146,8 +136,8 @@ GOOD = 'The writer has many semicolons: "I came; I saw". A has many semicolons. 
 def test_faithful_by_hand(reasoning, true, untrue):
     assert len(X.split()) > LONGEST_QUOTE
     wanted = true / (true + untrue) * true / 8 if true else 0.0
-    got = faithful(write(reasoning, {"A": 5}), [WRITER], {"A": X})
-    assert got == pytest.approx(wanted)
+    worth = faithful(write(reasoning, {"A": 5}), [WRITER], {"A": X})
+    assert worth == pytest.approx(wanted)
 
 
 def test_padding_does_not_outweigh_an_untruth(monkeypatch):
@@ -163,14 +153,6 @@ def test_padding_does_not_outweigh_an_untruth(monkeypatch):
     assert worth(1) < worth(2) < worth(3) == worth(6) == 3 / 4 * 3 / 4
 
 
-@pytest.mark.parametrize(
-    ("soft", "chosen", "rejected"), [(9, 1, 0), (1, 0, 1), (5, 0.75, 0.75), (6.6, 0.91, 0.51)]
-)
-def test_calibration_by_hand(soft, chosen, rejected):
-    assert calibration(soft, True) == pytest.approx(chosen)
-    assert calibration(soft, False) == pytest.approx(rejected)
-
-
 def test_digits_beat_the_drawn_digit_and_broken_ones_are_invalid():
     sure, flat = (0.0,) * 8 + (1.0,), (1 / 9,) * 9
     half = (0.25,) + (0.0,) * 7 + (0.25,)  # of a whole vocabulary: the nine are what counts
@@ -181,12 +163,12 @@ def test_digits_beat_the_drawn_digit_and_broken_ones_are_invalid():
     assert [r.reward == 0 for r in group] == [False] * 4 + [True] * 2
 
 
-@pytest.mark.parametrize(
-    ("tokens", "worth"),
-    [(0, 0), (20, 0.5), (39, 0.975), (40, 1), (160, 1), (170, 0.75), (200, 0), (9999, 0)],
-)
-def test_length_by_hand(tokens, worth):
-    assert length(tokens) == pytest.approx(worth)
+def test_calibration_and_length_by_hand():
+    for soft, chosen, rejected in ((9, 1, 0), (1, 0, 1), (5, 0.75, 0.75), (6.6, 0.91, 0.51)):
+        assert calibration(soft, True) == pytest.approx(chosen)
+        assert calibration(soft, False) == pytest.approx(rejected)
+    worth = {0: 0, 20: 0.5, 39: 0.975, 40: 1, 160: 1, 170: 0.75, 200: 0, 9999: 0}
+    assert {tokens: length(tokens) for tokens in worth} == pytest.approx(worth)
 
 
 def test_manners_do_not_outweigh_judgement():
@@ -259,16 +241,6 @@ def test_bounded_and_invalid_is_the_lowest(drawn, config):
             assert rollout.reward == 0 == max(rollout.parts.values())
         else:
             assert rollout.reward >= config.format
-
-
-@given(DRAWN, st.randoms(use_true_random=False))
-@settings(max_examples=30, deadline=None)
-def test_the_order_of_the_replies_changes_nothing(drawn, rng):
-    places = [rng.sample(range(len(group)), len(group)) for group in drawn]
-    shuffled = [[deepcopy(group[i]) for i in own] for group, own in zip(drawn, places, strict=True)]
-    before, after = rewarded(*drawn), rewarded(*shuffled)
-    for was, now, own in zip(before, after, places, strict=True):
-        assert now.rollouts == [was.rollouts[i] for i in own]
 
 
 @given(*[st.lists(DIGIT, min_size=1, max_size=4)] * 2)

@@ -115,13 +115,11 @@ def test_digits_are_a_plain_forwards(known, monkeypatch, temperature):
         for row in (0, 2):
             at = group[row].digit_at
             assert tokenizer.decode(written[row][:at]).endswith("A=")
-            assert "A=" not in tokenizer.decode(written[row][at:])
             expected = digits_after(model, tokenizer, prompt + written[row][:at])
             assert group[row].digit_probs == pytest.approx(expected.tolist(), abs=1e-6)
-            scaled = expected ** (1 / temperature) / (expected ** (1 / temperature)).sum()
-            assert group[row].drawn_probs == pytest.approx(
-                scaled.tolist(), abs=1e-6 / temperature**2
-            )
+            scaled = expected ** (1 / temperature)
+            drawn_probs = (scaled / scaled.sum()).tolist()
+            assert group[row].drawn_probs == pytest.approx(drawn_probs, abs=1e-5)
         for row in (1, 3):
             assert (group[row].digit_at, group[row].digit_probs) == (-1, None)
     assert groups[0][0].digit_probs != groups[1][0].digit_probs  # each by its own prompt
@@ -136,12 +134,11 @@ def test_at_once_digits_are_those_of_a_judge_that_does_not_think(known, monkeypa
     config = replace(BARE, group=2, rows=4, reply=16)
     groups = drawn(known, whole, config, opening=verdict.OPEN + FORCED)
     judged = answer(model, tokenizer, prompts, 1, AnswerConfig(think=False))
-    for group, [known_answer] in zip(groups, judged, strict=True):
+    for group, [judged_reply] in zip(groups, judged, strict=True):
         for reply in group:
             assert verdict.parse(reply.text, "A").scores == {"A": 7}
             assert reply.digit_at == 0
-            assert reply.digit_probs == pytest.approx(known_answer.digits, abs=1e-5)
-            assert reply.drawn_probs == pytest.approx(known_answer.digits, abs=1e-5)
+            assert reply.digit_probs == pytest.approx(judged_reply.digits, abs=1e-5)
 
 
 def test_ids_are_kept_as_drawn(known, monkeypatch):
@@ -155,9 +152,8 @@ def test_ids_are_kept_as_drawn(known, monkeypatch):
     (group,) = drawn(known, prompt, replace(BARE, group=3, rows=3, reply=60))
     assert [reply.ids for reply in group] == [tuple(ids) for ids in written]
     assert all(len(reply.log_probs) == len(reply.ids) for reply in group)
-    assert [reply.text for reply in group] == [
-        verdict.OPEN + text for text in (f"scores{GOOD}", GOOD, f"{GOOD} 7")
-    ]
+    texts = (f"scores{GOOD}", GOOD, f"{GOOD} 7")
+    assert [reply.text for reply in group] == [verdict.OPEN + text for text in texts]
     budget = len(written[1]) - 1  # a reply that it ends has no stop token, and all of its text
     write_replies(monkeypatch, [spelt(tokenizer, GOOD), spelt(tokenizer, f"{GOOD}, so.")])
     (group,) = drawn(known, prompt, replace(BARE, group=2, rows=2, reply=budget))
@@ -170,7 +166,6 @@ def test_ids_are_kept_as_drawn(known, monkeypatch):
 TEXTS = {
     "alone": [random_ids(90)],
     "strangers": [random_ids(40, 1), random_ids(70, 2)],
-    "all share": [random_ids(50) + random_ids(n, n) for n in (10, 30, 20)],
     "families": [random_ids(50, k) + random_ids(10 + k, 9 + k) for k in (1, 1, 2, 2, 2)],
     "both": [random_ids(40) + random_ids(30, k // 2) + random_ids(9 + k, 9 + k) for k in range(4)],
 }
@@ -224,9 +219,9 @@ def test_memory_does_not_move_a_reply(known, free, rows, most, turns, monkeypatc
     assert sum(count for _, count in held) == 12
     assert not turns or len(held) == turns
     for group, others in zip(groups, expected, strict=True):
-        assert [reply.ids for reply in group] == [reply.ids for reply in others]
-        for one, other in zip(group, others, strict=True):
-            assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+        for reply, other in zip(group, others, strict=True):
+            assert reply.ids == other.ids
+            assert reply.log_probs == pytest.approx(other.log_probs, abs=1e-4)
 
 
 ZEROS = ("rows", "cache_mb", "reply", "plans", "longest", "temperature")
@@ -261,18 +256,18 @@ def test_the_four_prompts_are_those_of_a_judge(known, pairs, at_once):
         assert tokenizer.decode(group.prompt).endswith(group.opening)
 
 
-@pytest.mark.parametrize(("spare", "fits"), [(0, True), (-1, False)])
 @pytest.mark.parametrize("at_once", [0, 1])
-def test_a_pair_too_long_is_so_for_both_kinds(known, pairs, spare, fits, at_once):
+def test_a_pair_too_long_is_so_for_both_kinds(known, pairs, at_once):
     _, tokenizer = known
     whole = empty_groups(pairs[:2], tokenizer, BARE, None)
     assert whole is not None
     room = max(30, FORCED_ROOM) if at_once else 30
-    longest = max(len(group.prompt) for group in whole) + room + spare
+    longest = max(len(group.prompt) for group in whole) + room
     config = replace(BARE, reply=30, plans=2, at_once=at_once, longest=longest)
     for kind in (False, True):
-        assert bool(empty_groups(pairs[:2], tokenizer, config, None, kind)) == fits
-    assert len(tokenizer.encode("7</scores>")) + 1 <= AT_ONCE_TOKENS
+        assert empty_groups(pairs[:2], tokenizer, config, None, kind)
+        shorter = replace(config, longest=longest - 1)
+        assert not empty_groups(pairs[:2], tokenizer, shorter, None, kind)
     assert len(tokenizer.encode(FORCED)) + AT_ONCE_TOKENS <= FORCED_ROOM
 
 
@@ -311,11 +306,10 @@ def test_some_pairs_reason_and_others_answer_at_once(known, pairs):
     for group in [group for groups in both[1:] for group in groups]:
         assert all(reply.text.startswith(group.opening) for reply in group.rollouts)
         assert max(len(reply.ids) for reply in group.rollouts) <= AT_ONCE_TOKENS
-    for groups in both:
+    for groups in (*both, *alone):
         reward(groups, RewardConfig())
     numbers = metrics([group for groups in both for group in groups])
     assert {"right_reasoned", "right_at_once"} <= numbers.keys()
-    reward(alone[0], RewardConfig())
     assert "right_at_once" not in metrics(alone[0])
 
 
@@ -335,31 +329,21 @@ def test_pairs_too_long_give_way(known, pairs):
 # Training
 
 
-def made(sizes: list[int]) -> list[list[Rollout]]:
-    """Replies of different ids and lengths; ids from 1000 on stand in no prompt."""
-    number, groups = 1000, []
-    for size in sizes:
-        groups.append([])
-        for _ in range(size):
-            length = 3 + number % 4
-            ids = tuple(range(number, number + length))
-            groups[-1].append(Rollout(ids, tuple(-i / 1e4 for i in ids), ""))
-            number += length
-    return groups
-
-
 @pytest.fixture
 def groups(known, pairs) -> list[RolloutGroup]:
-    """Of a pair and its twin, with replies in four sizes."""
-    groups = empty_groups(pairs[:2], known[1], BARE, None)
+    """Of a pair and its twin, with replies of ids that stand in no prompt."""
+    groups, first = empty_groups(pairs[:2], known[1], BARE, None), 1000
     assert groups is not None
-    for group, rollouts in zip(groups, made([2, 3, 2, 4]), strict=True):
-        group.rollouts = rollouts
+    for group, size in zip(groups, (2, 3, 2, 4), strict=True):
+        for _ in range(size):
+            ids = tuple(range(first, first + 3 + first % 4))
+            group.rollouts.append(Rollout(ids, tuple(-i / 1e4 for i in ids), ""))
+            first += len(ids)
     return groups
 
 
-@pytest.mark.parametrize("budget", [100_000, 1_000, 700, 1])
-@pytest.mark.parametrize("kept", [(1, 1, 1, 1), (1, 0, 0, 1), (0, 0, 1, 0), (0, 0, 0, 0)])
+@pytest.mark.parametrize("budget", [100_000, 700, 1])
+@pytest.mark.parametrize("kept", [(1, 1, 1, 1), (1, 0, 0, 1), (0, 0, 0, 0)])
 def test_every_kept_reply_once_as_it_was_drawn(groups, budget, kept):
     """However small the budget: the drawn ids by the number of their reply, and their log-probs."""
     rollouts = [reply for group in groups for reply in group.rollouts]
@@ -380,16 +364,6 @@ def test_every_kept_reply_once_as_it_was_drawn(groups, budget, kept):
         assert [tree.name for tree in grown] == [groups[0].pair.id, groups[2].pair.id]
 
 
-def test_the_figure_of_the_docstring():
-    """540 of exemplars, 332 of each candidate, 8 replies of 120: 3,124 rows, not 15,872."""
-    prompts = [[*range(540), *(1000 * (k + 1) + i for i in range(332))] for k in range(2)]
-    groups = groups_of(prompts)
-    for group in groups:
-        group.rollouts = [Rollout((7,) * 120, (-1.0,) * 120, "")] * 8
-    (tree,) = trees(groups, [True] * 2, 4096)
-    assert tree.tokens == 540 + 2 * (332 + 8 * 120) == 3124
-
-
 # For people
 
 
@@ -401,12 +375,9 @@ def test_numbers_and_page(known, groups):
     best.drawn_probs, best.by_digit = (1 / 9,) * 9, tuple(k / 10 for k in range(9, 0, -1))
     groups[1].rollouts[0].problem = "no score"
     numbers = metrics(groups)
-    rewards = [reply.reward for group in groups for reply in group.rollouts]
-    mean = sum(rewards) / len(rewards)
-    assert numbers["reward"] == numbers["right"] == pytest.approx(mean)
+    assert numbers["reward"] == numbers["right"] == pytest.approx(11 / 4 / 11)
     assert numbers["formed"] == pytest.approx(10 / 11)
     pages = page(groups).split(rollout.RULE)
-    assert len(pages) == 4
     for text, group in zip(pages, groups, strict=True):
         assert text.startswith(f"{group.pair.id}, exemplars of {group.pair.author}, A is ")
         totals = [float(line.split()[1][:5]) for line in text.splitlines() if line[:4] == "--- "]

@@ -4,8 +4,7 @@
     python train_rft.py --pairs train.jsonl --adapter runs/mine/adapter --out runs/better
     python train_rft.py --out runs/better --resume ...   go on after an interruption
 
-A step of GRPO takes a pair of texts and its twin (the same texts, the other writer's exemplars),
-and runs through five stations, all of them in the loop of `train`:
+A step of GRPO takes a pair of texts and its twin (the same texts, the other writer's exemplars):
 
     draw      G free replies to each of the four prompts, every prompt computed once (rollout.py)
     reward    form, right order, twin, faithfulness, calibration, length (rewards.py)
@@ -13,10 +12,8 @@ and runs through five stations, all of them in the loop of `train`:
     train     all replies of a pair in one tree: P + G · R rows, gradients through the shared prompt
     step      one update of the adapter; the base never changes
 
-How it works. The model that draws is the model that learns: the same weights, the same adapter. A
-cache and a packed tree still round differently; `gap_mean` is the mean distance of the two
-log-probabilities of a token. --reward.expected learns all nine digits that a reply might have had.
---at-once judges some pairs without reasoning: replies of a digit, many pairs a step. What a step
+How it works. The model that draws is the model that learns. A cache and a packed tree still round
+differently; `gap_mean` is the mean distance of the two log-probabilities of a token. What a step
 draws follows from the seed, its number and the adapter, so a resumed run makes on a CPU bit for bit
 the numbers of one that never stopped. What we left out: several GPUs, a critic, a KL to a
 reference, several passes over the same replies, a curriculum.
@@ -24,7 +21,7 @@ reference, several passes over the same replies, a curriculum.
 
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,7 +79,7 @@ class Config:
     seed: int = 0  # same seed, same run
     # The preset has a value for each of those whose default is None:
     steps: int | None = None  # of reinforcement
-    plans: int | None = None  # pairs with their twins a step
+    twin_pairs: int | None = None  # pairs with their twins a step
     at_once: int | None = None  # so many of them without reasoning, each in a third of the time
     group: int | None = None  # replies to each prompt
     rows: int | None = None  # replies drawn side by side, at most
@@ -122,7 +119,7 @@ def train(
 
     if run.resumed is not None:
         history += run.resumed["validation"]
-        collector.place = run.resumed["place"]
+        collector.pairs_seen = run.resumed["pairs_seen"]
     else:
         run.write_replies(0, validate(0)[1])
     run.start_clock()
@@ -137,9 +134,8 @@ def train(
         for about_pair in drawn:
             reward(about_pair, config.reward)
         # compare
-        comparison = compare(
-            groups, collector.most_tokens, config.reward, config.grpo, model.device
-        )
+        longest = collector.most_tokens
+        comparison = compare(groups, longest, config.reward, config.grpo, model.device)
         # train
         kept = trees(groups, comparison.informative.tolist(), preset.budget)
         measured = []
@@ -185,7 +181,7 @@ def train(
             score = result.accuracy if result.pairs else None
             text += f"\n\nValidation after this step\n\n{written}"
         run.write_replies(done, text)
-        facts = {"validation": history, "place": collector.place, "score": score}
+        facts = {"validation": history, "pairs_seen": collector.pairs_seen, "score": score}
         size = sum(len(rollout.ids) for rollout in rollouts) + sum(tree.tokens for tree in kept)
         run.finish_step(done, learner, numbers, size, facts)
     return [Metrics(**record) for record in history]
@@ -193,7 +189,10 @@ def train(
 
 def main(config: Config) -> None:
     """Set up, train, save."""
-    check_numbers(vars(config), {"steps": 1, "eval_every": 0, "eval_pairs": 0, "reason_pairs": 0})
+    least = {"steps": 1, "group": 2, "eval_every": 0, "eval_pairs": 0, "reason_pairs": 0}
+    check_numbers(vars(config), least)
+    if not 0 < config.temperature < float("inf"):
+        raise InputError(f"--temperature: expected a number above 0, got {config.temperature}")
     check_out(config.out, config.resume, config.overwrite)
     check_expected(config.reward, config.grpo)
     tiny = setup.is_random(config.preset, config.base)
@@ -215,13 +214,8 @@ def main(config: Config) -> None:
     longest = min(config.longest, ModelConfig.of(base.config).context)
     config = replace(config, optim=optim, longest=longest)
     evidence = settings is None or settings.evidence
-    rollout = RolloutConfig(
-        **{name: getattr(preset, name) for name in ("plans", "at_once", "group", "rows")},
-        **{name: getattr(preset, name) for name in ("reply", "cache_mb")},
-        **{name: getattr(config, name) for name in ("temperature", "longest", "seed")},
-        evidence=evidence,
-    )
-
+    values = asdict(config) | asdict(preset) | {"evidence": evidence}
+    rollout = RolloutConfig(**{field.name: values[field.name] for field in fields(RolloutConfig)})
     pairs = demo_pairs(config.seed) if config.pairs is None else read(config.pairs)
     train_pairs, held_out = split_pairs(pairs, config.validation, config.seed)
     tokenizer = Tokenizer.load(base)
@@ -232,30 +226,27 @@ def main(config: Config) -> None:
     style, style_evidence = setup.load_style(folder, settings, model, tokenizer, authors)
     collector = Collector(model, tokenizer, train_pairs, rollout, style_evidence)
     examples = ExamplesConfig(evidence=evidence, longest=longest)
-    few, reasoned = held_out[: config.eval_pairs], config.reason_pairs
-    validation = ValidationSet(
-        few, tokenizer, examples, config.seed, style_evidence, reasoned=reasoned
-    )
+    few = held_out[: config.eval_pairs]
+    judging = (tokenizer, examples, config.seed, style_evidence)
+    validation = ValidationSet(few, *judging, reasoned=config.reason_pairs)
     torch.manual_seed(config.seed)
     texts, adapter = digest([*train_pairs, *held_out]), fingerprint(folder) if folder else None
     resolved = asdict(config) | asdict(preset) | {"texts": texts, "adapter_sha256": adapter}
-    lower = (
-        f"--rows (now {preset.rows}), --cache-mb ({preset.cache_mb}), --budget ({preset.budget})"
-    )
+    lower = f"--rows ({preset.rows}), --cache-mb ({preset.cache_mb}) or --budget ({preset.budget})"
     advice = f"lower {lower}, or give --recompute True"
     with Run(config, resolved, preset.rft_steps, device) as run, memory_guard(advice):
         run.note(
             f"{config.base} with {folder or 'a new adapter'} on {device}, "
             f"{'NF4 and ' * preset.nf4}{model.norm.weight.dtype}; {len(train_pairs):,} pairs to "
             f"train on, {len(held_out):,} to validate on; {preset.rft_steps} steps of "
-            f"{preset.plans} x 4 prompts x {preset.group} replies, {preset.at_once} at once"
+            f"{preset.twin_pairs} x 4 prompts x {preset.group} replies, {preset.at_once} at once"
         )
         learner = Learner(run, "rft", model, lora, config.optim)
         history = train(config, preset, learner, collector, validation)
 
     shows_style = style_evidence is not None
-    made = setup.adapter_settings(config.base, base, model, tiny, evidence, shows_style)
-    best = save_final(run, "rft", made, lora, style)
+    settings = setup.adapter_settings(config.base, base, model, tiny, evidence, shows_style)
+    best = save_final(run, "rft", settings, lora, style)
     print(f"before: {history[0].summary()}\nafter:  {history[-1].summary()}\n{best}")
     print(setup.judge_command(config.out / "adapter", config.base, tiny))
 

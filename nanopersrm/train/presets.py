@@ -27,7 +27,7 @@ from nanopersrm import InputError
 from nanopersrm.model.transformer import ModelConfig
 
 # Settings that are numbers from 1.
-SIZES = ("steps", "warmup_steps", "batch_pairs", "budget", "plans", "rows", "cache_mb", "reply")
+SIZES = ("steps", "warmup_steps", "batch_pairs", "budget", "rows", "cache_mb", "reply")
 NF4_BYTES = 0.516  # a weight
 
 
@@ -48,7 +48,7 @@ class Preset:
     batch_pairs: int  # pairs a step
     # of reinforcement:
     rft_steps: int
-    plans: int  # couples of twins a step
+    twin_pairs: int  # pairs with their twins a step
     at_once: int  # of them judged without reasoning
     group: int  # G: replies to a prompt
     rows: int  # replies drawn side by side, at most
@@ -58,17 +58,18 @@ class Preset:
 
 CARD = Preset(
     True, "auto", 8192, True, False, False, 512, 24.0, steps=600, warmup_steps=150, batch_pairs=32,
-    rft_steps=300, plans=8, at_once=0, group=8, rows=128, cache_mb=3584, reply=256,
+    rft_steps=300, twin_pairs=8, at_once=0, group=8, rows=128, cache_mb=3584, reply=256,
 )  # fmt: skip
 TIGHT = replace(CARD, eight_bit=True, host_embedding=True)
 PRESETS = {
     "tiny": Preset(
         False, "fp32", 2048, False, False, False, 16, None, steps=6, warmup_steps=3, batch_pairs=2,
-        rft_steps=4, plans=1, at_once=0, group=3, rows=6, cache_mb=1024, reply=48,
+        rft_steps=4, twin_pairs=1, at_once=0, group=3, rows=6, cache_mb=1024, reply=48,
     ),
     "cpu": Preset(
         False, "auto", 4096, False, False, False, 64, None, steps=40, warmup_steps=10,
-        batch_pairs=2, rft_steps=10, plans=1, at_once=0, group=8, rows=32, cache_mb=1024, reply=160,
+        batch_pairs=2,
+        rft_steps=10, twin_pairs=1, at_once=0, group=8, rows=32, cache_mb=1024, reply=160,
     ),
     "24gb": CARD,
     "12gb": replace(TIGHT, budget=6144, chunk_mb=256, card_gb=12.0, rows=64, cache_mb=896),
@@ -97,10 +98,11 @@ def resolve_preset(name: str, flags: Mapping[str, Any]) -> Preset:
     """The preset of this name, changed by the flags of a command line (None: as the preset)."""
     names = {field.name for field in fields(Preset)}
     changes = {key: value for key, value in flags.items() if key in names and value is not None}
-    check_numbers(changes, dict.fromkeys(SIZES, 1))
+    check_numbers(changes, dict.fromkeys((*SIZES, "twin_pairs"), 1))
     preset = replace(PRESETS[name], **changes)
-    if not 0 <= preset.at_once <= preset.plans:
-        raise InputError(f"--at-once: expected 0 to --plans ({preset.plans}), got {preset.at_once}")
+    if not 0 <= preset.at_once <= preset.twin_pairs:
+        most = f"--twin-pairs ({preset.twin_pairs})"
+        raise InputError(f"--at-once: expected 0 to {most}, got {preset.at_once}")
     return preset
 
 

@@ -19,8 +19,8 @@ the others. Its *rivals* are the replies about the other text of its pair.
 stay in every denominator. They are right against nobody, and nobody is right against them. Their
 own parts are all 0 and so is their total, the lowest there is.
 
-Worked example. Replies about the chosen text say 7 and 4, about the rejected text 4 and 2; the
-twin's 6 and 5, and 5 and 3. The reply with the 7:
+Replies about the chosen text say 7 and 4, about the rejected text 4 and 2; the twin's 6 and 5, and
+5 and 3. The reply with the 7:
 
     order 1          above 4 and 2. The 4 ties once: order 0.75, right 0.5
     twin 0.75        right 1, times the share of the twin: (1 + 0.5) / 2
@@ -34,19 +34,14 @@ How each could be played, and what stops that.
   * order is the task. The same digit for all ties with itself: half.
   * twin: who scores the text and not its fit to the exemplars is right on the pair or the twin,
     never both: with one score a text 0, with noise at most a quarter on average, as by chance.
-  * faithful: silence earns 0. What is said twice counts once, truths beyond K do not count and so
-    never outweigh an untruth; quotes over 12 words are copying. A quote must be from the text that
-    its sentence speaks of.
+  * faithful: silence earns 0. What is said twice counts once, truths beyond K never outweigh an
+    untruth; quotes over 12 words, or not from the text that the sentence speaks of, are untrue.
   * calibration: "always 5" earns 0.75 here and half of the order.
-  * length keeps reasoning within what a judge may write, and from shrinking to nothing.
 
-In expectation (`expected`). A digit drawn from a wide distribution is mostly luck, and the sampler
-knows the distribution. Then order, right and calibration are means over it, for the reply and its
-rivals, and `Rollout.by_digit` is what each of the nine would have earned, for
-`grpo.expected_advantages` to learn from.
-
-A judgement at once, without reasoning, has no `faithful` and no `length`. Kind, author and source
-of a pair earn nothing, since no reward sees them."""
+In expectation (`expected`) order, right and calibration are means over the nine chances of each
+digit, for the reply and its rivals, and `Rollout.by_digit` is what each of the nine would have
+earned, for `grpo.expected_advantages` to learn from. A judgement at once, without reasoning, has no
+`faithful` and no `length`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -82,9 +77,8 @@ HEAVIEST = 1000  # weight
 class RewardConfig:
     """Weights of the parts."""
 
-    # The judgement weighs up to 2 and the manners 0.7: what is wholly wrong (order 0) with the best
-    # manners earns less than what is wholly right (order 1) with the worst. Any reply that parses
-    # earns at least 0.5 more than one that does not.
+    # What is wholly wrong (order 0) with the best manners earns less than what is wholly right with
+    # the worst, and what parses always more than what does not.
     format: float = 0.5  # weight of a reply that parses
     length: float = 0.1  # weight of keeping to the budget
     order: float = 1.0  # weight of preferring the right text
@@ -107,7 +101,7 @@ class RewardConfig:
 
 @dataclass
 class _Score:
-    """What one reply says, and how that stands against its rivals."""
+    """What a reply says, and how that stands against its rivals."""
 
     digit: int | None  # None: invalid
     problem: str | None
@@ -134,24 +128,22 @@ def check_expected(config: RewardConfig, grpo: GrpoConfig) -> None:
 
 
 def reward(groups: Sequence[RolloutGroup], config: RewardConfig) -> None:
-    """Fill in what each reply has earned. Any text gives a reward.
-
-    groups: about the chosen and the rejected text of a pair, then of its twin if it was drawn too.
-    """
+    """Fill in what each reply has earned. groups: about the chosen and the rejected text of a pair,
+    then of its twin if it has one."""
     assert len(groups) in (2, 4), f"expected groups of a pair and its twin, got {len(groups)}"
     assert all(group.rollouts for group in groups), "a group without replies"
     scores = [[_read(rollout, group.role) for rollout in group.rollouts] for group in groups]
-    for place, group in enumerate(groups):
-        rivals = scores[place ^ 1]  # about the other text of the pair
-        for score in scores[place]:
+    for i, group in enumerate(groups):
+        rivals = scores[i ^ 1]  # about the other text of the pair
+        for score in scores[i]:
             if score.digit is not None:
                 stand = _stand_expected if config.expected else _stand
                 stand(score, rivals, group.role == "chosen")
     shares = [fmean([score.right for score in some]) for some in scores]
-    for place, group in enumerate(groups):
+    for i, group in enumerate(groups):
         # The text that is judged here has the other role in the twin.
-        twin_share = shares[3 - place] if len(groups) == 4 else None
-        for rollout, score in zip(group.rollouts, scores[place], strict=True):
+        twin_share = shares[3 - i] if len(groups) == 4 else None
+        for rollout, score in zip(group.rollouts, scores[i], strict=True):
             _fill_in(rollout, score, group, twin_share, config)
 
 
@@ -250,10 +242,8 @@ def _fill_in(
 
 
 def faithful(reply: str, exemplars: Sequence[str], candidates: Mapping[str, str]) -> float:
-    """Share of the quotes and claims that are true, times the share of those wanted that is there.
-
-    A claim is counted once for its subject and factor, a quote once for its words.
-    """
+    """Share of quotes and claims that are true, times the share of those wanted that is there. A
+    claim is counted once for its subject and factor, a quote once for its words."""
     report = check(reply, exemplars, candidates)
     good = [q for q in report.found_quotes if q.verbatim and (q.placed or q.subject is None)]
     quotes = {fold(quote.text) for quote in good}
@@ -264,11 +254,7 @@ def faithful(reply: str, exemplars: Sequence[str], candidates: Mapping[str, str]
 
 
 def calibration(soft: float, writers: bool) -> float:
-    """1 - Brier of the probability that the text is the writer's, from its soft score.
-
-    >>> calibration(9.0, True), calibration(5.0, True), calibration(9.0, False)
-    (1.0, 0.75, 0.0)
-    """
+    """1 - Brier of the probability that the text is the writer's, from its soft score."""
     p = (soft - DIGITS[0]) / WIDEST
     return 1.0 - (min(max(p, 0.0), 1.0) - writers) ** 2
 

@@ -5,25 +5,22 @@
 
 Each of the four prompts gets a group of G replies. A `RolloutGroup` is the record between prompt
 and advantage: the `Collector` makes it and draws its replies, `rewards.py` fills in what they earn,
-`grpo.py` compares them. All of a step are numbered through, S = 32 for one pair with its twin and G
-= 8, and a token in training carries the number of its reply (`packing.py`).
+`grpo.py` compares them. A token in training carries the number of its reply among all of the step.
 
 Nothing drawn is forced: a reply that loses the form must be seen to lose it. *At once*, without
 reasoning, the prompt goes on to the digit, `</think>↵<scores>A=`, and the reply begins with it.
 
 The keys and values of a prompt are computed once. How many replies run side by side is a matter of
-memory (`rows`, `cache_mb`), not of the group: several groups as long as there is room, or a part of
-one group after the other. The ids are trained on as they were drawn, since decoding them and
-encoding the text again can give other ids. The nine probabilities behind a digit are read off the
-state that the digit was drawn from.
+memory (`rows`, `cache_mb`), not of the group. The ids are trained on as they were drawn, since
+decoding them and encoding the text again can give other ids.
 
 Training sees the same ids as one tree for each pair: its exemplars once, under them each candidate,
-under the candidate its replies: P + G · R rows, not G · (P + R). With SmolLM2's tokenizer and G = 8
-that is 540 + 2 · (332 + 8 · 120) = 3,124 rows where text by text it is 15,872. A tree beyond the
-budget of a micro-batch is cut in two, and so on; each half has the prefix again.
+under the candidate its replies: P + G · R rows, not G · (P + R). With exemplars of 540 tokens,
+candidates of 332, replies of 120 and G = 8 that is 540 + 2 · (332 + 8 · 120) = 3,124 rows where
+text by text it is 15,872. A tree beyond the budget of a micro-batch is cut in two, and so on.
 
 What we left out: top-p and top-k, since the trainer's probabilities are those of the whole
-vocabulary; a curriculum, since only runs in plain shuffled order have gained.
+vocabulary; a curriculum.
 """
 
 import random
@@ -61,7 +58,7 @@ RULE = f"\n\n{'=' * 80}\n\n"
 class RolloutConfig:
     """Which prompts a step has, and how replies to them are drawn."""
 
-    plans: int = 1  # pairs with their twins a step
+    twin_pairs: int = 1  # pairs with their twins a step
     at_once: int = 0  # of them judged without reasoning
     group: int = 8  # G: replies to a prompt
     rows: int = 32  # replies side by side, at most
@@ -72,16 +69,6 @@ class RolloutConfig:
     evidence: bool = True  # prompts show what is measured
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        least = {"plans": 1, "at_once": 0, "group": 2, "rows": 1, "reply": 1, "cache_mb": 1}
-        for name, lowest in (least | {"longest": 1}).items():
-            if (number := getattr(self, name)) < lowest:
-                raise InputError(f"{name}: expected a number from {lowest}, got {number}")
-        if self.at_once > self.plans:
-            raise InputError(f"at_once: expected 0 to {self.plans}, got {self.at_once}")
-        if not 0 < self.temperature < float("inf"):
-            raise InputError(f"temperature: expected a number above 0, got {self.temperature}")
-
     @property
     def room(self) -> int:
         """Tokens after a prompt, for any kind of reply: a pair fits both kinds or none."""
@@ -90,7 +77,7 @@ class RolloutConfig:
     @property
     def most_tokens(self) -> int:
         """That a reply of a step can have."""
-        reasoned = self.reply if self.at_once < self.plans else 0
+        reasoned = self.reply if self.at_once < self.twin_pairs else 0
         return max(reasoned, AT_ONCE_TOKENS if self.at_once else 0)
 
 
@@ -101,7 +88,7 @@ class Rollout:
     ids: tuple[int, ...]  # with the stop token, if it ended with one
     log_probs: tuple[float, ...]  # of the sampler, one for each id
     text: str  # with the beginning that the prompt gave
-    digit_at: int = -1  # place among the ids of the score's digit; -1: there is none
+    digit_at: int = -1  # index among the ids of the score's digit; -1: there is none
     digit_probs: tuple[float, ...] | None = None  # p(1) … p(9) of the score, as a judge has them
     drawn_probs: tuple[float, ...] | None = None  # the same at the temperature of drawing
     parts: dict[str, float] = field(default_factory=dict)  # of the reward, each from 0 to 1
@@ -141,8 +128,7 @@ def empty_groups(
     style_evidence: StyleEvidenceFn | None,
     at_once: bool = False,
 ) -> list[RolloutGroup] | None:
-    """Two groups for each pair, of a pair or of a pair and its twin; None where a prompt and its
-    reply are too long."""
+    """Two groups for each pair; None where a prompt and its reply are too long."""
     examples = ExamplesConfig(evidence=config.evidence)
     _, forced = verdict.closing("") if at_once else ("", "")
     score_line = tokenizer.encode(forced)
@@ -162,8 +148,8 @@ def empty_groups(
 
 
 class Collector:
-    """Draws the replies of one step after another. Its state is `place`, how many pairs with their
-    twins it has looked at, in an endless row of epochs, each shuffled."""
+    """Draws the replies of one step after another. Its state is `pairs_seen`, in an endless row of
+    shuffled epochs; a pair and its twin count once."""
 
     def __init__(
         self,
@@ -178,19 +164,16 @@ class Collector:
         self.most_tokens = config.most_tokens  # of a reply
         self.pairs = twin_pairs([pair for pair in pairs if pair.weight > 0])
         if not self.pairs:
-            raise InputError(
-                f"pairs: expected some with a weight above 0, found {len(pairs)} with 0"
-            )
+            raise InputError("pairs: expected some with a weight above 0, found none")
         self._epoch, self._order = -1, list[int]()
-        self.place = 0
+        self.pairs_seen = 0
         self.next_groups()  # raises where every pair is too long
-        self.place = 0
+        self.pairs_seen = 0
 
     def collect(self, step: int) -> list[list[RolloutGroup]]:
-        """The replies of a step: for each pair and its twin the groups of their prompts. Those that
-        are judged at once come last."""
+        """For each pair and its twin the groups of their prompts; those at once come last."""
         config, collected = self.config, list[list[RolloutGroup]]()
-        for at_once, count in ((False, config.plans - config.at_once), (True, config.at_once)):
+        for at_once, count in ((False, config.twin_pairs - config.at_once), (True, config.at_once)):
             some = [self.next_groups(at_once) for _ in range(count)]
             drawing = replace(config, reply=AT_ONCE_TOKENS) if at_once else config
             seed = sample_name([config.seed, step, 0, *[1] * at_once])
@@ -209,17 +192,16 @@ class Collector:
                 return groups
         raise InputError(
             f"pairs: expected prompts that leave room for a reply of {self.config.room} tokens "
-            f"within {self.config.longest}, found none among {len(self.pairs)} pairs with their "
-            "twins; raise --longest or lower --reply"
+            f"within {self.config.longest}, found none; raise --longest or lower --reply"
         )
 
     def next_pair(self) -> tuple[Pair, ...]:
         """A pair, and its twin if it has one."""
-        epoch, index = divmod(self.place, len(self.pairs))
+        epoch, index = divmod(self.pairs_seen, len(self.pairs))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, list(range(len(self.pairs)))
             random.Random(f"{self.config.seed}/couples/{epoch}").shuffle(self._order)
-        self.place += 1
+        self.pairs_seen += 1
         return self.pairs[self._order[index]]
 
 
@@ -230,11 +212,15 @@ def draw(
     config: RolloutConfig,
     seed: int,
 ) -> None:
-    """Give each group config.group replies. Same seed, same replies; how many rows run side by side
-    moves them by rounding only."""
+    """Give each group config.group replies. Same seed, same replies, however many side by side."""
     prompts = [group.prompt for group in groups]
-    for some, numbers in in_turn(model, prompts, config):
-        _draw(model, tokenizer, groups[some.start : some.stop], config, seed, numbers)
+    G, most = config.group, slots_of(model, config.cache_mb)
+    for some in side_by_side(prompts, G, config.reply, config.rows, most):
+        room = (most - len(prompts[some.start])) // config.reply  # replies to one alone
+        count = G if len(some) > 1 else max(1, min(G, config.rows, room))
+        for first in range(0, G, count):
+            numbers = range(first, min(first + count, G))
+            _draw(model, tokenizer, groups[some.start : some.stop], config, seed, numbers)
 
 
 def slots_of(model: Model, megabytes: int) -> int:
@@ -263,19 +249,6 @@ def side_by_side(
     return [*parts, range(first, len(prompts))] if prompts else []
 
 
-def in_turn(
-    model: Model, prompts: Sequence[list[int]], config: RolloutConfig
-) -> list[tuple[range, range]]:
-    """What is drawn at a time: (prompts, numbers of their replies)."""
-    G, most = config.group, slots_of(model, config.cache_mb)
-    turns = []
-    for some in side_by_side(prompts, G, config.reply, config.rows, most):
-        room = (most - len(prompts[some.start])) // config.reply  # replies to one alone
-        count = G if len(some) > 1 else max(1, min(G, config.rows, room))
-        turns += [(some, range(n, min(n + count, G))) for n in range(0, G, count)]
-    return turns
-
-
 def _draw(
     model: Model,
     tokenizer: Tokenizer,
@@ -289,14 +262,14 @@ def _draw(
     decoder = Decoder(model, [group.prompt for group in groups])
     decoder.fork([G] * len(groups), config.reply, numbers.start)
     states: dict[int, Tensor] = {}  # row -> the state that its last digit was drawn from (D,)
-    places: dict[int, int] = {}  # row -> where that digit stands
+    digit_at: dict[int, int] = {}  # row -> index of that digit
     digit_ids = frozenset(tokenizer.digit_ids)
 
     def observe(row: int, ids: list[int]) -> bool:
         if ids[-1] in digit_ids:
             before = groups[row // G].opening + tokenizer.decode(ids[-1 - LABEL_TOKENS : -1])
             if before.endswith(label):
-                states[row], places[row] = decoder.hidden[row].clone(), len(ids) - 1
+                states[row], digit_at[row] = decoder.hidden[row].clone(), len(ids) - 1
         return False
 
     sampling = SamplingConfig(config.temperature, max_new=config.reply, seed=seed)
@@ -306,16 +279,10 @@ def _draw(
     for row, reply in enumerate(replies):
         group = groups[row // G]
         ids = reply.ids[:-1] if reply.ended == "stop" else reply.ids
-        group.rollouts.append(
-            Rollout(
-                tuple(reply.ids),
-                tuple(reply.log_probs),
-                group.opening + tokenizer.decode(ids),
-                places.get(row, -1),
-                digit_probs.get(row),
-                drawn_probs.get(row),
-            )
-        )
+        text = group.opening + tokenizer.decode(ids)
+        digit = (digit_at.get(row, -1), digit_probs.get(row), drawn_probs.get(row))
+        rollout = Rollout(tuple(reply.ids), tuple(reply.log_probs), text, *digit)
+        group.rollouts.append(rollout)
 
 
 @torch.inference_mode()
@@ -336,18 +303,18 @@ def _digit_probs(
 
 
 def trees(groups: Sequence[RolloutGroup], kept: Sequence[bool], budget: int) -> list[PrefixTree]:
-    """Trees of the replies of the groups that are kept, one for each pair, none above the budget if
+    """A tree for each pair, of the replies of the groups that are kept, none above the budget if
     possible. Replies are numbered through all groups, kept or not."""
     grown: list[PrefixTree] = []
     texts: list[Branch] = []
     number = 0
-    for place, (group, keep) in enumerate(zip(groups, kept, strict=True)):
+    for i, (group, keep) in enumerate(zip(groups, kept, strict=True)):
         for rollout in group.rollouts:
             if keep and rollout.ids:
                 ids = (*group.prompt, *rollout.ids)
                 texts.append(Branch(ids, len(group.prompt), number=number))
             number += 1
-        if place % 2 and texts:  # both groups of the pair have been seen
+        if i % 2 and texts:  # both groups of the pair have been seen
             grown += build_trees(group.pair.id, texts, budget)
             texts = []
     return grown
@@ -355,12 +322,9 @@ def trees(groups: Sequence[RolloutGroup], kept: Sequence[bool], budget: int) -> 
 
 def score_digits(rollouts: Sequence[Rollout]) -> ScoreDigits:
     """A reply without a readable digit counts with what it earned, whatever the digit."""
-    known = [r.by_digit is not None and r.drawn_probs is not None for r in rollouts]
-    at = [r.digit_at if is_known else -1 for r, is_known in zip(rollouts, known, strict=True)]
-    probs = [
-        r.drawn_probs if is_known and r.drawn_probs else EVEN
-        for r, is_known in zip(rollouts, known, strict=True)
-    ]
+    known = [r.drawn_probs if r.by_digit is not None else None for r in rollouts]
+    at = [r.digit_at if p else -1 for r, p in zip(rollouts, known, strict=True)]
+    probs = [p or EVEN for p in known]
     rewards = [r.by_digit or (r.reward,) * len(DIGITS) for r in rollouts]
     return ScoreDigits(
         torch.tensor(at),
@@ -370,8 +334,7 @@ def score_digits(rollouts: Sequence[Rollout]) -> ScoreDigits:
 
 
 def sampler_log_probs(rollouts: Sequence[Rollout], owners: Tensor) -> Tensor:
-    """owners (M,): the reply of each token, whole replies one after another -> what the sampler had
-    as log-probability of the token (M,)."""
+    """owners (M,), whole replies one after another -> the sampler's log-probabilities (M,)."""
     order = torch.unique_consecutive(owners).tolist()
     flat = [p for number in order for p in rollouts[number].log_probs]
     assert len(flat) == len(owners), f"{len(flat)} tokens were drawn, {len(owners)} are trained"
@@ -414,9 +377,6 @@ def _readable(rollout: Rollout) -> str:
     why = "" if rollout.problem is None else f" ({rollout.problem})"
     lines = [f"--- {rollout.reward:.3f}{why}: {parts}"]
     if rollout.drawn_probs and rollout.by_digit:
-        for name, nine in (
-            ("chance of 1 to 9", rollout.drawn_probs),
-            ("which would earn", rollout.by_digit),
-        ):
-            lines.append(" ".join([name, *(f"{x:5.2f}" for x in nine)]))
+        lines.append(" ".join(["chance of 1 to 9", *(f"{x:5.2f}" for x in rollout.drawn_probs)]))
+        lines.append(" ".join(["which would earn", *(f"{x:5.2f}" for x in rollout.by_digit)]))
     return "\n".join([*lines, rollout.text])

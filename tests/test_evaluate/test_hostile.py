@@ -96,10 +96,6 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     code, out, error = call("--pairs", file, "--limit", 2, *own)
     assert code == 0, error
     assert out.count("\n| ") == 2 + len(PLACES) + 1  # all, places, family, below the heading
-    for arguments, word in (
-        (("--pairs", "nowhere.jsonl"), "nowhere"),
-        (("--pairs", file, "--limit", 1), "--limit"),
-    ):
-        code, _, error = call(*arguments)
-        assert (code, error.count("\n")) == (2, 1)
-        assert word in error
+    code, _, error = call("--pairs", file, "--limit", 1)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "--limit" in error

@@ -59,16 +59,11 @@ def test_hand_worked():
 def test_twins_of_two_authors_are_drawn_once():
     """Four twin pairs, each of one author and a fifth: the interval is of four single records."""
     outcomes: list[Outcome] = ["right", "wrong", "right", "wrong"]
-    apart, alone = [], [row("nobody's", "tie", "none", "second")]
+    apart, single = [], [row("nobody's", "tie", "none", "second")]  # who has no twins of his own
     for i, outcome in enumerate(outcomes):
         apart.append(row(f"{i}a", outcome, f"{i}b", f"author {i}"))
         apart.append(row(f"{i}b", "right", f"{i}a", "second"))
-        alone.append(row(f"{i}", outcome, author=f"author {i}"))
-    single = [
-        row(f"{i}", o, author=f"author {i}", preference=float(o == "wrong"))
-        for i, o in enumerate(outcomes)
-    ]
-    single.append(row("nobody's", "tie", "none", "second"))  # an author without twins of its own
+        single.append(row(f"{i}", outcome, "", f"author {i}", float(outcome == "wrong")))
     brier = measure(single, seed=3)["brier"]  # (1 - p)² is 1 where right, 0 where wrong
     assert measure(apart, seed=3)["twin_accuracy"] == brier
 
@@ -189,8 +184,7 @@ def test_comparison_by_hand():
 def test_nothing_to_compare():
     rows = twins([("right", "wrong"), ("tie", "right")])
     for part in compare(rows, rows).values():
-        same = {"value": 0, "low": 0, "high": 0}
-        assert part == {"won": 0, "lost": 0, "p": 1, "difference": same}
+        assert (part["won"], part["lost"], part["p"]) == (0, 0, 1)
     away = [row("a", "right", twin="z"), row("b", "wrong", twin="a")]  # twins not judged
     none = {"won": 0, "lost": 0, "p": None, "difference": NOTHING}
     assert compare(away, away)["twins"] == none

@@ -1,12 +1,15 @@
-"""The losses of GRPO and its relatives: against a plain loop with its gradient written out, in
-micro-batches, at the edges, and the numbers that are logged."""
+"""GRPO and its relatives: advantages against plain loops, by their laws and at the edges; losses by
+hand and in micro-batches, and the numbers that are logged. `test_grpo_peers.py`: beside TRL."""
 
+import itertools
 import math
-from collections.abc import Sequence
+import statistics as plain
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from nanopersrm.train.grpo import (
@@ -14,10 +17,83 @@ from nanopersrm.train.grpo import (
     GrpoConfig,
     Variant,
     advantages,
+    informative,
     policy_loss,
     statistics,
     token_weights,
 )
+
+# Advantages
+
+GROUPS = [[0.1, 0.7, 0.7, -1.0], [2.0, 2.5], [0.3, 0.3, 0.3], [5.0]]  # of four sizes
+GRPO, DR_GRPO, GDPO = (GrpoConfig(variant=name) for name in ("grpo", "dr_grpo", "gdpo"))
+
+
+def flat(groups: list[list[float]]) -> tuple[Tensor, Tensor]:
+    """rewards (S, 1) in fp64 and group (S,)."""
+    rewards = torch.tensor([x for rewards in groups for x in rewards], dtype=torch.float64)
+    sizes = torch.tensor([*map(len, groups)])
+    return rewards[:, None], torch.repeat_interleave(torch.arange(len(groups)), sizes)
+
+
+def loop(groups: list[list[float]], by_std: bool = True) -> list[float]:
+    expected = []
+    for rewards in groups:
+        std = plain.stdev(rewards) if len(rewards) > 1 else 0.0
+        off = [reward - plain.fmean(rewards) for reward in rewards]
+        expected += [x / (std + 1e-4) if by_std else x for x in off]
+    return expected
+
+
+@pytest.mark.parametrize("config", [GRPO, DR_GRPO])
+def test_advantages_of_groups_equal_a_loop(config):
+    rewards, group = flat(GROUPS)
+    A = advantages(rewards, torch.ones(1), group, 5, config)  # the fifth has no reply at all
+    assert A.tolist() == pytest.approx(loop(GROUPS, config.by_std), abs=1e-12)
+    assert informative(A, group, 5).tolist() == [True, True, False, False, False]
+
+
+def test_sums_collapse_and_parts_do_not():
+    """Under two parts of 0 or 1: both against none, and one against none."""
+    parts = torch.tensor([[0.0, 0], [1, 0], [0, 0], [1, 1]])
+    group, weights = torch.tensor([0, 0, 1, 1]), torch.ones(2)
+    summed = advantages(parts, weights, group, 2, GRPO)
+    assert summed.tolist() == pytest.approx([-0.707, 0.707, -0.707, 0.707], abs=5e-4)
+    apart = advantages(parts, weights, group, 2, GDPO)
+    std = math.sqrt((2 * 0.7070**2 + 2 * 1.4140**2) / 3)
+    assert apart.tolist() == pytest.approx([x / std for x in (-0.707, 0.707, -1.414, 1.414)], 1e-3)
+
+
+@pytest.mark.parametrize("reward", [0.1, 1 / 3, 0.0, 12345.678])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_equal_rewards_give_exactly_zero(reward, dtype, size):
+    parts, group = torch.full((size, 2), reward).to(dtype), torch.zeros(size, dtype=torch.int64)
+    for config in (GRPO, DR_GRPO, GDPO):
+        A = advantages(parts, torch.tensor([0.3, 0.6]), group, 1, config)
+        assert A.tolist() == [0.0] * size
+    sums = torch.tensor([[0.1, 0.2], [0.3, 0.0], [0.2, 0.1]])  # they differ by rounding
+    assert not advantages(sums, torch.ones(2), torch.tensor([0, 0, 0]), 1, DR_GRPO).any()
+
+
+NUMBERS = st.floats(-10, 10, width=32) | st.integers(-3, 3).map(float)
+GROUPS_OF_ANY = st.lists(st.lists(NUMBERS, min_size=1, max_size=9), min_size=1, max_size=4)
+
+
+@given(groups=GROUPS_OF_ANY, config=st.sampled_from([GRPO, DR_GRPO]))
+@settings(max_examples=60, deadline=None)
+def test_groups_sum_to_zero_and_keep_their_order(groups, config):
+    rewards, group = flat(groups)
+    A = advantages(rewards, torch.ones(1), group, len(groups), config)
+    for number, values in enumerate(groups):
+        pairs = sorted(zip(values, A[group == number].tolist(), strict=True))
+        assert abs(sum(a for _, a in pairs)) < 1e-8
+        assert all(a <= b for (_, a), (_, b) in itertools.pairwise(pairs))
+        if pairs[-1][0] - pairs[0][0] > 1e-5 * max(map(abs, values)):
+            assert pairs[0][1] < pairs[-1][1]
+
+
+# Losses
 
 VARIANTS = tuple(CLIPS)
 LENGTHS = (4, 1, 0, 7, 2, 5)  # one reply is empty
@@ -42,50 +118,6 @@ def ours(variant: Variant, lp: Tensor, **more: Any) -> tuple[Tensor, Tensor, Any
     loss, measured = policy_loss(leaf, OWNER, torch.tensor(A).double(), w, config, **more)
     (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient, measured
-
-
-def clip(x: float, low: float, high: float) -> float:
-    return min(max(x, low), high)
-
-
-def reference_loss(
-    variant: Variant, lp: Sequence[float], old: Sequence[float]
-) -> tuple[float, list[float]]:
-    """Loss and gradient from the papers' formulas, reply by reply, token by token."""
-    low, high = 1 - CLIPS[variant][0], 1 + CLIPS[variant][1]
-    loss, gradient, start = 0.0, [0.0] * len(lp), 0
-    for length, a in zip(LENGTHS, A, strict=True):
-        tokens = range(start, start + length)
-        start += length
-        if variant in ("dapo", "cispo"):
-            w = 1 / sum(LENGTHS)
-        elif variant == "dr_grpo":
-            w = 1 / (len(LENGTHS) * LONGEST)
-        else:
-            w = 1 / (len(LENGTHS) * max(1, length))
-        mean = sum(lp[t] - old[t] for t in tokens) / max(1, length)
-        for t in tokens:
-            rho = math.exp(mean if variant == "gspo" else lp[t] - old[t])
-            if variant == "cispo":
-                loss -= w * clip(rho, low, high) * a * lp[t]
-                gradient[t] -= w * clip(rho, low, high) * a
-            else:
-                loss -= w * min(rho * a, clip(rho, low, high) * a)
-                free = rho * a <= clip(rho, low, high) * a
-                gradient[t] -= w * rho * a if free else 0
-    return loss, gradient
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
-def test_each_variant_equals_the_loop(variant, first):
-    x = drawn()
-    loss, gradient, _ = ours(variant, x["lp"], old=None if first else x["old"])
-    value, slopes = reference_loss(variant, x["lp"].tolist(), x["lp" if first else "old"].tolist())
-    assert loss.item() == pytest.approx(value, rel=1e-6, abs=1e-7)
-    assert gradient.tolist() == pytest.approx(slopes, rel=1e-6, abs=1e-8)
-    clipped = any(g == 0 and a for g, a in zip(slopes, torch.tensor(A)[OWNER], strict=True))
-    assert clipped == (not first and variant != "cispo")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -156,20 +188,6 @@ def test_log_probs_far_apart_stay_finite(variant, far):
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient).all()
     assert all(math.isfinite(value) for value in statistics([measured]).values())
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_no_tokens_no_loss(variant):
-    config = GrpoConfig(variant=variant)
-    for lengths in ([], [0, 0]):
-        w = token_weights(torch.tensor(lengths, dtype=torch.int64), 4, config)
-        assert torch.isfinite(w).all()
-        leaf = torch.zeros(0, requires_grad=True)
-        none = torch.zeros(0, dtype=torch.int64)
-        loss, measured = policy_loss(leaf, none, torch.ones(len(lengths)), w, config)
-        loss.backward()
-        assert loss.item() == 0
-        assert statistics([measured]) == statistics([]) == {}
 
 
 # What is logged

@@ -12,14 +12,10 @@ from torch import Tensor
 
 from nanopersrm.judge.verdict import DIGITS
 from nanopersrm.train.grpo import (
-    Comparison,
     GrpoConfig,
     ScoreDigits,
     advantages,
-    digit_loss,
-    digits_in,
     expected_advantages,
-    policy_loss,
 )
 from nanopersrm.train.rewards import RewardConfig
 from nanopersrm.train.rollout import Rollout
@@ -147,36 +143,6 @@ def test_what_is_worth_the_same_teaches_nothing(worth):
         assert not found.any()
 
 
-# The loss
-
-
-def gradient_of(logits: Tensor, loss: Tensor) -> Tensor:
-    (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
-    return found
-
-
-@pytest.mark.parametrize("variant", ["grpo", "dr_grpo", "dapo", "cispo"])
-def test_it_is_the_mean_gradient_over_all_draws(variant):
-    """Of the digit, for one reply: A(d) of a drawn d times its log-probability."""
-    config = GrpoConfig(variant=variant)
-    logits = torch.randn(5, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    logits.requires_grad_()
-    log_p = logits.log_softmax(-1)
-    digits = replace(random_digits(5), probs=log_p.detach().exp())
-    above, by_digit = expected_advantages(digits, GROUP, 2, config.by_std)
-    weights = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)
-    replies = torch.tensor([4, 0, 3])
-    comparison = Comparison(above, by_digit, weights, torch.ones(2, dtype=torch.bool), digits)
-    found = gradient_of(logits, digit_loss(log_p[replies], replies, comparison, config))
-    mean = torch.zeros_like(logits)
-    for i in replies.tolist():
-        for d in range(9):
-            one_token = log_p[i, d][None], torch.tensor([0]), by_digit[i, d][None]
-            loss, _ = policy_loss(*one_token, weights[i][None], config)
-            mean += digits.probs[i, d] * gradient_of(logits, loss)
-    torch.testing.assert_close(found, mean, rtol=1e-6, atol=1e-9)
-
-
 def test_entropy_is_for_digits_and_not_for_thoughts():
     """Its gradient is that of the entropy, and the advantages of replies are as without."""
     digits, tau = random_digits(6), 0.3
@@ -195,13 +161,3 @@ def test_entropy_is_for_digits_and_not_for_thoughts():
     assert expected_advantages(sure, GROUP, 2, False, tau)[1].isfinite().all()
     none = replace(digits, at=torch.full_like(digits.at, -1))
     assert torch.equal(expected_advantages(none, GROUP, 2, False, tau)[1], bare)
-
-
-# Where the digits stand
-
-
-def test_digits_are_found_among_the_tokens():
-    digits = replace(random_digits(1), at=torch.tensor([1, 2, 0, -1, 3]))
-    owners = torch.tensor([4] * 4 + [3] * 2 + [1] * 3)
-    places, replies = digits_in(owners, digits)
-    assert (places.tolist(), replies.tolist()) == ([3, 8], [4, 1])

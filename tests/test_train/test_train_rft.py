@@ -108,6 +108,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 # What a run gives
 
 
+@pytest.mark.slow
 def test_the_lines_of_a_run(whole):
     lines = curve(whole)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
@@ -133,6 +134,7 @@ def test_what_is_rewarded_becomes_likelier(small_run, tmp_path):
     assert sum(right[-5:]) / 5 > sum(right[:5]) / 5 + 0.1
 
 
+@pytest.mark.slow
 def test_the_files_of_a_run(whole, small_run):
     pages = sorted(path.name for path in (whole / "replies").iterdir())
     assert pages == [f"step-{step:06d}.txt" for step in range(STEPS + 1)]
@@ -172,13 +174,17 @@ def test_a_step_of_flat_groups_says_so(formed, small_run, tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--plans", "2", "--at-once", "1")], ids=["", "at once"])
+@pytest.mark.parametrize(
+    "more",
+    [(), ("--twin-pairs", "2", "--at-once", "1"), ("--dtype", "fp16", "--grpo.variant", "gdpo")],
+    ids=["", "at once", "fp16 and gdpo"],
+)
 def test_killed_and_resumed_is_never_interrupted(more, small_run, tmp_path):
     """SIGKILL at a drawn step: the same curve and the same adapter, byte for byte."""
     small_run = [*small_run, *more]
     assert here(*small_run, "--out", tmp_path / "whole") == 0
     lines = curve(tmp_path / "whole")
-    assert all(("right_at_once" in line) == bool(more) for line in lines)
+    assert all(("right_at_once" in line) == ("--at-once" in more) for line in lines)
     step = random.Random("killed").randint(1, STEPS - 2)
     out = tmp_path / "run"
     process = start(*small_run, "--out", out)
@@ -192,37 +198,6 @@ def test_killed_and_resumed_is_never_interrupted(more, small_run, tmp_path):
     assert curve(out) == lines
     assert files(out / "adapter") == files(tmp_path / "whole/adapter")
     assert files(out / "replies") == files(tmp_path / "whole/replies")
-
-
-class PowerCut(Exception):
-    """At a step."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "more",
-    [("--dtype", "fp16"), ("--grpo.variant", "gdpo")],
-    ids=lambda more: more[-1],
-)
-def test_every_kind_of_run_goes_on_bit_for_bit(more, small_run, tmp_path, monkeypatch):
-    small_run = [*small_run, *more, "--steps", "4", "--eval-pairs", "0"]
-    assert here(*small_run, "--out", tmp_path / "whole") == 0
-    finish_step, steps = script.Run.finish_step, []
-
-    def cut(self, step, *rest):
-        finish_step(self, step, *rest)
-        steps.append(step)
-        if len(steps) == 3:
-            raise PowerCut
-
-    monkeypatch.setattr(script.Run, "finish_step", cut)
-    with pytest.raises(PowerCut):
-        here(*small_run, "--out", tmp_path / "cut")
-    torch.manual_seed(123)  # the next process knows nothing of this one
-    assert here(*small_run, "--out", tmp_path / "cut", "--resume") == 0
-    assert steps == [1, 2, 3, 3, 4]
-    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
-    assert files(tmp_path / "cut/adapter") == files(tmp_path / "whole/adapter")
 
 
 # What is refused: one line on standard error, exit code 2, nothing half written
@@ -247,7 +222,7 @@ def refused(capsys, arguments: Sequence[object], *words: str) -> str:
 
 
 WRONG = (
-    "--steps 0; --eval-every -1; --eval-pairs -1; --reason-pairs -1; --plans 0; --at-once 2; "
+    "--steps 0; --eval-every -1; --eval-pairs -1; --reason-pairs -1; --twin-pairs 0; --at-once 2; "
     "--cache-mb 0; --rows 0; --reply 0; --budget 0; --save-every 0; --keep-last 0; --group 1; "
     "--temperature 0; --longest 300; --device tpu; --base nowhere/at-all/x; --adapter nowhere; "
     "--pairs nowhere.jsonl; --reward.entropy 0.1; --reward.expected --grpo.variant gdpo; "

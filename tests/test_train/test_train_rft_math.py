@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from fixtures import make_base, moved
-from test_rollout import spelt, write_replies
 from tiny_bases import random_ids
 from torch import Tensor
 from training_runs import load_script, short_pairs
@@ -25,9 +24,7 @@ from nanopersrm.train.grpo import GrpoConfig
 from nanopersrm.train.presets import PRESETS
 from nanopersrm.train.rewards import RewardConfig
 from nanopersrm.train.rollout import (
-    AT_ONCE_TOKENS,
     ROLES,
-    Collector,
     Rollout,
     RolloutConfig,
     RolloutGroup,
@@ -57,7 +54,7 @@ class Watched:
     def run(self) -> Any:
         names = ("start_clock", "stop_clock", "note", "write_replies")
         ignored = dict.fromkeys(names, lambda *_: None)
-        resumed = {"validation": [], "place": 0}
+        resumed = {"validation": [], "pairs_seen": 0}
         return SimpleNamespace(resumed=resumed, finish_step=self._finish, **ignored)
 
     def _finish(self, step: int, learner: Any, numbers: dict, tokens: int, facts: dict) -> None:
@@ -129,7 +126,7 @@ def step_of(
     model, tokenizer, lora = known
     preset = replace(PRESETS["tiny"], budget=budget, rft_steps=1)
     config = script.Config(eval_every=0, **settings)
-    facts = {"most_tokens": most_tokens, "tokenizer": tokenizer, "place": 0}
+    facts = {"most_tokens": most_tokens, "tokenizer": tokenizer, "pairs_seen": 0}
     collector = SimpleNamespace(collect=lambda step: drawn, **facts)
     nothing = SimpleNamespace(pairs=0, accuracy=0.0, numbers=dict, summary=str)
     validation = SimpleNamespace(evaluate=lambda *_: (nothing, ""))
@@ -195,9 +192,10 @@ def same(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 2e-5) -> N
 
 
 @pytest.mark.parametrize(
-    ("variant", "temperature"), [("grpo", 1.0), ("grpo", 0.7), ("dr_grpo", 1.0), ("dapo", 1.0)]
-)
-@pytest.mark.parametrize("budget", [ALL, 130, 1], ids=["one tree a pair", "halves", "each alone"])
+    ("variant", "temperature", "budget"),  # one tree a pair, halves, each reply alone
+    [("grpo", 1.0, ALL), ("grpo", 0.7, 130), ("grpo", 1.0, 1), ("dr_grpo", 1.0, 130),
+     ("dapo", 1.0, ALL)],
+)  # fmt: skip
 def test_shared_prefix_equals_row_by_row(known, variant, temperature, budget):
     """With the probabilities that replies were drawn with."""
     drawn = step_drawn(known, temperature)
@@ -219,7 +217,7 @@ def test_shared_prefix_equals_row_by_row(known, variant, temperature, budget):
 # Sampler and trainer
 
 
-@pytest.mark.parametrize(("budget", "temperature"), [(ALL, 1.0), (130, 0.7), (130, 1.5)])
+@pytest.mark.parametrize(("budget", "temperature"), [(ALL, 1.0), (130, 0.7)])
 def test_sampler_and_trainer_agree(known, temperature, budget):
     """Token by token in fp32; and where they differ it is seen."""
     drawn = step_drawn(known, temperature)
@@ -239,14 +237,13 @@ def test_sampler_and_trainer_agree(known, temperature, budget):
 # Groups without variance
 
 
-@pytest.mark.parametrize("variant", ["grpo", "dr_grpo", "gdpo"])
-def test_flat_groups_are_left_out_exactly(known, variant, monkeypatch):
+def test_flat_groups_are_left_out_exactly(known, monkeypatch):
     """The twin and half of the last pair are flat: to the bit where trees stand alone."""
     drawn = step_drawn(known, flat=(2, 3, 4))
-    skipped = step_of(known, drawn, 1, grpo=GrpoConfig(variant=variant))
+    skipped = step_of(known, drawn, 1)
     everyone = lambda advantage, group, groups: torch.ones(groups, dtype=torch.bool)  # noqa: E731
     monkeypatch.setattr(rewards, "informative", everyone)
-    whole = step_of(known, drawn, 1, grpo=GrpoConfig(variant=variant))
+    whole = step_of(known, drawn, 1)
     assert skipped.tokens < whole.tokens
     assert (len(skipped.names), len(whole.names)) == (3 * G, 6 * G)
     assert (skipped.numbers["groups_flat"], skipped.numbers["groups_drawn"]) == (3, 6)
@@ -318,48 +315,3 @@ def test_all_nine_digits_equal_row_by_row(known, variant, budget, temperature):
     gradients = torch.autograd.grad(loss, known[2].parameters())
     assert learner.loss == pytest.approx(float(loss.detach()), rel=1e-5, abs=1e-7)
     same(learner.gradients, list(gradients))
-
-
-@pytest.mark.parametrize("digits", ["7777", "1928"])
-def test_at_once_the_gradient_is_that_of_what_a_digit_earns(known, monkeypatch, digits):
-    """Σ p(d) r(d) of each prompt, its rivals and its twin as they are; whatever digit was drawn.
-
-    r(d): the chance to be right, ties half, and that of both texts under both writers; calibration;
-    and the entropy. Over the most tokens that a reply at once can have (dr_grpo)."""
-    model, tokenizer, lora = known
-    weights = RewardConfig(expected=True, twin=0.7, entropy=0.2)
-    config = RolloutConfig(
-        at_once=1, group=G, rows=4 * G, reply=LONGEST, longest=10_000, evidence=False, seed=4
-    )
-    write_replies(
-        monkeypatch, [spelt(tokenizer, f"{d}</scores>") for d in digits for _ in range(G)]
-    )
-    drawn = Collector(model, tokenizer, short_pairs()[:2], config, None).collect(0)
-    rewards.reward(drawn[0], weights)
-    settings = {"reward": weights, "grpo": GrpoConfig("dr_grpo")}
-    learner = step_of(known, drawn, ALL, config.most_tokens, **settings)
-
-    ids = list(tokenizer.digit_ids)
-    p = []  # of each prompt: the nine digits among themselves
-    for group in drawn[0]:
-        hidden = model(torch.tensor(group.prompt), Layout.of([len(group.prompt)]))[-1:]
-        p.append(model.logits(hidden)[0, ids].double().softmax(-1))
-    now = [one.detach() for one in p]
-    above = torch.ones(9, 9, dtype=torch.float64).tril(-1)  # above[d, e]: d > e
-
-    def right(k: int) -> Tensor:
-        """(9,) the chance of each digit about prompt k to be right against its rival."""
-        return (above if k % 2 == 0 else above.T) @ now[k ^ 1]
-
-    worth = torch.zeros((), dtype=torch.float64)
-    for k in range(4):
-        order = right(k) + now[k ^ 1] / 2
-        twin = right(k) * (now[3 - k] @ right(3 - k))  # the same text under the other exemplars
-        writers = torch.tensor([1.0 - k % 2] * 9)
-        calibrated = 1 - (torch.arange(9) / 8 - writers).square().double()
-        r = weights.order * order + weights.twin * twin + weights.calibration * calibrated
-        worth = worth + p[k] @ r - weights.entropy * p[k] @ p[k].log()
-    gradients = torch.autograd.grad(-worth * (G - 1) / (4 * G * AT_ONCE_TOKENS), lora.parameters())
-    scale = 1e3 / max(float(one.abs().max()) for one in gradients)  # `same` looks at large ones
-    same([scale * one for one in learner.gradients], [scale * one for one in gradients], 1e-4)
-    assert learner.numbers["gap_max"] < 1e-4

@@ -14,7 +14,7 @@ What comes out (`right` for pairs only: is the chosen text the verdict? null for
     {"line": 1, "key": "5f0c…", "id": "…", "scores": [6.1, 3.2], "preference": [[…]], "ranking":
      [0, 1], "verdict": 0, "reasoning": ["…"], "well_formed": true, "notes": [],
      "measured": [58.2, 41.0], "right": true}
-    {"line": 2, "key": "…", "error": "line 2, field exemplars: missing"}
+    {"line": 2, "key": "…", "error": "line 2: expected at least one exemplar, got none"}
 
 A bad line has a record with its error, and the next one is judged. Blank lines have no record.
 
@@ -31,24 +31,25 @@ import importlib.util
 import io
 import json
 import logging
-import os
-import stat
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field
 
 from nanopersrm import InputError, __version__
 from nanopersrm.files import reason
 from nanopersrm.judge.judgement import JudgeConfig, Judgement, check
 from nanopersrm.pairs import SUFFIXES, parse_object
-from nanopersrm.serve.reward_fn import Judges, completion_text, question_text, texts_of
+from nanopersrm.serve.reward_fn import Judges, Question, Text, Texts, checked, completion_of
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # PyTorch's words for GPU and host
 LEFT_OUT = ("replies", "seconds", "tokens", "prompt_tokens")  # of a judgement
 FAILED = "failed"  # instead of a record: why a worker of Ray can judge nothing
 LINES_AT_ONCE = 8  # that a worker of Ray takes: few, so that records come back soon
+BEGIN = b'{"line": '  # of every record
 Load = Callable[[], Judges]  # such as LazyJudge(…).load
 Numbered = tuple[int, bytes]  # a line of the input that is not blank
 Record = dict[str, Any]  # a line of the output
@@ -64,9 +65,19 @@ class Settings:
     model: str = ""  # which base and adapter judge, the latter by its contents: part of the key
 
 
+class Line(BaseModel):
+    """What is read of a line; candidates or a pair."""
+
+    exemplars: Texts | None = None
+    candidates: Texts | None = None
+    chosen: Annotated[Text, BeforeValidator(completion_of)] | None = None
+    rejected: Annotated[Text, BeforeValidator(completion_of)] | None = None
+    question: Question = Field(None, validation_alias=AliasChoices("question", "prompt"))
+
+
 @dataclass
 class Tally:
-    """How far it is, and what was found."""
+    """How far it is, and what was seen."""
 
     lines: int = 0  # there are, without the blank ones
     judged: int = 0
@@ -99,11 +110,19 @@ def run(
     own; 0: this process. progress(tally, error): called after each line, with the error of a bad
     one.
     """
-    _check_files(source, out)
-    tally = Tally(lines=sum(1 for _ in _read_lines(source)))
     lines = _read_lines(source)
-    end, begun = _skip_done(out, lines, settings, tally)
-    rest = (line for part in (begun, lines) for line in part)
+    done, end = _records_in(out, source)
+    tally = Tally(lines=len(lines), kept=len(done))
+    keys = {number: _key(raw, settings) for number, raw in lines}
+    for record in done:
+        if keys.get(record["line"]) != record["key"]:
+            raise InputError(
+                f"{out}, record of line {record['line']}: expected one of a line of the input with "
+                "these settings, got another; give another --out"
+            )
+        tally.add(record)
+        del keys[record["line"]]
+    rest = [line for line in lines if line[0] in keys]
     if workers:
         records = _records_by_ray(load, rest, settings, workers)
     else:
@@ -119,7 +138,12 @@ def run(
         file.truncate(end)
         file.seek(end)
         for record in records:
-            _append(file, record, out)
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+            try:
+                while line:  # a disk that is nearly full takes a part
+                    line = line[file.write(line) :]
+            except OSError as error:
+                raise InputError(f"{out}: cannot be written ({reason(error)})") from error
             tally.add(record)
             if progress is not None:
                 progress(tally, record.get("error"))
@@ -131,74 +155,34 @@ def _record(load: Load, number: int, raw: bytes, settings: Settings) -> Record:
     place = f"line {number}"
     record: Record = {"line": number, "key": _key(raw, settings)}
     try:
-        row = parse_object(_decoded(raw, place), place)
+        row = parse_object(raw.decode(), place)
         record |= {"id": row["id"]} if "id" in row else {}
-        exemplars, candidates, question = _parsed(row, place, settings)
-    except InputError as error:
-        return record | {"error": str(error)}
+        line = checked(Line, row, place)
+        pair = (line.chosen or "", line.rejected or "")
+        if (line.candidates is None) == (line.chosen is None or line.rejected is None):
+            raise InputError(f"{place}: expected either candidates, or chosen and rejected")
+        exemplars, candidates = line.exemplars or settings.exemplars, line.candidates or pair
+        arguments = (exemplars, candidates, line.question, settings.principles, settings.config)
+        check(exemplars, candidates, settings.config, line.question, settings.principles)
+    except (InputError, UnicodeDecodeError) as error:
+        return record | {"error": f"{place}: {str(error).removeprefix(f'{place}: ')}"}
     judge = load()
     try:
         with judge.lock:
-            judgement = judge.judge(
-                exemplars, candidates, question, settings.principles, settings.config
-            )
+            judgement = judge.judge(*arguments)
     except InputError as error:
         return record | {"error": f"{place}: {error}"}
     except (MemoryError, RuntimeError) as error:  # PyTorch's is a RuntimeError
-        if isinstance(error, RuntimeError) and not any(
-            words in str(error) for words in OUT_OF_MEMORY
-        ):
+        words = str(error) or OUT_OF_MEMORY[0]
+        if not any(expected in words for expected in OUT_OF_MEMORY):
             raise
         return record | {"error": f"{place}: memory ran out, the texts are too long for it"}
     record |= {name: x for name, x in judgement.as_dict().items() if name not in LEFT_OUT}
     if judgement.verdict == "invalid":
         record["ranking"] = None
-    if "chosen" in row:
+    if line.candidates is None:
         record["right"] = None if judgement.verdict == "tie" else judgement.verdict == 0
     return record
-
-
-def _parsed(
-    row: Record, place: str, settings: Settings
-) -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
-    """Exemplars, candidates and question of a line; an error names place and field."""
-    pair = "chosen" in row or "rejected" in row
-    if pair == ("candidates" in row):
-        raise InputError(
-            f"{place}: expected either candidates or chosen and rejected, got the fields "
-            f"{list(row)!r:.100}"
-        )
-    if "question" in row and "prompt" in row:
-        raise InputError(f"{place}: expected either question or prompt, got both")
-    if row.get("exemplars") is not None:
-        exemplars = texts_of(row["exemplars"], f"{place}, field exemplars")
-    elif settings.exemplars:
-        exemplars = settings.exemplars
-    else:
-        raise InputError(f"{place}, field exemplars: missing, and there is no --exemplar")
-    if pair:
-        candidates = tuple(_pair_text(row, name, place) for name in ("chosen", "rejected"))
-    else:
-        candidates = texts_of(row["candidates"], f"{place}, field candidates")
-    name = "prompt" if "prompt" in row else "question"
-    asks = row.get(name)
-    question = None if asks is None else question_text(asks, f"{place}, field {name}")
-    if any("\0" in text for text in (*exemplars, *candidates, question or "")):
-        raise InputError(f"{place}: expected texts, got a zero byte in one")
-    try:
-        check(exemplars, candidates, settings.config, question, settings.principles)
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from error
-    return exemplars, candidates, question
-
-
-def _pair_text(row: Record, name: str, place: str) -> str:
-    if row.get(name) is None:
-        raise InputError(f"{place}, field {name}: missing")
-    text = completion_text(row[name], f"{place}, field {name}")
-    if not text.strip():
-        raise InputError(f"{place}, field {name}: expected some text, got an empty one")
-    return text
 
 
 def _key(raw: bytes, settings: Settings) -> str:
@@ -215,90 +199,35 @@ def _settings_json(settings: Settings) -> bytes:
 # Files
 
 
-def _check_files(source: Path, out: Path) -> None:
-    """Both are read from the start and more than once, so a pipe will not do."""
+def _read_lines(source: Path) -> list[Numbered]:
+    """The lines that are not blank, numbered as in the file."""
     if not source.name.endswith(SUFFIXES):
         raise InputError(f"{source}: expected a .jsonl or .jsonl.gz file")
-    if out.suffix != ".jsonl":
-        raise InputError(f"{out}: expected a name that ends in .jsonl")
-    for path, verb in ((source, "read"), (out, "written")):
-        try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise InputError(f"{path}: expected a file, got a folder, a pipe or a device")
-        except FileNotFoundError as error:
-            if path is source:
-                raise InputError(f"{path}: no such file") from error
-        except OSError as error:
-            raise InputError(f"{path}: cannot be {verb} ({reason(error)})") from error
-    if out.exists() and out.samefile(source):
-        raise InputError(f"{out}: expected another file than the one that is read")
-
-
-def _read_lines(source: Path) -> Iterator[Numbered]:
-    """The lines that are not blank, numbered as in the file."""
-    number = 0
     try:
         with gzip.open(source) if source.name.endswith(".gz") else open(source, "rb") as file:
-            for number, raw in enumerate(file, 1):
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
-                if raw.strip():
-                    yield number, raw.strip()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{source}, line {number + 1}: broken gzip data ({error})") from error
-    except OSError as error:
+            raws = [raw.strip().removeprefix(b"\xef\xbb\xbf").strip() for raw in file]  # BOM
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{source}: cannot be read ({reason(error)})") from error
+    return [(number, raw) for number, raw in enumerate(raws, 1) if raw]
 
 
-def _decoded(raw: bytes, place: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place}: expected UTF-8 text ({error.reason})") from error
-
-
-def _skip_done(
-    out: Path, lines: Iterator[Numbered], settings: Settings, tally: Tally
-) -> tuple[int, list[Numbered]]:
-    """Pass over the lines that have a record -> the byte where these end, and the line whose record
-    was begun, which is to be judged again."""
-    end = 0
-    try:
-        with open(out, "rb") as file:
-            for number, raw in enumerate(file, 1):
-                line, text = next(lines, (0, b""))
-                begin = json.dumps({"line": line, "key": _key(text, settings)}).encode()[:-1]
-                if not raw.startswith(begin) and not begin.startswith(raw):
-                    raise InputError(
-                        f"{out}, line {number}: expected the record of a line of the input with "
-                        "these settings, got another; give another --out"
-                    )
-                if not raw.endswith(b"\n"):
-                    return end, [(line, text)]  # half a record
-                tally.add(parse_object(_decoded(raw, f"{out}, line {number}"), str(out)))
-                tally.kept += 1
-                end += len(raw)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise InputError(f"{out}: cannot be read ({reason(error)})") from error
-    return end, []
-
-
-def _append(file: io.FileIO, record: Record, out: Path) -> None:
-    rest = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    try:
-        while rest:  # a disk that is nearly full takes a part
-            rest = rest[file.write(rest) :]
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({reason(error)})") from error
+def _records_in(out: Path, source: Path) -> tuple[list[Record], int]:
+    """The whole records that are there, and the byte where they end."""
+    if out.suffix != ".jsonl" or (out.exists() and (not out.is_file() or out.samefile(source))):
+        raise InputError(f"{out}: expected another file than {source}, ending in .jsonl")
+    *whole, half = out.read_bytes().split(b"\n") if out.exists() else [b""]
+    records = [parse_object(raw.decode(errors="replace"), str(out)) for raw in whole]
+    ours = all({"line", "key"} <= set(record) for record in records)
+    if not ours or not half.startswith(BEGIN[: len(half)]):
+        raise InputError(f"{out}: expected records of an earlier run, got another file")
+    return records, sum(len(raw) + 1 for raw in whole)
 
 
 # Ray
 
 
 def _records_by_ray(
-    load: Load, lines: Iterable[Numbered], settings: Settings, workers: int
+    load: Load, lines: Sequence[Numbered], settings: Settings, workers: int
 ) -> Iterator[Record]:
     """The records in the order of the lines. Without a cluster (RAY_ADDRESS), Ray starts one on
     this machine; where it has GPUs each worker gets one."""
@@ -306,8 +235,7 @@ def _records_by_ray(
         raise InputError(f"--ray: expected a number of workers from 1, got {workers}")
     if importlib.util.find_spec("ray") is None:
         raise InputError("--ray: expected the library ray: pip install 'ray[data]'")
-    rows = [{"number": number, "raw": raw} for number, raw in lines]
-    if not rows:
+    if not lines:
         return
     import ray
     import ray.data  # takes seconds
@@ -318,6 +246,7 @@ def _records_by_ray(
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    rows = [{"number": number, "raw": raw} for number, raw in lines]
     blocks = -(-len(rows) // LINES_AT_ONCE)
     records = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
         RayWorker,

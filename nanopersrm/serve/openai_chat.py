@@ -27,13 +27,14 @@ import time
 import uuid
 from typing import Any
 
-from pydantic import BaseModel, StrictBool, StrictFloat, StrictInt
+from fastapi import HTTPException
+from pydantic import BaseModel, StrictBool, StrictInt
 
 from nanopersrm import InputError
 from nanopersrm.judge.judgement import Judgement
 from nanopersrm.judge.verdict import CLOSE, LABELS, OPEN, SCORES, SCORES_END
 from nanopersrm.serve.reward_fn import Message
-from nanopersrm.serve.schemas import THINK_TOKENS, JudgeRequest, NotFound, judge_reply
+from nanopersrm.serve.schemas import NO_SCORE, THINK_TOKENS, JudgeRequest, judge_reply
 
 MODEL = "nanopersrm"
 TAG = re.compile(r"<(/?)(exemplar|principle|question|candidate [A-Z])>")
@@ -45,8 +46,8 @@ class ChatRequest(BaseModel):
 
     messages: list[Message]
     model: str = MODEL
-    nanopersrm: JudgeRequest | None = None
-    temperature: StrictFloat | None = None
+    nanopersrm: dict[str, Any] | None = None
+    temperature: float | None = None
     seed: StrictInt | None = None
     max_tokens: StrictInt | None = None
     max_completion_tokens: StrictInt | None = None
@@ -55,67 +56,59 @@ class ChatRequest(BaseModel):
 
 
 def judge_request(body: ChatRequest) -> JudgeRequest:
-    """What a chat asks of the judge. Raises InputError or NotFound."""
+    """What a chat asks of the judge. Raises ValidationError, InputError, or HTTPException (404)."""
     model, _, writer = body.model.partition(":")
     if model != MODEL:
-        raise NotFound(f"model: expected {MODEL} or {MODEL}:WRITER, got {body.model!r}")
+        raise HTTPException(404, f"model: expected {MODEL} or {MODEL}:WRITER, got {body.model!r}")
     if body.n not in (None, 1):
         raise InputError(f"n: expected 1, got {body.n}")
-    request = body.nanopersrm
-    if request is None:
-        request = from_tags("\n".join(m.text for m in body.messages if m.role == "user"))
-    if request.stream:
-        raise InputError("nanopersrm.stream: expected false; say stream beside messages")
-    fields = request.model_dump(exclude_none=True)
-    if writer and (request.exemplars is not None or fields.setdefault("writer", writer) != writer):
-        raise InputError(f"model: {body.model!r} names a writer, and the request another")
-    budget = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    chat = {"temperature": body.temperature, "seed": body.seed}
-    if budget is not None:
-        chat["think_tokens"] = min(budget, THINK_TOKENS)
-    fields = {name: value for name, value in chat.items() if value is not None} | fields
-    return JudgeRequest(**fields)
+    fields = body.nanopersrm
+    if fields is None:
+        fields = from_tags("\n".join(m.text for m in body.messages if m.role == "user"))
+    budget = body.max_completion_tokens or body.max_tokens
+    chat = {
+        "temperature": body.temperature,
+        "seed": body.seed,
+        "think_tokens": budget and min(budget, THINK_TOKENS),
+        "writer": writer or None,
+    }
+    return JudgeRequest.model_validate(chat | fields)
 
 
-def from_tags(text: str) -> JudgeRequest:
+def from_tags(text: str) -> dict[str, Any]:
     """The texts of a message that is written like a prompt of the judge's.
 
-    >>> from_tags("<exemplar>So.</exemplar> <candidate A>No.</candidate A>").candidates
+    >>> from_tags("<exemplar>So.</exemplar> <candidate A>No.</candidate A>")["candidates"]
     ['No.']
     """
     tagged: dict[str, list[str]] = {}
-    ends = {match[0]: match.start() for match in TAG.finditer(text)}  # the last of each tag
-    begin = 0
-    while match := TAG.search(text, begin):
-        begin, close = match.end(), f"</{match[2]}>"
-        if not match[1] and ends.get(close, 0) >= begin:
-            end = text.index(close, begin)
-            tagged.setdefault(match[2], []).append(text[begin:end].strip())
-            begin = end + len(close)
-    tags = [tag for tag in tagged if tag.startswith("candidate ")]
+    tag, begin = "", 0  # that is open
+    for match in TAG.finditer(text):
+        if not tag and not match[1]:
+            tag, begin = match[2], match.end()
+        elif match[1] and match[2] == tag:
+            tagged.setdefault(tag, []).append(text[begin : match.start()].strip())
+            tag = ""
+    tags = [name for name in tagged if name.startswith("candidate ")]
     expected = [f"candidate {label}" for label in LABELS[: len(tags)]]
-    if not tags or tags != expected or any(len(tagged[tag]) > 1 for tag in tags):
+    single = all(len(tagged[name]) == 1 for name in tagged if name in ("question", *tags))
+    if tag or not tags or tags != expected or not single:
         raise InputError(
-            "expected a nanopersrm object, or messages with <candidate A> … </candidate A>, "
-            f"then B, C, …; got {', '.join(tags) or 'neither'}"
+            "expected a nanopersrm object, or messages with <candidate A> … </candidate A>, then "
+            "B, C, …, and at most one question"
         )
-    questions = tagged.get("question", [])
-    if len(questions) > 1:
-        raise InputError(f"messages: expected at most one <question>, got {len(questions)}")
-    return JudgeRequest(
-        candidates=[tagged[tag][0] for tag in tags],
-        exemplars=tagged.get("exemplar"),
-        question=questions[0] if questions else None,
-        principles=tagged.get("principle"),
-    )
+    fields: dict[str, Any] = {"candidates": [tagged[tag][0] for tag in tags]}
+    fields |= {"exemplars": tagged.get("exemplar"), "principles": tagged.get("principle")}
+    fields |= {"question": tagged.get("question", [None])[0]}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def reply_text(judgement: Judgement) -> str | None:
-    """The reasoning and a digit for each candidate; None without a valid score for each."""
-    scores = judgement.scores
-    if judgement.verdict == "invalid" or None in scores:
-        return None
-    digits = [min(9, max(1, math.floor((score or 0) + 0.5))) for score in scores]
+def reply_text(judgement: Judgement) -> str:
+    """The reasoning and a digit for each candidate. HTTPException without a score for each."""
+    scores = [score for score in judgement.scores if score is not None]
+    if judgement.verdict == "invalid" or len(scores) < len(judgement.scores):
+        raise HTTPException(500, NO_SCORE)
+    digits = [min(9, max(1, math.floor(score + 0.5))) for score in scores]
     line = " ".join(f"{label}={digit}" for label, digit in zip(LABELS, digits, strict=False))
     first: Reasoning = {}  # sample of each prompt
     for reply in judgement.replies:
@@ -144,14 +137,11 @@ def head(kind: str, model: str) -> dict[str, Any]:
     return {"id": name, "object": kind, "created": int(time.time()), "model": model}
 
 
-def completion(judgement: Judgement, model: str) -> dict[str, Any] | None:
-    """OpenAI's chat.completion; None for an invalid judgement."""
-    text = reply_text(judgement)
-    if text is None:
-        return None
+def completion(judgement: Judgement, model: str) -> dict[str, Any]:
+    """OpenAI's chat.completion."""
     read, drawn = judgement.prompt_tokens, judgement.tokens
     usage = {"prompt_tokens": read, "completion_tokens": drawn, "total_tokens": read + drawn}
-    message = {"role": "assistant", "content": text}
+    message = {"role": "assistant", "content": reply_text(judgement)}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     reply = head("chat.completion", model) | {"choices": [choice], "usage": usage}
     return reply | {"nanopersrm": judge_reply(judgement)}

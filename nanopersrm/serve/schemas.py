@@ -8,175 +8,112 @@ exactly one of them. What is left out has the server's own setting. An unknown f
 A judgement without a score is a reply like another: verdict "invalid", null for the score.
 """
 
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-)
+from fastapi import HTTPException
+from pydantic import AfterValidator, BaseModel, Field, StrictBool, StrictInt, model_validator
 
 from nanopersrm import InputError
-from nanopersrm.judge.judgement import JudgeConfig, Judgement, check, schedule
+from nanopersrm.judge.judgement import JudgeConfig, Judgement, check, orders_of
 from nanopersrm.judge.verdict import LABELS
-from nanopersrm.serve.reward_fn import (
-    FIELDS,
-    NAME,
-    question_beside_writer,
-    read_label,
-    reply_in,
-    unit,
-)
+from nanopersrm.serve.reward_fn import NAME, rows_of, some_text, unit
 from nanopersrm.style.profile import BY_NAME, profile, reference
 
-TEXT_CHARS = 20_000  # of one text
-TEXTS = 32  # of one writer, and as many principles
 THINK_TOKENS = 1024  # budget of a reasoning
-SAMPLES = 16  # replies for each prompt
 TOKENS = 65_536  # of reasoning in a judgement: prompts x samples x think_tokens
-QUERIES = 128  # of a call of /get_reward
-WRITER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
-FORBID = ConfigDict(extra="forbid")
+NO_SCORE = "the judge gave no valid score"
+Text = Annotated[str, Field(max_length=20_000), AfterValidator(some_text)]
+Texts = Annotated[list[Text], Field(max_length=32)]
+Exemplars = Annotated[list[Text], Field(min_length=1, max_length=32)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-class NotFound(InputError):
-    """Nothing has this name."""
-
-
-def _some_text(text: str) -> str:
-    if not text.strip() or "\0" in text:
-        raise ValueError("expected a text, got an empty one or a zero byte")
-    return text
-
-
-Text = Annotated[str, Field(max_length=TEXT_CHARS), AfterValidator(_some_text)]
-Texts = Annotated[list[Text], Field(max_length=TEXTS)]
-
-
-class Writer(BaseModel):
+class Writer(BaseModel, extra="forbid"):
     """Whose style counts: put once, judge many times."""
 
-    model_config = FORBID
-
-    exemplars: Annotated[Texts, Field(min_length=1)]
+    exemplars: Exemplars
     principles: Texts = []
 
 
-class JudgeRequest(BaseModel):
+class JudgeRequest(BaseModel, extra="forbid"):
     """Exemplars or a writer, and candidates."""
 
-    model_config = FORBID
-
     candidates: list[Text] = Field(max_length=len(LABELS), description="1 to 26 (pairwise: from 2)")
-    exemplars: Annotated[Texts, Field(min_length=1)] | None = None
-    writer: str | None = Field(default=None, description="or the name of one that was put")
-    question: Annotated[str, Field(max_length=TEXT_CHARS)] | None = None
+    exemplars: Exemplars | None = None
+    writer: Name | None = Field(default=None, description="or the name of one that was put")
+    question: str | None = Field(default=None, max_length=20_000)
     principles: Texts | None = Field(default=None, description="of the writer; not with `writer`")
     mode: Literal["pointwise", "pairwise"] | None = None
     evidence: StrictBool | None = Field(default=None, description="show the model measured facts")
     think: StrictBool | None = Field(default=None, description="reason before scoring")
-    think_tokens: Annotated[StrictInt, Field(ge=1, le=THINK_TOKENS)] | None = None
+    think_tokens: StrictInt | None = Field(default=None, ge=1, le=THINK_TOKENS)
     copy_quotes: StrictBool | None = Field(default=None, description="quote only what was written")
-    samples: Annotated[StrictInt, Field(ge=1, le=SAMPLES)] | None = None
-    temperature: Annotated[StrictFloat, Field(ge=0, le=100)] | None = None
-    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
+    samples: StrictInt | None = Field(default=None, ge=1, le=16)
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    seed: StrictInt | None = Field(default=None, ge=-(2**63), lt=2**63)
     stream: StrictBool = Field(default=False, description="server-sent events; /judge only")
 
+    @model_validator(mode="after")
+    def one_writer(self) -> "JudgeRequest":
+        """Either exemplars, with principles or without, or a name."""
+        if (self.exemplars is None) == (self.writer is None):
+            raise ValueError("expected either exemplars or a writer")
+        if self.writer is not None and self.principles is not None:
+            raise ValueError("expected no principles beside a writer, who was put with their own")
+        return self
 
-class ProfileRequest(BaseModel):
+
+class ProfileRequest(BaseModel, extra="forbid"):
     """Whose habits to measure."""
 
-    model_config = FORBID
-
-    exemplars: Annotated[Texts, Field(min_length=1)]
-    top: Annotated[StrictInt, Field(ge=1, le=100)] = 8
+    exemplars: Exemplars
+    top: StrictInt = Field(default=8, ge=1, le=100)
 
 
 class RewardRequest(BaseModel):
     """OpenRLHF's request; a label is read as in `reward_fn.py`, or names a writer that was put."""
 
-    query: list[str] = Field(min_length=1, max_length=QUERIES, description="prompts with replies")
+    query: list[str] = Field(min_length=1, max_length=128, description="prompts with replies")
     prompts: list[str]
     labels: list[Any] | None = None
 
 
-class Ranked(BaseModel):
-    """A candidate in its place."""
-
-    candidate: int
-    score: float
-    beats_next: float | None  # P(fits better than the next); null: the last
-    measured: float | None
-
-
-class RankReply(BaseModel):
-    """Candidates, best first."""
-
-    ranking: list[Ranked] | None  # null: invalid
-    verdict: int | Literal["tie", "invalid"]
-    notes: list[str]
-
-
-class ErrorReply(BaseModel):
-    """Every error, as OpenAI has them: {"message": one line, "type": …, "param", "code"}."""
-
-    error: dict[str, str | None]
-
-
 @dataclass(frozen=True)
 class JudgeCall:
-    """The arguments of `Judge.judge`."""
+    """The arguments of `Judge.judge`, by their names."""
 
     exemplars: tuple[str, ...]
     candidates: tuple[str, ...]
-    question: str | None = None
-    principles: tuple[str, ...] = ()
-    config: JudgeConfig = field(default_factory=JudgeConfig)
+    question: str | None
+    principles: tuple[str, ...]
+    config: JudgeConfig
 
 
 def writer_named(name: str, writers: Mapping[str, Writer]) -> Writer:
     """The writer that was put under a name."""
-    if not WRITER_NAME.fullmatch(name):
-        raise InputError(f"writer: expected a name of letters, digits and . _ -, got {name!r}")
     if name not in writers:
-        raise NotFound(f"writer: nobody was put under the name {name!r}")
+        raise HTTPException(404, f"writer: nobody was put under the name {name!r}")
     return writers[name]
 
 
 def judge_call(
     body: JudgeRequest, writers: Mapping[str, Writer], defaults: JudgeConfig
 ) -> JudgeCall:
-    """A request -> what the judge is called with. Raises InputError or NotFound."""
-    if (body.exemplars is None) == (body.writer is None):
-        both = "both" if body.writer is not None else "neither"
-        raise InputError(f"expected either exemplars or a writer, got {both}")
-    if body.writer is not None and body.principles is not None:
-        raise InputError("principles: expected none beside a writer, who was put with their own")
-    if body.writer is None:
-        writer = Writer(exemplars=body.exemplars or [], principles=body.principles or [])
-    else:
+    """A request -> what the judge is called with. Raises InputError, or HTTPException (404)."""
+    writer: Writer | JudgeRequest = body
+    if body.writer is not None:
         writer = writer_named(body.writer, writers)
     names = (name for name in vars(defaults) if getattr(body, name) is not None)
     config = replace(defaults, **{name: getattr(body, name) for name in names})
     question = body.question if body.question and body.question.strip() else None
-    call = JudgeCall(
-        tuple(writer.exemplars),
-        tuple(body.candidates),
-        question,
-        tuple(writer.principles),
-        config,
-    )
+    exemplars, principles = tuple(writer.exemplars or ()), tuple(writer.principles or ())
+    call = JudgeCall(exemplars, tuple(body.candidates), question, principles, config)
     check(call.exemplars, call.candidates, config, question, call.principles)
     n = len({candidate.strip() for candidate in call.candidates})
-    prompts = n if config.mode == "pointwise" else 2 * len(schedule(n))
+    prompts = len(orders_of(n, config.mode))
     if prompts * config.samples * config.think_tokens * config.think > TOKENS:
         raise InputError(
             f"expected at most {TOKENS} tokens of reasoning in a judgement, got {prompts} "
@@ -191,22 +128,18 @@ def judge_reply(judgement: Judgement) -> dict[str, Any]:
     return reply | {"ranking": None} if judgement.verdict == "invalid" else reply
 
 
-def rank_reply(judgement: Judgement) -> RankReply:
-    """The candidates in order."""
-    reply = RankReply(ranking=None, verdict=judgement.verdict, notes=judgement.notes)
-    if judgement.verdict != "invalid":
-        ranking, measured = judgement.ranking, judgement.measured
-        beats = [judgement.preference[i][j] for i, j in pairwise(ranking)]
-        reply.ranking = [
-            Ranked(
-                candidate=i,
-                score=cast(float, judgement.scores[i]),
-                beats_next=step,
-                measured=None if measured is None else measured[i],
-            )
-            for i, step in zip(ranking, [*beats, None], strict=True)
-        ]
-    return reply
+def rank_reply(judgement: Judgement) -> dict[str, Any]:
+    """The candidates, best first, or null where invalid; beats_next: P(fits better than the next),
+    null for the last."""
+    order, measured = judgement.ranking, judgement.measured
+    steps = [*(judgement.preference[i][j] for i, j in pairwise(order)), None]
+    places = [
+        {"candidate": i, "score": judgement.scores[i], "beats_next": step}
+        | {"measured": None if measured is None else measured[i]}
+        for i, step in zip(order, steps, strict=True)
+    ]
+    ranking = None if judgement.verdict == "invalid" else places
+    return {"ranking": ranking, "verdict": judgement.verdict, "notes": judgement.notes}
 
 
 def profile_reply(exemplars: list[str], top: int) -> list[dict[str, Any]]:
@@ -224,51 +157,34 @@ def reward_calls(
     body: RewardRequest, writer: str | None, writers: Mapping[str, Writer], defaults: JudgeConfig
 ) -> list[tuple[list[int], JudgeCall]]:
     """The calls, and which queries are the candidates of each, up to 26. A query with an empty
-    reply is in none, but its writer must exist. writer: whose style counts for all."""
-    n = len(body.query)
-    labels = body.labels if body.labels is not None else [None] * n
-    if not n == len(body.prompts) == len(labels):
-        counts = f"{n}, {len(body.prompts)} and {len(labels)}"
-        raise InputError(f"expected as many queries as prompts and labels, got {counts}")
-    replies = [reply_in(body.query[i], body.prompts[i], i) for i in range(n)]
-    groups: list[tuple[dict[str, Any], list[int]]] = []
-    for i, label in enumerate(labels):
-        shared = _of_label(label, f"labels[{i}]", writer)
-        for same, members in groups:
-            if same == shared and len(members) < len(LABELS):
-                break
-        else:
-            members = []
-            groups.append((shared, members))
-        if replies[i]:
-            members.append(i)
+    reply is in none. writer: whose style counts for all."""
+    labels = [None] * len(body.query) if body.labels is None else body.labels
+    rows = rows_of(body.query, body.prompts, labels, fixed=writer is not None)
+    groups: dict[str, list[list[int]]] = {}  # by what is the same, up to 26 each
+    for i, row in enumerate(rows):
+        row.writer = writer or row.writer
+        parts = groups.setdefault(row.model_dump_json(exclude={"completion"}), [[]])
+        if len(parts[-1]) == len(LABELS):
+            parts.append([])
+        if row.completion:
+            parts[-1].append(i)
     calls = []
-    for shared, members in groups:
-        texts = [replies[i] for i in members] or ["-"]  # nobody judges it
-        request = JudgeRequest(candidates=texts, mode="pointwise", **shared)
+    for members in (part for parts in groups.values() for part in parts if part):
+        row = rows[members[0]].model_dump(exclude={"completion"})
+        fields = {name: value for name, value in row.items() if value}
+        candidates = [rows[i].completion for i in members]
+        request = JudgeRequest(candidates=candidates, mode="pointwise", **fields)
         calls.append((members, judge_call(request, writers, defaults)))
-    return [(members, call) for members, call in calls if members]
+    return calls
 
 
-def _of_label(label: object, place: str, writer: str | None) -> dict[str, Any]:
-    """Fields of a JudgeRequest."""
-    if writer is not None:
-        return {"writer": writer, "question": question_beside_writer(label, place)}
-    row = read_label(label, place, (*FIELDS, "writer"))
-    if row.exemplars is None and row.writer is None:
-        raise InputError(
-            f"{place}: expected exemplars, texts of a writer, or the name of a writer that was "
-            "put, got none; or say ?writer=NAME"
-        )
-    return {name: value or None for name, value in asdict(row).items()}
-
-
-def reward_reply(n: int, judged: list[tuple[list[int], Judgement]]) -> dict[str, Any] | None:
-    """OpenRLHF's reply; None unless every query that was judged has a valid score."""
+def reward_reply(n: int, judged: list[tuple[list[int], Judgement]]) -> dict[str, Any]:
+    """OpenRLHF's reply. What has no valid score fails the whole call: a number in its place would
+    be learned from."""
     rewards = [0.0] * n  # of an empty reply: the lowest
     for members, judgement in judged:
         for i, score in zip(members, judgement.scores, strict=True):
             if score is None or judgement.verdict == "invalid":
-                return None
+                raise HTTPException(500, NO_SCORE)
             rewards[i] = unit(score)
     return {"rewards": rewards, "scores": rewards, "extra_logs": {NAME: rewards}}

@@ -23,8 +23,7 @@ finished, also when its client has left and when the server stops.
 
 Without a token it serves this machine alone, and requests must name this machine: a page from
 anywhere can let its own name point to 127.0.0.1 (DNS rebinding). The token comes as Bearer, or as
-the password in http://any:TOKEN@host/get_reward, because OpenRLHF knows no headers. Writers are
-kept in memory only, texts are not logged. What we left out: TLS; a proxy in front has it.
+the password in http://any:TOKEN@host/get_reward, because OpenRLHF knows no headers. No TLS.
 """
 
 import asyncio
@@ -40,11 +39,12 @@ import re
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
 import prometheus_client as prometheus
 import uvicorn
@@ -53,36 +53,29 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kernels.process import trim
 from nanopersrm import InputError, __version__
 from nanopersrm.command import exit_code
+from nanopersrm.files import reason
 from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig, Judgement, Judges, OnText
 from nanopersrm.judge.verdict import CLOSE
 from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.serve import openai_chat, schemas
 from nanopersrm.serve.openai_chat import ChatRequest, Reasoning, chunk
-from nanopersrm.serve.schemas import JudgeCall, JudgeRequest, NotFound, Writer
+from nanopersrm.serve.reward_fn import fault
+from nanopersrm.serve.schemas import JudgeCall, JudgeRequest, Name, Writer
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
 Submit = Callable[[JudgeCall, OnText | None], "asyncio.Future[Judgement]"]
 
 TOKEN, LEAST_TOKEN = "NANOPERSRM_TOKEN", 16  # characters
 CONNECTIONS = 512  # at once; one more gets 503
 BODY_SECONDS = 30.0  # for a body to come
-DRAIN_BYTES = 16 << 20  # of a refused body, read and thrown away
 BEAT_SECONDS = 10.0  # between two comments of a stream in which nothing happens
 LONGEST_LINE = 400  # characters of an error
-NO_SCORE = "the judge gave no valid score"
 OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")  # without a token
-PATHS = (
-    *(*OPEN_PATHS, "/judge", "/rank", "/profile", "/writers", "/get_reward", "/metrics"),
-    *("/writers/NAME", "/v1/models", "/v1/chat/completions"),
-)
 THIS_MACHINE = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE)
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 503: "overloaded_error"}
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
@@ -125,11 +118,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)  # what clients may take
 
 
-# The line before the judge
-
-
-class Busy(Exception):
-    """No room in line, or the server is stopping."""
+# The line before the judge, and what comes out of it
 
 
 class JudgeQueue:
@@ -145,20 +134,11 @@ class JudgeQueue:
         return sum(not call.running() for call in list(self.calls))
 
     def submit(self, call: JudgeCall, on_text: OnText | None = None) -> "asyncio.Future[Judgement]":
-        """Wait in line. Who cancels the future leaves it. Raises Busy."""
-        if self.closed:
-            raise Busy("the server is stopping")
-        if self.waiting >= self.room:
-            raise Busy(f"{self.room} requests are waiting, no room for more")
-        future = self.thread.submit(
-            self.judge.judge,
-            call.exemplars,
-            call.candidates,
-            call.question,
-            call.principles,
-            call.config,
-            on_text,
-        )
+        """Wait in line. Who cancels the future leaves it. Raises HTTPException (503)."""
+        if self.closed or self.waiting >= self.room:
+            line = "the server is stopping" if self.closed else f"{self.room} requests are waiting"
+            raise HTTPException(503, line, {"retry-after": "2"})
+        future = self.thread.submit(partial(self.judge.judge, **vars(call), on_text=on_text))
         self.calls.add(future)
         future.add_done_callback(self.calls.discard)
         return asyncio.wrap_future(future)
@@ -167,20 +147,6 @@ class JudgeQueue:
         """Nothing new is taken, who waits is sent away, and the running call goes on."""
         self.closed = True
         self.thread.shutdown(wait=False, cancel_futures=True)
-
-
-# Waiting for a judgement
-
-
-def failure(error: BaseException) -> HTTPException:
-    """What the judge or the queue raised, as an answer."""
-    if isinstance(error, InputError):
-        return HTTPException(404 if isinstance(error, NotFound) else 422, str(error))
-    if isinstance(error, Busy):
-        return HTTPException(503, str(error), {"retry-after": "2"})
-    log.error("the judge failed", exc_info=error)
-    line = f"the judge failed with {type(error).__name__}; the server's log has the rest"
-    return HTTPException(500, line)
 
 
 async def result_of(
@@ -207,10 +173,18 @@ def outcome(future: "asyncio.Future[Judgement]", seconds: float) -> Judgement:
     if not future.done():  # or the client has left, and nobody reads this
         raise HTTPException(504, f"no answer within {seconds:g} s, waiting included")
     if future.cancelled():
-        raise failure(Busy("the server is stopping"))
-    if error := future.exception():
-        raise failure(error)
+        raise HTTPException(503, "the server is stopping", {"retry-after": "2"})
+    error = future.exception()
+    if isinstance(error, InputError):
+        raise HTTPException(422, str(error))
+    if error is not None:
+        log.error("the judge failed", exc_info=error)
+        line = f"the judge failed with {type(error).__name__}; the server's log has the rest"
+        raise HTTPException(500, line)
     return future.result()
+
+
+# Streams
 
 
 class Followed:
@@ -218,7 +192,7 @@ class Followed:
     nothing piles up."""
 
     def __init__(self, submit: Submit, call: JudgeCall, seconds: float):
-        """submit(call, on_text) puts it in line; raises Busy."""
+        """submit(call, on_text) puts it in line."""
         self.reasoning: Reasoning = {}
         self.changed = asyncio.Event()
         self.loop = asyncio.get_running_loop()
@@ -227,24 +201,33 @@ class Followed:
 
     def _on_text(self, which: tuple[int, ...], text: str, ended: bool) -> None:
         """As the judge calls it, in its thread."""
-        self.loop.call_soon_threadsafe(self._put, which, text if ended else settled(text), ended)
+        whole = text if ended else settled(text)
+        self.reasoning = {**self.reasoning, which: (whole.strip(), ended)}
+        self.loop.call_soon_threadsafe(self.changed.set)
 
-    def _put(self, which: tuple[int, ...], text: str, ended: bool) -> None:
-        self.reasoning[which] = text, ended
-        self.changed.set()
-
-    async def progress(self) -> AsyncIterator[Reasoning]:
-        """The reasoning whenever it changes, and now and then, until the call or the time ends."""
+    async def events(
+        self, write: Callable[[Reasoning], str], last: Callable[[Judgement], str], name: str | None
+    ) -> AsyncIterator[str]:
+        """What `write` makes of the reasoning whenever it changes, then what `last` makes of the
+        judgement, or an error: an event of this name, with the status that a plain request gets."""
         end = time.monotonic() + self.seconds
-        while not self.future.done() and (left := end - time.monotonic()) > 0:
-            wake = asyncio.ensure_future(self.changed.wait())
-            either: set[asyncio.Future[Any]] = {self.future, wake}
-            wait = min(BEAT_SECONDS, left)
-            await asyncio.wait(either, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
-            wake.cancel()
-            self.changed.clear()
-            yield dict(self.reasoning)
-        yield dict(self.reasoning)  # what came with the judgement
+        try:
+            while not self.future.done() and (left := end - time.monotonic()) > 0:
+                wake = asyncio.ensure_future(self.changed.wait())
+                either: set[asyncio.Future[Any]] = {self.future, wake}
+                wait = min(BEAT_SECONDS, left)
+                await asyncio.wait(either, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                wake.cancel()
+                self.changed.clear()
+                yield write(self.reasoning) or ": waiting\n\n"
+            judgement = outcome(self.future, self.seconds)
+            yield write(self.reasoning) + last(judgement)
+        except HTTPException as error:
+            line = one_line(error.detail)
+            content = {"message": line, "type": "server_error", "status": error.status_code}
+            yield event({"error": content}, name)
+        finally:
+            self.future.cancel()  # where the reader has left
 
 
 def settled(text: str) -> str:
@@ -264,14 +247,7 @@ def event(data: dict[str, Any], name: str | None = None) -> str:
     return f"{first}data: {json.dumps(data, allow_nan=False)}\n\n"
 
 
-def error_event(error: HTTPException, name: str | None = None) -> str:
-    """An error in a stream that has begun, with the status that a plain request would have got."""
-    line = one_line(str(error.detail))
-    content = {"message": line, "type": "server_error", "status": error.status_code}
-    return event({"error": content}, name)
-
-
-async def judge_events(followed: Followed) -> AsyncIterator[str]:
+def judge_events(followed: Followed) -> AsyncIterator[str]:
     """POST /judge with `stream`.
 
     event: reasoning                                    event: judgement
@@ -281,49 +257,43 @@ async def judge_events(followed: Followed) -> AsyncIterator[str]:
     judgement, or `error`.
     """
     sent: Reasoning = {}
-    try:
-        async for reasoning in followed.progress():
-            if not reasoning:
-                yield ": waiting\n\n"
-            for which, (text, ended) in reasoning.items():
-                before, closed = sent.get(which, ("", False))
-                if len(text) > len(before) or ended != closed:
-                    piece = {"candidates": [*which], "text": text[len(before) :], "ended": ended}
-                    yield event(piece, "reasoning")
-                    sent[which] = text, ended
-        yield event(schemas.judge_reply(outcome(followed.future, followed.seconds)), "judgement")
-    except HTTPException as error:
-        yield error_event(error, "error")
-    finally:
-        followed.future.cancel()  # where the reader has left
+
+    def write(reasoning: Reasoning) -> str:
+        events = ""
+        for which, (text, ended) in reasoning.items():
+            before, closed = sent.get(which, ("", False))
+            if len(text) > len(before) or ended != closed:
+                piece = {"candidates": [*which], "text": text[len(before) :], "ended": ended}
+                events += event(piece, "reasoning")
+                sent[which] = text, ended
+        return events
+
+    def last(judgement: Judgement) -> str:
+        return event(schemas.judge_reply(judgement), "judgement")
+
+    return followed.events(write, last, "error")
 
 
-async def chat_events(followed: Followed, model: str) -> AsyncIterator[str]:
+def chat_events(followed: Followed, model: str) -> AsyncIterator[str]:
     """OpenAI's stream of chunks. Together they are the reply that a plain request gets."""
     head = openai_chat.head("chat.completion.chunk", model)
-    many, sent = len(followed.call.candidates) > 1, ""
-    try:
-        yield event(chunk(head, {"role": "assistant", "content": ""}))
-        async for reasoning in followed.progress():
-            pointwise = followed.call.config.mode == "pointwise"
-            text = openai_chat.reply_so_far(reasoning, many) if pointwise else ""
-            if len(text) > len(sent):
-                yield event(chunk(head, {"content": text[len(sent) :]}))
-                sent = text
-            else:
-                yield ": waiting\n\n"
-        judgement = outcome(followed.future, followed.seconds)
-        reply = openai_chat.reply_text(judgement)
-        if reply is None or not reply.startswith(sent):
-            raise HTTPException(500, NO_SCORE)
-        yield event(chunk(head, {"content": reply[len(sent) :]}))
-        last = chunk(head, {}, ended=True)
-        yield event(last | {"nanopersrm": schemas.judge_reply(judgement)})
-        yield "data: [DONE]\n\n"
-    except HTTPException as error:
-        yield error_event(error)
-    finally:
-        followed.future.cancel()
+    many, pointwise = len(followed.call.candidates) > 1, followed.call.config.mode == "pointwise"
+    sent: str | None = None
+
+    def write(reasoning: Reasoning) -> str:
+        nonlocal sent
+        text = openai_chat.reply_so_far(reasoning, many) if pointwise else ""
+        begin = event(chunk(head, {"role": "assistant", "content": ""})) if sent is None else ""
+        more = text[len(sent or "") :]
+        sent = (sent or "") + more
+        return begin + (event(chunk(head, {"content": more})) if more else "")
+
+    def last(judgement: Judgement) -> str:
+        rest = openai_chat.reply_text(judgement)[len(sent or "") :]
+        end = chunk(head, {}, ended=True) | {"nanopersrm": schemas.judge_reply(judgement)}
+        return event(chunk(head, {"content": rest})) + event(end) + "data: [DONE]\n\n"
+
+    return followed.events(write, last, None)
 
 
 # Errors
@@ -335,44 +305,17 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} …"
 
 
-def error_response(error: AnyHTTPException) -> JSONResponse:
-    """An error in the one form."""
-    other = "invalid_request_error" if error.status_code < 500 else "server_error"
-    kind = ERROR_TYPES.get(error.status_code, other)
-    body = {"message": one_line(str(error.detail)), "type": kind, "param": None, "code": None}
-    return JSONResponse({"error": body}, error.status_code, error.headers)
-
-
-async def answer_error(request: Request, error: Exception) -> JSONResponse:
-    """What a route raised, or the router, or the reader of bodies."""
-    path, detail = request.scope["path"], str(getattr(error, "detail", error))
-    if isinstance(error, RequestValidationError | ValidationError):
-        return error_response(misfit(error, request.headers.get("content-type")))
-    if not isinstance(error, AnyHTTPException):
-        return error_response(failure(error))
-    if (error.status_code, detail) == (404, "Not Found"):
-        return error_response(HTTPException(404, f"path: expected one of /docs, got {path!r}"))
-    if error.status_code == 405:
-        line = f"method: expected {(error.headers or {}).get('Allow')}, got {request.method}"
-        return error_response(HTTPException(405, line, error.headers))
-    if error.status_code == 400:
-        line = f"body: expected JSON in UTF-8, got another ({error.__cause__ or detail})"
-        return error_response(HTTPException(400, line))
-    return error_response(error)
-
-
-def misfit(error: RequestValidationError | ValidationError, kind: str | None) -> HTTPException:
-    """The first thing that does not fit the schema, and where. kind: the Content-Type."""
-    first = error.errors()[0]
-    place = [key for key in first["loc"] if key != "body"]
-    if first["type"] == "json_invalid":
-        return HTTPException(400, f"body: expected JSON: {first['ctx']['error']}, at {place[0]}")
-    if not place and isinstance(first["input"], bytes):  # not read at all
-        return HTTPException(422, f"Content-Type: expected application/json, got {kind or 'none'}")
-    where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
-    message = first["msg"].removeprefix("Value error, ")
-    came = "nothing" if first["input"] is None else type(first["input"]).__name__
-    return HTTPException(422, f"{where.lstrip('.') or 'body'}: {message}, got {came}")
+async def answer_error(_: Any, error: Exception) -> JSONResponse:
+    """What the guard, the router, the reader of bodies or a route raised, in OpenAI's form."""
+    status, line, headers = 422, str(error), None
+    if isinstance(error, AnyHTTPException):
+        status, line, headers = error.status_code, error.detail, error.headers
+    elif isinstance(error, RequestValidationError | ValidationError):
+        first = error.errors()[0]
+        status, line = 400 if first["type"] == "json_invalid" else 422, fault(first)
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    content = {"message": one_line(line), "type": ERROR_TYPES.get(status, kind)}
+    return JSONResponse({"error": content | {"param": None, "code": None}}, status, headers)
 
 
 # What every request passes, and every reply carries
@@ -384,19 +327,18 @@ class Meters:
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=self.registry)
-        kept: dict[str, Any] = {"registry": self.registry}
-        self.requests = prometheus.Counter(
-            "nanopersrm_requests", "answered", ["path", "status"], **kept
-        )
-        buckets = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+        counter = partial(prometheus.Counter, registry=self.registry)
+        self.requests = counter("nanopersrm_requests", "answered", ["path", "status"])
+        self.judgements = counter("nanopersrm_judgements", "by verdict", ["verdict"])
+        self.tokens = counter("nanopersrm_tokens", "drawn")
+        self.waiting = prometheus.Gauge("nanopersrm_waiting", "in line", registry=self.registry)
         self.seconds = prometheus.Histogram(
-            "nanopersrm_seconds", "per request", ["path"], buckets=buckets, **kept
+            "nanopersrm_seconds",
+            "per request",
+            ["path"],
+            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+            registry=self.registry,
         )
-        self.judgements = prometheus.Counter(
-            "nanopersrm_judgements", "by verdict", ["verdict"], **kept
-        )
-        self.tokens = prometheus.Counter("nanopersrm_tokens", "drawn", **kept)
-        self.waiting = prometheus.Gauge("nanopersrm_waiting", "in line", **kept)
 
     def count(self, future: "asyncio.Future[Judgement]") -> None:
         """A judgement that was asked for."""
@@ -406,56 +348,49 @@ class Meters:
             self.tokens.inc(future.result().tokens)
 
 
-async def read_body(receive: Receive, most: int) -> tuple[bytes, HTTPException | None]:
-    """The body, or why it is refused.
-
-    A longer one is read and thrown away first, within DRAIN_BYTES: a socket that is closed on
-    unread bytes resets the connection, and the client would lose the reply (RFC 9112, 9.6).
-    """
-    body, length, end = b"", 0, time.monotonic() + BODY_SECONDS
-    while length <= DRAIN_BYTES:
-        try:
-            left = max(0.0, end - time.monotonic())
-            message = await asyncio.wait_for(receive(), left)
-        except asyncio.TimeoutError:
-            return b"", HTTPException(408, f"the body did not come in {BODY_SECONDS:.0f} s")
-        length += len(message.get("body", b""))
-        body = body + message.get("body", b"") if length <= most else b""
-        if not message.get("more_body", False):
-            break
-    if length > most:
-        return b"", HTTPException(413, f"expected a body of at most {most} bytes, got more")
-    return body, None
-
-
 def page_policy(page: str) -> str:
     """The Content-Security-Policy of a page whose script and style stand in it: their hashes."""
-    hashes: dict[str, list[str]] = {"script": [], "style": []}
+    sources = ""
     for kind, text in INLINE.findall(page):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        hashes[kind].append(f"'sha256-{digest}'")
+        sources += f"{kind}-src 'sha256-{digest}'; "
     return (
-        f"default-src 'none'; script-src {' '.join(hashes['script'])}; style-src "
-        f"{' '.join(hashes['style'])}; connect-src 'self'; img-src data:; base-uri 'none'; "
+        f"default-src 'none'; {sources}connect-src 'self'; img-src data:; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'"
     )
 
 
 def guarded(
-    app: App, meters: Meters, token: str | None, body_bytes: int, local: bool, page: str
-) -> App:
+    app: ASGIApp, meters: Meters, token: str | None, body_bytes: int, local: bool, page: str
+) -> ASGIApp:
     """The app behind token, host and length; replies are not to be kept, sniffed or framed.
 
     local: requests must name this machine.
     """
     policies = {"/": page_policy(page), "/docs": DOCS_POLICY}
 
-    async def guard(scope: Message, receive: Receive, send: Send) -> None:
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        begin, path, status = time.perf_counter(), scope["path"], 500
-        policy = policies.get(path, NOTHING_ALLOWED)
+        begin, status, length, whole = time.monotonic(), 500, 0, False
+        policy = policies.get(scope["path"], NOTHING_ALLOWED)
+
+        async def receive_limited() -> Message:
+            nonlocal length, whole
+            if whole:
+                return await receive()  # that the client has left
+            try:
+                left = begin + BODY_SECONDS - time.monotonic()
+                message = await asyncio.wait_for(receive(), max(0.0, left))
+            except asyncio.TimeoutError:
+                line = f"the body did not come in {BODY_SECONDS:.0f} s"
+                raise HTTPException(408, line) from None
+            length += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if length > body_bytes:
+                raise HTTPException(413, f"expected a body of at most {body_bytes} bytes, got more")
+            return message
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
@@ -470,24 +405,14 @@ def guarded(
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
-        body, too_long = await read_body(receive, body_bytes)
-        bodies = [body]
-
-        async def receive_read() -> Message:
-            if bodies:
-                return {"type": "http.request", "body": bodies.pop()}
-            return await receive()  # that the client has left
-
         try:
-            if refusal := _refusal(dict(scope["headers"]), path, token, local) or too_long:
-                await error_response(refusal)(scope, receive, cast(Any, send_guarded))
-            else:
-                await app(scope, receive_read, send_guarded)
+            refusal = _refusal(dict(scope["headers"]), scope["path"], token, local)
+            inner = app if refusal is None else await answer_error(None, refusal)
+            await inner(scope, receive_limited, send_guarded)
         finally:
-            name = "/writers/NAME" if path.startswith("/writers/") else path
-            name = name if name in PATHS else "other"
-            meters.requests.labels(name, str(status)).inc()
-            meters.seconds.labels(name).observe(time.perf_counter() - begin)
+            path = getattr(scope.get("route"), "path", "other")
+            meters.requests.labels(path, str(status)).inc()
+            meters.seconds.labels(path).observe(time.monotonic() - begin)
 
     return guard
 
@@ -500,23 +425,15 @@ def _refusal(
     if local and not THIS_MACHINE.fullmatch(host):
         return HTTPException(403, f"Host: expected this machine, got {host!r}")
     if token is not None and path not in OPEN_PATHS:
-        brought = _token_in(headers.get(b"authorization", b""))
+        scheme, _, rest = headers.get(b"authorization", b"").partition(b" ")
+        brought = rest.strip() if scheme.lower() == b"bearer" else b""
+        if scheme.lower() == b"basic":
+            with contextlib.suppress(ValueError):
+                brought = base64.b64decode(rest, validate=True).partition(b":")[2]
         if not hmac.compare_digest(brought, token.encode()):
-            came = "a wrong one" if brought else "none"
-            line = f"Authorization: expected Bearer and the token of this server, got {came}"
+            line = "Authorization: expected Bearer and the token of this server"
             return HTTPException(401, line, {"www-authenticate": "Bearer"})
     return None
-
-
-def _token_in(header: bytes) -> bytes:
-    """The token of `Bearer TOKEN`, or the password of Basic."""
-    scheme, _, rest = header.partition(b" ")
-    if scheme.lower() == b"bearer":
-        return rest.strip()
-    if scheme.lower() == b"basic":
-        with contextlib.suppress(ValueError):
-            return base64.b64decode(rest.strip(), validate=True).partition(b":")[2]
-    return b""
 
 
 # Routes
@@ -528,7 +445,7 @@ def build_app(
     limits: Limits | None = None,
     token: str | None = None,
     local: bool = True,
-) -> tuple[App, JudgeQueue]:
+) -> tuple[ASGIApp, JudgeQueue]:
     """The whole server as an ASGI app, and its queue. local: requests must name this machine."""
     judging, limits, meters = judging or JudgeConfig(), limits or Limits(), Meters()
     page = files("nanopersrm.serve").joinpath("page.html").read_text("utf-8")
@@ -549,10 +466,8 @@ def build_app(
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
-        responses={status: {"model": schemas.ErrorReply} for status in ("4XX", "5XX")},
     )
-    kinds = (AnyHTTPException, RequestValidationError, ValidationError, Busy, NotFound, InputError)
-    for kind in kinds:
+    for kind in (AnyHTTPException, RequestValidationError, ValidationError, InputError):
         app.add_exception_handler(kind, answer_error)
 
     def submit(call: JudgeCall, on_text: OnText | None = None) -> "asyncio.Future[Judgement]":
@@ -592,7 +507,7 @@ def build_app(
         return StreamingResponse(events, media_type="text/event-stream")
 
     @app.post("/rank")
-    async def rank(body: JudgeRequest, request: Request) -> schemas.RankReply:
+    async def rank(body: JudgeRequest, request: Request) -> dict[str, Any]:
         """The candidates, best first, with the probability of each step."""
         if body.stream:
             raise InputError("stream: expected false; /judge can be followed")
@@ -608,24 +523,21 @@ def build_app(
         """Who was put."""
         return sorted(writers)
 
-    # A path, so that a name with a slash is refused as a name.
-    @app.put("/writers/{name:path}", status_code=204)
-    async def put_writer(name: str, body: Writer) -> Response:
+    @app.put("/writers/{name}", status_code=204)
+    async def put_writer(name: Name, body: Writer) -> Response:
         """Keep exemplars under a name, until the server ends."""
-        with contextlib.suppress(NotFound):
-            schemas.writer_named(name, writers)
         if name not in writers and len(writers) >= limits.writers:
             raise HTTPException(409, f"expected at most {limits.writers} writers; delete one")
         writers[name] = body
         return Response(status_code=204)
 
-    @app.get("/writers/{name:path}")
-    async def get_writer(name: str) -> Writer:
+    @app.get("/writers/{name}")
+    async def get_writer(name: Name) -> Writer:
         """What was put."""
         return schemas.writer_named(name, writers)
 
-    @app.delete("/writers/{name:path}", status_code=204)
-    async def delete_writer(name: str) -> Response:
+    @app.delete("/writers/{name}", status_code=204)
+    async def delete_writer(name: Name) -> Response:
         """Forget a writer."""
         schemas.writer_named(name, writers)
         del writers[name]
@@ -646,80 +558,53 @@ def build_app(
         if body.stream:
             events = chat_events(Followed(submit, call, seconds), body.model)
             return StreamingResponse(events, media_type="text/event-stream")
-        completion = openai_chat.completion(await judged(call, request), body.model)
-        if completion is None:
-            raise HTTPException(500, NO_SCORE)
-        return completion
+        return openai_chat.completion(await judged(call, request), body.model)
 
     @app.post("/get_reward")
     async def get_reward(
         body: schemas.RewardRequest, request: Request, writer: str | None = None
     ) -> Any:
-        """OpenRLHF's remote reward, from 0 to 1: {"rewards": […], "scores": […], "extra_logs": …}.
-
-        What has no valid score fails the whole call: a number in its place would be learned from.
-        """
+        """OpenRLHF's remote reward, from 0 to 1."""
         end, results = time.monotonic() + seconds, []
         for members, call in schemas.reward_calls(body, writer, writers, judging):
             left = end - time.monotonic()
             results.append((members, await result_of(submit(call), left, request)))
-        reply = schemas.reward_reply(len(body.query), results)
-        if reply is None:
-            raise HTTPException(500, NO_SCORE)
-        return reply
+        return schemas.reward_reply(len(body.query), results)
 
-    return guarded(cast(App, app), meters, token, limits.body_kb * 1024, local, page), queue
+    return guarded(app, meters, token, limits.body_kb * 1024, local, page), queue
 
 
 # The process
 
 
-def checked_token(token: str | None) -> str | None:
-    """The token that requests must bring, from the environment; None: not set."""
-    if token is not None and (
-        len(token) < LEAST_TOKEN or not token.isascii() or any(c.isspace() for c in token)
-    ):
-        raise InputError(
-            f"{TOKEN}: expected at least {LEAST_TOKEN} ASCII characters without blanks, "
-            f"got {len(token)} characters"
-        )
-    return token
-
-
 def bind(host: str, port: int, token: str | None) -> tuple[socket.socket, bool]:
     """A socket that is bound and does not listen yet, and whether only this machine reaches it."""
-    if not 0 <= port <= 65535:
+    if token is not None and not (len(token) >= LEAST_TOKEN and re.fullmatch(r"[!-~]+", token)):
+        raise InputError(f"{TOKEN}: expected at least {LEAST_TOKEN} ASCII characters, no blanks")
+    if not 0 <= port <= 65535:  # or it would be taken modulo 65536
         raise InputError(f"--port: expected 0 to 65535, got {port}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
     except (OSError, UnicodeError) as error:
-        raise InputError(f"--host: expected the name of this machine, got {host!r}") from error
+        raise InputError(f"--host {host} --port {port}: {reason(error)}") from error
     loopback = ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
     if not loopback and token is None:
-        raise InputError(
-            f"--host {host}: other machines could reach this; set {TOKEN} in the environment to a "
-            "secret that requests must bring"
-        )
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind(address)
-    except OSError as error:
         bound.close()
-        raise InputError(f"--host {host} --port {port}: {error.strerror}") from error
+        raise InputError(f"--host {host}: other machines could reach this; set {TOKEN} to a secret")
     return bound, loopback
 
 
-async def serve(app: App, queue: JudgeQueue, bound: socket.socket, seconds: float) -> None:
+async def serve(app: ASGIApp, queue: JudgeQueue, bound: socket.socket, seconds: float) -> None:
     """Until a signal comes; then who waits is sent away, and the running call finishes."""
     server = uvicorn.Server(
         uvicorn.Config(
-            cast(Any, app),
+            app,
             log_level="warning",  # no line for each request
-            lifespan="on",
             http="h11",
             ws="none",
-            server_header=False,
             limit_concurrency=CONNECTIONS,
             timeout_graceful_shutdown=int(seconds) + 5,
         )
@@ -737,7 +622,7 @@ async def serve(app: App, queue: JudgeQueue, bound: socket.socket, seconds: floa
 
 def main(config: Config) -> None:
     """Load, then serve."""
-    token = checked_token(os.environ.get(TOKEN))
+    token = os.environ.get(TOKEN)
     bound, loopback = bind(config.host, config.port, token)
 
     from nanopersrm.judge.judge import Judge  # torch takes seconds

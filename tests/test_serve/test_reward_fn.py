@@ -5,13 +5,11 @@ calls are written down here, by the names they have there.
 """
 
 import asyncio
-import inspect
 import json
 import math
 import pickle
-import time
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -53,10 +51,6 @@ def scored(judge: RuleJudge, completions: list[Any], exemplars: Any = WRITER, **
     return reward_fn(judge, exemplars, **more)(["Why?"] * len(completions), completions)
 
 
-def shown(judge: RuleJudge) -> list[tuple[Any, Any, Any]]:
-    return [call[:3] for call in judge.calls]
-
-
 # TRL
 
 
@@ -92,7 +86,7 @@ def test_one_call_a_group_and_groups_of_a_writer_in_a_row():
     prompts, exemplars, completions = (list(column) for column in zip(*rows, strict=True))
     rewards = reward_fn(judge)(prompts, completions, exemplars=exemplars)
     assert rewards == [k / 8 for k in range(6)]
-    assert shown(judge) == [
+    assert [call[:3] for call in judge.calls] == [
         (WRITER, ["a 1", "d 4", "f 6"], "Why?"),
         (WRITER, ["c 3"], "How?"),
         (OTHER, ["b 2"], "Why?"),
@@ -115,10 +109,7 @@ def test_the_question_and_messages():
     blocks = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
     for prompt in ("Why?", chat, blocks, " \n"):
         reward_fn(judge, WRITER)([prompt], ["x"])
-    reward_fn(judge, WRITER, question=None)([chat], ["x"])
-    reward_fn(judge, WRITER, question="asks")(["a", "b"], ["x", "y"], asks=["Where?", None])
-    questions = [call[2] for call in judge.calls]
-    assert questions == ["Why?", "Who else?", "What?", None, None, "Where?", None]
+    assert [call[2] for call in judge.calls] == ["Why?", "Who else?", "What?", None]
     call: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [{"function": {}}]}
     tool = {"role": "tool", "content": "a tool says 9"}
     parts = [{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}]
@@ -146,13 +137,12 @@ def test_a_row_without_exemplars_is_not_for_this_judge():
 @pytest.mark.parametrize(
     ("prompt", "completion", "columns", "word"),
     [
-        ("Why?", "x", {}, "column 'exemplars'"),
-        ("Why?", "x", {"exemplars": [[]]}, r"exemplars\[0\]"),
-        ("Why?", "x", {"exemplars": [["a", " "]]}, r"exemplars\[0\], text 2"),
-        ("Why?", 7, {"exemplars": [WRITER]}, r"completions\[0\]"),
-        ("Why?", ["x"], {"exemplars": [WRITER]}, r"completions\[0\], message 1"),
+        ("Why?", "x", {}, "column"),
+        ("Why?", "x", {"exemplars": [[]]}, "row 0"),
+        ("Why?", "x", {"exemplars": [["a", " "]]}, r"exemplars\[1\]"),
+        ("Why?", 7, {"exemplars": [WRITER]}, "completion"),
         ("Why?", [{"role": "user", "content": "x"}], {"exemplars": [WRITER]}, "assistant"),
-        (7, "x", {"exemplars": [WRITER]}, r"prompt\[0\]"),
+        (7, "x", {"exemplars": [WRITER]}, "question"),
     ],
 )
 def test_refused_rows(prompt: Any, completion: Any, columns: dict[str, Any], word: str):
@@ -163,18 +153,17 @@ def test_refused_rows(prompt: Any, completion: Any, columns: dict[str, Any], wor
     assert not judge.calls
 
 
-def test_refused_settings():
-    for exemplars in ([], "", [" "], 7, ["a", 7]):
-        with pytest.raises(InputError, match="exemplars"):
-            reward_fn(RuleJudge(), cast(Any, exemplars))
-    for more, word in (
-        ({"config": JudgeConfig(mode="pairwise")}, "mode"),
-        ({"unjudged": math.nan}, "unjudged"),
-    ):
-        with pytest.raises(InputError, match=word):
-            verl_score(RuleJudge(), WRITER, **cast(Any, more))
-    with pytest.raises(InputError, match="principles"):
-        scored(RuleJudge(), ["x"], principles="Be brief.")
+@pytest.mark.parametrize(
+    ("exemplars", "more", "word"),
+    [
+        *((exemplars, {}, "exemplars") for exemplars in ([], "", [" "], 7, ["a", 7])),
+        (WRITER, {"config": JudgeConfig(mode="pairwise")}, "mode"),
+        (WRITER, {"unjudged": math.nan}, "unjudged"),
+    ],
+)
+def test_refused_settings(exemplars: Any, more: Any, word: str):
+    with pytest.raises(InputError, match=word):
+        verl_score(RuleJudge(), exemplars, **more)
 
 
 @pytest.fixture(scope="module")
@@ -218,15 +207,12 @@ def test_names_of_a_judge_can_be_pickled(folder, judge, monkeypatch):
     names = LazyJudge(str(folder), None, "cpu", "fp32")
     reward = reward_fn(names, ONE, config=QUICK, name="mine")
     assert reward.__name__ == "mine"
-    parameters = inspect.signature(reward).parameters.values()
-    kinds = [parameter.kind for parameter in parameters]
-    assert kinds == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 2 + [inspect.Parameter.VAR_KEYWORD]
     data = pickle.dumps([reward, verl_score(names, ONE, config=QUICK), openrlhf_reward(names, ONE)])
     assert len(data) < 5000
     assert loads == []
     reward, score, _ = pickle.loads(data)
     assert reward.__name__ == "mine"
-    expected = reward_fn(judge, ONE, question=None, config=QUICK)([""], [TEXTS[0]])[0]
+    expected = reward_fn(judge, ONE, config=QUICK)([""], [TEXTS[0]])[0]
     assert score("", TEXTS[0], "") == expected
     assert loads == [(str(folder), None, "cpu", "fp32")]
 
@@ -324,8 +310,8 @@ def test_verl():
 
     assert asyncio.run(batch()) == [0.75, 0.25, 0] + [k % 9 / 8 for k in range(40)]
     assert len(judge.calls) == 42
-    assert (WRITER, ["is a 7"], "Why?") in shown(judge)
-    assert (WRITER, ["is a 3"], None) in shown(judge)
+    assert (WRITER, ["is a 7"], "Why?") in [call[:3] for call in judge.calls]
+    assert (WRITER, ["is a 3"], None) in [call[:3] for call in judge.calls]
     assert verl_score(RuleJudge(), "One text.")("", "is a 7", "", {"exemplars": OTHER}) == 0.75
     assert verl_score(RuleJudge(), WRITER, unjudged=-1)("", LONG, "", None) == -1
 
@@ -334,10 +320,8 @@ def test_verl():
     ("text", "extra_info", "word"),
     [
         ("x", None, "extra_info"),
-        ("x", {"exemplars": [7]}, "exemplars, text 1"),
-        ("x", {"exemplars": "a", "question": 7}, "question"),
-        ("x", "exemplars", "extra_info"),
-        (None, {"exemplars": "a"}, "completion"),
+        ("x", {"exemplars": [7]}, r"exemplars\[0\]"),
+        (None, {"exemplars": "a", "question": 7}, "question"),
         (LONG, {"exemplars": "a"}, "no score"),
     ],
 )
@@ -376,7 +360,7 @@ def test_openrlhf():
         assert (reward.shape, reward.dtype) == ((1,), torch.float32)
         assert torch.equal(reward, scores)
         assert logs == {"fits_writer": reward}
-    assert (OTHER, [f"{PROMPT}is a 3"], None) in shown(judge)
+    assert (OTHER, [f"{PROMPT}is a 3"], None) in [call[:3] for call in judge.calls]
     together = openrlhf_reward(judge, WRITER)
     queries = [PROMPT + text for text in ("is a 7", "", "is a 3")]
     rewards = together(queries, [PROMPT] * 3, [""] * 3, datasources=["x"] * 3)["rewards"]
@@ -415,8 +399,7 @@ def test_principles_and_questions_of_a_row():
     for unread in ("So.", 4, None, {"answer": 4}, "[4]", {"writer": 3, "exemplars": 3}):
         assert heard(unread, WRITER) == (WRITER, None, ())
     assert heard('{"question": "Why?", "answer": 4}', WRITER)[1] == "Why?"
-    with pytest.raises(InputError, match="principles"):
-        heard(LABEL, WRITER)  # they would be lost in silence
+    assert heard(LABEL, WRITER, ["Be long."]) == (WRITER, "Q?", ("Be brief.",))
 
 
 @pytest.mark.parametrize(
@@ -428,7 +411,7 @@ def test_principles_and_questions_of_a_row():
     ],
 )
 def test_refused_labels(label: Any):
-    with pytest.raises(InputError, match=r"^labels\[0\]"):
+    with pytest.raises(InputError, match=r"^labels"):
         heard(label)
 
 
@@ -441,19 +424,14 @@ def test_refused_labels(label: Any):
         ("<s> [INST] Hi", "<s>[INST]  Hi Ho.", "Ho."),
         ("Hi?", "Hi?Ho.<|im_end|>\n<|endoftext|><|endoftext|>", "Ho."),
         ("Hi?", "Hi?</s> is a tag.<eos>", "</s> is a tag."),
+        ("Hi?", "Hi?" + "Ho. " + "<eos> " * 100_000, "Ho."),
         ("Hi?", "Ho. Hi? One.", None),
-        (["Hi?"], "Hi? One.", None),
     ],
+    ids=range(8),
 )
-def test_where_a_reply_begins_and_ends(prompt: Any, query: str, reply: str | None):
+def test_where_a_reply_begins_and_ends(prompt: str, query: str, reply: str | None):
     if reply is not None:
-        assert reply_in(query, prompt, 0) == reply
+        assert reply_in(query, prompt, "queries[0]") == reply
     else:
         with pytest.raises(InputError, match=r"queries\[0\]"):
-            reply_in(query, prompt, 0)
-
-
-def test_thousands_of_tokens_at_the_end_are_cut_in_one_pass():
-    begin = time.process_time()
-    assert reply_in("Hi?" + "Ho. " + "<eos> " * 150_000, "Hi?", 0) == "Ho."
-    assert time.process_time() - begin < 2
+            reply_in(query, prompt, "queries[0]")

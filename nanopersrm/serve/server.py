@@ -622,25 +622,21 @@ async def serve(app: ASGIApp, queue: JudgeQueue, bound: socket.socket, seconds: 
 
 def main(config: Config) -> None:
     """Load, then serve."""
-    token = os.environ.get(TOKEN)
+    token, say = os.environ.get(TOKEN), partial(print, file=sys.stderr, flush=True)
     bound, loopback = bind(config.host, config.port, token)
 
     from nanopersrm.judge.judge import Judge  # torch takes seconds
 
     with bound:
-        judge = Judge.load(config.base, config.adapter, config.device, config.dtype, say=_say)
+        judge = Judge.load(config.base, config.adapter, config.device, config.dtype, say=say)
         trim()  # loading leaves free memory of this thread's own, which the judge's never gets
         local = loopback and token is None
         app, queue = build_app(judge, config.judging, config.limits, token, local)
         bound.listen()
         host, port = bound.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
-        _say(f"serving on http://{host}:{port} ({'with' if token else 'without'} a token)")
+        say(f"serving on http://{host}:{port} ({'with' if token else 'without'} a token)")
         asyncio.run(serve(app, queue, bound, config.limits.seconds))
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def run(config: Config) -> int:

@@ -632,31 +632,3 @@ def test_a_real_server_judges_and_ends_in_good_order(tmp_path):
         process.kill()
         process.wait()
         process.stderr.close()
-
-
-@pytest.mark.slow
-def test_a_load_of_good_and_bad_requests_gets_the_right_answers(running):
-    """Eight clients, 400 requests: each has the scores of its own texts, or its own status."""
-    wrong: list[Any] = []
-
-    def client(k: int) -> None:
-        for i in range(50):
-            text = f"Text {k} {i}."
-            body: Any = BODY | {"candidates": [text]} | ({"nothing": 1} if i % 5 == 4 else {})
-            headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-            url = f"{running.url}/judge"
-            request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-            try:
-                scores = json.load(urllib.request.urlopen(request, timeout=30))["scores"]
-                right = scores == pytest.approx([soft_score(digits_of(text))])
-            except urllib.error.HTTPError as error:
-                right = error.code == 422 and i % 5 == 4
-            wrong.extend([] if right else [text])
-
-    threads = [threading.Thread(target=client, args=(k,)) for k in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert wrong == []
-    assert len(running.judge.calls) == 8 * 40

@@ -90,7 +90,7 @@ def main(config: Config) -> int | None:
     log = Console(stderr=True, highlight=False, soft_wrap=True)
     _print_profile(out, exemplars)
     if not candidates:
-        candidates = read_standard_input("candidates", log.print)
+        candidates = read_standard_input(log.print)
         names = [f"candidate {i + 1}" for i in range(len(candidates))]
         check(exemplars, candidates, settings)
 

@@ -203,7 +203,7 @@ def main(config: Config) -> None:
     tiny = setup.is_random(config.preset, config.base)
     notes = [setup.check_base(settings, folder, base, tiny)]
     if settings is not None:
-        notes += settings.asked_otherwise(config.examples.evidence, "pointwise")
+        notes += settings.differences(config.examples.evidence, "pointwise")
     if folder is not None and not config.resume and config.optim.lr >= Config().optim.lr:
         notes.append(f"{folder} has learned already: a tenth of --optim.lr may be enough")
     for note in filter(None, notes):

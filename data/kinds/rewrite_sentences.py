@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from nanopersrm.style.lexicon import ABBREVIATIONS, CONJUNCTIONS, NEGATIONS
+from nanopersrm.style import lexicon
 from nanopersrm.style.text import BULLET, WORD, sentences
 
 LISTS = json.loads(Path(__file__).with_name("rewrites.json").read_text("utf-8"))
@@ -157,7 +157,7 @@ def split_sentences(text: str, rng: random.Random) -> str:
 def plain_end(sentence: str) -> bool:
     """Whether the sentence ends with one full stop and no quote or bracket behind it."""
     last = sentence.split()[-1].lower() if sentence.split() else ""
-    return bool(re.search(r"[\w'\"]\.$", sentence)) and last not in ABBREVIATIONS
+    return bool(re.search(r"[\w'\"]\.$", sentence)) and last not in lexicon.LISTS["abbreviations"]
 
 
 def can_follow(sentence: str) -> bool:
@@ -173,7 +173,7 @@ def join_sentences(text: str, rng: random.Random) -> str:
         size = len(words(left)) + len(words(right))
         if not _joinable(left, right, JOIN_EACH) or size > JOIN_MOST:
             return None
-        opened = first_word(right) in CONJUNCTIONS
+        opened = first_word(right) in lexicon.LISTS["conjunctions"]
         return f"{left[:-1]}, {'' if opened else 'and '}{lower_first(right)}"
 
     return each_paragraph(text, lambda paragraph: _merge(paragraph, join))
@@ -256,10 +256,14 @@ def open_with_and(text: str, rng: random.Random) -> str:
         opening = first_word(sentence).split("'")[0]
         if i == 0 or opening not in LOWERED or not plain_end(sentence) or sentence[0].islower():
             return sentence
-        against = any(w in NEGATIONS or w.endswith("n't") for w in words(sentence)[:6])
+        against = any(
+            w in lexicon.LISTS["negations"] or w.endswith("n't") for w in words(sentence)[:6]
+        )
         return f"{'But' if against else 'And'} {lower_first(sentence)}"
 
-    return every_other(text, lambda s: not CONJUNCTIONS.isdisjoint(words(s)[:1]), change)
+    return every_other(
+        text, lambda s: not lexicon.LISTS["conjunctions"].isdisjoint(words(s)[:1]), change
+    )
 
 
 def open_without_and(text: str, rng: random.Random) -> str:

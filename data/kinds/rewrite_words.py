@@ -26,7 +26,7 @@ from data.kinds.rewrite_sentences import (
     upper_first,
     words,
 )
-from nanopersrm.style.lexicon import HEDGE_PHRASES, HEDGES, PARTICIPLES
+from nanopersrm.style import lexicon
 from nanopersrm.style.text import WORD
 
 CONTRACTIONS = LISTS["contractions"]
@@ -61,7 +61,11 @@ def _like(pattern: str, word: str) -> str:
 
 
 def _participle(word: str) -> bool:
-    return word in PARTICIPLES or word in AFTER_HAD or (word.endswith("ed") and len(word) > 4)
+    return (
+        word in lexicon.LISTS["participles"]
+        or word in AFTER_HAD
+        or (word.endswith("ed") and len(word) > 4)
+    )
 
 
 def _full_not(match: re.Match[str]) -> str:
@@ -170,7 +174,9 @@ def _article(before: str, after: str) -> str:
 
 
 def _hedged(sentence: str) -> bool:
-    return any(w in HEDGES for w in words(sentence)) or bool(HEDGE_PHRASES.search(sentence.lower()))
+    return any(w in lexicon.LISTS["hedges"] for w in words(sentence)) or bool(
+        lexicon.HEDGE_PHRASES.search(sentence.lower())
+    )
 
 
 def _dropped(text: str, inside: tuple[str, ...], start: str, least: int) -> str:

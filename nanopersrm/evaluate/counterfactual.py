@@ -23,9 +23,10 @@ from nanopersrm import InputError
 from nanopersrm.command import exit_code
 from nanopersrm.evaluate.evaluate import select
 from nanopersrm.judge.adapter_settings import DEFAULT
-from nanopersrm.judge.answer import FORCED_ROOM, AnswerConfig, answer
 from nanopersrm.judge.judge import Judge
+from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.judge.prompts import prompt_ids
+from nanopersrm.judge.reply import FORCED_ROOM, answer
 from nanopersrm.judge.verdict import soft_score
 from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.pairs import Pair, read
@@ -59,7 +60,7 @@ def scores(judge: Judge, pair: Pair, text: str, chances: Sequence[int]) -> list[
         prompts.append(prompt_ids(judge.tokenizer, exemplars, [text], question, (), measured))
     if max(map(len, prompts)) + FORCED_ROOM + len(exemplars) > judge.model.config.context:
         return None
-    answers = answer(judge.model, judge.tokenizer, prompts, 1, AnswerConfig(think=False))
+    answers = answer(judge.model, judge.tokenizer, prompts, 1, JudgeConfig(think=False))
     return [soft_score(sample.digits) for (sample,) in answers]
 
 

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nanopersrm import __version__
+from nanopersrm.evaluate import baselines
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.pairs import Pair, digest
-from nanopersrm.style import baselines, fusion
+from nanopersrm.style import fusion
 
 if TYPE_CHECKING:
     from nanopersrm.judge.judge import Judge

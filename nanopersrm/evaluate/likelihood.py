@@ -18,10 +18,10 @@ import torch
 
 from kernels.logprob import logprob
 from nanopersrm import InputError
+from nanopersrm.evaluate.baselines import Score
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
-from nanopersrm.style.baselines import Score
 
 
 def likelihood(model: Model, tokenizer: Tokenizer) -> Score:

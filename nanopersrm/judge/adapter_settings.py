@@ -4,14 +4,12 @@
     judge.json                                        what it was trained on, and for
     style/                                            the style adapter, see `similarity.py`
 
-An adapter is a correction to one base: on another of the same shape it loads and judges nonsense.
-So the base is named here, with the SHA-256 of its weights. An adapter that was trained beside
-weights in 4 bits (`nf4`) has learned to correct their rounding: it judges beside the same weights.
-A folder of PEFT's own making has no judge.json; then nothing is checked but the shapes. The folder
-SHIPPED comes with this package and judges for the default base.
+An adapter is a correction to one base, and judges nonsense on another of the same shape. So the
+base is named here, with the SHA-256 of its weights, and whether it was in 4 bits (`nf4`), whose
+rounding the adapter corrects. A folder of PEFT's own making has no judge.json; then nothing is
+checked but the shapes. The folder SHIPPED comes with this package, for the default base.
 """
 
-import hashlib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict, TypeAdapter
 
 from nanopersrm import InputError, __version__
-from nanopersrm.files import blocks_of, reason, sha256_of, write_json
+from nanopersrm.files import reason, sha256_of, write_json
 from nanopersrm.model.base import DEFAULT_BASE, Base, read_json
 from nanopersrm.pairs import validate
 
@@ -58,7 +56,9 @@ class AdapterSettings:
 
         Equal names are believed. Of others all weights are read and hashed, which takes a while.
         """
-        if self.base == base.name or _same_path(self.base, base.name):
+        first, second = os.path.expanduser(self.base), os.path.expanduser(base.name)
+        here = os.path.exists(first) and os.path.exists(second)
+        if self.base == base.name or (here and os.path.samefile(first, second)):
             return None
         if base.name == DEFAULT_BASE:  # nobody asked for it
             raise InputError(
@@ -71,11 +71,7 @@ class AdapterSettings:
             "the scores may mean nothing"
         )
 
-    def sharpness_when(self, think: bool) -> float:
-        """The sharpness of a judge that reasons or does not."""
-        return self.sharpness_reasoned if think else self.sharpness
-
-    def asked_otherwise(self, evidence: bool, mode: str) -> list[str]:
+    def differences(self, evidence: bool, mode: str) -> list[str]:
         """Notes about prompts of another form than it was trained on."""
         notes = []
         if evidence != self.evidence:
@@ -103,33 +99,21 @@ def resolve_adapter(adapter: str | Path | None, base: str | Path) -> Path | None
 def read(folder: Path) -> AdapterSettings | None:
     """judge.json of a folder with an adapter; None if it has none."""
     try:
-        inside = sorted(folder.iterdir())  # raises where an adapter that is there cannot be read
-        problem = "" if (folder / CONFIG).is_file() else "found none"
-    except (FileNotFoundError, NotADirectoryError):
-        inside, problem = [], "no such folder"
+        complete = CONFIG in os.listdir(folder)  # raises where a folder cannot be read
     except OSError as error:
         raise InputError(f"--adapter {folder}: cannot be read ({reason(error)})") from error
-    if problem:
-        near = [path for path in inside if os.path.isfile(path / CONFIG)]
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"--adapter {folder}: expected a folder with {CONFIG}, {problem}{hint}")
+    if not complete:
+        raise InputError(f"--adapter {folder}: expected a folder with {CONFIG}, found none")
     file = folder / FILE
     return validate(SCHEMA, read_json(file), str(file)) if file.exists() else None
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of all that the folder says and holds, wherever it lies: names and contents."""
-    sha = hashlib.sha256()
+    """A hash of all files of the adapter, wherever it lies."""
     try:
-        for path in sorted({path for part in PARTS for path in folder.glob(part)}):
-            if path.is_file():
-                name = path.relative_to(folder).as_posix()
-                sha.update(f"{name} {path.stat().st_size}\n".encode())
-                for block in blocks_of([path]):
-                    sha.update(block)
+        return sha256_of(*sorted({path for part in PARTS for path in folder.glob(part)}))
     except OSError as error:
         raise InputError(f"--adapter {folder}: cannot be read ({reason(error)})") from error
-    return sha.hexdigest()
 
 
 def weights_sha256(base: Base) -> str:
@@ -139,9 +123,3 @@ def weights_sha256(base: Base) -> str:
         return sha256_of(*(path for path in paths if not path.name.startswith("adapter")))
     except OSError as error:
         raise InputError(f"{base.path}: cannot be read ({reason(error)})") from error
-
-
-def _same_path(first: str, second: str) -> bool:
-    """Both are files or folders here, and the same."""
-    first, second = os.path.expanduser(first), os.path.expanduser(second)
-    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)

@@ -30,14 +30,7 @@ from functools import lru_cache
 from nanopersrm.judge.verdict import CLOSE, OPEN
 from nanopersrm.style.features import COUNTED, FACTORS, SHAPE
 from nanopersrm.style.lexicon import LISTS
-from nanopersrm.style.profile import (
-    distance_percentile,
-    factor_distance,
-    level,
-    measured,
-    ngram_percentile,
-    ngram_similarity,
-)
+from nanopersrm.style.profile import level, measured, strangers_farther
 from nanopersrm.style.text import FOLD
 
 WRITER = "writer"
@@ -240,13 +233,10 @@ BARE = re.compile(
 HAS = re.compile(r"\b(?:has|have|shows?|uses?|with|keeps?|only|there are) $")
 
 
-@lru_cache(maxsize=256)
 def percentiles(exemplars: tuple[str, ...], candidate: str) -> dict[str, float]:
     """How many strangers in a hundred are farther from the exemplars, by n-grams and by factors."""
-    return {
-        "n-grams": ngram_percentile(ngram_similarity(exemplars, candidate)),
-        "factors": 100.0 - distance_percentile(factor_distance(exemplars, candidate)),
-    }
+    ngrams, factors = strangers_farther(exemplars, candidate)
+    return {"n-grams": ngrams, "factors": factors}
 
 
 def claims_of(scene: Scene) -> list[Claim]:

@@ -4,21 +4,15 @@
     judgement = judge.judge([text_of_the_writer], [draft_one, draft_two])
     judgement.scores, judgement.verdict                       # 1 to 9 each; index of the best
 
-Two modes. *Pointwise* (the default) shows the model one candidate a prompt; no order exists, N
-candidates cost N replies. *Pairwise* shows two, in both orders, and averages; more than two
-candidates meet in pairs and are ranked by Bradley-Terry strengths (`judgement.py`).
-
+*Pointwise* (the default) shows the model one candidate a prompt, *pairwise* two, in both orders.
 The swapped call has the mirrored answer, exactly: equal candidates are judged once and all others
-in an order of their own (sorted), so that any order of the same candidates runs the same numbers.
-What the exemplars cost is paid once: all prompts begin with them, and their keys and values are
-kept for later calls with the same exemplars (`PrefixCache`).
+in sorted order. All prompts begin with the exemplars, whose keys and values are kept for later
+calls (`PrefixCache`).
 
-The reasoning quotes the texts: what it puts in double quotes is copied from them (`verbatim.py`).
-What it claims is measured again in the texts, and what is not so is said beside it (`claims.py`).
-
-The adapter that comes with the default base, or one of your own (`Judge.load(adapter=folder)`),
-works beside the weights and is never merged into them. A style adapter in the same folder adds its
-style evidence to the measured block (`similarity.py`).
+What the reasoning puts in double quotes is copied from the texts (`verbatim.py`). What it claims is
+measured again, and what is not so is listed beside it (`claims.py`). An adapter works beside the
+weights and is never merged into them. A style adapter in the same folder adds its style evidence to
+the measured block (`similarity.py`).
 """
 
 import threading
@@ -29,9 +23,9 @@ from pathlib import Path
 from nanopersrm import InputError
 from nanopersrm.judge import adapter_settings, judgement
 from nanopersrm.judge.adapter_settings import AdapterSettings
-from nanopersrm.judge.answer import FORCED_ROOM, Answer, AnswerConfig, answer
 from nanopersrm.judge.judgement import JudgeConfig, Judgement
 from nanopersrm.judge.prompts import LONGEST_TOKEN, PROBE, fit_exemplars, prompt_ids
+from nanopersrm.judge.reply import FORCED_ROOM, Answer, answer
 from nanopersrm.model import weights
 from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.lora import load_lora
@@ -43,7 +37,6 @@ from nanopersrm.style.profile import StyleEvidence, measured_block
 from nanopersrm.style.similarity import Style, cosines, probabilities, style_evidence_fn
 
 ROWS_AT_ONCE = 32  # replies in one batch: bounds memory, and more is hardly faster
-LEAST_EXEMPLAR = 24  # tokens; an exemplar cut shorter says nothing of its writer
 PREFIXES = 4  # writers whose keys and values are kept
 UNTRAINED = (
     "this base has not been trained to judge: its scores show that everything runs, "
@@ -54,10 +47,8 @@ UNTRAINED = (
 class PrefixCache:
     """Keys and values of what prompts about the last few writers begin with, the latest at the end.
 
-    A token has a key and a value in each layer: 23,040 bytes for SmolLM2-135M in 16 bits, so four
-    writers with 1,000 tokens each are 92 MB. All together hold no more tokens than one context. A
-    prefix is found by all of its ids and was computed as a new one would be, so a judgement is the
-    same to the last bit.
+    A token has a key and a value in each layer: 23,040 bytes for SmolLM2-135M in 16 bits. All
+    together hold no more tokens than one context.
     """
 
     def __init__(self, model: Model):
@@ -70,11 +61,10 @@ class PrefixCache:
         prefix = next((prefix for prefix in self.kept if prefix.ids == ids), None)
         if prefix is not None:
             self.kept.remove(prefix)
-        else:  # room is made before it is computed: never more than one context
-            room = self.model.config.context - len(ids)
-            while self.kept and (
-                len(self.kept) >= PREFIXES or sum(len(old.ids) for old in self.kept) > room
-            ):
+        else:
+            context = self.model.config.context
+            self.kept = self.kept[-(PREFIXES - 1) :]  # room is made before it is computed
+            while self.kept and sum(len(old.ids) for old in self.kept) > context - len(ids):
                 del self.kept[0]
             prefix = prefill(self.model, ids)
         self.kept.append(prefix)
@@ -84,8 +74,8 @@ class PrefixCache:
 class Judge:
     """A loaded model that judges. Not for several threads at once: they hold `lock` meanwhile.
 
-    The model judges as it is, with the adapter that is on. While that is being trained, make a new
-    Judge for each evaluation: what it keeps of earlier exemplars would be out of date.
+    While the adapter is being trained, make a new Judge for each evaluation: the keys and values it
+    keeps would be out of date.
     """
 
     def __init__(
@@ -113,8 +103,7 @@ class Judge:
     ) -> "Judge":
         """Fetch what is missing, load and check it. `say` gets a line before anything slow.
 
-        adapter: a folder; None: the base alone. By default the one that comes with the default
-        base, and none with others.
+        adapter: a folder; None: the base alone; default: the shipped one, for the default base.
         """
         folder = adapter_settings.resolve_adapter(adapter, base)
         settings = None if folder is None else adapter_settings.read(folder)
@@ -126,18 +115,13 @@ class Judge:
         tokenizer = Tokenizer.load(source)
         model = weights.load(source, dtype_of(dtype, place), place, nf4=nf4)
         if tokenizer.vocab_size > model.config.V:
-            raise InputError(
-                f"{source.path}: expected a tokenizer of at most {model.config.V} ids, as the "
-                f"model knows, found {tokenizer.vocab_size}"
-            )
-        style = None
+            sizes = f"{model.config.V} ids, as the model knows, got {tokenizer.vocab_size}"
+            raise InputError(f"{source.path}: expected a tokenizer of at most {sizes}")
+        style, notes = None, [note] if note else []
         if folder is not None:
             load_lora(folder, model).freeze().on(model)
-            if (folder / "style").is_dir():
+            if (folder / "style").is_dir() or (settings is not None and settings.style):
                 style = Style.load(folder / "style", model)
-            elif settings is not None and settings.style:
-                raise InputError(f"{folder}: expected the folder style, as judge.json says")
-        notes = [note] if note else []
         return Judge(model.pack(), tokenizer, folder is not None, style, settings, notes)
 
     def judge(
@@ -164,13 +148,15 @@ class Judge:
         orders = judgement.orders_of(len(unique), config.mode)  # the candidates of each prompt
         shown = [[unique[i] for i in order] for order in orders]
 
-        evidence: list[StyleEvidence] = []  # one for each of `unique`
+        style_evidence: list[StyleEvidence] = []  # one for each of `unique`
         measured: list[str | None] = [None] * len(orders)
         if config.evidence:
             if self.shows_style():
-                evidence = self.style_evidence(exemplars, unique)
+                style_evidence = self.style_evidence(exemplars, unique)
             measured = [
-                measured_block(exemplars, texts, [evidence[i] for i in order] if evidence else None)
+                measured_block(exemplars, texts, [style_evidence[i] for i in order])
+                if style_evidence
+                else measured_block(exemplars, texts)
                 for order, texts in zip(orders, shown, strict=True)
             ]
 
@@ -181,7 +167,9 @@ class Judge:
             ]
 
         bare = max(map(len, prompts_with([""] * len(exemplars))))
-        excerpts = self._fit(exemplars, bare, config, notes)
+        reply = FORCED_ROOM + config.think_tokens * config.think
+        room = self.model.config.context - reply - bare - len(exemplars)  # joining can cost tokens
+        excerpts, cuts = fit_exemplars(exemplars, room, self._count)
         prompts = prompts_with(excerpts)
         probe = prompt_ids(self.tokenizer, excerpts, [PROBE], principles=principles)
         prefix = self._prefixes.prefix_of(prompts[0][: common_prefix([*prompts, probe])])
@@ -198,7 +186,7 @@ class Judge:
                 self.tokenizer,
                 prompts[first : first + rows],
                 len(orders[0]),
-                _answer_config(config),
+                config,
                 prefix,
                 None if on_text is None else lambda p, *rest, at=first: follow(at + p, *rest),
                 [[*excerpts, *texts] for texts in shown[first : first + rows]]
@@ -208,26 +196,28 @@ class Judge:
 
         replies = [
             judgement.read_reply(
-                tuple(index.index(i) for i in order), drawn.text, drawn.cut, exemplars, texts
+                tuple(index.index(i) for i in order), sample.text, sample.cut, exemplars, texts
             )
-            for order, texts, group in zip(orders, shown, answers, strict=True)
-            for drawn in group
+            for order, texts, samples in zip(orders, shown, answers, strict=True)
+            for sample in samples
         ]
         sharpness = None
         if self.settings is not None and config.mode == "pointwise":
-            sharpness = self.settings.sharpness_when(config.think)
+            settings = self.settings
+            sharpness = settings.sharpness_reasoned if config.think else settings.sharpness
         scores, table = judgement.preferences(len(unique), orders, answers, sharpness)
         shared = len(prefix.ids) if prefix else 0  # of every prompt, and counted once
+        chances = probabilities(style_evidence)
         return judgement.conclude(
             index,
             scores,
             table,
             replies,
-            tokens=sum(drawn.tokens for group in answers for drawn in group),
+            tokens=sum(sample.tokens for samples in answers for sample in samples),
             prompt_tokens=shared + sum(len(prompt) - shared for prompt in prompts),
             seconds=time.perf_counter() - start,
-            notes=notes,
-            measured=probabilities(evidence),
+            notes=[*notes, *cuts],
+            measured=None if chances is None else [chances[i] for i in index],
         )
 
     def style_similarities(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
@@ -248,54 +238,24 @@ class Judge:
     def _notes(
         self, candidates: Sequence[str], question: str | None, config: JudgeConfig
     ) -> list[str]:
-        """What the caller should be told; a text longer than the context is refused by its name."""
-        texts = [(f"candidate {i + 1}", text) for i, text in enumerate(candidates)]
+        """Warnings for the caller; a text longer than the context is refused by its name."""
+        texts = {f"candidate {i + 1}": text for i, text in enumerate(candidates)}
         context = self.model.config.context
-        for name, text in [*texts, ("the question", question or "")]:
-            tokens = self._count(text[: context * LONGEST_TOKEN])
-            if tokens > context:
+        for name, text in (texts | {"the question": question or ""}).items():
+            if self._count(text[: context * LONGEST_TOKEN]) > context:
                 raise InputError(
                     f"{name}: expected a text that fits a context of {context} tokens, got "
-                    f"{len(text)} characters, at least {tokens} tokens"
+                    f"{len(text)} characters"
                 )
         notes = list(self.notes)
         if self.settings is not None:
-            notes += self.settings.asked_otherwise(config.evidence, config.mode)
+            notes += self.settings.differences(config.evidence, config.mode)
         stripped = [text.strip() for text in candidates]
         for i, text in enumerate(stripped):
             if text in stripped[:i]:
-                notes.append(
-                    f"candidates {stripped.index(text) + 1} and {i + 1} are identical: a tie"
-                )
+                first = stripped.index(text) + 1
+                notes.append(f"candidates {first} and {i + 1} are identical: a tie")
         return notes
-
-    def _fit(
-        self, exemplars: list[str], bare: int, config: JudgeConfig, notes: list[str]
-    ) -> list[str]:
-        """The exemplars, cut at sentence ends where they and `bare` tokens exceed the context."""
-        context = self.model.config.context
-        room = context - FORCED_ROOM - config.think_tokens * config.think
-        room -= bare + len(exemplars)  # joining two texts can cost a token
-        if room < LEAST_EXEMPLAR * len(exemplars) and sum(map(self._count, exemplars)) > room:
-            raise InputError(
-                f"expected texts that fit a context of {context} tokens: question, candidates and "
-                f"reply need {context - room}, and each exemplar at least {LEAST_EXEMPLAR}"
-            )
-        excerpts = fit_exemplars(exemplars, room, self._count)
-        for i, (text, excerpt) in enumerate(zip(exemplars, excerpts, strict=True)):
-            if excerpt != text:
-                notes.append(
-                    f"exemplar {i + 1} was cut from {self._count(text)} to {self._count(excerpt)} "
-                    f"tokens at the end of a sentence, to fit the context of {context}"
-                )
-        return excerpts
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer.encode(text))
-
-
-def _answer_config(config: JudgeConfig) -> AnswerConfig:
-    temperature = config.temperature
-    if temperature is None:
-        temperature = 0.0 if config.samples == 1 else 1.0
-    return AnswerConfig(config.think, config.think_tokens, config.samples, temperature, config.seed)

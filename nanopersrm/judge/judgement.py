@@ -13,7 +13,7 @@ tie only when both are preferred exactly alike. Where a probability is not finit
 "invalid" and the score None.
 
 Strengths (Bradley and Terry, Biometrika, 1952): P(i beats j) = s[i] / (s[i] + s[j]). Those that
-explain the given preferences best are found by repeating (Hunter, Annals of Statistics, 2004)
+explain the preferences best are found by repeating (Hunter, Annals of Statistics, 2004)
 
     s[i] <- wins[i] / Σ_j 1 / (s[i] + s[j])        wins[i] = Σ_j P(i beats j)
 
@@ -25,7 +25,7 @@ Up to 8 candidates every pair is compared; above, candidate i meets i ± 1, 2, 4
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain
+from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nanopersrm import InputError
@@ -42,7 +42,7 @@ from nanopersrm.judge.verdict import (
 )
 
 if TYPE_CHECKING:
-    from nanopersrm.judge.answer import Answer
+    from nanopersrm.judge.reply import Answer
 
 Scores = list[float | None]
 Table = list[list[float]]
@@ -67,22 +67,22 @@ class JudgeConfig:
     temperature: float | None = None  # of the reasoning; default: 0 for one sample, 1 for several
     seed: int = 0  # same seed, same judgement
 
+    @property
+    def heat(self) -> float:
+        """The temperature that replies are drawn with."""
+        if self.temperature is not None:
+            return self.temperature
+        return 0.0 if self.samples == 1 else 1.0
+
     def __post_init__(self) -> None:
-        for name in ("evidence", "think", "copy_quotes"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise InputError(f"{name}: expected True or False, got {value!r}")
-        for name, least in (("think_tokens", 1), ("samples", 1), ("seed", None)):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole or (least is not None and value < least):
-                wanted = "a whole number" + (f" of at least {least}" if least else "")
-                raise InputError(f"{name}: expected {wanted}, got {value!r}")
-        hot = self.temperature
-        number = isinstance(hot, int | float) and not isinstance(hot, bool) and 0 <= hot <= 100
-        if hot is not None and not number:
-            raise InputError(f"temperature: expected 0 to 100, got {hot!r}")
-        if self.mode not in ("pointwise", "pairwise"):
-            raise InputError(f"mode: expected pointwise or pairwise, got {self.mode!r}")
+        for name, holds, expected in (
+            ("mode", self.mode in ("pointwise", "pairwise"), "pointwise or pairwise"),
+            ("think_tokens", self.think_tokens >= 1, "at least 1"),
+            ("samples", self.samples >= 1, "at least 1"),
+            ("temperature", 0 <= self.heat <= 100, "0 to 100"),
+        ):
+            if not holds:
+                raise InputError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class JudgedReply:
 
 @dataclass
 class Judgement:
-    """What `Judge.judge` found. Lists follow the order of the candidates in the call."""
+    """What `Judge.judge` gives. Lists follow the order of the candidates in the call."""
 
     scores: Scores  # expected digit, 1 to 9; None where nothing valid was said
     preference: Table  # preference[i][j] = P(i fits better than j), ½ on the diagonal
@@ -119,18 +119,15 @@ class Judgement:
     prompt_tokens: int  # of all prompts, the shared beginning counted once
     seconds: float
     replies: list[JudgedReply]
-    notes: list[str] = field(default_factory=list)  # what the caller should be told
-    # How likely each candidate is by the writer as all instruments together have it, whatever the
-    # model makes of them: 1 to 99 percent (`fusion.py`); None: its prompts show no such chance.
+    notes: list[str] = field(default_factory=list)  # warnings for the caller
+    # The probability of all instruments that each candidate is by the writer, 1 to 99 percent
+    # (`fusion.py`); None: the prompts do not show it.
     measured: list[float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: plain lists, numbers and strings; a preference that is not finite is None."""
-        plain = asdict(self)
-        plain["preference"] = [
-            [p if math.isfinite(p) else None for p in row] for row in self.preference
-        ]
-        return plain
+        table = [[p if math.isfinite(p) else None for p in row] for row in self.preference]
+        return asdict(self) | {"preference": table}
 
 
 # As `Judge.judge` calls it: (candidates, reasoning so far, ended).
@@ -138,7 +135,7 @@ OnText = Callable[[tuple[int, ...], str, bool], None]
 
 
 def read_reply(
-    which: tuple[int, ...],
+    shown: tuple[int, ...],
     text: str,
     cut: bool,
     exemplars: Sequence[str],
@@ -147,19 +144,17 @@ def read_reply(
     """A reply about these candidates, in the prompt's order, its claims checked on the texts."""
     labels = LABELS[: len(candidates)]
     parsed = parse(text, labels)
-    if not parsed.reasoning:
-        return JudgedReply(which, text, parsed.reasoning, parsed.problem, cut)
     # With the tags, or those that the model has written in between would count as the real ones.
     reasoning = f"{OPEN}{parsed.reasoning}{CLOSE}"
     report = claims.check(reasoning, exemplars, dict(zip(labels, candidates, strict=True)))
     untrue = [f"{claim.subject}, {claim.text}" for claim in report.found_claims if not claim.holds]
     untrue += [f'"{quote.text}"' for quote in report.found_quotes if not quote.verbatim]
     counts = report.claims, report.claims_true
-    return JudgedReply(which, text, parsed.reasoning, parsed.problem, cut, *counts, tuple(untrue))
+    return JudgedReply(shown, text, parsed.reasoning, parsed.problem, cut, *counts, tuple(untrue))
 
 
 class Judges(Protocol):
-    """What is asked of a judge; `judge.Judge` is one."""
+    """What others use of a judge; `judge.Judge` is one."""
 
     def judge(
         self,
@@ -179,32 +174,28 @@ def check(
     question: str | None = None,
     principles: Sequence[str] = (),
 ) -> None:
-    """What cannot be judged is said before anything is loaded or computed."""
+    """Refuse what cannot be judged before anything is loaded or computed."""
+    if question is not None and not isinstance(question, str):
+        raise InputError(f"question: expected a text, got {type(question).__name__}")
     lists = {"exemplars": exemplars, "candidates": candidates, "principles": principles}
     for name, texts in lists.items():
         if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
             raise InputError(f"{name}: expected a list of texts, got {type(texts).__name__}")
-    if question is not None and not isinstance(question, str):
-        raise InputError(f"question: expected a text, got {type(question).__name__}")
-    if not exemplars:
-        raise InputError("expected at least one exemplar, got none")
-    least = 2 if config.mode == "pairwise" else 1
-    if not least <= len(candidates) <= len(LABELS):
-        raise InputError(
-            f"expected {least} to {len(LABELS)} candidates ({config.mode}), got {len(candidates)}"
-        )
-    for name, texts in lists.items():
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"{name[:-1]} {i + 1}: expected a text, got {text!r}")
+    if not exemplars:
+        raise InputError("expected at least one exemplar, got none")
+    least, n = 2 if config.mode == "pairwise" else 1, len(candidates)
+    if not least <= n <= len(LABELS):
+        raise InputError(f"expected {least} to {len(LABELS)} candidates ({config.mode}), got {n}")
 
 
 def orders_of(n: int, mode: str) -> list[tuple[int, ...]]:
     """Which of n different candidates each prompt shows: one each, or pairs in both orders."""
-    pairs = schedule(n) if mode == "pairwise" else []
-    if not pairs:
+    if mode == "pointwise" or n == 1:
         return [(i,) for i in range(n)]
-    return [order for i, j in pairs for order in ((i, j), (j, i))]
+    return [order for i, j in schedule(n) for order in ((i, j), (j, i))]
 
 
 def preferences(
@@ -216,53 +207,35 @@ def preferences(
 
 
 def conclude(
-    index: Sequence[int],
-    scores: Scores,
-    table: Table,
-    replies: list[JudgedReply],
-    *,
-    tokens: int,
-    prompt_tokens: int,
-    seconds: float,
-    notes: list[str],
-    measured: list[float] | None,
+    index: Sequence[int], scores: Scores, table: Table, replies: list[JudgedReply], **rest: Any
 ) -> Judgement:
     """A judgement of the candidates of a call; index: which of the different texts each one is.
 
-    scores, table and measured are of the different texts, replies of candidates.
+    scores and table are of the different texts, replies of candidates, rest: other fields.
     """
     scores = [scores[i] for i in index]
     table = [[table[i][j] for j in index] for i in index]
     replies.sort(key=lambda reply: reply.candidates)  # stable: samples keep their order
-    first = {reply.candidates: reply.reasoning for reply in reversed(replies)}
-    paired = len(replies[0].candidates) == 2
-    reasoning = list(reversed(first.values()))  # of the first sample of each prompt
-    if not paired:
-        reasoning = [first[(index.index(i),)] for i in index]  # of each candidate
+    reasoning = {reply.candidates: reply.reasoning for reply in reversed(replies)}
+    shown = sorted(reasoning)  # the first sample of each prompt
+    paired = len(shown[0]) == 2
     ranking = ranked(table, None if paired else scores)
     return Judgement(
-        scores=scores,
-        preference=table,
-        ranking=ranking,
-        verdict=verdict_of(scores, table, ranking),
-        reasoning=reasoning,
+        scores,
+        table,
+        ranking,
+        verdict_of(scores, table, ranking),
+        [reasoning[i] for i in (shown if paired else [(index.index(i),) for i in index])],
         well_formed=all(reply.problem is None for reply in replies),
-        tokens=tokens,
-        prompt_tokens=prompt_tokens,
-        seconds=seconds,
         replies=replies,
-        notes=notes,
-        measured=None if measured is None else [measured[i] for i in index],
+        **rest,
     )
 
 
 def pointwise(n: int, orders: Orders, answers: Answers) -> tuple[Scores, Table]:
     """answers[i] are the samples about candidate i -> n scores and the table of preferences."""
-    digits = [mean([drawn.digits for drawn in group]) for group in answers]
-    table = _half(n)
-    for i in range(n):
-        for j in range(i + 1, n):
-            _put(table, i, j, beats(digits[i], digits[j]))
+    digits = [mean([sample.digits for sample in group]) for group in answers]
+    table = _table(n, {(i, j): beats(digits[i], digits[j]) for i, j in combinations(range(n), 2)})
     return [_finite(soft_score(p)) for p in digits], table
 
 
@@ -271,24 +244,19 @@ def pairwise(n: int, orders: Orders, answers: Answers) -> tuple[Scores, Table]:
     wins: dict[tuple[int, int], list[float]] = {}
     digits: list[list[float]] = [[] for _ in range(n)]
     for (a, b), group in zip(orders, answers, strict=True):
-        for drawn in group:
-            assert drawn.joint is not None, "a pair without joint digits"
-            p = beats_jointly(drawn.joint)
+        for sample in group:
+            assert sample.joint is not None, "a pair without joint digits"
+            p = beats_jointly(sample.joint)
             wins.setdefault((min(a, b), max(a, b)), []).append(p if a < b else 1 - p)
-            digits[a].append(soft_score([math.fsum(row) for row in drawn.joint]))
-            digits[b].append(soft_score(mean(drawn.joint, 1)))
+            digits[a].append(soft_score([math.fsum(row) for row in sample.joint]))
+            digits[b].append(soft_score(mean(sample.joint, 1)))
     pairs = {pair: math.fsum(ps) / len(ps) for pair, ps in wins.items()}
-    table = _half(n)
-    strengths = bradley_terry(n, pairs) if n > 2 else []
-    for i in range(n):
-        for j in range(i + 1, n):
-            _put(
-                table,
-                i,
-                j,
-                strength_preference(strengths[i], strengths[j]) if n > 2 else pairs[i, j],
-            )
-    return [_finite(math.fsum(values) / len(values)) for values in digits], table
+    if n > 2:
+        strengths = bradley_terry(n, pairs)
+        every = combinations(range(n), 2)
+        pairs = {(i, j): strength_preference(strengths[i], strengths[j]) for i, j in every}
+    scores = [_finite(math.fsum(values) / len(values)) for values in digits]
+    return scores, _table(n, pairs)
 
 
 def sharpened(table: Table, sharpness: float) -> Table:
@@ -296,20 +264,19 @@ def sharpened(table: Table, sharpness: float) -> Table:
 
     Odds of 3 : 1 with sharpness 2 are 9 : 1, so 0.75 becomes 0.9.
     """
-    sharper = _half(len(table))
-    for i in range(len(table)):
-        for j in range(i + 1, len(table)):
-            p, q = table[i][j], table[j][i]
-            odds = (min(p, q) / max(p, q)) ** sharpness  # of the less likely
-            _put(sharper, i, j, odds / (1 + odds) if p < q else 1 / (1 + odds))
-    return sharper
+    n, sharper = len(table), {}
+    for i, j in combinations(range(n), 2):
+        p, q = table[i][j], table[j][i]
+        odds = (min(p, q) / max(p, q)) ** sharpness  # of the less likely
+        sharper[i, j] = odds / (1 + odds) if p < q else 1 / (1 + odds)
+    return _table(n, sharper)
 
 
 def ranked(table: Table, scores: Scores | None = None) -> list[int]:
-    """Indices, best first: by score if given, then by preference; exact ties keep their order.
+    """Indices, best first: by score, then by preference; exact ties keep their order.
 
-    The better score need not be the likelier to be higher: 4 for sure is above 0.4 · 1 + 0.6 · 5 =
-    3.4, and is beaten by it in 60 % of cases. Then the best of two has a preference below ½.
+    The better score may have a preference below ½: 4 for sure is above 0.4 · 1 + 0.6 · 5 = 3.4, and
+    is beaten by it in 60 % of cases.
     """
     wins = [math.fsum(row) for row in table]
     worth = [0.0 if score is None else score for score in scores or [None] * len(table)]
@@ -325,12 +292,12 @@ def verdict_of(scores: Scores, table: Table, order: list[int]) -> int | Literal[
     return order[0]
 
 
-def _half(n: int) -> Table:
-    return [[0.5] * n for _ in range(n)]
-
-
-def _put(table: Table, i: int, j: int, p: float) -> None:
-    table[i][j], table[j][i] = p, 1 - p
+def _table(n: int, pairs: dict[tuple[int, int], float]) -> Table:
+    """pairs[i, j] = P(i beats j) for i < j -> all of them, ½ on the diagonal."""
+    table = [[0.5] * n for _ in range(n)]
+    for (i, j), p in pairs.items():
+        table[i][j], table[j][i] = p, 1 - p
+    return table
 
 
 def _finite(x: float) -> float | None:
@@ -344,7 +311,7 @@ def schedule(n: int) -> list[tuple[int, int]]:
     [(0, 1), (0, 2), (1, 2)]
     """
     if n <= ALL_PAIRS_UP_TO:
-        return [(i, j) for i in range(n) for j in range(i + 1, n)]
+        return [*combinations(range(n), 2)]
     steps = [1 << k for k in range(n.bit_length()) if 1 << k <= n // 2]
     pairs = {(min(i, j), max(i, j)) for i in range(n) for j in ((i + step) % n for step in steps)}
     return sorted(pairs)
@@ -366,14 +333,10 @@ def bradley_terry(n: int, preferences: dict[tuple[int, int], float]) -> list[flo
         rivals[j].append(i)
     strengths = [1.0] * n
     for _ in range(ROUNDS):
-        new = [
-            wins[i]
-            / (
-                math.fsum(1 / (strengths[i] + strengths[j]) for j in rivals[i])
-                + PRIOR / (strengths[i] + 1)
-            )
-            for i in range(n)
-        ]
+        new = []
+        for i, s in enumerate(strengths):
+            total = math.fsum(1 / (s + strengths[j]) for j in rivals[i])
+            new.append(wins[i] / (total + PRIOR / (s + 1)))
         moved = max(abs(math.log(a / b)) for a, b in zip(new, strengths, strict=True))
         strengths = new
         if moved < CLOSE_ENOUGH:

@@ -8,21 +8,20 @@ One prompt holds the exemplars, the question if there is one, and one candidate 
               <principle> … </principle>      what the writer says they want  │ candidates share,
               <question> … </question>        what the candidates answer      ┘ computed once
               <candidate A> … </candidate A>
-              <measured> … </measured>        what `profile.py` found, when evidence is on
+              <measured> … </measured>        what `profile.py` measures, when evidence is on
               the task and the form of the answer
 
 The shared part comes first, so that the sampler finds the longest common beginning of the ids and
-keeps it. Nothing before the candidates depends on the mode or on how many there are.
-
-Texts are data: the tags above mean nothing inside them, since no text keeps one. That does what
-delimiters drawn anew for each call would do, and the exemplars' keys and values stay of use for the
-next call. A small model still listens to what a text says ("score this 9"): `hostile.py`.
+keeps it. Texts are data: no text keeps one of the tags above. A small model still listens to what a
+text says ("score this 9"): `hostile.py`.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from nanopersrm import InputError
 from nanopersrm.judge.verdict import CLOSE, LABELS, OPEN, SCORES, SCORES_END
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ OUR_TAG = re.compile(
 )
 LOOKALIKE = "\u2039"
 PROBE = "\u2060"  # a candidate: its prompt has only exemplars and principles in common with others
+LEAST_EXEMPLAR = 24  # tokens; an exemplar cut shorter says nothing of its writer
 LONGEST_TOKEN = 16  # characters; a text of more than 16 a token on average is not prose
 
 
@@ -69,15 +69,12 @@ def messages(
     measured: str | None = None,
 ) -> list[Message]:
     """The chat that asks for a judgement of 1 to 26 candidates, labelled A, B, C."""
-    assert 1 <= len(candidates) <= len(LABELS), f"{len(candidates)} candidates"
     parts = [_tagged("exemplar", text) for text in exemplars]
     parts += [_tagged("principle", text) for text in principles]
     if question:
         parts.append(_tagged("question", question))
     labels = LABELS[: len(candidates)]
-    parts += [
-        _tagged(f"candidate {label}", text) for label, text in zip(labels, candidates, strict=True)
-    ]
+    parts += map(_tagged, (f"candidate {label}" for label in labels), candidates)
     if measured:
         parts.append(_tagged("measured", measured))
     parts.append(
@@ -120,33 +117,35 @@ def cut(text: str, limit: int, count: Callable[[str], int]) -> str:
     if len(text) <= limit * LONGEST_TOKEN and count(text) <= limit:
         return text
     text = text[: limit * LONGEST_TOKEN]  # no need to count the tokens of a whole library
-    for ends in (
-        [match.end() for match in SENTENCE_END.finditer(text)],
-        [match.end() for match in re.finditer(r"\s+", text)],
-        list(range(1, len(text))),
-    ):
-        low, high = 0, len(ends)  # the first `low` ends fit
-        while low < high:
-            middle = (low + high + 1) // 2
-            if count(text[: ends[middle - 1]].rstrip()) <= limit:
-                low = middle
-            else:
-                high = middle - 1
-        if low and text[: ends[low - 1]].strip():
-            return text[: ends[low - 1]].rstrip()
+    for end in (SENTENCE_END, re.compile(r"\s+"), re.compile(r"(?s:.)")):
+        ends = [match.end() for match in end.finditer(text)]
+        fitting = bisect_right(ends, limit, key=lambda end: count(text[:end].rstrip()))
+        if fitting and (excerpt := text[: ends[fitting - 1]].rstrip()):
+            return excerpt
     return ""
 
 
-def fit_exemplars(exemplars: Sequence[str], room: int, count: Callable[[str], int]) -> list[str]:
-    """The exemplars, the longest of them cut so that all together have at most `room` tokens."""
+def fit_exemplars(
+    exemplars: Sequence[str], room: int, count: Callable[[str], int]
+) -> tuple[list[str], list[str]]:
+    """The exemplars, the longest cut so that all have at most `room` tokens; a note on each cut."""
     lengths = [count(text) for text in exemplars]
     if sum(lengths) <= room:
-        return [*exemplars]
-    limit = water_level(lengths, room)
-    return [
-        cut(text, limit, count) if length > limit else text
-        for text, length in zip(exemplars, lengths, strict=True)
-    ]
+        return [*exemplars], []
+    if room < LEAST_EXEMPLAR * len(exemplars):
+        raise InputError(
+            f"expected texts that fit the context: question, candidates and reply leave {room} "
+            f"tokens, and each exemplar needs at least {LEAST_EXEMPLAR}"
+        )
+    limit, excerpts, notes = water_level(lengths, room), [], []
+    for i, (text, length) in enumerate(zip(exemplars, lengths, strict=True)):
+        excerpts.append(cut(text, limit, count) if length > limit else text)
+        if length > limit:
+            notes.append(
+                f"exemplar {i + 1} was cut from {length} to {count(excerpts[i])} tokens at the end "
+                "of a sentence, to fit the context"
+            )
+    return excerpts, notes
 
 
 def water_level(lengths: Sequence[int], share: int) -> int:

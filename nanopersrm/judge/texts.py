@@ -24,77 +24,65 @@ def split_texts(text: str) -> list[str]:
     >>> split_texts("One.\\n---\\nTwo.\\n")
     ['One.', 'Two.']
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
     return [part.strip() for part in DIVIDER.split(text) if part.strip()]
 
 
 def decode(data: bytes, place: str) -> str:
-    """UTF-8 bytes -> text; what is not text is named with its place."""
+    """UTF-8 bytes -> text, line ends as \\n; what is not text is named with its place."""
     data = data.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
+    text, bad = "", data.find(b"\0")
     try:
-        text = data.decode("utf-8")
+        text = data.decode()
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"{place}, line {line}: expected UTF-8 text, found byte 0x{data[error.start]:02x}"
-        ) from error
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise InputError(f"{place}, line {line}: expected text, found a zero byte")
-    return text
+        bad = error.start
+    if bad >= 0:
+        line = data[:bad].count(b"\n") + 1
+        raise InputError(f"{place}, line {line}: expected UTF-8 text, got byte 0x{data[bad]:02x}")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_file(path: Path) -> str:
     """The text of one file, line ends as \\n, not empty."""
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: expected a file, found a folder") from error
+        text = decode(path.read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({reason(error)})") from error
-    text = decode(data, str(path)).replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
-        raise InputError(f"{path}: expected a text, found an empty file")
+        raise InputError(f"{path}: expected a text, got an empty file")
     return text
 
 
-def _files(folder: Path) -> list[Path]:
-    try:
-        inside = sorted(folder.iterdir())
-        return [file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file()]
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({reason(error)})") from error
-
-
 def expand(names: Sequence[str | Path], flag: str = "") -> list[Path]:
-    """Files as they are; a folder becomes the text files in it, by name.
-
-    An empty name, of a shell variable that is not set, is refused: it would be the current folder.
-    """
+    """Files as they are; a folder becomes the text files in it, by name."""
     files: list[Path] = []
     for name in names:
-        if name == "":
+        if name == "":  # of a shell variable that is not set; it would be the current folder
             raise InputError(f"{flag}: expected a file or a folder, got an empty name")
         path = Path(name)
         if not os.path.isdir(path):  # Path.is_dir raises when a text stands for a name
             files.append(path)
-        elif inside := _files(path):
-            files += inside
-        else:
+            continue
+        try:
+            inside = [f for f in sorted(path.iterdir()) if f.suffix.lower() in SUFFIXES]
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({reason(error)})") from error
+        inside = [file for file in inside if file.is_file()]
+        if not inside:
             raise InputError(f"{path}: expected .txt or .md files in this folder, found none")
+        files += inside
     return files
 
 
 def read_texts(names: Sequence[str | Path], flag: str = "") -> list[str]:
     """All texts of these files and folders, in order."""
-    texts: list[str] = []
-    for file in expand(names, flag):
-        parts = split_texts(read_file(file))
-        if not parts:
-            raise InputError(f"{file}: expected a text, found only dividing lines")
-        texts += parts
+    files = expand(names, flag)
+    return [text for file in files for text in _several(read_file(file), str(file))]
+
+
+def _several(text: str, place: str) -> list[str]:
+    texts = split_texts(text)
+    if not texts:
+        raise InputError(f"{place}: expected texts, a line --- between two, found none")
     return texts
 
 
@@ -107,18 +95,14 @@ def read_question(value: str, flag: str) -> str:
     return text.strip()
 
 
-def read_standard_input(wanted: str, say: Callable[[str], None] = print) -> list[str]:
-    """All texts of a pipe, or typed in after a hint; wanted: what they are."""
-    expected = f"expected {wanted}, a line --- between two"
+def read_standard_input(say: Callable[[str], None]) -> list[str]:
+    """All candidates of a pipe, or typed in after a hint."""
     if sys.stdin is None:
-        raise InputError(f"standard input: closed, {expected}")
+        raise InputError("standard input: closed, expected candidates")
     if sys.stdin.isatty():
-        say(f"Paste the {wanted}, a line --- between two. End with Ctrl-D on a line of its own.")
+        say("Paste the candidates, a line --- between two. End with Ctrl-D on a line of its own.")
     try:
         data = sys.stdin.buffer.read()
     except OSError as error:
-        raise InputError(f"standard input: cannot be read ({reason(error)}), {expected}") from error
-    texts = split_texts(decode(data, "standard input"))
-    if not texts:
-        raise InputError(f"standard input: {expected}, found none")
-    return texts
+        raise InputError(f"standard input: cannot be read ({reason(error)})") from error
+    return _several(decode(data, "standard input"), "standard input")

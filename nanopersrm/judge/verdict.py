@@ -8,10 +8,8 @@ A reply is free reasoning and one line of scores, nothing else:
     <scores>A=7 B=3</scores>
 
 A score is one digit from 1 (another writer) to 9 (surely this writer). `parse` is *total*: any text
-gives a `Verdict`, well formed or with the reason why not, never an exception and never a silent
-default. A reply that does not parse has no scores; it is not counted as A, as 0.5, or dropped.
-
-The model does not only write a digit, it has a probability for each of the nine. From these come
+gives a `Verdict`, with scores or with the reason why not. The model does not only write a digit, it
+has a probability for each of the nine. From these come
 
     the soft score        Σ d · p(d)                                  p = (0, …, 0, ½, ½): 8.5
     the preference        P(a > b) + ½ P(a = b)                       a beats b, ties half
@@ -27,8 +25,6 @@ SCORES, SCORES_END = "<scores>", "</scores>"
 LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the candidates of one prompt, in order
 DIGITS = range(1, 10)
 
-SCORE = re.compile(r"([A-Z])=(\d+)", re.ASCII)
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -37,10 +33,6 @@ class Verdict:
     reasoning: str  # the text between <think> and </think>, stripped; "" when there is none
     scores: dict[str, int] | None
     problem: str | None  # None: well formed
-
-    @property
-    def well_formed(self) -> bool:
-        return self.problem is None
 
 
 def parse(reply: str, labels: Sequence[str]) -> Verdict:
@@ -57,30 +49,12 @@ def parse(reply: str, labels: Sequence[str]) -> Verdict:
     reasoning, closed, line = text.removeprefix("<think>").partition(CLOSE)
     reasoning, line = reasoning.strip(), line.strip()
     if not closed:
-        return Verdict(reasoning, None, "no </think>")
-    if not line.startswith(SCORES):
-        return Verdict(reasoning, None, "no <scores> after </think>")
-    inside, closed, rest = line.removeprefix(SCORES).partition(SCORES_END)
-    if not closed:
-        return Verdict(reasoning, None, "no </scores>")
-    if rest:
-        return Verdict(reasoning, None, "text after </scores>")
-    scores: dict[str, int] = {}
-    for word in inside.split():
-        match = SCORE.fullmatch(word)
-        if not match:
-            return Verdict(reasoning, None, f"not a score: {word[:20]!r}")
-        label, digits = match.groups()
-        if label in scores:
-            return Verdict(reasoning, None, f"{label} is scored twice")
-        if len(digits) != 1 or digits == "0":
-            return Verdict(reasoning, None, f"{label}={digits[:20]} is not a digit from 1 to 9")
-        scores[label] = int(digits)
-    if list(scores) != list(labels):
-        return Verdict(
-            reasoning, None, f"scores for {''.join(scores) or 'nobody'}, not {''.join(labels)}"
-        )
-    return Verdict(reasoning, scores, None)
+        return Verdict(reasoning, None, f"no {CLOSE}")
+    digits = r"\s+".join(f"{label}=([1-9])" for label in labels)
+    match = re.fullmatch(rf"{SCORES}\s*{digits}\s*{SCORES_END}", line)
+    if match is None:
+        return Verdict(reasoning, None, f"no {SCORES} of {''.join(labels)} only: {line[:40]!r}")
+    return Verdict(reasoning, dict(zip(labels, map(int, match.groups()), strict=True)), None)
 
 
 def write(reasoning: str, scores: dict[str, int]) -> str:

@@ -16,7 +16,7 @@ train_sft.py with head.safetensors, w (D,) in fp32.
 
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -38,7 +38,6 @@ from nanopersrm.model.sampler import common_prefix
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import device_of, dtype_of
 from nanopersrm.pairs import Pair, read
-from nanopersrm.style.baselines import Score
 from nanopersrm.style.profile import measured_block
 from nanopersrm.style.similarity import Style
 from nanopersrm.train.run import save_adapter
@@ -96,7 +95,9 @@ def scores_of(judge: Judge, head: Tensor, prompts: Prompts) -> Tensor:
     return hidden[last].float() @ head  # (n,)
 
 
-def scorer(folder: str | Path, judge: Judge, evidence: bool) -> Score:
+def scorer(
+    folder: str | Path, judge: Judge, evidence: bool
+) -> Callable[[Sequence[str], str, Sequence[str]], list[float] | None]:
     """s of each candidate, by the w of a folder; None where a prompt is too long."""
     file, D = Path(folder).expanduser() / FILE, judge.model.config.D
     try:

@@ -1,16 +1,14 @@
 """Features: what can be measured about how a person writes.
 
 A *feature* (here called a factor) is one habit of writing that can be counted without understanding
-the text: how long the sentences are, how often a semicolon comes, whether the writer says "I" or
-"we". `text.read` cuts the texts of one writer; each factor is a small function from the cut text to
-a number, or to None where the text cannot show the habit:
+the text. `text.read` cuts the texts of one writer; each factor is a small function from the cut
+text to a number, or to None where the text cannot show the habit:
 
     measure(["I came; I saw. Did you?"])["sentence_length"]   # 6 words in 2 sentences: 3.0
     measure(["I came; I saw. Did you?"])["semicolons"]        # 1 in 6 words: 16.67 per 100 words
 
 Several texts are pooled before counting. Most counts are rates per 100 words, which do not grow
-with the length of the text; variety of words is a moving window (MATTR, Covington and McFall 2010),
-variety of openings the chance that two sentences open with different words.
+with the length of the text; variety of words is a moving window (MATTR, Covington and McFall 2010).
 
 What we left out: a tagger and a parser. Passives, adverbs and subordinate clauses are counted by
 their usual words and endings. The lists are English; texts in other languages get numbers, never an
@@ -18,11 +16,11 @@ error, but the numbers mean little.
 """
 
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from nanopersrm.style import lexicon as lex
+from nanopersrm.style.lexicon import AMERICAN, BRITISH, ENDINGS, HEDGE_PHRASES, LISTS, PRONOUNS
 from nanopersrm.style.text import COLON, COMMA, DASH, ELLIPSIS, Text, read
 
 WINDOW = 40  # words in the moving window of `variety`; short enough for a text of 60 words
@@ -58,14 +56,15 @@ def _share(hits: int, total: int) -> float | None:
     return 100.0 * hits / total if total else None
 
 
-def _words(words: frozenset[str]) -> Callable[[Text], float | None]:
+def _words(words: Iterable[str]) -> Callable[[Text], float | None]:
     """Rate of the words of a list."""
     return lambda text: _per_100(sum(text.counts[word] for word in words), text)
 
 
-def _marks(count: Callable[[str], float]) -> Callable[[Text], float | None]:
-    """Rate of something counted on the characters."""
-    return lambda text: _per_100(count(text.flat), text)
+def _marks(mark: str | re.Pattern[str], weight: float = 1) -> Callable[[Text], float | None]:
+    """Rate of a mark."""
+    pattern = re.compile(re.escape(mark)) if isinstance(mark, str) else mark
+    return lambda text: _per_100(weight * sum(1 for _ in pattern.finditer(text.flat)), text)
 
 
 def _matching(test: Callable[[str], object]) -> Callable[[Text], float | None]:
@@ -76,10 +75,6 @@ def _matching(test: Callable[[str], object]) -> Callable[[Text], float | None]:
 def _opening(words: frozenset[str]) -> Callable[[Text], float | None]:
     """Share of sentences whose first word is in a list."""
     return lambda text: _share(sum(w.lower() in words for w in text.starts), len(text.starts))
-
-
-def _pattern(pattern: re.Pattern[str]) -> Callable[[str], float]:
-    return lambda flat: sum(1 for _ in pattern.finditer(flat))
 
 
 def _sentence_length(text: Text) -> float | None:
@@ -99,26 +94,16 @@ def _sentence_spread(text: Text) -> float | None:
 def _clauses(text: Text) -> float | None:
     if not text.lengths:
         return None
-    return sum(text.counts[word] for word in lex.SUBORDINATORS) / len(text.lengths)
+    return sum(text.counts[word] for word in LISTS["subordinators"]) / len(text.lengths)
 
 
 def _variety(text: Text) -> float | None:
     """Mean share of different words in every window of WINDOW words of each text, in %."""
     different = windows = 0
     for run in text.runs:
-        seen: Counter[str] = Counter()
-        window: deque[str] = deque()
-        for word in run:
-            window.append(word)
-            seen[word] += 1
-            if len(window) > WINDOW:
-                left = window.popleft()
-                seen[left] -= 1
-                if not seen[left]:
-                    del seen[left]
-            if len(window) == WINDOW:
-                different += len(seen)
-                windows += 1
+        for start in range(len(run) - WINDOW + 1):
+            different += len({*run[start : start + WINDOW]})
+            windows += 1
     return _share(different, windows * WINDOW)
 
 
@@ -136,14 +121,14 @@ def _word_length(text: Text) -> float | None:
 
 
 def _hedges(text: Text) -> float | None:
-    phrases = sum(1 for _ in lex.HEDGE_PHRASES.finditer(text.flat.lower()))
-    return _per_100(phrases + sum(text.counts[word] for word in lex.HEDGES), text)
+    phrases = sum(1 for _ in HEDGE_PHRASES.finditer(text.flat.lower()))
+    return _per_100(phrases + sum(text.counts[word] for word in LISTS["hedges"]), text)
 
 
 def _british(text: Text) -> float | None:
     """British among the words that have two spellings, in %; None where there is no such word."""
-    british = sum(n for word, n in text.counts.items() if lex.BRITISH.fullmatch(word))
-    american = sum(n for word, n in text.counts.items() if lex.AMERICAN.fullmatch(word))
+    british = sum(n for word, n in text.counts.items() if BRITISH.fullmatch(word))
+    american = sum(n for word, n in text.counts.items() if AMERICAN.fullmatch(word))
     return _share(british, british + american)
 
 
@@ -153,29 +138,28 @@ def _passives(text: Text) -> float | None:
     for run in text.runs:
         waiting = False
         for word in run:
-            if waiting and (word in lex.PARTICIPLES or (len(word) > 4 and word.endswith("ed"))):
+            if waiting and (
+                word in LISTS["participles"] or (len(word) > 4 and word.endswith("ed"))
+            ):
                 hits += 1
-            waiting = word in lex.BE_FORMS or (waiting and word.endswith("ly"))
+            waiting = word in LISTS["be_forms"] or (waiting and word.endswith("ly"))
     return _per_100(hits, text)
 
 
+CONTRACTIONS = LISTS["bare_contractions"] | LISTS["is_contractions"]
+
+
 def _contracted(word: str) -> bool:
-    return (
-        word in lex.BARE_CONTRACTIONS
-        or word in lex.IS_CONTRACTIONS
-        or word.endswith(lex.CONTRACTED)
-    )
+    return word in CONTRACTIONS or word.endswith(ENDINGS["contracted"])
 
 
 def _adverb(word: str) -> bool:
-    return len(word) > 4 and word.endswith("ly") and word not in lex.NOT_ADVERBS
-
-
-def _latinate(word: str) -> bool:
-    return len(word) > 5 and word.endswith(lex.LATINATE)
+    return len(word) > 4 and word.endswith("ly") and word not in LISTS["not_adverbs"]
 
 
 SHAPE = ("short", "medium", "long")
+SPELLING = ("American", "mixed", "British")
+VARIETY = ("repetitive", "mixed", "varied")
 FACTORS: tuple[Factor, ...] = (
     # sentences
     Factor("sentence_length", "sentence length", "words", _sentence_length, SHAPE, "sentences"),
@@ -194,69 +178,60 @@ FACTORS: tuple[Factor, ...] = (
         lambda t: _share(sum(n <= SHORT for n in t.lengths), len(t.lengths)),
     ),
     Factor("clauses", "subordinate clauses", "per sentence", _clauses),
-    Factor("commas", "commas", PER_100, _marks(_pattern(COMMA))),
+    Factor("commas", "commas", PER_100, _marks(COMMA)),
     # marks
-    Factor("semicolons", "semicolons", PER_100, _marks(lambda s: s.count(";"))),
-    Factor("colons", "colons", PER_100, _marks(_pattern(COLON))),
-    Factor("dashes", "dashes", PER_100, _marks(_pattern(DASH))),
-    Factor("exclamations", "exclamation marks", PER_100, _marks(lambda s: s.count("!"))),
-    Factor("questions", "question marks", PER_100, _marks(lambda s: s.count("?"))),
-    Factor("ellipses", "ellipses", PER_100, _marks(_pattern(ELLIPSIS))),
-    Factor("brackets", "brackets", PER_100, _marks(lambda s: s.count("("))),
-    Factor("quotes", "quoted phrases", PER_100, _marks(lambda s: s.count('"') / 2)),
+    Factor("semicolons", "semicolons", PER_100, _marks(";")),
+    Factor("colons", "colons", PER_100, _marks(COLON)),
+    Factor("dashes", "dashes", PER_100, _marks(DASH)),
+    Factor("exclamations", "exclamation marks", PER_100, _marks("!")),
+    Factor("questions", "question marks", PER_100, _marks("?")),
+    Factor("ellipses", "ellipses", PER_100, _marks(ELLIPSIS)),
+    Factor("brackets", "brackets", PER_100, _marks("(")),
+    Factor("quotes", "quoted phrases", PER_100, _marks('"', 0.5)),
     # the writer, the reader, the others
     Factor("contractions", "contractions", PER_100, _matching(_contracted)),
-    Factor("first_person", "first person", PER_100, _words(lex.I_WORDS), noun="I-words"),
-    Factor("we", "we-words", PER_100, _words(lex.WE_WORDS), noun="we-words"),
-    Factor("second_person", "second person", PER_100, _words(lex.YOU_WORDS), noun="you-words"),
-    Factor("third_person", "third person", PER_100, _words(lex.THEY_WORDS), noun="they-words"),
+    Factor("first_person", "first person", PER_100, _words(LISTS["i_words"]), noun="I-words"),
+    Factor("we", "we-words", PER_100, _words(LISTS["we_words"]), noun="we-words"),
+    Factor("second_person", "second person", PER_100, _words(LISTS["you_words"]), noun="you-words"),
+    Factor("third_person", "third person", PER_100, _words(LISTS["they_words"]), noun="they-words"),
     # attitude
     Factor("hedges", "hedges", PER_100, _hedges),
-    Factor("boosters", "boosters", PER_100, _words(lex.BOOSTERS)),
+    Factor("boosters", "boosters", PER_100, _words(LISTS["boosters"])),
     Factor(
         "negations",
         "negations",
         PER_100,
-        _matching(lambda w: w in lex.NEGATIONS or w.endswith("n't")),
+        _matching(lambda w: w in LISTS["negations"] or w.endswith("n't")),
     ),
-    Factor("duties", "words of duty", PER_100, _words(lex.DUTIES)),
-    Factor("informal", "informal words", PER_100, _words(lex.INFORMAL)),
+    Factor("duties", "words of duty", PER_100, _words(LISTS["duties"])),
+    Factor("informal", "informal words", PER_100, _words(LISTS["informal"])),
     # words
     Factor("word_length", "word length", "letters", _word_length, SHAPE, "words"),
     Factor("long_words", "long words", PER_100, _matching(lambda w: len(w) >= LONG)),
-    Factor("latinate", "Latinate words", PER_100, _matching(_latinate)),
+    Factor(
+        "latinate",
+        "Latinate words",
+        PER_100,
+        _matching(lambda w: len(w) > 5 and w.endswith(ENDINGS["latinate"])),
+    ),
     Factor("adverbs", "-ly adverbs", PER_100, _matching(_adverb)),
-    Factor(
-        "variety",
-        "word variety",
-        "% different",
-        _variety,
-        ("repetitive", "mixed", "varied"),
-        "wording",
-    ),
-    Factor(
-        "british",
-        "British spelling",
-        "% British",
-        _british,
-        ("American", "mixed", "British"),
-        "spelling",
-    ),
+    Factor("variety", "word variety", "% different", _variety, VARIETY, "wording"),
+    Factor("british", "British spelling", "% British", _british, SPELLING, "spelling"),
     Factor("digits", "numbers in digits", PER_100, _matching(lambda w: any(map(str.isdigit, w)))),
     # openings of sentences
     Factor(
         "conjunction_openings",
         "openings with and, but, so",
         SENTENCE_SHARE,
-        _opening(lex.CONJUNCTIONS),
+        _opening(LISTS["conjunctions"]),
     ),
-    Factor("pronoun_openings", "openings with a pronoun", SENTENCE_SHARE, _opening(lex.PRONOUNS)),
+    Factor("pronoun_openings", "openings with a pronoun", SENTENCE_SHARE, _opening(PRONOUNS)),
     Factor(
         "opening_variety",
         "variety of openings",
         "% differ",
         _opening_variety,
-        ("repetitive", "mixed", "varied"),
+        VARIETY,
         "sentence openings",
     ),
     # layout and casing
@@ -271,14 +246,12 @@ FACTORS: tuple[Factor, ...] = (
     Factor("capitals", "words in capitals", PER_100, lambda t: _per_100(t.capitals, t)),
     Factor("emoji", "emoji and smileys", PER_100, lambda t: _per_100(t.emoji, t)),
     # small words
-    Factor("be", "forms of be", PER_100, _words(lex.BE_FORMS)),
+    Factor("be", "forms of be", PER_100, _words(LISTS["be_forms"])),
     Factor("passives", "passives", PER_100, _passives),
-    Factor("the", "uses of 'the'", PER_100, _words(frozenset({"the"}))),
-    Factor("of", "uses of 'of'", PER_100, _words(frozenset({"of"}))),
-    Factor("and", "uses of 'and'", PER_100, _words(frozenset({"and"}))),
-    Factor("but", "uses of 'but'", PER_100, _words(frozenset({"but"}))),
-    Factor("that", "uses of 'that'", PER_100, _words(frozenset({"that"}))),
-    Factor("which", "uses of 'which'", PER_100, _words(frozenset({"which"}))),
+    *(
+        Factor(word, f"uses of '{word}'", PER_100, _words((word,)))
+        for word in ("the", "of", "and", "but", "that", "which")
+    ),
 )
 
 

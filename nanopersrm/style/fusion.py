@@ -1,18 +1,15 @@
 """Fusion: all instruments in one number, the probability that a text is by the writer.
 
-No instrument is good everywhere: character n-grams notice that three words were swapped, factors
-that sentences were joined, the style similarity which person it is. Each gives a distance between
-exemplars and candidate, and a regression on training pairs says how much each is worth:
+Each instrument gives a distance between exemplars and candidate: |z difference| of each factor
+(`profile.py`), minus the character n-gram similarity and, with a model at hand, minus the cosine of
+pooled states (`similarity.py`). A regression on training pairs says how much each is worth:
 
     s(candidate)  = - Σ w · distance       w by logistic regression on s(chosen) - s(rejected)
     probability   = σ(a · s + b)           a, b on chosen and rejected texts one by one
 
-The distances are |z difference| of each factor (`profile.py`), minus the character n-gram
-similarity and, with a model at hand, minus the cosine of pooled states (`similarity.py`). The
-probability is shown as whole percent, 1 to 99. Fusing scores rather than features is what speaker
-verification does (Brümmer and du Preez, Computer Speech & Language 20, 2006).
-
-Worked example: w = (2, 1), distances (0.5, -0.8) give s = -0.2; with a = 1, b = 0.2 that is even.
+Fusing scores rather than features is what speaker verification does (Brümmer and du Preez, Computer
+Speech & Language 20, 2006). Worked example: w = (2, 1), distances (0.5, -0.8) give s = -0.2; with
+a = 1, b = 0.2 that is even.
 
 The regression. A pair has the features x = d(rejected) - d(chosen) and P(right) = σ(w · x), with no
 intercept, because neither place of a pair is special. We maximise
@@ -21,14 +18,11 @@ intercept, because neither place of a pair is special. We maximise
 
 with S = diag(p (1 - p)); a and b come from the same regression (Platt 1999).
 
-A regression knows the pairs it was fitted on too well: of 100 pairs 95 % were right where it was
-77 % of pairs by other writers. So writers are dealt into FOLDS by a hash of their name, and w is
-found once more without each fold. What these say of the writers whom they have not seen gives a and
-b, and `loss`: nats a pair, 0.69 for a guess. A model that learns from the same pairs is shown what
-the fold without their writer says, or it would trust the probability too much.
-
-A distance that a text cannot show counts as the mean of the training pairs. What we left out:
-products of instruments, and weights by kind of text.
+A regression knows the pairs it was fitted on too well. So writers are dealt into FOLDS by a hash of
+their name, and w is found once more without each fold. The scores of the writers left out give a
+and b, and `loss`: nats a pair, 0.69 for a guess. A model that learns from the same pairs is shown
+the fold without their writer, or it would trust the probability too much. A distance that a text
+cannot show counts as the mean of the training pairs.
 """
 
 import hashlib
@@ -41,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AllowInfNan, Field, Strict, TypeAdapter
 
-from nanopersrm.pairs import Pair, validate
+from nanopersrm.pairs import Pair
 from nanopersrm.style.features import FACTORS
 from nanopersrm.style.profile import measured, ngram_similarity, reference
 
@@ -75,10 +69,8 @@ class Fusion:
     folds: Annotated[tuple["Fusion", ...], Field(alias="apart")] = ()
 
     def __post_init__(self) -> None:
-        if strange := sorted({*self.weights, *self.means} - INSTRUMENTS):
-            raise ValueError(f"no instrument is called {strange[0]!r}")
-        if missing := sorted({*self.weights} - {*self.means}):
-            raise ValueError(f"expected a mean of {missing[0]!r}, found none")
+        if not {*self.weights} <= {*self.means} <= INSTRUMENTS:
+            raise ValueError(f"expected weights and means of instruments, got {[*self.means]}")
         if len(self.folds) not in (0, FOLDS):
             raise ValueError(f"expected {FOLDS} folds or none, found {len(self.folds)}")
 
@@ -89,11 +81,10 @@ class Fusion:
     def score(self, exemplars: Sequence[str], text: str, cosine: float | None = None) -> float:
         """s of the docstring. cosine: of the style similarity; None: not measured."""
         distances = _distances(exemplars, text, cosine)
-        known = {
-            name: distances[name] if math.isfinite(distances[name]) else self.means[name]
-            for name in self.weights
+        distances = {
+            k: d if math.isfinite(d) else self.means.get(k, d) for k, d in distances.items()
         }
-        return -sum(weight * known[name] for name, weight in self.weights.items())
+        return -sum(weight * distances[name] for name, weight in self.weights.items())
 
     def probability(self, score: float) -> float:
         """In percent, from 1 to 99."""
@@ -117,11 +108,6 @@ class Fusion:
 SCHEMA = TypeAdapter(Fusion)
 
 
-def from_json(record: Any, place: str) -> Fusion:
-    """The inverse of `Fusion.to_json`, checked; `place` names the file in errors."""
-    return validate(SCHEMA, record, place)
-
-
 def fold_of(writer: str) -> int:
     """The fold of a writer: the same on every machine."""
     return hashlib.sha256(writer.encode()).digest()[0] % FOLDS
@@ -138,25 +124,23 @@ def fit(pairs: Sequence[Pair], cosines: Cosines | None = None) -> Fusion:
         for side, (text, cosine) in enumerate(zip(texts, alike, strict=True)):
             distances = _distances(pair.exemplars, text, cosine)
             table[i, side] = [distances[name] for name in names]
-    author = {pair.id: pair.author for pair in pairs}
+    authors = {pair.id: pair.author for pair in pairs}
     fold = np.array([fold_of(pair.author) for pair in pairs])  # (pairs,)
-    twin_fold = np.array([fold_of(author.get(pair.twin, pair.author)) for pair in pairs])
+    twin_fold = np.array([fold_of(authors.get(pair.twin, pair.author)) for pair in pairs])
     fits = []
-    held_out = np.full(
-        table.shape[:2], np.nan
-    )  # s of texts by writers held out, less that of means
+    held_out = np.full(table.shape[:2], np.nan)  # s of writers held out, less that of means
     for k in range(FOLDS):
-        known = (fold != k) & (twin_fold != k)
-        weights, means = weigh(table[known])
+        others = (fold != k) & (twin_fold != k)
+        weights, means = weigh(table[others])
         fits.append((weights, means))
-        if known.any():
+        if others.any():
             rows = np.where(np.isfinite(table), table, means)[fold == k]
             held_out[fold == k] = -((rows - means) @ weights)
     held_out = held_out[np.isfinite(held_out[:, 0])]
-    slope, middle = _platt(held_out) if len(held_out) else (0.0, 0.0)
-    loss = (
-        float(np.logaddexp(0, held_out[:, 1] - held_out[:, 0]).mean()) if len(held_out) else GUESS
-    )
+    slope, middle, loss = 0.0, 0.0, GUESS
+    if len(held_out):
+        slope, middle = _platt(held_out)
+        loss = float(np.logaddexp(0, held_out[:, 1] - held_out[:, 0]).mean())
 
     def fusion(weights: Array, means: Array) -> Fusion:
         offset = middle + slope * float(means @ weights)  # s of a mean text is minus the last

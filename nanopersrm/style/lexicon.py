@@ -14,26 +14,10 @@ LISTS: dict[str, frozenset[str]] = {
         files("nanopersrm.style").joinpath("lexicon.json").read_text("utf-8")
     ).items()
 }
-ABBREVIATIONS = LISTS["abbreviations"]
-I_WORDS = LISTS["i_words"]
-WE_WORDS = LISTS["we_words"]
-YOU_WORDS = LISTS["you_words"]
-THEY_WORDS = LISTS["they_words"]
-CONJUNCTIONS = LISTS["conjunctions"]
-SUBORDINATORS = LISTS["subordinators"]
-HEDGES = LISTS["hedges"]
-BOOSTERS = LISTS["boosters"]
-INFORMAL = LISTS["informal"]
-NEGATIONS = LISTS["negations"]
-DUTIES = LISTS["duties"]
-BE_FORMS = LISTS["be_forms"]
-PARTICIPLES = LISTS["participles"]
-NOT_ADVERBS = LISTS["not_adverbs"]
-BARE_CONTRACTIONS = LISTS["bare_contractions"]
-IS_CONTRACTIONS = LISTS["is_contractions"]
-PRONOUNS = I_WORDS | WE_WORDS | YOU_WORDS | THEY_WORDS | LISTS["it_words"]
-LATINATE = tuple(sorted(LISTS["latinate"]))  # endings
-CONTRACTED = tuple(sorted(LISTS["contracted"]))  # endings
+PRONOUNS = frozenset[str]().union(
+    *(LISTS[f"{who}_words"] for who in ("i", "we", "you", "they", "it"))
+)
+ENDINGS = {name: tuple(sorted(LISTS[name])) for name in ("latinate", "contracted")}
 HEDGE_PHRASES = re.compile(
     r"\b(?:kind of|sort of|a bit|i think|i suppose|i guess|i believe|in a way|more or less|"
     r"to some extent)\b"

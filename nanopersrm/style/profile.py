@@ -9,22 +9,20 @@ With the table that `reference.py` has measured on some 250 authors a number get
 Worked number: 2.25 semicolons per 100 words has root 1.5; with root_mean 0.45 and root_sd 0.55 that
 is z = 1.9. Two texts are compared by `factor_distance`, the mean |difference of z| weighted by
 reliability, and by `ngram_similarity`, the cosine of 3- and 4-grams inside words, (1 + log count) x
-idf. Texts are cut into pieces of the lengths that the reference knows, because the cosine grows
-with the length. Much shorter texts look less similar than they are.
+idf. Texts are cut into even pieces, because the cosine grows with the length.
 """
 
 import json
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from string import ascii_uppercase
 from typing import NamedTuple
 
-from nanopersrm import InputError
 from nanopersrm.style.features import COUNTED, FACTORS, PER_100, SENTENCE_SHARE, Factor, measure
 from nanopersrm.style.text import FOLD
 
@@ -57,16 +55,16 @@ class Stats:
     root_sd: float
     seen: float  # share of pieces where the value is above 0
     reliability: float  # 0 to 1
-    quantiles: tuple[float, ...]  # evenly spaced from the least to the greatest
+    quantiles: Sequence[float]  # evenly spaced from the least to the greatest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """What many writers do, and how alike two strangers of one domain are."""
 
     factors: dict[str, Stats]
-    similarity: tuple[float, ...]  # quantiles of ngram_similarity between strangers
-    distance: tuple[float, ...]  # quantiles of factor_distance between strangers
+    similarity: Sequence[float]  # quantiles of ngram_similarity between strangers
+    distance: Sequence[float]  # quantiles of factor_distance between strangers
     idf: dict[str, float]  # of the commonest n-grams
     rare: float  # idf of all others
 
@@ -84,7 +82,6 @@ class Trait:
     factor: str
     value: float
     z: float
-    percentile: float
     salience: float
     phrase: str
 
@@ -92,9 +89,7 @@ class Trait:
 class StyleEvidence(NamedTuple):
     """What the trained instruments say of a candidate (`similarity.py`)."""
 
-    percentile: (
-        float  # of the style similarity: percent of the pairs of strangers that are less similar
-    )
+    percentile: float  # of its style similarity among those of strangers
     probability: float | None = None  # percent, of all instruments together (`fusion.py`)
 
 
@@ -102,13 +97,10 @@ class StyleEvidence(NamedTuple):
 def reference() -> Reference:
     """The table shipped with the package."""
     raw = json.loads(files("nanopersrm.style").joinpath("factor_reference.json").read_text("utf-8"))
-    stats = {
-        n: Stats(**{**f, "quantiles": tuple(f["quantiles"])}) for n, f in raw["factors"].items()
-    }
     return Reference(
-        factors=stats,
-        similarity=tuple(raw["similarity"]),
-        distance=tuple(raw["distance"]),
+        factors={name: Stats(**stats) for name, stats in raw["factors"].items()},
+        similarity=raw["similarity"],
+        distance=raw["distance"],
         idf=dict(zip(raw["grams"], raw["idf"], strict=True)),
         rare=raw["rare"],
     )
@@ -164,8 +156,7 @@ def profile(texts: Sequence[str], top: int | None = None) -> list[Trait]:
         phrase = level(name, value)
         if factor.words == COUNTED and value > 0:
             phrase += f" ({_figure(value)} {factor.unit})"
-        rank = percentile(stats.quantiles, value)
-        traits.append(Trait(name, value, z, rank, abs(z) * stats.reliability, phrase))
+        traits.append(Trait(name, value, z, abs(z) * stats.reliability, phrase))
     return sorted(traits, key=lambda trait: -trait.salience)[:top]
 
 
@@ -181,7 +172,8 @@ def grams(text: str) -> Counter[str]:
     return counts
 
 
-def _direction(texts: Iterable[str], words: int, against: Reference) -> dict[str, float]:
+@lru_cache(maxsize=128)
+def _direction(texts: tuple[str, ...], words: int, against: Reference) -> dict[str, float]:
     """Mean of the unit n-gram vectors of the texts, cut into even pieces of about `words` words.
 
     The dot product of two such means is the mean cosine over all pairs of pieces.
@@ -205,39 +197,27 @@ def _direction(texts: Iterable[str], words: int, against: Reference) -> dict[str
     return total
 
 
-@lru_cache(maxsize=256)
-def measured(texts: tuple[str, ...]) -> dict[str, float | None]:
-    """`measure`, remembered: the exemplars of a call are measured once, not once a candidate."""
-    return measure(texts)
-
-
-@lru_cache(maxsize=128)
-def _known_direction(texts: tuple[str, ...], words: int) -> dict[str, float]:
-    return _direction(texts, words, reference())
+measured = lru_cache(maxsize=256)(measure)  # of a tuple of texts: exemplars are measured once
 
 
 def ngram_similarity(
     exemplars: Sequence[str], candidate: str, against: Reference | None = None
 ) -> float:
     """Mean cosine of character n-grams between exemplars and candidate, 0 to 1."""
-    if against is None:
-        writer = _known_direction(tuple(exemplars), EXEMPLAR_WORDS)
-        other = _known_direction((candidate,), CANDIDATE_WORDS)
-    else:
-        writer = _direction(exemplars, EXEMPLAR_WORDS, against)
-        other = _direction([candidate], CANDIDATE_WORDS, against)
+    against = against or reference()
+    writer = _direction(tuple(exemplars), EXEMPLAR_WORDS, against)
+    other = _direction((candidate,), CANDIDATE_WORDS, against)
     cosine = sum(weight * writer[gram] for gram, weight in other.items() if gram in writer)
     return min(1.0, max(0.0, cosine))
 
 
-def ngram_percentile(similarity: float) -> float:
-    """Percent of the pairs of strangers that are less similar than `similarity`."""
-    return percentile(reference().similarity, similarity)
-
-
-def distance_percentile(distance: float) -> float:
-    """Percent of the pairs of strangers that are closer."""
-    return percentile(reference().distance, distance)
+@lru_cache(maxsize=256)
+def strangers_farther(exemplars: tuple[str, ...], candidate: str) -> tuple[float, float]:
+    """Percent of the pairs of strangers that are farther apart: by n-grams, and by factors."""
+    return (
+        percentile(reference().similarity, ngram_similarity(exemplars, candidate)),
+        100.0 - percentile(reference().distance, factor_distance(exemplars, candidate)),
+    )
 
 
 def measured_distance(
@@ -288,32 +268,22 @@ def measured_block(
     """What stands between the measured tags of a prompt: one line a factor, one a candidate.
 
     Rates without a unit are per 100 words. The last lines say how many strangers are farther from
-    the exemplars than the candidate is, by n-gram similarity, by factor distance and, with
-    `style_evidence` (one a candidate), by style; then how probable all of it makes the candidate.
+    the exemplars than the candidate is; then how probable all of it makes the candidate.
     """
-    if not exemplars or not 1 <= len(candidates) <= len(ascii_uppercase):
-        raise InputError(
-            f"expected at least 1 exemplar and 1 to 26 candidates, got {len(exemplars)} and "
-            f"{len(candidates)}"
-        )
     evidence = style_evidence or ()
     assert len(evidence) in (0, len(candidates)), f"{evidence} for {len(candidates)} texts"
     labels = ["candidate"] if len(candidates) == 1 else ascii_uppercase[: len(candidates)]
     values = [measured((candidate,)) for candidate in candidates]
     lines: list[str] = []
     for trait in salient(exemplars):
-        others = [
-            f"{k} {_reading(trait.factor, m[trait.factor])}"
-            for k, m in zip(labels, values, strict=True)
-        ]
-        writer = f"writer {_reading(trait.factor, trait.value)}"
-        lines.append(f"{BY_NAME[trait.factor].label}: {', '.join([writer, *others])}")
+        rows = zip(["writer", *labels], [{trait.factor: trait.value}, *values], strict=True)
+        parts = [f"{whose} {_reading(trait.factor, row[trait.factor])}" for whose, row in rows]
+        lines.append(f"{BY_NAME[trait.factor].label}: {', '.join(parts)}")
     for i, (label, candidate) in enumerate(zip(labels, candidates, strict=True)):
-        alike = ngram_percentile(ngram_similarity(exemplars, candidate))
-        close = 100.0 - distance_percentile(factor_distance(exemplars, candidate))
+        ngrams, factors = strangers_farther(tuple(exemplars), candidate)
         style = f", style {evidence[i].percentile:.0f}%" if evidence else ""
         lines.append(
-            f"{label} closer than strangers: n-grams {alike:.0f}%, factors {close:.0f}%{style}"
+            f"{label} closer than strangers: n-grams {ngrams:.0f}%, factors {factors:.0f}%{style}"
         )
     for label, shown in zip(labels, evidence, strict=False):
         if shown.probability is not None:

@@ -6,29 +6,24 @@
     similarity    = vector(candidate) · writer, a cosine between -1 and 1
 
 Mean and deviation are those of many texts: without them a few numbers that are large in every text
-decide the cosine. The first quarter of the blocks is enough, indeed better: early blocks know how a
-thing is said, late ones what comes next.
+decide the cosine. Only the first quarter of the blocks runs: early blocks know how a thing is said,
+late ones what comes next.
 
 An adapter on those blocks is trained by contrast: B writers of one domain a step, one text of each
-as exemplar e and one as candidate c, and e must find its own c among all, and c its own e too (van
-den Oord et al., arXiv 1807.03748):
+as exemplar e and one as candidate c, each of which must find the other (arXiv 1807.03748):
 
     loss = mean over writers i of   ½ (-log softmax_j(e_i · c_j / τ))[i]
                                   + ½ (-log softmax_k(e_k · c_i / τ))[i]
 
 Worked number: two writers, e·c = [[0.9, 0.5], [0.6, 0.8]], τ = 0.1. The rows lead by 4 and 2, the
-columns by 3 and 3 (in units of τ): log(1 + e^-4) = 0.018, log(1 + e^-2) = 0.127, twice
-log(1 + e^-3) = 0.049; the loss is ½ · 0.0726 + ½ · 0.0486 = 0.061. A guess would be log 2 = 0.69.
+columns by 3 and 3 (in units of τ), so the loss is 0.061. A guess would be log 2 = 0.69.
 
-A cosine of 0.83 tells nobody anything. So the similarities of many pairs of strangers are kept with
-the adapter, as 101 quantiles, and a prompt reads "closer than 91 % of strangers". With the fusion
-of all instruments (`fusion.py`) that is the *style evidence* of a candidate.
-
-A text counts with its first 256 tokens, which bounds the cost. Texts of one judgement run alone,
+The similarities of many pairs of strangers are kept with the adapter, as 101 quantiles, and a prompt
+reads "closer than 91 % of strangers". With the fusion of all instruments (`fusion.py`) that is the
+*style evidence* of a candidate. A text counts with its first 256 tokens. Texts of one judgement run
 each in a forward of its own, so that a number never depends on what happened to be beside it.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
@@ -48,14 +43,14 @@ from nanopersrm.model.lora import Lora, LoraConfig, load_lora, matrices, save_lo
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.pairs import validate
-from nanopersrm.style.fusion import Cosines, Fusion, Number, from_json
+from nanopersrm.style.fusion import SCHEMA, Cosines, Fusion, Number
 from nanopersrm.style.profile import StyleEvidence, percentile
 
 QUARTER = 0.26  # share of the blocks that run
 LEAST_DEVIATION = 1e-4  # of a number that is the same in all texts
 QUANTILES = 101  # a step of one percent
 TOKENS_AT_ONCE = 8192  # in one forward without gradients: bounds memory
-REMEMBERED = 256  # vectors kept between calls, the exemplars' above all
+REMEMBERED = 256  # vectors kept between calls, at most
 FILE = "style.json"
 
 
@@ -102,8 +97,7 @@ class StyleFile(BaseModel):
 def pool(hidden: Tensor, starts: Sequence[int]) -> Tensor:
     """hidden (N, D), segment s on rows starts[s]:starts[s + 1] -> their means (S, D) in fp32.
 
-    A product with an (S, N) matrix of 1 / length: the sums come in one order on every machine,
-    where adding by index would not on a GPU.
+    A product with a matrix (S, N): adding by index has no fixed order on a GPU.
     """
     assert len(hidden) == starts[-1], f"{len(hidden)} rows for segments that end at {starts[-1]}"
     assert all(a < b for a, b in pairwise(starts)), f"expected segments of 1 row or more: {starts}"
@@ -121,27 +115,23 @@ def writer_of(vectors: Tensor) -> Tensor:
 
 
 def in_batch_loss(
-    exemplars: Tensor, candidates: Tensor, mine: Tensor, same: Tensor, temperature: float
+    exemplars: Tensor, candidates: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """The contrast of the docstring, and the share of writers that find their own candidate.
 
-    exemplars (B, D), candidates (C, D) unit rows with C ≥ B; mine (B,) int64, each writer's own
-    candidate; same (B, C) bool, candidates by the same writer, which are no negatives.
+    exemplars (B, D), candidates (C, D): unit rows, the first B candidates by the same writers.
     """
-    B, C = len(exemplars), len(candidates)
-    assert B >= 2, f"expected 2 writers or more, got {B}"
-    assert mine.shape == (B,), f"expected mine ({B},), got {tuple(mine.shape)}"
-    assert same.shape == (B, C), f"expected same ({B}, {C}), got {tuple(same.shape)}"
-    theirs = mine[:, None] == torch.arange(C, device=mine.device)  # (B, C)
-    cosines = (exemplars @ candidates.T / temperature).masked_fill(same & ~theirs, -torch.inf)
-    back = cosines[:, mine].T  # (B, B) of each own candidate to all exemplars
-    everyone = torch.arange(B, device=mine.device)
-    loss = (F.cross_entropy(cosines, mine) + F.cross_entropy(back, everyone)) / 2
-    return loss, (cosines.argmax(-1) == mine).float().mean()
+    B = len(exemplars)
+    assert 2 <= B <= len(candidates), f"{B} writers and {len(candidates)} candidates"
+    writers = torch.arange(B, device=exemplars.device)
+    cosines = exemplars @ candidates.T / temperature  # (B, C)
+    back = cosines[:, :B].T  # (B, B) of each writer's candidate to all exemplars
+    loss = (F.cross_entropy(cosines, writers) + F.cross_entropy(back, writers)) / 2
+    return loss, (cosines.argmax(-1) == writers).float().mean()
 
 
 class Standard(NamedTuple):
-    """What is usual: of many texts, the mean and the deviation of each number of their states."""
+    """Mean and deviation of each number of the states of many texts."""
 
     mean: Tensor  # (D,) fp32
     deviation: Tensor  # (D,)
@@ -185,16 +175,13 @@ def batch_loss(
     exemplars[i]: the ids of some texts by writer i; candidates[i]: of another one by the same;
     negatives: of texts by none of the writers.
     """
-    B, C = len(exemplars), len(candidates) + len(negatives)
-    assert len(candidates) == B, f"{B} writers but {len(candidates)} candidates"
-    texts = [text for some in exemplars for text in some]
+    assert len(candidates) == len(exemplars), f"{len(exemplars)} writers, {len(candidates)} texts"
+    texts = [text for writer in exemplars for text in writer]
     packed = [*texts, *candidates, *negatives]
     vectors = vectors_of(states(model, packed, config.depth(model), recompute), standard)
     starts = list(accumulate(map(len, exemplars), initial=0))
     writers = F.normalize(pool(vectors[: len(texts)], starts), dim=-1)  # (B, D)
-    mine = torch.arange(B, device=vectors.device)
-    same = mine[:, None] == torch.arange(C, device=vectors.device)  # (B, C) their own, no other
-    return in_batch_loss(writers, vectors[len(texts) :], mine, same, config.temperature)
+    return in_batch_loss(writers, vectors[len(texts) :], config.temperature)
 
 
 def adapter(model: Model, config: LoraConfig, style: StyleConfig, seed: int) -> Lora:
@@ -227,15 +214,15 @@ class Style:
         self.quantiles = tuple(quantiles)  # of the similarities of strangers; may come later
         self.standard = standard
         self.fusion: Fusion | None = None  # this and all other instruments as one
-        self._known: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # newest last
-        self._version = -1  # of the masters that these vectors were made with
+        self._vectors: dict[tuple[int, ...], Tensor] = {}  # of texts by their ids
+        self._version = -1  # of the adapter that made these vectors
 
     def standardise(self, texts: Sequence[Sequence[int]]) -> None:
-        """Measure what is usual on the ids of many texts, with the adapter as it is now."""
+        """Measure mean and deviation on the ids of many texts, with the adapter as it is now."""
         assert len(texts) >= 2, f"expected 2 texts or more, got {len(texts)}"
         states = self._states(texts)  # (n, D)
         self.standard = Standard(states.mean(0), states.std(0).clamp_min(LEAST_DEVIATION))
-        self._known.clear()
+        self._vectors.clear()
 
     def embed(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """The ids of n texts -> their vectors (n, D), in forwards of bounded size."""
@@ -244,10 +231,9 @@ class Style:
     @torch.no_grad()
     def _states(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """With the style adapter on and dropout off; then all is as it was."""
-        cut = [tuple(text[: self.config.tokens]) for text in texts]
-        batches: list[list[tuple[int, ...]]] = []
+        batches: list[list[Sequence[int]]] = []
         room = 0
-        for text in cut:
+        for text in (text[: self.config.tokens] for text in texts):
             if len(text) > room:
                 batches.append([])
                 room = TOKENS_AT_ONCE
@@ -271,30 +257,16 @@ class Style:
         others = torch.stack([self._vector(text) for text in candidates])  # (n, D)
         return (others * writer).sum(-1).tolist()  # row by row: no neighbour matters
 
-    def percentiles(
-        self, exemplars: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
-    ) -> list[float]:
-        """Percent of the pairs of strangers that are less similar, for each candidate."""
-        return [self.percentile(cosine) for cosine in self.similarities(exemplars, candidates)]
-
-    def percentile(self, cosine: float) -> float:
-        """Percent of the pairs of strangers that are less similar."""
-        assert self.quantiles, "the quantiles of strangers are not measured yet"
-        return percentile(self.quantiles, cosine)
-
     def _vector(self, text: Sequence[int]) -> Tensor:
         """(D,) of a text in a forward of its own, remembered while the adapter stays as it is."""
         version = sum(part._version for part in self.lora.parameters())
-        if version != self._version:
-            self._known.clear()
+        if version != self._version or len(self._vectors) >= REMEMBERED:
+            self._vectors.clear()
             self._version = version
         key = tuple(text[: self.config.tokens])
-        if key not in self._known:
-            self._known[key] = self.embed([key])[0]
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
+        if key not in self._vectors:
+            self._vectors[key] = self.embed([key])[0]
+        return self._vectors[key]
 
     def facts(self) -> dict[str, Any]:
         """What was measured, as plain numbers."""
@@ -313,8 +285,8 @@ class Style:
         mean, deviation = (torch.tensor(facts[k], device=device) for k in ("mean", "deviation"))
         self.standard = Standard(mean, deviation) if len(mean) else None
         record = facts.get("fusion")
-        self.fusion = None if record is None else from_json(record, FILE)
-        self._known.clear()
+        self.fusion = None if record is None else validate(SCHEMA, record, FILE)
+        self._vectors.clear()
         return self
 
     def save(self, folder: Path, base_name: str) -> None:
@@ -328,10 +300,9 @@ class Style:
         place, record = str(folder / FILE), read_json(folder / FILE)
         file = validate(TypeAdapter(StyleFile), record, place)
         layers, D = model.config.layers, model.config.D
-        if file.layers > layers:
-            raise InputError(f"{place}, field layers: the base has {layers}, found {file.layers}")
-        if len(file.mean) not in (0, D):  # 0: saved without a standard
-            raise InputError(f"{place}, field mean: expected {D} numbers, found {len(file.mean)}")
+        if file.layers > layers or len(file.mean) not in (0, D):  # 0: saved without a standard
+            sizes = f"{file.layers} layers, mean of {len(file.mean)}"
+            raise InputError(f"{place}: expected layers up to {layers}, mean of {D}, got {sizes}")
         config = StyleConfig(file.layers, file.tokens, file.temperature)
         return Style(model, load_lora(folder, model).freeze(), config).measured(record)
 
@@ -354,14 +325,15 @@ def style_evidence_fn(
 ) -> StyleEvidenceFn:
     """The percentile of the style similarity and, where instruments are fused, the probability.
 
-    writers: of exemplars that are trained on, whose they are: training sees what a fusion says that
-    was fitted without their writer, as judging does.
+    writers: of exemplars that are trained on, whose they are: the fusion is then the one that was
+    fitted without this writer.
     """
     similar = cosines(tokenizer, style)
 
     def style_evidence(exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
+        assert style.quantiles, "the similarities of strangers are not measured yet"
         alike = similar(exemplars, texts)
-        percents = [style.percentile(cosine) for cosine in alike]
+        percents = [percentile(style.quantiles, cosine) for cosine in alike]
         if (fusion := style.fusion) is None:
             return [StyleEvidence(percent) for percent in percents]
         writer = (writers or {}).get(tuple(text.strip() for text in exemplars))

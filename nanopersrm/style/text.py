@@ -1,12 +1,9 @@
 """Cut the texts of one writer into paragraphs, sentences and words, once for all features.
 
 A single line break is a hard wrap and counts as a blank; a blank line ends a paragraph; curly
-quotes become straight quotes. So what a mail program does to the layout changes no number. No
-pattern below has two ways to match the same characters, so a text of a million characters takes
-time in proportion to its length.
-
-What we left out. Single quotes are not told from apostrophes, `F. Supp.` ends a sentence that it
-should not, and scripts without blanks between words come out as few, long words.
+quotes become straight quotes. No pattern below has two ways to match the same characters, so the
+time is in proportion to the length. Left out: single quotes are not told from apostrophes, and
+scripts without blanks between words come out as few, long words.
 """
 
 import re
@@ -14,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nanopersrm.style.lexicon import ABBREVIATIONS
+from nanopersrm.style.lexicon import LISTS
 
-# Layout and marks. None of these patterns can match one run of characters in two ways.
+# Layout and marks.
 FOLD = str.maketrans(
     dict.fromkeys("‘’ʼ´`′", "'")
     | dict.fromkeys("“”„«»″", '"')
@@ -101,7 +98,7 @@ def _ends_sentence(token: str, following: str) -> bool:
     initials = len(bare) <= 8 and all(
         len(part) == 1 and part.isalpha() for part in bare[:-1].split(".")
     )
-    return bare not in ABBREVIATIONS and not (initials and bare != "i.")
+    return bare not in LISTS["abbreviations"] and not (initials and bare != "i.")
 
 
 def sentences(block: str) -> Iterator[str]:

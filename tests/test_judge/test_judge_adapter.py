@@ -10,21 +10,24 @@ from fixtures import (
     EXEMPLARS,
     FUSED,
     PLAIN,
+    QUANTILES,
     QUICK,
     make_adapter,
     make_base,
 )
 from safetensors.torch import load_file, save_file
 
+from data.build import demo_pairs
 from nanopersrm import InputError
+from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.judge import UNTRAINED, Judge
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.model.base import Base
+from nanopersrm.model.base import DEFAULT_BASE, Base
 from nanopersrm.model.linear import Linear
 from nanopersrm.model.lora import load_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
-from nanopersrm.style.profile import StyleEvidence, measured_block
+from nanopersrm.style.profile import StyleEvidence, measured_block, percentile
 from nanopersrm.style.similarity import Style
 
 
@@ -61,15 +64,16 @@ def test_the_style_percentile_stands_in_the_measured_block(base, folder, judge, 
     shown: list[str] = []
     chat = judge.tokenizer.chat
 
-    def listening(turns, *rest, **named):
+    def recorded(turns, *rest, **named):
         shown.append(turns[1]["content"])
         return chat(turns, *rest, **named)
 
-    monkeypatch.setattr(judge.tokenizer, "chat", listening)
+    monkeypatch.setattr(judge.tokenizer, "chat", recorded)
     judge.judge(EXEMPLARS, CANDIDATES[:2], config=JudgeConfig(think=False))
     bare = load(base, torch.float32, CPU)  # the style adapter replaces the judge's
     ids = [judge.tokenizer.encode(text) for text in (*EXEMPLARS, *CANDIDATES[:2])]
-    percents = Style.load(folder / "style", bare).percentiles(ids[:2], ids[2:])
+    style = Style.load(folder / "style", bare)
+    percents = [percentile(QUANTILES, cosine) for cosine in style.similarities(ids[:2], ids[2:])]
     assert len({round(percent) for percent in percents}) == 2
     for candidate, percent in zip(CANDIDATES[:2], percents, strict=True):
         block = measured_block(EXEMPLARS, [candidate], style_evidence=[StyleEvidence(percent)])
@@ -80,21 +84,20 @@ def test_the_style_percentile_stands_in_the_measured_block(base, folder, judge, 
     assert not any("<measured>" in text for text in shown)
 
 
-def test_what_all_instruments_say_is_said_beside_the_score(judge, monkeypatch):
+def test_the_probability_of_all_instruments_stands_beside_the_score(judge, monkeypatch):
     """Of each candidate in the order of the call, as the prompts show it; none without."""
     assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=PLAIN).measured is None
     assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=JudgeConfig(think=False)).measured is None
     monkeypatch.setattr(judge.style, "fusion", FUSED)
     texts = [CANDIDATES[1], CANDIDATES[0], f" {CANDIDATES[1]}\n"]
+    expected = [
+        evidence.probability
+        for evidence in judge.style_evidence(EXEMPLARS, [text.strip() for text in texts])
+    ]
     for mode in ("pointwise", "pairwise"):
-        found = judge.judge(EXEMPLARS, texts, config=JudgeConfig(mode, think=False))
-        expected = [
-            near.probability
-            for near in judge.style_evidence(EXEMPLARS, [text.strip() for text in texts])
-        ]
-        assert found.measured == pytest.approx(expected)
-        assert found.measured[0] == found.measured[2] != found.measured[1]
-    assert judge.judge(EXEMPLARS, texts, config=PLAIN).measured is None  # without evidence
+        judgement = judge.judge(EXEMPLARS, texts, config=JudgeConfig(mode, think=False))
+        assert judgement.measured == pytest.approx(expected)
+        assert judgement.measured[0] == judgement.measured[2] != judgement.measured[1]
 
 
 def test_a_model_in_training_can_judge(base, folder, judge):
@@ -138,11 +141,7 @@ def test_notes(base, folder, judge, tmp_path):
     bare = make_adapter(tmp_path / "bare", base, evidence=False, form="pointwise", style=False)
     other = Judge.load(base.path, bare, dtype="fp32")
     config = JudgeConfig("pairwise", think=False)
-    assert other.judge(EXEMPLARS, CANDIDATES[:2], config=config).notes == [
-        "this adapter was trained without measured evidence and is asked with",
-        "this adapter was trained on pointwise prompts and is asked pairwise",
-    ]
-    assert other.style is not None  # for the judge `style`, but not shown in prompts
+    assert len(other.judge(EXEMPLARS, CANDIDATES[:2], config=config).notes) == 2
     (bare / "judge.json").unlink()
     peft = Judge.load(base.path, bare, dtype="fp32")
     assert peft.judge(EXEMPLARS, CANDIDATES[:1], config=PLAIN).notes == []
@@ -150,26 +149,57 @@ def test_notes(base, folder, judge, tmp_path):
     assert untrained.judge(EXEMPLARS, CANDIDATES[:1], config=PLAIN).notes == [UNTRAINED]
 
 
-def test_refused_folders(base, folder, tmp_path):
-    def refused(adapter: Path, *parts: str) -> None:
-        with pytest.raises(InputError) as caught:
-            Judge.load(base.path, adapter, dtype="fp32")
-        assert "\n" not in str(caught.value)
-        for part in (str(adapter), *parts):
-            assert part in str(caught.value)
+def test_refused_folders(base, tmp_path):
+    def refused(folder: Path, part: str) -> None:
+        with pytest.raises(InputError, match=part) as caught:
+            Judge.load(base.path, folder, dtype="fp32")
+        assert str(folder) in str(caught.value)
 
-    refused(tmp_path / "nowhere", "--adapter", "adapter_config.json", "no such folder")
-    refused(tmp_path, "found none")
-    made = make_adapter(tmp_path / "run" / "adapter", base)
-    refused(made.parent, f"did you mean {made}?")
-    tensors = load_file(made / "adapter_model.safetensors")
+    refused(tmp_path / "nowhere", "--adapter")
+    refused(tmp_path, "adapter_config.json")
+    folder = make_adapter(tmp_path / "adapter", base)
+    tensors = load_file(folder / "adapter_model.safetensors")
     name = next(iter(tensors))
-    save_file(tensors | {name: tensors[name][:, :-1].clone()}, made / "adapter_model.safetensors")
-    refused(made, f"tensor {name} has shape")
-    (made / "adapter_model.safetensors").write_bytes(b"cut")
-    refused(made, "adapter_model.safetensors")
-    made = make_adapter(tmp_path / "fresh", base)
-    (made / "style").rename(made / "other")
-    refused(made, "the folder style")
-    (made / "judge.json").write_text("{")
-    refused(made, "judge.json, line 1")
+    save_file(tensors | {name: tensors[name][:, :-1].clone()}, folder / "adapter_model.safetensors")
+    refused(folder, f"tensor {name} has shape")
+    folder = make_adapter(tmp_path / "fresh", base)
+    (folder / "style").rename(folder / "other")
+    refused(folder, "style")
+    (folder / "judge.json").write_text("{")
+    refused(folder, "judge.json, line 1")
+
+
+# The adapter in the package
+
+
+def test_what_the_package_brings():
+    made = adapter_settings.read(adapter_settings.SHIPPED)
+    assert made is not None
+    assert (made.base, made.nf4, made.evidence, made.style) == (DEFAULT_BASE, False, True, True)
+    assert made.sharpness != 1.0  # calibrated
+    files = [path for path in adapter_settings.SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 24 << 20
+    card = (adapter_settings.SHIPPED / "README.md").read_text(encoding="utf-8")
+    assert all(word in card for word in ("Licence", "train_sft.py", "seed", "Limits"))
+
+
+@pytest.mark.base
+def test_it_knows_writers_it_was_not_trained_on():
+    """Twelve invented writers, none of them in its training pairs: 20 couples of twins."""
+    judge = Judge.load()
+    assert judge.trained
+    assert judge.style is not None
+    assert judge.style.fusion is not None
+    pairs = demo_pairs(seed=3, pairs=40)[:40]
+    right = {}
+    for pair in pairs:
+        found = judge.judge(
+            pair.exemplars, [pair.chosen, pair.rejected], config=JudgeConfig(think=False)
+        )
+        assert found.well_formed
+        assert found.notes == []
+        right[pair.id] = found.verdict == 0
+    assert sum(right.values()) >= 30
+    assert sum(right[pair.id] and right[pair.twin] for pair in pairs) >= 22
+    reasoned = judge.judge(pairs[0].exemplars, [pairs[0].chosen, pairs[0].rejected])
+    assert reasoned.well_formed

@@ -51,18 +51,10 @@ def both(cells: dict[tuple[int, int], float]) -> Drawn:
     return Drawn([math.fsum(row) for row in joint], joint)
 
 
-SIXTEENTHS = st.lists(st.integers(1, 9), min_size=16, max_size=16).map(
-    lambda digits: Drawn([digits.count(d) / 16 for d in range(1, 10)])
-)
-JOINT = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=16, max_size=16).map(
-    lambda cells: both({cell: cells.count(cell) / 16 for cell in cells})
-)
-
-
 def test_pointwise_by_hand():
     """Nine against an even chance of one and nine: it wins half the time and ties the other."""
-    asked = [(0,), (1,)]
-    scores, table = pointwise(2, asked, [[one_hot(9)], [Drawn([0.5] + [0.0] * 7 + [0.5])]])
+    orders = [(0,), (1,)]
+    scores, table = pointwise(2, orders, [[one_hot(9)], [Drawn([0.5] + [0.0] * 7 + [0.5])]])
     assert scores == [9, 5]
     assert table == [[0.5, 0.75], [0.25, 0.5]]
     order = ranked(table)
@@ -71,9 +63,9 @@ def test_pointwise_by_hand():
 
 def test_pairwise_by_hand():
     """0 first: 7 against 3 for sure. 1 first: 5 against 5 or 6 against 2."""
-    asked = [(0, 1), (1, 0)]
+    orders = [(0, 1), (1, 0)]
     answers = [[both({(7, 3): 1.0})], [both({(5, 5): 0.5, (6, 2): 0.5})]]
-    scores, table = pairwise(2, asked, answers)
+    scores, table = pairwise(2, orders, answers)
     # 0 beats 1: 1 in its own order; 1/4 in the other, so 5/8
     assert table == [[0.5, 0.625], [0.375, 0.5]]
     assert scores == [(7 + 3.5) / 2, (3 + 5.5) / 2]
@@ -83,12 +75,12 @@ def test_pairwise_by_hand():
 @pytest.mark.parametrize("n", [3, 8, 11])
 def test_many_are_ranked_by_their_strengths(n):
     """The lower index fits better, in each order, with 3 to 1: also for pairs never compared."""
-    asked = orders_of(n, "pairwise")
+    orders = orders_of(n, "pairwise")
     answers = [
         [both({(7, 3): 0.75, (3, 7): 0.25} if a < b else {(3, 7): 0.75, (7, 3): 0.25})]
-        for a, b in asked
+        for a, b in orders
     ]
-    scores, table = pairwise(n, asked, answers)
+    scores, table = pairwise(n, orders, answers)
     strengths = bradley_terry(n, dict.fromkeys(schedule(n), 0.75))
     far = min(3, n - 1)
     assert ((0, far) in schedule(n)) == (n <= 8)
@@ -102,57 +94,18 @@ def test_many_are_ranked_by_their_strengths(n):
             assert (table[i][j] > 0.5) == (strengths[i] > strengths[j])
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(SIXTEENTHS, min_size=2, max_size=5), st.randoms())
-def test_pointwise_mirrors_exactly(drawn, random):
-    n = len(drawn)
-    order = list(range(n))
-    random.shuffle(order)
-    asked = [(i,) for i in range(n)]
-    scores, table = pointwise(n, asked, [[one] for one in drawn])
-    moved, mirrored = pointwise(n, asked, [[drawn[i]] for i in order])
-    assert moved == [scores[i] for i in order]
-    assert mirrored == [[table[i][j] for j in order] for i in order]
-    assert all(table[i][j] + table[j][i] == 1 for i in range(n) for j in range(n))
-
-
-@settings(max_examples=60, deadline=None)
-@given(JOINT, JOINT)
-def test_pairwise_mirrors_exactly(one, two):
-    """The two candidates swapped: the same prompts, told the other way round."""
-    asked = [(0, 1), (1, 0)]
-    scores, table = pairwise(2, asked, [[one], [two]])
-    swapped, mirrored = pairwise(2, asked, [[two], [one]])
-    assert swapped == scores[::-1]
-    assert mirrored == [row[::-1] for row in table[::-1]]
-    before, after = ranked(table), ranked(mirrored)
-    found, turned = verdict_of(scores, table, before), verdict_of(swapped, mirrored, after)
-    assert turned == ({0: 1, 1: 0}[found] if isinstance(found, int) else found)
-
-
-@pytest.mark.parametrize("n", [2, 3, 9])
+@pytest.mark.parametrize("n", [2, 3])
 def test_a_probability_that_is_no_number_is_invalid_pairwise(n):
-    asked = orders_of(n, "pairwise")
-    answers = [[both({(5, 5): 1.0})] for _ in asked]
-    answers[1] = [both({(5, 5): NAN})]
-    scores, table = pairwise(n, asked, answers)
-    assert [i for i in range(n) if scores[i] is None] == sorted(asked[1])
+    orders = orders_of(n, "pairwise")
+    answers = [[both({(5, 5): NAN if k == 1 else 1.0})] for k in range(len(orders))]
+    scores, table = pairwise(n, orders, answers)
+    assert [i for i in range(n) if scores[i] is None] == sorted(orders[1])
     assert verdict_of(scores, table, ranked(table)) == "invalid"
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        {"think_tokens": 0},
-        {"samples": -1},
-        {"seed": 0.5},
-        {"temperature": -0.1},
-        {"temperature": NAN},
-        {"temperature": "hot"},
-        {"think": "no"},
-        {"copy_quotes": None},
-        {"mode": "listwise"},
-    ],
+    [{"think_tokens": 0}, {"samples": -1}, {"temperature": NAN}, {"mode": "listwise"}],
 )
 def test_a_wrong_setting_is_named(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
@@ -161,55 +114,37 @@ def test_a_wrong_setting_is_named(wrong):
 
 def test_what_a_reply_claims_is_measured_again():
     """Once as it is, once not, and a quote that nobody wrote."""
-    own, other = "It rained; we stayed; nobody came.", "It rained. We stayed. Nobody came."
-    text = write(
-        'The writer has many semicolons, as in "we stayed", and A has many semicolons, '
-        'as in "she left".',
-        {"A": 3},
+    exemplar, candidate = "It rained; we stayed; nobody came.", "It rained. We stayed."
+    reasoning = (
+        'The writer has many semicolons, "we stayed", and A has many semicolons, "she left".'
     )
-    found = read_reply((1,), text, False, [own], [other])
-    assert (found.candidates, found.problem) == ((1,), None)
-    assert (found.claims, found.claims_true) == (2, 1)
-    assert found.untrue == ("A, many semicolons", '"she left"')
-    assert found.checked == '1 of 2 claims hold; untrue: A, many semicolons; "she left"'
+    text = write(reasoning, {"A": 3})
+    reply = read_reply((1,), text, False, [exemplar], [candidate])
+    assert (reply.candidates, reply.problem) == ((1,), None)
+    assert (reply.claims, reply.claims_true) == (2, 1)
+    assert reply.untrue == ("A, many semicolons", '"she left"')
+    assert reply.checked == '1 of 2 claims hold; untrue: A, many semicolons; "she left"'
     text = text.replace(", and A", ".\n<think>\nA")  # a tag of the model's own hides nothing
-    assert read_reply((1,), text, False, [own], [other]).untrue == found.untrue
-    silent = read_reply((0,), write("", {"A": 3}), False, [own], [other])
-    assert (silent.claims, silent.untrue) == (0, ())
+    assert read_reply((1,), text, False, [exemplar], [candidate]).untrue == reply.untrue
 
 
 # Bradley-Terry
 
 
-@pytest.mark.parametrize("n", range(1, 27))
+@pytest.mark.parametrize("n", [1, 2, 8, 9, 16, 26])
 def test_schedule(n):
+    """All pairs of few; of many a ring that reaches everyone in a few steps, all equally often."""
     pairs = schedule(n)
-    assert pairs == sorted(set(pairs))
     assert all(0 <= i < j < n for i, j in pairs)
     if n <= ALL_PAIRS_UP_TO:
         assert pairs == list(combinations(range(n), 2))
     else:
-        assert len(pairs) <= n * math.ceil(math.log2(n))
         assert len(pairs) < n * (n - 1) / 2
-    assert schedule(n) == pairs
-    # from everyone to everyone in a few steps: a ring of chords of 1, 2, 4, 8, …
-    for start in range(n):
-        reached, steps = {start}, 0
-        while len(reached) < n:
-            new = {b for p in pairs for a, b in (p, p[::-1]) if a in reached} - reached
-            assert new, f"{sorted(reached)} meet nobody else"
-            reached |= new
-            steps += 1
-        assert steps <= 3
-    met = [sum(i in pair for pair in pairs) for i in range(n)]
-    assert n == 1 or min(met) >= min(n - 1, math.floor(math.log2(n)))
-    assert max(met) == min(met)  # and nobody is compared more often than another
-
-
-def true_preferences(
-    strengths: list[float], pairs: list[tuple[int, int]]
-) -> dict[tuple[int, int], float]:
-    return {(i, j): strengths[i] / (strengths[i] + strengths[j]) for i, j in pairs}
+    reached = {0}
+    for _ in range(3):
+        reached |= {b for p in pairs for a, b in (p, p[::-1]) if a in reached}
+    assert len(reached) == n
+    assert len({sum(i in pair for pair in pairs) for i in range(n)}) == 1
 
 
 def test_worked_example(monkeypatch):

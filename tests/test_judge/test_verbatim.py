@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanopersrm.judge.claims import LONGEST_QUOTE, check
+from nanopersrm.judge.claims import check
 from nanopersrm.judge.verbatim import OUTSIDE, Place, Quotable, QuoteTokens
 
 BYTES = [bytes([byte]) for byte in range(256)]
@@ -37,25 +37,18 @@ def drawable(own: Quotable, place: Place, left: int = 1000) -> set[bytes]:
     ("reply", "copied"),
     [
         ('"the rain"', True),
-        ('"the rain,"', True),
         ('It says "the rain, which I" and "pm".', True),
         ('"We left early; the rain', True),  # not closed yet
         ("“the rain»", True),  # all double marks are one
         ('"don’t"', True),
-        ('"don\'t hate"', True),
         ('"at noon"', True),
         ('"b>today"', True),
         ('"Itis 5 pm"', True),  # white space and unseen characters folded
         ('""', False),
         ('"the rai"', False),
-        ('"he rain"', False),
         ('"the rain "', False),
-        ('" the rain"', False),
         ('"the  rain"', False),
-        ('"The rain"', False),
-        ('"the rain which"', False),
         ('"don"', False),
-        ('"t hate"', False),
         ('"came "at noon', False),
         ('"noon today"', False),  # neither over a mark nor over a bracket
         ('"noon <b', False),
@@ -68,19 +61,6 @@ def test_copies(reply, copied):
     if copied and reply.endswith(('"', "»", ".")):
         report = check(f"<think>\n{reply}\n</think>", [], {"A": TEXT})
         assert report.quotes == report.quotes_true > 0
-
-
-def test_twelve_words():
-    words = " ".join(f"w{n}," for n in range(20))
-    own = quotable([words], ", w12", f'"{words}', f'"{words[:44]}')
-    assert drawable(own, OUTSIDE) - {*BYTES} == {b", w12", f'"{words[:44]}'.encode()}
-    place = walk(own, '"' + " ".join(f"w{n}," for n in range(LONGEST_QUOTE)))
-    assert place is not None
-    assert all(token[:1] in b'"\xe2\xc2' for token in drawable(own, place))
-    place = walk(own, '"' + " ".join(f"w{n}" + "," * (n < 11) for n in range(LONGEST_QUOTE)))
-    assert place is not None
-    assert {b",", b'"'} <= drawable(own, place)
-    assert b", w12" not in drawable(own, place)
 
 
 def test_a_budget_that_ends_opens_nothing():
@@ -128,10 +108,3 @@ def test_every_reply_is_verbatim_and_none_is_stuck(texts, parts, missing, draws,
     assert place.at is None
     report = check(f"<think>\n{reply.decode(errors='replace')}\n</think>", texts, {"A": ""})
     assert report.quotes == report.quotes_true
-    assert report.quotes == report.quotes_true
-
-
-def place_of(own: Quotable, reply: str) -> Place:
-    place = walk(own, reply)
-    assert place is not None
-    return place

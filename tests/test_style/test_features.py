@@ -1,4 +1,4 @@
-"""factors.py and reading.py: counts are right, layout does not matter, no text is too rude."""
+"""Counts are right, layout does not matter, no text is too rude."""
 
 import time
 from pathlib import Path

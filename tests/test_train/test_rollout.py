@@ -12,8 +12,9 @@ from training_runs import short_pairs
 
 from nanopersrm import InputError
 from nanopersrm.judge import verdict
-from nanopersrm.judge.answer import AnswerConfig, answer
+from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.judge.prompts import messages
+from nanopersrm.judge.reply import answer
 from nanopersrm.model import sampler
 from nanopersrm.model.sampler import Decoder
 from nanopersrm.model.tokenizer import Tokenizer
@@ -130,7 +131,7 @@ def test_at_once_digits_are_those_of_a_judge_that_does_not_think(known, monkeypa
     write_replies(monkeypatch, [spelt(tokenizer, "7</scores>")] * 4)
     config = replace(BARE, group=2, rows=4, reply=16)
     groups = drawn(known, whole, config, opening=verdict.OPEN + FORCED)
-    judged = answer(model, tokenizer, prompts, 1, AnswerConfig(think=False))
+    judged = answer(model, tokenizer, prompts, 1, JudgeConfig(think=False))
     for group, [judged_reply] in zip(groups, judged, strict=True):
         for reply in group:
             assert verdict.parse(reply.text, "A").scores == {"A": 7}

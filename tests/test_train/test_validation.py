@@ -9,7 +9,8 @@ from fixtures import CPU, make_base
 from training_runs import short_pairs
 
 from nanopersrm.judge import verdict
-from nanopersrm.judge.answer import AnswerConfig, answer
+from nanopersrm.judge.judgement import JudgeConfig
+from nanopersrm.judge.reply import answer
 from nanopersrm.model.sampler import Reply
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
@@ -141,7 +142,7 @@ def test_reasoning_is_the_judges(known):
         prompts = prompts_of(pair, tokenizer, CONFIG, None)
         scores = []
         for prompt in prompts:
-            ((reply,),) = answer(model, tokenizer, [prompt], 1, AnswerConfig(think_tokens=6))
+            ((reply,),) = answer(model, tokenizer, [prompt], 1, JudgeConfig(think_tokens=6))
             scores.append(verdict.soft_score(reply.digits))
         right[pair.id] = scores[0] > scores[1]
     assert metrics.reasoned == sum(right.values()) / 2

@@ -1,7 +1,6 @@
 """From prompts to digits: free thinking, a given score line, and only digits can be drawn.
 
-A judge that must always answer cannot rely on the model to keep the form. So the reply is drawn in
-three parts:
+A reply is drawn in three parts, so that it always has the form that `verdict.py` reads:
 
     <think>↵                      given, at the end of the prompt
     …                             free text, until "</think>", a stop token or the thinking budget;
@@ -11,9 +10,8 @@ three parts:
      B=                           given (two candidates)
     3                             a digit, under each of the nine digits that A could have got
 
-Whatever the model and the temperature, the reply parses. The last step is exact, not sampled: the
-nine possible digits of A become nine branches of the tree, so that p(a, b) is known for all 81
-pairs at the price of nine short rows.
+The last step is exact, not sampled: the nine possible digits of A become nine branches of the tree,
+so that p(a, b) is known for all 81 pairs at the price of nine short rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor
 
 from kernels.sample import draw_key, sample
+from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.judge.verbatim import OUTSIDE, Quotable, quote_tokens
 from nanopersrm.judge.verdict import CLOSE, LABELS, OPEN, closing, write
 from nanopersrm.model.sampler import Decoder, Forbid, Prefix, Reply, SamplingConfig
@@ -36,15 +35,6 @@ DIGIT_POSITION = 1 << 32  # and one more for B: the noise of the digits is that 
 
 # Called as on_text(prompt, sample, reasoning so far, ended) after each token.
 OnText = Callable[[int, int, str, bool], None]
-
-
-@dataclass(frozen=True)
-class AnswerConfig:
-    think: bool = True
-    think_tokens: int = 160
-    samples: int = 1
-    temperature: float = 0.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ def answer(
     tokenizer: Tokenizer,
     prompts: Sequence[list[int]],
     labels: int,
-    config: AnswerConfig,
+    config: JudgeConfig,
     prefix: Prefix | None = None,
     on_text: OnText | None = None,
     texts: Sequence[Sequence[str]] | None = None,
@@ -95,25 +85,16 @@ def answer(
         scores = [{**score, "B": digit} for score, digit in zip(scores, seconds, strict=True)]
     answers = []
     for row, reply in enumerate(replies):
-        sound = bool(first[row].isfinite().all())
-        text = write(thoughts[row], scores[row]) if sound else f"{OPEN}{thoughts[row]}\n{CLOSE}"
-        answers.append(
-            Answer(
-                text=text,
-                digits=first[row].tolist(),
-                joint=None if joint is None else joint[row].tolist(),
-                cut=reply.ended == "budget",
-                tokens=len(reply.ids) + labels,
-            )
-        )
+        finite = bool(first[row].isfinite().all())
+        text = write(thoughts[row], scores[row]) if finite else f"{OPEN}{thoughts[row]}\n{CLOSE}"
+        pair = None if joint is None else joint[row].tolist()
+        tokens = len(reply.ids) + labels
+        answers.append(Answer(text, first[row].tolist(), pair, reply.ended == "budget", tokens))
     return [answers[i : i + config.samples] for i in range(0, rows, config.samples)]
 
 
 def _no_other_quotes(
-    decoder: Decoder,
-    tokenizer: Tokenizer,
-    config: AnswerConfig,
-    texts: Sequence[Sequence[str]],
+    decoder: Decoder, tokenizer: Tokenizer, config: JudgeConfig, texts: Sequence[Sequence[str]]
 ) -> Forbid:
     """Forbids tokens that would quote what is in no text of the row's prompt."""
     quotable = [Quotable(shown, quote_tokens(tokenizer)) for shown in texts]
@@ -125,9 +106,9 @@ def _no_other_quotes(
             source = quotable[row // config.samples]
             if ids:
                 places[row] = source.after(places[row], ids[-1])
-            inside, some = source.choices(places[row], config.think_tokens - len(ids))
+            inside, choices = source.choices(places[row], config.think_tokens - len(ids))
             mask[k] = inside
-            mask[k, some] = not inside
+            mask[k, choices] = not inside
         return mask.to(decoder.device)
 
     return forbid
@@ -136,7 +117,7 @@ def _no_other_quotes(
 def _think(
     decoder: Decoder,
     tokenizer: Tokenizer,
-    config: AnswerConfig,
+    config: JudgeConfig,
     on_text: OnText | None,
     forbid: Forbid | None,
 ) -> list[Reply]:
@@ -150,7 +131,7 @@ def _think(
         return ended
 
     sampling = SamplingConfig(
-        temperature=config.temperature, max_new=config.think_tokens, seed=config.seed
+        temperature=config.heat, max_new=config.think_tokens, seed=config.seed
     )
     replies = decoder.generate(sampling, tokenizer.eos_ids, observe, forbid)
     if on_text is not None:
@@ -166,22 +147,18 @@ def _without_stop(reply: Reply) -> list[int]:
 
 
 def _digits(
-    decoder: Decoder, tokenizer: Tokenizer, config: AnswerConfig, place: int = 0
+    decoder: Decoder, tokenizer: Tokenizer, config: JudgeConfig, place: int = 0
 ) -> tuple[Tensor, list[int]]:
     """The next digit of every row: probabilities (rows, 9) fp64, and a drawn one."""
     ids = torch.tensor(tokenizer.digit_ids, device=decoder.hidden.device)
     logits = decoder.model.logits_of(decoder.hidden, ids).cpu()  # (rows, 9)
     keys = [draw_key(config.seed, name, DIGIT_POSITION + place) for name in decoder.names]
-    drawn, _ = sample(logits, torch.tensor(keys, dtype=torch.int32), config.temperature)
+    drawn, _ = sample(logits, torch.tensor(keys, dtype=torch.int32), config.heat)
     return logits.double().softmax(-1), [digit + 1 for digit in drawn.tolist()]
 
 
 def _second_digits(
-    decoder: Decoder,
-    tokenizer: Tokenizer,
-    config: AnswerConfig,
-    first: Tensor,
-    drawn: Sequence[int],
+    decoder: Decoder, tokenizer: Tokenizer, config: JudgeConfig, first: Tensor, drawn: list[int]
 ) -> tuple[Tensor, list[int]]:
     """p(a, b) (rows, 9, 9), and B's digit after the digit that A was given."""
     rows = len(drawn)

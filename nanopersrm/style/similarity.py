@@ -18,10 +18,10 @@ as exemplar e and one as candidate c, each of which must find the other (arXiv 1
 Worked number: two writers, e·c = [[0.9, 0.5], [0.6, 0.8]], τ = 0.1. The rows lead by 4 and 2, the
 columns by 3 and 3 (in units of τ), so the loss is 0.061. A guess would be log 2 = 0.69.
 
-The similarities of many pairs of strangers are kept with the adapter, as 101 quantiles, and a prompt
+The similarities of many pairs of strangers are kept with the adapter, as 101 quantiles: a prompt
 reads "closer than 91 % of strangers". With the fusion of all instruments (`fusion.py`) that is the
 *style evidence* of a candidate. A text counts with its first 256 tokens. Texts of one judgement run
-each in a forward of its own, so that a number never depends on what happened to be beside it.
+each in a forward of its own, so that a number never depends on what happens to be beside it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -4,17 +4,15 @@
 
 reads what the writer wrote (files, folders, or one file with lines of three dashes between texts),
 prints the writer's habits, reasons about each candidate and ends with a table. Without --candidates
-it reads them from standard input. `--json` prints one JSON object instead. `--adapter FOLDER` uses
-what `train_sft.py` has learned, `--adapter none` the base alone, which was never trained to judge.
+it reads them from standard input. `--adapter FOLDER` uses what `train_sft.py` has learned,
+`--adapter none` the base alone, which was never trained to judge.
 
     python judge.py --batch in.jsonl --out out.jsonl
 
-judges every line of a file: exemplars and candidates, or pairs, and says how many pairs were right.
-The same command goes on where a run has ended; `--ray 4` shares the work out. A bad line does not
-stop it, the exit code is then 1. nanopersrm/serve/batch.py has what lines may hold.
+judges every line of a file (nanopersrm/serve/batch.py has what lines may hold). The same command
+goes on where a run has ended; a bad line does not stop it, the exit code is then 1.
 
-What is slow is imported late, so that `--help` and a mistyped file name answer at once. Errors of
-use are one line on standard error and exit code 2.
+What is slow is imported late, so that `--help` and a mistyped file name answer at once.
 """
 
 import json
@@ -32,12 +30,9 @@ from rich.table import Table
 
 from nanopersrm import InputError
 from nanopersrm.command import exit_code, printable
-from nanopersrm.judge.adapter_settings import DEFAULT, fingerprint, resolve_adapter
 from nanopersrm.judge.judgement import JudgeConfig, Judgement, check
 from nanopersrm.judge.texts import expand, read_file, read_question, read_standard_input, read_texts
 from nanopersrm.model.base import DEFAULT_BASE
-from nanopersrm.serve import batch
-from nanopersrm.serve.reward_fn import LazyJudge
 from nanopersrm.style.profile import profile
 
 HABITS = 8  # factors that the profile shows
@@ -66,7 +61,7 @@ class Config:
     ray: int = 0  # with --batch: so many workers of Ray, on one machine or several; 0: no Ray
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False  # print one JSON object
     base: str = DEFAULT_BASE  # the embedded default, a folder, a .gguf file, or a hub name
-    adapter: str = DEFAULT  # a folder with a trained adapter; default: that of the base; or none
+    adapter: str = "default"  # a folder with a trained adapter; default: that of the base; or none
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     dtype: str = "auto"  # auto (16 bits where they are fast), bf16, fp16, fp32
 
@@ -125,6 +120,11 @@ def judge_batch(config: Config, settings: JudgeConfig, exemplars: list[str]) -> 
             raise InputError(f"--{name}: expected none, the lines of --batch have their own")
     if config.as_json:
         raise InputError("--json: expected no --json with --batch, --out has the results as JSON")
+
+    from nanopersrm.judge.adapter_settings import fingerprint, resolve_adapter
+    from nanopersrm.serve import batch
+    from nanopersrm.serve.reward_fn import LazyJudge
+
     log = Console(stderr=True, highlight=False, soft_wrap=True)
     status = log.status("reading", spinner="line")
     start = last = time.monotonic()
@@ -143,10 +143,9 @@ def judge_batch(config: Config, settings: JudgeConfig, exemplars: list[str]) -> 
             last = now
 
     folder = resolve_adapter(config.adapter, config.base)
+    adapter, version = (None, None) if folder is None else (str(folder), fingerprint(folder))
     say = None if config.ray else log.print  # other machines can show nothing here
-    adapter = None if folder is None else str(folder)
     judge = LazyJudge(config.base, adapter, config.device, config.dtype, say)
-    version = None if folder is None else fingerprint(folder)
     model = f"{config.base}, {version}, {config.dtype}"
     lines = batch.Settings(tuple(exemplars), config.principle, settings, model)
     if log.is_terminal:
@@ -156,10 +155,8 @@ def judge_batch(config: Config, settings: JudgeConfig, exemplars: list[str]) -> 
     finally:
         status.stop()
     result = f"{config.out}: {tally.judged} judged, {tally.bad} bad"
-    if tally.invalid:
-        result += f", {tally.invalid} without a verdict"
-    if tally.kept:
-        result += f" ({tally.kept} of them before)"
+    result += f", {tally.invalid} without a verdict" if tally.invalid else ""
+    result += f" ({tally.kept} of them before)" if tally.kept else ""
     if tally.pairs:
         result += f"; {tally.right / tally.pairs:.1%} of {tally.pairs} pairs right, ties half"
     print(printable(result))
@@ -169,8 +166,7 @@ def judge_batch(config: Config, settings: JudgeConfig, exemplars: list[str]) -> 
 class Stream:
     """Prints the reasoning word by word, as it is drawn, about one candidate after the other.
 
-    Replies are drawn side by side: the first is shown as it grows, the others after it. A word is
-    printed when it is whole, so no half "</think>" or half a character is ever shown.
+    Replies are drawn side by side: the first is shown as it grows, the others after it.
     """
 
     def __init__(self, out: Console, names: list[str], status: Status):
@@ -233,13 +229,11 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
             out.print()
     if streamed and any(reply.claims or reply.untrue for reply in judgement.replies):
         out.print()
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
+    table = Table("", box=None, pad_edge=False)
     table.add_column("candidate", overflow="fold")  # the ends of file names tell them apart
-    table.add_column("score", justify="right")
     many, chances = len(names) > 1, judgement.measured
     columns = ["by measurement alone"] * bool(chances) + ["fits better than the next"] * many
-    for column in columns:
+    for column in ["score", *columns]:
         table.add_column(column, justify="right")
     for rank, i in enumerate(judgement.ranking):
         score = judgement.scores[i]
@@ -250,16 +244,13 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
         table.add_row(*cells)
     for note in judgement.notes:
         _print(out, f"note: {note}")
-    if judgement.notes:
-        out.print()
     out.print(table)
-    best = judgement.verdict
     out.print()
-    if isinstance(best, int):
-        if many:
-            out.print(f"closest to the writer: [bold]{escape(names[best])}[/bold]")
-    else:
+    best = judgement.verdict
+    if isinstance(best, str):
         out.print({"tie": "a tie", "invalid": "invalid: some replies gave no score"}[best])
+    elif many:
+        out.print(f"closest to the writer: [bold]{escape(names[best])}[/bold]")
     speed = f"{judgement.tokens} tokens drawn, {judgement.prompt_tokens} read"
     out.print(f"{speed}, {judgement.seconds:.1f} s", style="dim")
 

@@ -4,11 +4,10 @@
     report.quotes, report.quotes_true        # spans in "double quotes", and those that are verbatim
     report.claims, report.claims_true        # of the writer or a candidate, and those that hold
 
-A reply is free text, so only what stands in the words of `profile.py` is a claim:
+Only what stands in the words of `profile.py` is a claim:
 
     many semicolons (2.3 per 100 words)     long sentences, about 31 words     varied wording
     fewer dashes than the writer            longer sentences than B
-    many semicolons in the writer, none in A, a few words on: B has some
     by n-grams closer than 74% of strangers, by factors closer than 40%
 
 Each is recomputed from the texts. A number must be the value, rounded; "about" allows a twentieth
@@ -16,9 +15,8 @@ more. A phrase speaks of the subject that follows at once ("in A"), else of the 
 before it in its sentence, else of the first "in A" after it, else of the last one named at all. A
 name after "than", "like", "with", "to" or "as" is compared with, and does not become the subject.
 
-A quote is verbatim when it stands in an exemplar or a candidate, between word ends, white space and
-quote marks folded. Longer than LONGEST_QUOTE words it is copying, and does not count as true.
-`placed` says whether it is from the text that the sentence speaks of. Any text gives a report.
+A quote is verbatim when it stands in an exemplar or a candidate, between word ends, in at most
+LONGEST_QUOTE words. `placed`: it is from the text that the sentence speaks of.
 """
 
 import re

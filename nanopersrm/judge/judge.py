@@ -149,21 +149,22 @@ class Judge:
         shown = [[unique[i] for i in order] for order in orders]
 
         style_evidence: list[StyleEvidence] = []  # one for each of `unique`
-        measured: list[str | None] = [None] * len(orders)
+        blocks: list[str | None] = [None] * len(orders)
+        if config.evidence and self.shows_style():
+            style_evidence = self.style_evidence(exemplars, unique)
+        chances = probabilities(style_evidence)
         if config.evidence:
-            if self.shows_style():
-                style_evidence = self.style_evidence(exemplars, unique)
-            measured = [
-                measured_block(exemplars, texts, [style_evidence[i] for i in order])
-                if style_evidence
-                else measured_block(exemplars, texts)
+            blocks = [
+                measured_block(
+                    exemplars, texts, [style_evidence[i] for i in order if style_evidence]
+                )
                 for order, texts in zip(orders, shown, strict=True)
             ]
 
         def prompts_with(excerpts: Sequence[str]) -> list[list[int]]:
             return [
                 prompt_ids(self.tokenizer, excerpts, texts, question, principles, block)
-                for texts, block in zip(shown, measured, strict=True)
+                for texts, block in zip(shown, blocks, strict=True)
             ]
 
         bare = max(map(len, prompts_with([""] * len(exemplars))))
@@ -178,20 +179,20 @@ class Judge:
             if on_text is not None and sample == 0:
                 on_text(tuple(index.index(i) for i in orders[prompt]), text, ended)
 
+        texts = [[*excerpts, *texts] for texts in shown] if config.copy_quotes else None
         answers: list[list[Answer]] = []
         rows = max(1, ROWS_AT_ONCE // config.samples)
         for first in range(0, len(prompts), rows):
+            part = slice(first, first + rows)
             answers += answer(
                 self.model,
                 self.tokenizer,
-                prompts[first : first + rows],
+                prompts[part],
                 len(orders[0]),
                 config,
                 prefix,
                 None if on_text is None else lambda p, *rest, at=first: follow(at + p, *rest),
-                [[*excerpts, *texts] for texts in shown[first : first + rows]]
-                if config.copy_quotes
-                else None,
+                None if texts is None else texts[part],
             )
 
         replies = [
@@ -201,13 +202,11 @@ class Judge:
             for order, texts, samples in zip(orders, shown, answers, strict=True)
             for sample in samples
         ]
-        sharpness = None
-        if self.settings is not None and config.mode == "pointwise":
-            settings = self.settings
+        sharpness, settings = None, self.settings
+        if settings is not None and config.mode == "pointwise":
             sharpness = settings.sharpness_reasoned if config.think else settings.sharpness
         scores, table = judgement.preferences(len(unique), orders, answers, sharpness)
         shared = len(prefix.ids) if prefix else 0  # of every prompt, and counted once
-        chances = probabilities(style_evidence)
         return judgement.conclude(
             index,
             scores,

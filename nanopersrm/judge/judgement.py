@@ -1,25 +1,23 @@
 """From digit probabilities to a judgement: scores, preferences, ranking, verdict.
 
-Each answer of the model gives p(1) … p(9) for one candidate (pointwise) or p(a, b) for two
-(pairwise, in both orders).
+The model gives p(1) … p(9) for one candidate (pointwise) or p(a, b) for two (pairwise).
 
     pointwise   score = expected digit, over all samples
                 P(i beats j) = from the two digit distributions
     pairwise    score = mean over the pairs that it is in
                 P(i beats j) = mean of both orders; more than two candidates: by their strengths
 
-P(j beats i) is always 1 - P(i beats j), so the mirrored call gives the mirrored table. A tie is a
-tie only when both are preferred exactly alike. Where a probability is not finite, the verdict is
-"invalid" and the score None.
+P(j beats i) is always 1 - P(i beats j). A tie is a tie only when both are preferred exactly alike.
+Where a probability is not finite, the verdict is "invalid" and the score None.
 
-Strengths (Bradley and Terry, Biometrika, 1952): P(i beats j) = s[i] / (s[i] + s[j]). Those that
-explain the preferences best are found by repeating (Hunter, Annals of Statistics, 2004)
+Strengths (Bradley and Terry, Biometrika, 1952): P(i beats j) = s[i] / (s[i] + s[j]), found by
+repeating (Hunter, Annals of Statistics, 2004)
 
     s[i] <- wins[i] / Σ_j 1 / (s[i] + s[j])        wins[i] = Σ_j P(i beats j)
 
-over the pairs that were compared. Worked example: P = 0.75 gives the ratio 3 : 1. A half-weight
-draw against a reference of strength 1 keeps a candidate that always wins from running to infinity.
-Up to 8 candidates every pair is compared; above, candidate i meets i ± 1, 2, 4, 8, … on a circle.
+over the pairs that were compared. P = 0.75 gives the ratio 3 : 1. A half-weight draw against a
+reference of strength 1 keeps a candidate that always wins from running to infinity. Up to 8
+candidates every pair is compared; above, candidate i meets i ± 1, 2, 4, 8, … on a circle.
 """
 
 import math
@@ -305,11 +303,7 @@ def _finite(x: float) -> float | None:
 
 
 def schedule(n: int) -> list[tuple[int, int]]:
-    """The pairs (i < j) to compare among n candidates, in a fixed order.
-
-    >>> schedule(3)
-    [(0, 1), (0, 2), (1, 2)]
-    """
+    """The pairs (i < j) to compare among n candidates, in a fixed order."""
     if n <= ALL_PAIRS_UP_TO:
         return [*combinations(range(n), 2)]
     steps = [1 << k for k in range(n.bit_length()) if 1 << k <= n // 2]
@@ -318,12 +312,7 @@ def schedule(n: int) -> list[tuple[int, int]]:
 
 
 def bradley_terry(n: int, preferences: dict[tuple[int, int], float]) -> list[float]:
-    """preferences[i, j] = P(i beats j), each pair once -> log strengths, around 0.
-
-    >>> a, b = bradley_terry(2, {(0, 1): 0.5})
-    >>> a == b
-    True
-    """
+    """preferences[i, j] = P(i beats j), each pair once -> log strengths, around 0."""
     wins = [PRIOR / 2] * n
     rivals: list[list[int]] = [[] for _ in range(n)]
     for (i, j), p in preferences.items():

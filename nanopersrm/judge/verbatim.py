@@ -5,24 +5,19 @@
     goes on     hich · h · hich I · …                            what stands there in a text
     not         ith · hich we · "                                no text; a quote ends with a word
 
-A small model quotes what was never written. Here a mark opens a quote freely, its words are a walk
-through the texts, a mark at the end of a word closes it. So `claims.py` finds every quote verbatim
-and closed.
+A mark opens a quote freely, its words are a walk through the texts, a mark at the end of a word
+closes it. All is done on bytes, since a token may be a part of a character. The texts become one
+row of bytes. A *place* is all spots of it where the quote so far ends; a token is allowed if it
+goes on from one of them, or closes there. What a token holds after its mark is read on in the same way.
 
-All is done on bytes, since a token may be a part of a character. The texts, folded, become one row
-of bytes. A *place* is all spots of it where the quote so far ends; a token is allowed if it goes on
-from one of them, or closes there. What a token holds after its mark is read on in the same way:
-`",` closes, `" and "` closes and opens, `"."` opens a quote with nothing to quote, and is
-forbidden. Outside a quote everything else is free.
-
-From each spot in a word every byte up to the word's end is a token, and there the mark can follow.
-So from a spot n bytes before the nearest end, n + 1 tokens surely close: the *cost* of a place.
+From each spot in a word every byte up to the word's end is a token. So from a spot n bytes before
+the nearest end, n + 1 tokens surely close: the *cost* of a place. A token is allowed only if the
+cost after it fits what is left of the budget, so no quote is open when a budget ends.
 
     "the rain, w      cost 5: h, i, c, h and the mark        a budget with 5 tokens left: allowed
 
-A token is allowed only if the cost after it fits what is left of the budget, so no quote is open
-when a budget ends. A quote has at most LONGEST_QUOTE words; double quote marks within a text and
-angle brackets bound what can be quoted. It may come from any text of the prompt.
+A quote has at most LONGEST_QUOTE words; double quote marks within a text and angle brackets bound
+what can be quoted.
 """
 
 import math

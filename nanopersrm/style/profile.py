@@ -197,7 +197,10 @@ def _direction(texts: tuple[str, ...], words: int, against: Reference) -> dict[s
     return total
 
 
-measured = lru_cache(maxsize=256)(measure)  # of a tuple of texts: exemplars are measured once
+@lru_cache(maxsize=256)
+def measured(texts: tuple[str, ...]) -> dict[str, float | None]:
+    """`measure`, remembered: the exemplars of a call are measured once."""
+    return measure(texts)
 
 
 def ngram_similarity(

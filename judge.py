@@ -203,9 +203,9 @@ def _print(out: Console, text: str, **style: Any) -> None:
 
 def _print_profile(out: Console, exemplars: list[str]) -> None:
     """The writer's most salient habits."""
+    texts = f"{len(exemplars)} exemplar{'s' * (len(exemplars) > 1)}"
     words = sum(len(text.split()) for text in exemplars)
-    plural = "s" if len(exemplars) > 1 else ""
-    out.print(f"[bold]The writer[/bold], from {len(exemplars)} exemplar{plural} of {words} words")
+    out.print(f"[bold]The writer[/bold], from {texts} of {words} words")
     for trait in profile(exemplars, top=HABITS):
         _print(out, f"  {trait.phrase}")
     out.print()
@@ -216,18 +216,14 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
     names = [printable(name) for name in names]
     for reply in judgement.replies:
         title = " against ".join(names[i] for i in reply.candidates)
-        measured = f"measured again, {reply.checked}" if reply.claims or reply.untrue else ""
-        if streamed and measured:
-            _print(out, f"{title}: {measured}", style="dim")
-        elif not streamed:
+        if not streamed:
             _print(out, title, style="bold")
             _print(out, reply.reasoning or "(no reasoning)")
-            if reply.problem:
-                _print(out, f"(invalid reply: {reply.problem})")
-            if measured:
-                _print(out, f"({measured})", style="dim")
-            out.print()
-    if streamed and any(reply.claims or reply.untrue for reply in judgement.replies):
+        if reply.problem:
+            _print(out, f"(invalid reply: {reply.problem})")
+        if reply.claims or reply.untrue:
+            whose = f"{title}: " if streamed else ""
+            _print(out, f"({whose}measured again, {reply.checked})", style="dim")
         out.print()
     table = Table("", box=None, pad_edge=False)
     table.add_column("candidate", overflow="fold")  # the ends of file names tell them apart

@@ -2,6 +2,7 @@
 demo writers."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,9 @@ def fond_of_quotes(model: Model, tokenizer: Tokenizer, patch: pytest.MonkeyPatch
     logits, mark = model.logits, tokenizer.encode('"')
 
     def fond(hidden: Tensor) -> Tensor:
-        found = logits(hidden) / 8
-        found[:, mark] += 3
-        return found
+        flat = logits(hidden) / 8
+        flat[:, mark] += 3
+        return flat
 
     patch.setattr(model, "logits", fond)
 
@@ -153,45 +154,41 @@ def mirrored(one: Judgement, two: Judgement, order: tuple[int, ...]) -> None:
     assert two.preference == [[one.preference[i][j] for j in order] for i in order]
     assert (two.tokens, two.prompt_tokens) == (one.tokens, one.prompt_tokens)
     if isinstance(one.verdict, int):
-        assert isinstance(two.verdict, int)
         assert order[two.verdict] == one.verdict
         assert [order[i] for i in two.ranking] == one.ranking
     else:
         assert two.verdict == one.verdict
-    said = {tuple(order.index(i) for i in reply.candidates): reply.text for reply in one.replies}
-    assert {reply.candidates: reply.text for reply in two.replies} == said
+    texts = {tuple(order.index(i) for i in reply.candidates): reply.text for reply in one.replies}
+    assert {reply.candidates: reply.text for reply in two.replies} == texts
 
 
 DEMO = Path(__file__).parents[1] / "data" / "demo"
 
 
 def pairs_of(writers: list[str], count: int = 2) -> list[Pair]:
-    """Every two writers, texts 4 and 5 as candidates, the first `count` as exemplars; twins."""
+    """Every two writers, text 4 as candidates, the first `count` as exemplars; twins."""
     texts = {
         w: [(DEMO / w / f"{i}.txt").read_text(encoding="utf-8") for i in range(1, 7)]
         for w in writers
     }
-    found = []
-    for i, one in enumerate(writers):
-        for two in writers[i + 1 :]:
-            for side, (own, other) in {"a": (one, two), "b": (two, one)}.items():
-                found.append(
-                    Pair(
-                        id=f"{one}-{two}-{side}",
-                        twin=f"{one}-{two}-{'b' if side == 'a' else 'a'}",
-                        author=own,
-                        domain="demo",
-                        split="test",
-                        kind="cross_author",
-                        exemplars=tuple(texts[own][:count]),
-                        question="",
-                        chosen=texts[own][3],
-                        rejected=texts[other][3],
-                        chosen_from=f"{own}/4",
-                        rejected_from=f"{other}/4",
-                    )
-                )
-    return found
+    return [
+        Pair(
+            id=f"{one}-{two}-{side}",
+            twin=f"{one}-{two}-{other_side}",
+            author=author,
+            domain="demo",
+            split="test",
+            kind="cross_author",
+            exemplars=tuple(texts[author][:count]),
+            question="",
+            chosen=texts[author][3],
+            rejected=texts[other][3],
+            chosen_from=f"{author}/4",
+            rejected_from=f"{other}/4",
+        )
+        for one, two in combinations(writers, 2)
+        for side, other_side, author, other in (("a", "b", one, two), ("b", "a", two, one))
+    ]
 
 
 PAIRS = pairs_of(["edmund", "zoe", "grubb", "iris", "nell"])

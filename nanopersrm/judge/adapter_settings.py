@@ -60,16 +60,12 @@ class AdapterSettings:
         here = os.path.exists(first) and os.path.exists(second)
         if self.base == base.name or (here and os.path.samefile(first, second)):
             return None
-        if base.name == DEFAULT_BASE:  # nobody asked for it
-            raise InputError(
-                f"{folder}: this adapter was trained on {self.base}, so say --base {self.base}"
-            )
+        made_on = f"this adapter was trained on {self.base}"
+        if base.name == DEFAULT_BASE:  # nobody chose it
+            raise InputError(f"{folder}: {made_on}, so say --base {self.base}")
         if self.base_sha256 is not None and weights_sha256(base) == self.base_sha256:
             return None
-        return (
-            f"this adapter was trained on {self.base}, and {base.name} has other weights: "
-            "the scores may mean nothing"
-        )
+        return f"{made_on}, and {base.name} has other weights: the scores may mean nothing"
 
     def differences(self, evidence: bool, mode: str) -> list[str]:
         """Notes about prompts of another form than it was trained on."""

@@ -38,10 +38,7 @@ from nanopersrm.style.similarity import Style, cosines, probabilities, style_evi
 
 ROWS_AT_ONCE = 32  # replies in one batch: bounds memory, and more is hardly faster
 PREFIXES = 4  # writers whose keys and values are kept
-UNTRAINED = (
-    "this base has not been trained to judge: its scores show that everything runs, "
-    "not who wrote what"
-)
+UNTRAINED = "this base has not been trained to judge: its scores do not tell who wrote what"
 
 
 class PrefixCache:
@@ -238,22 +235,18 @@ class Judge:
         self, candidates: Sequence[str], question: str | None, config: JudgeConfig
     ) -> list[str]:
         """Warnings for the caller; a text longer than the context is refused by its name."""
+        context, stripped = self.model.config.context, [text.strip() for text in candidates]
         texts = {f"candidate {i + 1}": text for i, text in enumerate(candidates)}
-        context = self.model.config.context
         for name, text in (texts | {"the question": question or ""}).items():
             if self._count(text[: context * LONGEST_TOKEN]) > context:
-                raise InputError(
-                    f"{name}: expected a text that fits a context of {context} tokens, got "
-                    f"{len(text)} characters"
-                )
+                expected = f"expected a text that fits a context of {context} tokens"
+                raise InputError(f"{name}: {expected}, got {len(text)} characters")
         notes = list(self.notes)
         if self.settings is not None:
             notes += self.settings.differences(config.evidence, config.mode)
-        stripped = [text.strip() for text in candidates]
-        for i, text in enumerate(stripped):
-            if text in stripped[:i]:
-                first = stripped.index(text) + 1
-                notes.append(f"candidates {first} and {i + 1} are identical: a tie")
+        for i, first in enumerate(map(stripped.index, stripped)):
+            if first < i:
+                notes.append(f"candidates {first + 1} and {i + 1} are identical: a tie")
         return notes
 
     def _count(self, text: str) -> int:

@@ -137,7 +137,9 @@ def fit_exemplars(
             f"expected texts that fit the context: question, candidates and reply leave {room} "
             f"tokens, and each exemplar needs at least {LEAST_EXEMPLAR}"
         )
-    limit, excerpts, notes = water_level(lengths, room), [], []
+    limits = range(max(lengths) + 1)  # the largest that fits: only long texts are cut
+    limit = bisect_right(limits, room, key=lambda n: sum(min(length, n) for length in lengths)) - 1
+    excerpts, notes = [], []
     for i, (text, length) in enumerate(zip(exemplars, lengths, strict=True)):
         excerpts.append(cut(text, limit, count) if length > limit else text)
         if length > limit:
@@ -146,17 +148,3 @@ def fit_exemplars(
                 "of a sentence, to fit the context"
             )
     return excerpts, notes
-
-
-def water_level(lengths: Sequence[int], share: int) -> int:
-    """The largest limit with sum(min(length, limit)) <= share: only long texts are cut.
-
-    >>> water_level([10, 500, 900], 410)
-    200
-    """
-    left = share
-    for i, length in enumerate(sorted(lengths)):
-        if length * (len(lengths) - i) > left:
-            return left // (len(lengths) - i)
-        left -= length
-    return max(lengths)

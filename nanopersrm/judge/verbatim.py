@@ -8,7 +8,7 @@
 A mark opens a quote freely, its words are a walk through the texts, a mark at the end of a word
 closes it. All is done on bytes, since a token may be a part of a character. The texts become one
 row of bytes. A *place* is all spots of it where the quote so far ends; a token is allowed if it
-goes on from one of them, or closes there. What a token holds after its mark is read on in the same way.
+goes on from one of them, or closes there. What follows its mark is read on in the same way.
 
 From each spot in a word every byte up to the word's end is a token. So from a spot n bytes before
 the nearest end, n + 1 tokens surely close: the *cost* of a place. A token is allowed only if the

@@ -1,8 +1,7 @@
-"""judge.py for the tests: called in this process, or started in a process of its own."""
+"""judge.py for the tests, called in this process."""
 
 import importlib.util
 import io
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,15 +47,3 @@ def caller(monkeypatch, capsys, judge: Judge | None = None) -> Any:
 
     call.calls = calls  # type: ignore[attr-defined]
     return call
-
-
-def start(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """The script in a process of its own, from another folder."""
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd="/",
-    )

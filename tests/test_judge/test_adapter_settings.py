@@ -36,21 +36,11 @@ def test_what_is_saved_is_read(tmp_path):
     assert json.loads((tmp_path / "judge.json").read_text())["nanopersrm"] == __version__
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("base", None),
-        ("nf4", "yes"),
-        ("form", "listwise"),
-        ("sharpness", 0),
-        ("sharpness_reasoned", float("inf")),
-    ],
-)
-def test_a_broken_field_is_named(tmp_path, field, value):
+def test_a_broken_field_is_named(tmp_path):
     FACTS.save(adapter_at(tmp_path))
     file = tmp_path / "judge.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
-    with pytest.raises(InputError, match=f"field {field}") as caught:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sharpness": 0}))
+    with pytest.raises(InputError, match="field sharpness") as caught:
         adapter_settings.read(tmp_path)
     assert str(caught.value).startswith(str(file))
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import make_adapter, make_base
+from fixtures import make_base
 from judge_command import DRAFTS, EDMUND, ROOT, SCRIPT, caller, script
 from rich.console import Console
 
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import Judgement
-from nanopersrm.model.base import DEFAULT_BASE, resolve
+from nanopersrm.model.base import DEFAULT_BASE
 
 FIELDS = {"candidates", "scores", "preference", "ranking", "verdict", "reasoning"}
 FIELDS |= {"well_formed", "tokens", "prompt_tokens", "seconds", "replies", "notes", "measured"}
@@ -198,12 +198,6 @@ def refused(result: tuple[int, str, str], *parts: str) -> None:
 def test_mistakes(monkeypatch, capsys, tmp_path, arguments, stdin, part):
     monkeypatch.chdir(tmp_path)
     refused(caller(monkeypatch, capsys)(*arguments, stdin=stdin), part)
-
-
-def test_an_adapter_of_another_base_says_which(monkeypatch, capsys, tiny_folder, tmp_path):
-    folder = make_adapter(tmp_path, resolve(str(tiny_folder)))
-    call = caller(monkeypatch, capsys)
-    refused(call(*TEXTS, "--adapter", folder), str(folder), f"--base {tiny_folder}")
 
 
 def test_an_empty_batch_and_a_bad_line(cli, tmp_path):

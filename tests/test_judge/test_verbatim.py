@@ -26,13 +26,6 @@ def walk(own: Quotable, reply: str | bytes) -> Place | None:
     return place
 
 
-def drawable(own: Quotable, place: Place, left: int = 1000) -> set[bytes]:
-    """Bytes of all tokens that can be drawn."""
-    inside, ids = own.choices(place, left)
-    known = own.tokens.token_bytes
-    return {known[i] for i in (ids if inside else {*range(len(known))}.difference(ids))}
-
-
 @pytest.mark.parametrize(
     ("reply", "copied"),
     [
@@ -61,18 +54,6 @@ def test_copies(reply, copied):
     if copied and reply.endswith(('"', "»", ".")):
         report = check(f"<think>\n{reply}\n</think>", [], {"A": TEXT})
         assert report.quotes == report.quotes_true > 0
-
-
-def test_a_budget_that_ends_opens_nothing():
-    own = quotable(["a very long word"], "very", ' "a"', ' "a')
-    assert b'"' in drawable(own, OUTSIDE, 3)
-    assert b'"' not in drawable(own, OUTSIDE, 2)
-    assert {b' "a', b' "a"'} <= drawable(own, OUTSIDE, 2)
-    assert drawable(own, OUTSIDE, 1) & {b'"', b' "a', b' "a"'} == {b' "a"'}
-    assert drawable(own, own.opened, 2) == {b"a", b"very"}
-    place = walk(own, '"a')
-    assert place is not None
-    assert drawable(own, place, 1) == {t for t in drawable(own, place) if t[:1] not in b" "}
 
 
 SIGNS = "ab é’'\"“»<.-_1\n\u0301\u00ad😀字"

@@ -65,49 +65,23 @@ def test_worked_by_hand(name: str, text: str, expected: float | None) -> None:
     assert measure([text])[name] == (None if expected is None else pytest.approx(expected))
 
 
-# What to add, after PLAIN, so that the factor must rise.
+# What to add, after PLAIN, so that each other factor must rise.
 RAISES = {
-    "sentence_length": "A man came by the gate and took the cat down the long old road to town.",
-    "sentence_spread": "No. A man came by the gate and took the cat down the long road.",
-    "short_sentences": "It ran.",
     "clauses": "Although it fell, which was odd, it ran because it could.",
     "commas": "Red, green, blue, black.",
-    "semicolons": "It ran; it hid.",
     "colons": "It ran: it hid.",
-    "dashes": "It ran - it hid.",
     "exclamations": "It ran!",
     "questions": "Did it?",
-    "ellipses": "It ran...",
-    "brackets": "It (the bird) ran.",
-    "quotes": 'It said "no" there.',
-    "contractions": "It didn't go.",
-    "first_person": "I ran.",
     "we": "We ran.",
     "second_person": "You ran.",
     "third_person": "She ran.",
-    "hedges": "Perhaps it ran.",
-    "boosters": "It was very big.",
     "negations": "It did not run.",
     "duties": "It must run.",
     "informal": "yeah, ok then.",
-    "word_length": "Extraordinary circumstances.",
     "long_words": "Extraordinary circumstances.",
-    "latinate": "The organization of government.",
     "adverbs": "It ran quickly.",
-    "variety": "Four geese swam under my uncle's wooden bridge, making loud noises all day, while "
-    "seven tired children threw bread, stones, apples and small red buttons.",
-    "british": "Its colour was fine.",
-    "digits": "It saw 3 of them.",
-    "conjunction_openings": "And it ran.",
     "pronoun_openings": "We ran. They hid.",
-    "opening_variety": "Birds sing. Cats sleep.",
-    "paragraphs": "\n\nIt ran.",
-    "list_lines": "\n\n- red\n- green",
-    "lowercase_starts": "it ran.",
-    "capitals": "It ran FAST.",
-    "emoji": "It ran 😭",
     "be": "It was here.",
-    "passives": "It was closed.",
     "the": "The the the.",
     "of": "Some of it.",
     "and": "Red and blue.",
@@ -115,17 +89,18 @@ RAISES = {
     "that": "All that.",
     "which": "Which one?",
 }
-# Factors that need a text which shows something before the addition.
-BEFORE = {"british": "Its color was fine. ", "variety": PLAIN * 3 + " "}
 
 
-@pytest.mark.parametrize("factor", FACTORS, ids=lambda factor: factor.name)
-def test_more_of_it_raises_it(factor) -> None:
-    before = BEFORE.get(factor.name, PLAIN + " ")
-    low, high = measure([before])[factor.name], measure([before + RAISES[factor.name]])[factor.name]
+@pytest.mark.parametrize("factor", RAISES)
+def test_more_of_it_raises_it(factor: str) -> None:
+    low, high = measure([PLAIN])[factor], measure([f"{PLAIN} {RAISES[factor]}"])[factor]
     assert low is not None
     assert high is not None
     assert high > low
+
+
+def test_every_factor_is_tested() -> None:
+    assert {factor.name for factor in FACTORS} == {*RAISES, *(name for name, *_ in WORKED)}
 
 
 @pytest.mark.parametrize(

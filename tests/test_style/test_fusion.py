@@ -127,15 +127,6 @@ def test_no_fold_has_seen_its_writers(monkeypatch):
     assert fusion.fit(moved).weights != fusion.fit(TRAIN).weights
 
 
-def test_a_single_writer_tells_nothing_of_others():
-    alone = [pair for pair in TRAIN if {"cole", "ray"} >= {*pair.id.split("-")[:2]}]
-    for pair in alone:
-        assert fusion.fold_of(pair.author) == fusion.fold_of("cole")
-    fused = fusion.fit(alone)
-    assert fused.loss == fusion.GUESS
-    assert fused.probability(100.0) == 50.0
-
-
 def test_json_and_back():
     fused = fusion.fit(TRAIN, cosines)
     assert SCHEMA.validate_python(json.loads(json.dumps(fused.to_json()))) == fused

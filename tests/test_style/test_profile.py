@@ -143,19 +143,6 @@ def test_block_numbers_are_measured() -> None:
         measured_block(exemplars, candidates, style_evidence=[StyleEvidence(90.6)])
 
 
-def test_own_texts_are_more_alike_than_strangers() -> None:
-    names = list(WRITERS)
-    wins = total = 0
-    for i, name in enumerate(names):
-        stranger = WRITERS[names[(i + 1) % len(names)]]
-        for k in range(6):
-            exemplar = [WRITERS[name][k]]
-            own = ngram_similarity(exemplar, WRITERS[name][(k + 1) % 6])
-            wins += own > ngram_similarity(exemplar, stranger[k])
-            total += 1
-    assert wins / total > 0.75
-
-
 def test_builder_is_deterministic_and_refuses_in_one_line(
     tmp_path: Path, capsys, monkeypatch
 ) -> None:

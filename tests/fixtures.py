@@ -2,7 +2,7 @@
 demo writers."""
 
 import json
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,8 @@ def make_adapter(folder: Path, base: Base, **changed: object) -> Path:
         folder / "style", base.name
     )
     facts = {"base": base.name, "base_sha256": None, "nf4": False, "dtype": "fp32"}
-    facts |= {"evidence": True, "form": "both", "style": True}
-    AdapterSettings(**(facts | changed)).save(folder)  # type: ignore[arg-type]
+    facts |= {"evidence": True, "form": "both", "style": True, **changed}
+    AdapterSettings(**facts).save(folder)  # type: ignore[arg-type]
     return folder
 
 
@@ -134,10 +134,8 @@ def sane(judgement: Judgement, n: int) -> None:
     assert judgement.well_formed
     assert len(judgement.scores) == len(judgement.preference) == n
     assert all(score is not None and 1 <= score <= 9 for score in judgement.scores)
-    for i in range(n):
-        assert judgement.preference[i][i] == 0.5
-        for j in range(i):
-            assert judgement.preference[i][j] + judgement.preference[j][i] == pytest.approx(1)
+    for i, j in combinations_with_replacement(range(n), 2):
+        assert judgement.preference[i][j] + judgement.preference[j][i] == pytest.approx(1)
     assert sorted(judgement.ranking) == list(range(n))
     assert judgement.verdict in ("tie", judgement.ranking[0])
     json.dumps(judgement.as_dict(), allow_nan=False)

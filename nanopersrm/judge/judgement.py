@@ -66,7 +66,7 @@ class JudgeConfig:
     seed: int = 0  # same seed, same judgement
 
     @property
-    def heat(self) -> float:
+    def drawing_temperature(self) -> float:
         """The temperature that replies are drawn with."""
         if self.temperature is not None:
             return self.temperature
@@ -77,7 +77,7 @@ class JudgeConfig:
             ("mode", self.mode in ("pointwise", "pairwise"), "pointwise or pairwise"),
             ("think_tokens", self.think_tokens >= 1, "at least 1"),
             ("samples", self.samples >= 1, "at least 1"),
-            ("temperature", 0 <= self.heat <= 100, "0 to 100"),
+            ("temperature", 0 <= self.drawing_temperature <= 100, "0 to 100"),
         ):
             if not holds:
                 raise InputError(f"{name}: expected {expected}, got {getattr(self, name)!r}")

@@ -34,7 +34,7 @@ TAIL = 8  # tokens that are looked at for "</think>", which is at most 8 charact
 DIGIT_POSITION = 1 << 32  # and one more for B: the noise of the digits is that of no other draw
 
 # Called as on_text(prompt, sample, reasoning so far, ended) after each token.
-OnText = Callable[[int, int, str, bool], None]
+OnSample = Callable[[int, int, str, bool], None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def answer(
     labels: int,
     config: JudgeConfig,
     prefix: Prefix | None = None,
-    on_text: OnText | None = None,
+    on_text: OnSample | None = None,
     texts: Sequence[Sequence[str]] | None = None,
 ) -> list[list[Answer]]:
     """Prompts about 1 or 2 candidates, ending with OPEN -> config.samples answers for each.
@@ -118,7 +118,7 @@ def _think(
     decoder: Decoder,
     tokenizer: Tokenizer,
     config: JudgeConfig,
-    on_text: OnText | None,
+    on_text: OnSample | None,
     forbid: Forbid | None,
 ) -> list[Reply]:
     """Draw the free part of every row."""
@@ -131,7 +131,7 @@ def _think(
         return ended
 
     sampling = SamplingConfig(
-        temperature=config.heat, max_new=config.think_tokens, seed=config.seed
+        temperature=config.drawing_temperature, max_new=config.think_tokens, seed=config.seed
     )
     replies = decoder.generate(sampling, tokenizer.eos_ids, observe, forbid)
     if on_text is not None:
@@ -153,7 +153,7 @@ def _digits(
     ids = torch.tensor(tokenizer.digit_ids, device=decoder.hidden.device)
     logits = decoder.model.logits_of(decoder.hidden, ids).cpu()  # (rows, 9)
     keys = [draw_key(config.seed, name, DIGIT_POSITION + place) for name in decoder.names]
-    drawn, _ = sample(logits, torch.tensor(keys, dtype=torch.int32), config.heat)
+    drawn, _ = sample(logits, torch.tensor(keys, dtype=torch.int32), config.drawing_temperature)
     return logits.double().softmax(-1), [digit + 1 for digit in drawn.tolist()]
 
 

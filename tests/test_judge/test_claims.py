@@ -61,14 +61,9 @@ def test_a_claim_is_recomputed(sentence, subject, factor, said, holds):
 @pytest.mark.parametrize(
     ("sentence", "claims"),
     [
-        (
-            "The writer has many semicolons; A has none, and B has many.",
-            [(WRITER, "many", True), ("A", "no", True), ("B", "many", False)],
-        ),
         ("Many semicolons in the writer, none in A.", [(WRITER, "many", True), ("A", "no", True)]),
         ("A stately voice, rich and slow, many dark turns.", []),
         ('The writer says "many semicolons".', []),
-        ("A has fewer semicolons.", []),
         ("Many semicolons.", []),  # whose?
     ],
 )

@@ -117,18 +117,15 @@ def test_a_model_in_training_can_judge(base, folder, judge):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_judge_trained_in_4_bits_judges_in_4_bits(base, folder, tmp_path, dtype):
-    made = make_adapter(tmp_path / "four", base, nf4=True)
-    judge = Judge.load(base.path, made, dtype=dtype)
-    matrix = judge.model.get_submodule("layers.0.mlp.up_proj")
+def test_a_judge_trained_in_4_bits_judges_in_4_bits(base, judge, tmp_path, dtype):
+    folder = make_adapter(tmp_path / "four", base, nf4=True)
+    four_bits = Judge.load(base.path, folder, dtype=dtype)
+    matrix = four_bits.model.get_submodule("layers.0.mlp.up_proj")
     assert isinstance(matrix, Linear)
     assert (matrix.nf4 is None) == matrix.weight.is_mkldnn  # unpacked where bf16 is packed
-    found = judge.judge(EXEMPLARS, CANDIDATES[:2], config=QUICK)
-    assert found.well_formed
-    if dtype == "fp32":
-        sixteen = Judge.load(base.path, folder, dtype="fp32")
-        other = sixteen.judge(EXEMPLARS, CANDIDATES[:2], config=QUICK)
-        assert found.scores != other.scores
+    judgement = four_bits.judge(EXEMPLARS, CANDIDATES[:2], config=QUICK)
+    assert judgement.well_formed
+    assert judgement.scores != judge.judge(EXEMPLARS, CANDIDATES[:2], config=QUICK).scores
 
 
 # Notes and errors

@@ -21,7 +21,6 @@ from nanopersrm.judge.judgement import (
     bradley_terry,
     orders_of,
     pairwise,
-    pointwise,
     ranked,
     read_reply,
     schedule,
@@ -49,16 +48,6 @@ def both(cells: dict[tuple[int, int], float]) -> Drawn:
     """p(a, b) given at a few cells."""
     joint = [[cells.get((a, b), 0.0) for b in range(1, 10)] for a in range(1, 10)]
     return Drawn([math.fsum(row) for row in joint], joint)
-
-
-def test_pointwise_by_hand():
-    """Nine against an even chance of one and nine: it wins half the time and ties the other."""
-    orders = [(0,), (1,)]
-    scores, table = pointwise(2, orders, [[one_hot(9)], [Drawn([0.5] + [0.0] * 7 + [0.5])]])
-    assert scores == [9, 5]
-    assert table == [[0.5, 0.75], [0.25, 0.5]]
-    order = ranked(table)
-    assert (order, verdict_of(scores, table, order)) == ([0, 1], 0)
 
 
 def test_pairwise_by_hand():
@@ -165,7 +154,7 @@ PREFERENCES = st.integers(2, 12).flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(PREFERENCES)
 def test_strengths_explain_the_wins(case):
     """At the best strengths everyone's expected wins, prior included, are the wins they got."""

@@ -20,7 +20,7 @@ def words(text: str) -> int:
     return len(text.split())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SENTENCES, st.integers(1, 60), st.sampled_from([" ", "  ", "\n", "\n\n"]))
 def test_cut_keeps_whole_sentences(sentences, limit, gap):
     """The most sentences that fit; when the first does not, the most words of it."""

@@ -62,7 +62,7 @@ def test_rude_replies_have_a_reason_and_no_scores(text, problem):
 TAGS = ["<think>", "</think>\n", "<scores>", "</scores>", "A=7", "B=3", "A=0", "=3", " ", "\n", "é"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.one_of(st.text(), st.lists(st.sampled_from(TAGS)).map("".join)))
 def test_any_text_has_scores_or_a_problem(text):
     verdict = parse(text, "AB")

@@ -119,7 +119,8 @@ def test_layout_changes_nothing(change) -> None:
         assert measure([change(text)]) == measure([text])
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(), max_size=3), st.text())
 def test_never_raises_on_any_text(texts: list[str], other: str) -> None:
     for value in measure(texts).values():

@@ -1,6 +1,6 @@
 """Which form of an operation runs: its Triton kernel, or the plain PyTorch reference.
 
-Every file of this folder holds both, and its public function picks one in one visible line:
+Most files of this folder hold both, and the public function picks one in one visible line:
 
     return _RMSNorm.apply(x, weight, eps) if on_triton(x) else rms_norm_reference(x, weight, eps)
 
@@ -25,7 +25,7 @@ try:
     import triton
     import triton.language as tl
     from triton import jit
-except ImportError:  # the kernels below stay plain functions that nobody calls
+except ImportError:  # kernels stay plain functions that nobody calls
     triton = tl = None
 
     def jit(function):

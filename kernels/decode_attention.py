@@ -89,7 +89,7 @@ def split_of(capacity: int, decoding: bool) -> int:
 
 
 def tile_of(group: int, alone: bool) -> int:
-    """Lines of a tile: 32; where every node has one row, 16 if they hold its H/K."""
+    """Lines of a tile: 32, or 16 where every node has one row and its H/K heads fit into 16."""
     return 16 if alone and group <= 16 else LINES
 
 

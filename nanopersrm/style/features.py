@@ -10,6 +10,11 @@ text to a number, or to None where the text cannot show the habit:
 Several texts are pooled before counting. Most counts are rates per 100 words, which do not grow
 with the length of the text; variety of words is a moving window (MATTR, Covington and McFall 2010).
 
+To add one: a `Factor` at the end of FACTORS, its words in `lexicon.json`, a worked example in
+tests/test_style/test_features.py, and the reference table built anew (`reference.py`), without
+which a profile has nothing to compare with. That needs the corpora, and an adapter that was trained
+on the old prompts needs training again.
+
 What we left out: a tagger and a parser. Passives, adverbs and subordinate clauses are counted by
 their usual words and endings. The lists are English; texts in other languages get numbers, never an
 error, but the numbers mean little.

@@ -61,10 +61,8 @@ QUOTES = 4  # at most
 FIGURES = 0.3  # share of levels told with their number
 BARE_SHARE = 0.7  # of "A has none" where it may stand for "A has no semicolons"
 DIFFERS = 0.8  # deviations between writer and candidate from which another level is a break
-THIN, OUTRIGHT = (
-    0.0,
-    -0.3,
-)  # fits below which the counts do not carry the verdict, or are against it
+# Fits below which the counts do not carry the verdict, or are against it.
+THIN, OUTRIGHT = 0.0, -0.3
 FIGURE = re.compile(r"(?:, about .*| \([^()]*\))$")
 PART = re.compile(r"\w+|[^\w\s]")
 

@@ -8,8 +8,7 @@ the others. Its *rivals* are the replies about the other text of its pair.
     length       1 within the budget of tokens, falling to 0 over FALL tokens on either side
     order        share of the rivals that it is right against, ties half: the score of a chosen text
                  must be above, that of a rejected text below
-    twin         right · share of the twin's replies that are right: those about the same text,
-    under
+    twin         right · share of the twin's replies that are right: those about the same text, with
                  the exemplars of the other writer
     faithful     t / (t + f) · t / K: t true and f untrue quotes and claims (`claims.py`),
                  K = QUOTES + CLAIMS of them wanted, and no more than K counted as true

@@ -81,9 +81,9 @@ def main(config: Config) -> None:
     judge = Judge.load(config.base, config.adapter, config.device, config.dtype)
     if judge.style is None or judge.style.fusion is None or not judge.shows_style():
         raise InputError(f"--adapter {config.adapter}: expected prompts that show a chance")
-    prompts = [(pair, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
-    shown = track(prompts, "prompts", transient=True, disable=not sys.stderr.isatty())
-    rows = [scores(judge, pair, text, config.chances) for pair, text in shown]
+    shown = track(pairs, "pairs", transient=True, disable=not sys.stderr.isatty())
+    texts = ((pair, text) for pair in shown for text in (pair.chosen, pair.rejected))
+    rows = [scores(judge, pair, text, config.chances) for pair, text in texts]
     table = [row for row in rows if row is not None]
     if not table:
         raise InputError(f"{config.pairs}: expected a pair that fits the context, found none")

@@ -132,7 +132,6 @@ def main(config: Config, command: str = "") -> None:
         "command": command,
         "judge": first,
         "versions": {name: version(name) for name in ("numpy", "torch")},
-        "base": config.base,
         "adapter": adapter,
         "seed": config.seed,
         "resamples": RESAMPLES,
@@ -209,8 +208,7 @@ def remembered(path: Path) -> dict[str, Prediction]:
         lines = [Line.model_validate_json(text) for text in data[:whole].splitlines()]
     except (OSError, ValidationError) as error:
         raise InputError(
-            f"{path}: expected predictions of an earlier run; delete the file or take another "
-            f"--out ({reason(error)})"
+            f"{path}: expected predictions of an earlier run, take another --out ({reason(error)})"
         ) from error
     return {line.key: line.prediction for line in lines}
 

@@ -71,7 +71,7 @@ class Setup:
     config: JudgeConfig  # how a model judges
     train: Sequence[Pair]  # to fit text judges on; may be empty
     beside: Mapping[str, str]  # name -> folder of another adapter
-    say: Callable[[str], None] | None = None  # gets a line before anything is fetched
+    say: Callable[[str], None]  # gets a line before anything is fetched
 
 
 def from_scores(scores: Sequence[float] | None, slope: float | None = None) -> Prediction:
@@ -87,7 +87,7 @@ def from_scores(scores: Sequence[float] | None, slope: float | None = None) -> P
 
 
 def predict_by(score: baselines.Score, slope: float | None = None) -> Predict:
-    """A function that scores candidates -> one that predicts."""
+    """A function that scores -> one that predicts."""
     return lambda *texts: from_scores(score(*texts), slope)
 
 
@@ -134,12 +134,10 @@ def _text_judge(name: str, train: Sequence[Pair]) -> NamedJudge | str:
     settings: dict[str, Any] = {"judge": name, "version": __version__, "train": digest(train)}
     if name == "together" and not train:
         return "needs pairs to fit on: --train"
-    if name == "ngrams":
-        score = baselines.ngrams()
-    elif name == "factors":
-        score = baselines.factors(train)
-    else:
+    if name == "together":
         score = baselines.fused(fusion.fit(train))
+    else:
+        score = baselines.ngrams() if name == "ngrams" else baselines.factors(train)
     slope = baselines.slope_of(score, train) if train else None  # gaps of scores to log-odds
     return NamedJudge(predict_by(score, slope), settings, f"fitted on {len(train)} pairs")
 

@@ -47,7 +47,6 @@ def log_likelihoods(
     model: Model, context: list[int], blank: list[int], texts: Sequence[list[int]]
 ) -> list[tuple[float, float]]:
     """ids of each text -> its log p after the context, and after a blank line, in nats."""
-    assert len(context) > 1, f"a context of {len(context)} tokens"
     rows, parents = [context[:-1]], [-1]
     for before, parent in ((context[-1:], 0), (blank, -1)):
         rows += [[*before, *ids[:-1]] for ids in texts]

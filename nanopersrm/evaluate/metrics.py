@@ -7,9 +7,8 @@
     ece               10 bins of confidence c = max(p, 1 - p): Σ |Σ c - Σ right| / n
     brier             mean of (1 - p)², p the probability of the chosen text: 0.25 at ½
 
-A pair with the exemplars of its twin is the twin, with the opposite label: its text is named where
-the twin is wrong. So swap_gap is the mean of [right] - [twin wrong]: 1 for an oracle, 0 for who
-does not read the exemplars.
+A pair with the exemplars of its twin is the twin, with the opposite label. So swap_gap is the mean
+of [right] - [twin wrong]: 1 for an oracle, 0 for who does not read the exemplars.
 
 **Intervals.** Pairs of one author are not independent, so whole authors are drawn with replacement,
 1,000 times, and the middle 95 % is reported. A pair belongs to the author of its exemplars, twin
@@ -18,8 +17,7 @@ so a draw is one product of counts and the authors' sums. With few authors inter
 
 **Two judges** are compared pair by pair, since what is hard for one is mostly hard for the other.
 won and lost are pairs that only the first, or only the second, has right; p is that of the exact
-two-sided sign test: 4 and 1 give 2 · (1 + 5) / 2⁵. A pair and its twin are not independent: trust
-the twins.
+two-sided sign test: 4 and 1 give 2 · (1 + 5) / 2⁵. Twins are not independent: count them as one.
 """
 
 import math

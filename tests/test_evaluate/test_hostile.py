@@ -92,8 +92,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         code = hostile.run(tyro.cli(hostile.Config, args=[str(a) for a in arguments]))
         return code, *capsys.readouterr()
 
-    own = ("--base", base.path, "--dtype", "fp32")
-    code, out, error = call("--pairs", file, "--limit", 2, *own)
+    common = ("--base", base.path, "--dtype", "fp32")
+    code, out, error = call("--pairs", file, "--limit", 2, *common)
     assert code == 0, error
     assert out.count("\n| ") == 2 + len(PLACES) + 1  # all, places, family, below the heading
     code, _, error = call("--pairs", file, "--limit", 1)

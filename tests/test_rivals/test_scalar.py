@@ -77,10 +77,10 @@ def train(*arguments: object) -> int:
 @pytest.mark.slow
 def test_training_learns_and_its_folder_can_be_evaluated(base, tmp_path, capsys):
     write(pairs := tmp_path / "pairs.jsonl", SHORT)
-    own = ["--base", base.path, "--pairs", pairs, "--dtype", "fp32"]
-    own += ["--no-evidence", "--longest", 9000, "--batch-pairs", 2, "--steps", 8, "--lr", "1e-2"]
+    common = ["--base", base.path, "--pairs", pairs, "--dtype", "fp32"]
+    common += ["--no-evidence", "--longest", 9000, "--batch-pairs", 2, "--steps", 8, "--lr", "1e-2"]
     for name in ("one", "two"):
-        assert train(*own, "--out", tmp_path / name) == 0, capsys.readouterr()
+        assert train(*common, "--out", tmp_path / name) == 0, capsys.readouterr()
     lines = capsys.readouterr().out.splitlines()
     losses = [float(line.split()[-1]) for line in lines if line.startswith("step")]
     assert losses[:8] == losses[8:]
@@ -102,8 +102,8 @@ def test_training_learns_and_its_folder_can_be_evaluated(base, tmp_path, capsys)
 )
 def test_mistakes_are_one_line(base, tmp_path, more, word, capsys):
     write(tmp_path / "pairs.jsonl", PAIRS[:2])
-    own = ["--base", base.path, "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "new"]
-    assert train(*own, *more) == 2
+    common = ["--base", base.path, "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "new"]
+    assert train(*common, *more) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert word in error

@@ -167,14 +167,14 @@ def test_the_worked_example():
         for name in names:
             config = GrpoConfig(variant=name)
             parts, group = torch.tensor([[1.0], [0.0]]), torch.tensor([0, 0])
-            found = advantages(parts, torch.ones(1), group, 1, config)
+            above = advantages(parts, torch.ones(1), group, 1, config)
             w = token_weights(lengths, 4, config)
             later = moved.clone().requires_grad_()
-            policy_loss(later, owner, found, w, config, old=before)[0].backward()
+            policy_loss(later, owner, above, w, config, old=before)[0].backward()
             assert later.grad is not None
             assert later.grad[0].item() == pytest.approx(-0.265 if name == "cispo" else 0, abs=5e-4)
             leaf = before.clone().requires_grad_()
-            policy_loss(leaf, owner, found, w, config)[0].backward()
+            policy_loss(leaf, owner, above, w, config)[0].backward()
             assert leaf.grad is not None
             # gdpo divides once more, by the deviation over this step of one group: here 1.
             assert leaf.grad.tolist() == pytest.approx([up, down, down, down], abs=5e-4)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_rewards import CONFIG, column, one, rewarded
+from test_rewards import CONFIG, column, reply_of, rewarded
 from torch import Tensor
 
 from nanopersrm.judge.verdict import DIGITS
@@ -30,7 +30,7 @@ def chance(**digits: float) -> tuple[float, ...]:
 
 
 def drawn(digit: int, **digits: float) -> Rollout:
-    return one(digit, digits=chance(**digits))
+    return reply_of(digit, digits=chance(**digits))
 
 
 def random_digits(seed: int, certain: bool = False) -> ScoreDigits:
@@ -58,7 +58,7 @@ def test_it_is_the_mean_of_what_draws_earn():
     def earned(replies: list[Rollout], config: RewardConfig) -> dict[str, list[float]]:
         left = iter(replies)
         groups = rewarded(*[[next(left) for _ in range(size)] for size in sizes], config=config)
-        return {name: [x for own in column(groups, name) for x in own] for name in PARTS}
+        return {name: [x for values in column(groups, name) for x in values] for name in PARTS}
 
     PARTS = ("order", "twin")
     unsure = [drawn(low, **{f"d{low}": p, f"d{high}": 1 - p}) for low, high, p in might]
@@ -66,7 +66,7 @@ def test_it_is_the_mean_of_what_draws_earn():
     for which in itertools.product((0, 1), repeat=len(might)):
         picked = list(zip(which, might, strict=True))
         weight = math.prod(1 - p if second else p for second, (_, _, p) in picked)
-        certain = earned([one(int(own[second])) for second, own in picked], CONFIG)
+        certain = earned([reply_of(int(digits[second])) for second, digits in picked], CONFIG)
         for name, parts in certain.items():
             means[name] = [m + weight * x for m, x in zip(means[name], parts, strict=True)]
     for name, parts in earned(unsure, EXPECTED).items():
@@ -81,7 +81,7 @@ def test_by_digit_is_what_that_digit_would_have_earned(twins):
         twin = [[drawn(5, d5=1)], [drawn(3, d3=0.25, d7=0.75)]] if twins else []
         return rewarded([reply], [drawn(6, d6=0.5, d2=0.5)], *twin, config=EXPECTED)[0].rollouts[0]
 
-    unsure = earned(one(7, digits=p))
+    unsure = earned(reply_of(7, digits=p))
     assert unsure.by_digit is not None
     for digit, worth in zip(DIGITS, unsure.by_digit, strict=True):
         assert worth == pytest.approx(earned(drawn(digit, **{f"d{digit}": 1.0})).reward)
@@ -98,8 +98,8 @@ def test_the_worked_example():
     worth = torch.full((2, 9), 1.5, dtype=torch.float64)
     worth[:, 6], worth[:, 3] = 2.0, 1.0
     digits = ScoreDigits(torch.tensor([0, 0]), p, worth)
-    found, by_digit = expected_advantages(digits, torch.tensor([0, 0]), 1, by_std=True)
-    assert found.tolist() == pytest.approx([0.447, -0.447], abs=1e-3)
+    A, by_digit = expected_advantages(digits, torch.tensor([0, 0]), 1, by_std=True)
+    assert A.tolist() == pytest.approx([0.447, -0.447], abs=1e-3)
     assert by_digit[0, [6, 3]].tolist() == pytest.approx([0.671, -0.224], abs=1e-3)
     assert by_digit[1, [6, 3]].tolist() == pytest.approx([0.224, -0.671], abs=1e-3)
 
@@ -124,9 +124,9 @@ def test_they_are_the_means_of_grpos_over_all_draws(G):
         for i, d in enumerate(draw):
             by_draw[i, d] += chance_of * A[i] / p[i, d]
     digits = ScoreDigits(torch.zeros(G, dtype=torch.int64), p, worth)
-    found, by_digit = expected_advantages(digits, group, 1, by_std=False)
+    A, by_digit = expected_advantages(digits, group, 1, by_std=False)
     drawn_ones = p > 0
-    torch.testing.assert_close(found.double(), replies, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(A.double(), replies, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(
         by_digit.double()[drawn_ones], by_draw[drawn_ones], rtol=1e-5, atol=1e-6
     )
@@ -139,8 +139,8 @@ def test_they_are_the_means_of_grpos_over_all_draws(G):
 @pytest.mark.parametrize("worth", [0.1, 0.0])
 def test_what_is_worth_the_same_teaches_nothing(worth):
     digits = replace(random_digits(2), rewards=torch.full((5, 9), worth, dtype=torch.float64))
-    for found in expected_advantages(digits, GROUP, 2, by_std=True):
-        assert not found.any()
+    for A in expected_advantages(digits, GROUP, 2, by_std=True):
+        assert not A.any()
 
 
 def test_entropy_is_for_digits_and_not_for_thoughts():
@@ -155,8 +155,8 @@ def test_entropy_is_for_digits_and_not_for_thoughts():
     (expected,) = torch.autograd.grad(-tau * (1 - 1 / count.double()) @ (p * p.log()).sum(-1), z)
     weighed = digits.probs * (by_digit - bare).double()  # of the gradients of log p(d)
     assert weighed.sum(-1).abs().max() < 1e-6  # centred, or the deviation would grow with it
-    found = weighed - digits.probs * weighed.sum(-1, keepdim=True)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    gradient = weighed - digits.probs * weighed.sum(-1, keepdim=True)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
     sure = random_digits(6, certain=True)
     assert expected_advantages(sure, GROUP, 2, False, tau)[1].isfinite().all()
     none = replace(digits, at=torch.full_like(digits.at, -1))

@@ -1,9 +1,8 @@
 """The losses beside TRL's: its own code turns rewards into advantages, and these into a loss.
 
-TRL's trainer is too heavy to build for this, and its loss needs little of it. So two of its methods
-run on a stand-in that has the attributes they read: `_generate_and_score_completions`, with
-replies, rewards and log-probabilities that are given instead of sampled, and `_compute_loss`.
-Written for TRL 1.16.0 and run under exactly that version, since both methods are private.
+Two methods of its trainer run on a stand-in that has the attributes they read: those that turn
+replies and rewards into advantages, and these into a loss. Both are private, so this runs under
+exactly the version that it was written for.
 """
 
 import importlib.metadata
@@ -154,7 +153,7 @@ def test_advantages_loss_and_gradient_equal_those_of_trl(variant, first):
     torch.testing.assert_close(loss.detach(), loss_trl, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, gradient_trl, rtol=1e-5, atol=1e-6)
 
-    found = statistics([measured])
+    numbers = statistics([measured])
     if variant not in ("cispo", "gspo", "gdpo"):  # there TRL counts otherwise
-        assert found["clip_low"] == pytest.approx(metrics["clip_ratio/low_mean"][0], abs=1e-6)
-        assert found["clip_high"] == pytest.approx(metrics["clip_ratio/high_mean"][0], abs=1e-6)
+        assert numbers["clip_low"] == pytest.approx(metrics["clip_ratio/low_mean"][0], abs=1e-6)
+        assert numbers["clip_high"] == pytest.approx(metrics["clip_ratio/high_mean"][0], abs=1e-6)

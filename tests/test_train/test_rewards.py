@@ -31,7 +31,7 @@ PAIR = Pair(
 TWIN = replace(PAIR, id="b", twin="a", exemplars=(OTHER_WRITER,), chosen=Y, rejected=X)
 
 
-def one(digit: int | str, tokens: int = 100, reasoning: str = "x", digits=None) -> Rollout:
+def reply_of(digit: int | str, tokens: int = 100, reasoning: str = "x", digits=None) -> Rollout:
     """A reply with one score; a text stands for itself."""
     text = digit if isinstance(digit, str) else write(reasoning, {"A": digit})
     return Rollout((7,) * tokens, (-1.0,) * tokens, text, digit_probs=digits, drawn_probs=digits)
@@ -59,7 +59,7 @@ def column(groups: list[RolloutGroup], name: str) -> list[list[float]]:
 
 def scored(*digits: Sequence[int | str], config: RewardConfig = CONFIG) -> list[RolloutGroup]:
     """Scores about chosen, rejected, and the twin's."""
-    return rewarded(*[[one(digit) for digit in group] for group in digits], config=config)
+    return rewarded(*[[reply_of(digit) for digit in group] for group in digits], config=config)
 
 
 def test_the_worked_example():
@@ -69,7 +69,10 @@ def test_the_worked_example():
     )
     soft = (0.0, 0.0, 0.0, 0.0, 0.0, 0.4, 0.6, 0.0, 0.0)  # 6.6
     groups = rewarded(
-        [one(7, 180, reasoning, soft), one(4)], [one(4), one(2)], [one(6), one(5)], [one(5), one(3)]
+        [reply_of(7, 180, reasoning, soft), reply_of(4)],
+        [reply_of(4), reply_of(2)],
+        [reply_of(6), reply_of(5)],
+        [reply_of(5), reply_of(3)],
     )
     best = groups[0].rollouts[0]
     by_hand = dict(zip(PARTS, (1.0, 0.5, 1.0, 0.75, 5 / 6 * 5 / 8, 0.91), strict=True))
@@ -157,8 +160,8 @@ def test_digits_beat_the_drawn_digit_and_broken_ones_are_invalid():
     sure, flat = (0.0,) * 8 + (1.0,), (1 / 9,) * 9
     half = (0.25,) + (0.0,) * 7 + (0.25,)  # of a whole vocabulary: the nine are what counts
     nan, zero = (float("nan"),) * 9, (0.0,) * 9
-    drawn = [one(9), *(one(9, digits=row) for row in (sure, flat, half, nan, zero))]
-    group = rewarded(drawn, [one(1)])[0].rollouts
+    drawn = [reply_of(9), *(reply_of(9, digits=row) for row in (sure, flat, half, nan, zero))]
+    group = rewarded(drawn, [reply_of(1)])[0].rollouts
     assert [r.parts["calibration"] for r in group] == pytest.approx([1, 1, 0.75, 0.75, 0, 0])
     assert [r.reward == 0 for r in group] == [False] * 4 + [True] * 2
 
@@ -172,9 +175,9 @@ def test_calibration_and_length_by_hand():
 
 
 def test_manners_do_not_outweigh_judgement():
-    polite = one(1, 100, GOOD, (0.0,) * 8 + (1.0,))  # drawn 1 though it thinks 9
-    rude = one(9, 0, "", (1.0,) + (0.0,) * 8)
-    best, worst = rewarded([rude, polite], [one(5)])[0].rollouts
+    polite = reply_of(1, 100, GOOD, (0.0,) * 8 + (1.0,))  # drawn 1 though it thinks 9
+    rude = reply_of(9, 0, "", (1.0,) + (0.0,) * 8)
+    best, worst = rewarded([rude, polite], [reply_of(5)])[0].rollouts
     assert worst.reward < best.reward
 
 
@@ -183,7 +186,7 @@ def test_parts_are_those_that_can_be_earned():
     assert list(alone[0].rollouts[0].parts) == [name for name in PARTS if name != "twin"]
     assert list(both[0].rollouts[0].parts) == list(PARTS)
     assert set(alone[0].rollouts[1].parts.values()) == {0.0}
-    at_once = groups_of([one(7)], [one(3)], [one(6)], [one(4)], opening=AT_ONCE)
+    at_once = groups_of([reply_of(7)], [reply_of(3)], [reply_of(6)], [reply_of(4)], opening=AT_ONCE)
     reward(at_once, CONFIG)
     for reasoned, bare in zip(both, at_once, strict=True):
         whole, parts = reasoned.rollouts[0].parts, bare.rollouts[0].parts
@@ -193,7 +196,7 @@ def test_parts_are_those_that_can_be_earned():
 
 def test_nothing_but_texts_and_role_can_be_seen():
     """Kind, authors, sources and weight of a pair may be anything."""
-    drawn = [[one(7, reasoning=GOOD)], [one(3)], [one(6)], [one(4)]]
+    drawn = [[reply_of(7, reasoning=GOOD)], [reply_of(3)], [reply_of(6)], [reply_of(4)]]
     groups, others = groups_of(*drawn), groups_of(*deepcopy(drawn))
     names = ("id", "author", "domain", "split", "kind", "question", "chosen_from", "rejected_from")
     for group in others:
@@ -204,10 +207,9 @@ def test_nothing_but_texts_and_role_can_be_seen():
     assert [group.rollouts for group in groups] == [group.rollouts for group in others]
 
 
-@pytest.mark.parametrize("wrong", [{"twin": -0.1}, {"order": float("nan")}, {"entropy": 1e9}])
-def test_a_wrong_config_is_refused(wrong):
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        RewardConfig(**wrong)
+def test_a_wrong_weight_is_refused():
+    with pytest.raises(InputError, match="twin"):
+        RewardConfig(twin=-0.1)
 
 
 # Any replies
@@ -216,7 +218,7 @@ INVALID = ["", "A", "<think>", "<think>x</think><scores>A=0</scores>", write("x"
 DIGIT = st.integers(1, 9)
 RUDE = st.sampled_from(INVALID) | st.text(max_size=30)
 ONES = st.builds(
-    one,
+    reply_of,
     DIGIT | RUDE,
     st.integers(0, 400),
     st.sampled_from(["", GOOD, 'B has no dashes, "x".', "Both candidates: many commas."]),

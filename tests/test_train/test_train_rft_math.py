@@ -39,7 +39,7 @@ ALL = 100_000  # a budget that holds everything
 
 @dataclass
 class Watched:
-    """In place of a Learner, for one step: what it was given, and the gradients."""
+    """In place of a Learner, for one step: what it gets, and the gradients."""
 
     model: Model
     lora: Lora

@@ -143,7 +143,7 @@ def _write_tokenizer(folder: Path, base: Base, vocabulary: Vocabulary, template:
             special_tokens=[(bos, backend.token_to_id(bos))],
         )
     backend.save(str(folder / "tokenizer.json"))
-    pad = base.reader().metadata.get("tokenizer.ggml.padding_token_id")
+    pad = base.reader.metadata.get("tokenizer.ggml.padding_token_id")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # all of it is in tokenizer.json
         "model_max_length": base.config["max_position_embeddings"],

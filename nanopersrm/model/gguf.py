@@ -11,11 +11,9 @@ A GGUF file (version 2 or 3, little-endian) is a header and then a block of alig
 Dimensions are written innermost first: 576, 49152 is an embedding of 49,152 rows. The data is
 memory-mapped; `weights.py` reads it.
 
-What we chose. The `gguf` library knows the quantised types and how to dequantise them. Its reader
-we do not use: it makes a numpy view of every string, which takes seconds for a vocabulary where
-this walk takes 0.1, and it trusts counts, so a damaged header can send it round a loop of 2^60
-steps. Here every length is checked against the end of the file. What we left out: big-endian
-files, arrays of arrays, models split over several files, writing.
+The `gguf` library knows the quantised types. Its own reader takes seconds for a vocabulary where
+this walk takes 0.1, and trusts counts, so a damaged header can send it round 2^60 steps. Here every
+length is checked against the end of the file. Left out: big-endian files, arrays of arrays.
 """
 
 import math
@@ -28,6 +26,7 @@ import gguf
 import numpy as np
 
 from nanopersrm import InputError
+from nanopersrm.files import reason
 
 VERSIONS = (2, 3)  # version 1 had 32-bit lengths and was replaced within weeks
 STRING, ARRAY, BOOL = 8, 9, 7  # value type codes with a meaning beyond a number
@@ -60,31 +59,26 @@ class GgufFile:
 def read_gguf(path: Path) -> GgufFile:
     """Map `path` and read its header; damage is one `InputError` naming file and byte."""
     try:
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: expected a GGUF file, found an empty file")
         data = np.asarray(np.memmap(path, mode="r"))
-    except OSError as error:
-        raise InputError(f"{path}: expected a readable GGUF file: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: it is empty
+        raise InputError(f"{path}: expected a readable GGUF file ({reason(error)})") from error
     cursor = _Cursor(path, data)
-    magic = bytes(cursor.take(4))
-    if magic != b"GGUF":
+    magic, version = bytes(cursor.take(4)), cursor.number(U32)
+    if magic != b"GGUF" or version not in VERSIONS:
         raise InputError(
-            f"{path}: expected a GGUF file, which begins with b'GGUF', found {magic!r}"
+            f"{path}: expected b'GGUF' and version 2 or 3, little-endian, got {magic!r}, {version}"
         )
-    version = cursor.number(U32)
-    if version not in VERSIONS:
-        raise InputError(f"{path}: expected GGUF version 2 or 3, little-endian, found {version}")
     tensor_count, pair_count = cursor.number(U64), cursor.number(U64)
     metadata: dict[str, Any] = {}
     for _ in range(pair_count):
         key = cursor.strings(1)[0]
         if key in metadata:
-            raise cursor.error(f"each metadata key once, found {key!r} twice")
+            raise cursor.error(f"each metadata key once, got {key!r} twice")
         metadata[key] = cursor.value(cursor.number(U32))
     entries = [cursor.tensor() for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
-        raise InputError(f"{path}: expected a positive general.alignment, found {alignment!r}")
+        raise InputError(f"{path}: expected a positive general.alignment, got {alignment!r}")
     start = -(-cursor.at // alignment) * alignment
     return GgufFile(metadata, [_tensor(path, data, start, *entry) for entry in entries])
 
@@ -98,7 +92,7 @@ def _tensor(
     kind = gguf.GGMLQuantizationType(code)
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     if not dims or dims[0] % block:
-        raise InputError(f"{path}: tensor {name!r}: expected rows of {block}s, found {dims}")
+        raise InputError(f"{path}: tensor {name!r}: expected rows of {block}s, got {dims}")
     size = math.prod(dims) // block * block_bytes
     begin = start + offset
     if begin + size > len(data):
@@ -164,12 +158,12 @@ class _Cursor:
         if code == STRING:
             return self.strings(count)
         if code not in NUMBERS:
-            raise self.error(f"a GGUF value type, found {code}")
+            raise self.error(f"a GGUF value type, got {code}")
         return self.numbers(code, count)
 
     def tensor(self) -> tuple[str, list[int], int, int]:
         """One entry of the tensor list: name, dimensions, type code, offset."""
         name, rank = self.strings(1)[0], self.number(U32)
         if rank > 4:  # GGML_MAX_DIMS
-            raise self.error(f"at most 4 dimensions for tensor {name!r}, found {rank}")
+            raise self.error(f"at most 4 dimensions for tensor {name!r}, got {rank}")
         return name, self.numbers(U64, rank), self.number(U32), self.number(U64)

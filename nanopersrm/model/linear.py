@@ -7,22 +7,12 @@
       + scale · (x Aᵀ) Bᵀ                            where an adapter is on (`lora.py`)
 
 The adapter is never merged into W: with it off, the base is exactly the base. A matrix that learns
-goes through a backward written by hand (`kernels/nf4_linear.py`), which saves x once and adds
-the two products in place.
+goes through a backward written by hand (`kernels/nf4_linear.py`).
 
 In 4 bits (QLoRA, Dettmers et al., arXiv 2305.14314) a weight takes half a byte and, for each 64 of
-them, a scale in one byte: 0.5159 bytes a weight, where bf16 takes 2. These are q, k, v, o, gate, up
-and down of every block. In Qwen2.5-7B they are 6.5 billion weights: 13.05 GB in bf16, 3.37 in NF4.
-What stays as it came, rounded to the model's type:
-
-    embedding   looked up, not multiplied: it saves no time, and a rare token's row has nobody to
-                average its errors with
-    head        its logits are compared to the last percent of a probability
-    norms       one number a column that scales the whole column; and together 0.4 MB
-    biases      those of Qwen2's k reach hundreds, where a 4-bit step would be huge
-
-Codes and scales are those of bitsandbytes 0.50 bit for bit, so a base trained on there is the same
-base here. Blocks of 64 run along the flattened matrix and may cross rows.
+them, a scale in one byte: 3.37 GB for the 6.5 billion weights in the blocks of Qwen2.5-7B instead
+of 13.05. Embedding, head, norms and biases stay as they came. Codes and scales are those of
+bitsandbytes 0.50 bit for bit. Blocks of 64 run along the flattened matrix and may cross rows.
 """
 
 import math
@@ -78,7 +68,7 @@ class Linear(nn.Module):
             )
         low, high = weight.aminmax()  # NaN if there is one; unlike `isfinite` it needs no room
         if not (math.isfinite(low) and math.isfinite(high)):  # waits for the GPU
-            raise InputError(f"expected finite weights, found inf or nan in {weight.dtype}")
+            raise InputError(f"expected finite weights, got inf or nan in {weight.dtype}")
         self.nf4 = quantize(weight)
         self.q4 = self.packed_q4 = None
         empty = torch.empty(out, width, dtype=weight.dtype, device="meta")

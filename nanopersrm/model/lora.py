@@ -2,16 +2,14 @@
 
     y = x Wᵀ + scale · (x Aᵀ) Bᵀ           A (R, in), B (out, R), scale = alpha / R
 
-(Hu et al., arXiv 2106.09685; `kernels/linear.py` has the formula at work.) With rank 16 on all
-seven matrices of its blocks, SmolLM2-135M gets 4.9 million numbers to learn beside 134 million that
-stay. B starts at zero, so that the first step starts from the base as it is; A starts uniform
-between ±1 / sqrt(in), as PEFT's does.
+(Hu et al., arXiv 2106.09685; `kernels/linear.py` has the formula at work.) B starts at zero, so
+that the first step starts from the base as it is; A starts uniform between ±1 / sqrt(in), as PEFT's
+does. With rank 16, SmolLM2-135M learns 4.9 million numbers.
 
 Masters and copies. One step moves a weight by about the learning rate, 2e-4; a number near 0.02 in
-bf16 can only move by 6e-5 or 1.2e-4, and much of what should add up over steps would be rounded
-away. So the optimizer works on *masters* in fp32, and the model multiplies with *copies* in its own
-type, made once a step by `refresh`. The copy is a differentiable cast: a gradient that arrives at
-it goes on to the master, and is summed there in fp32 over all micro-batches of a step.
+bf16 can only move by 6e-5 or 1.2e-4, and small steps would be rounded away. So the optimizer works
+on *masters* in fp32, and the model multiplies with *copies* in its own type, made once a step by
+`refresh`. The copy is a differentiable cast: gradients add up in the master, in fp32.
 
 Several adapters can share one model; one is on at a time, and none is merged into the weights:
 
@@ -19,18 +17,11 @@ Several adapters can share one model; one is on at a time, and none is merged in
     with style.using(model): ...          another one for a moment
     with adapter_off(model): ...          the base alone: the reference of reinforcement learning
 
-On disk an adapter has PEFT's format, so what is trained here loads there, and the reverse:
-
-    adapter_config.json          rank, alpha, targets: names of modules, their endings, "all-linear"
-    adapter_model.safetensors    A and B in fp32, named after transformers' modules:
-        base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight    (R, in)
-
-`load_lora` demands exactly the tensors that the targets promise, so a file that lost one is refused
-instead of loaded with a hole. A field that asks for more than plain LoRA (DoRA, rsLoRA, biases,
+On disk an adapter is PEFT's two files: adapter_config.json with rank, alpha and targets (names of
+matrices, or "all-linear"), and adapter_model.safetensors with A and B in fp32, under such names as
+base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight. `load_lora` demands exactly the
+tensors that the targets promise. A field that asks for more than plain LoRA (DoRA, rsLoRA, biases,
 ranks by layer, PiSSA) is an error that names it.
-
-What we left out: adapters on the embedding and the head, dropout, pickled files, and targets as a
-regular expression or by layer number.
 """
 
 import json
@@ -42,27 +33,25 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kernels.linear import Adapter
 from nanopersrm import InputError
-from nanopersrm.files import temporary
+from nanopersrm.files import reason, temporary, write_text
 from nanopersrm.model.base import read_json
 from nanopersrm.model.linear import TARGETS, Linear, matrices
 from nanopersrm.model.transformer import Model
+from nanopersrm.pairs import validate
 
 CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model.model."  # PeftModel, LoraModel, LlamaForCausalLM
 # Fields of adapter_config.json that may say anything; every other one must be off.
-KNOWN = {"r", "lora_alpha", "target_modules", "lora_dropout", "base_model_name_or_path"}
-KNOWN |= {"revision", "inference_mode", "task_type", "peft_type", "peft_version", "auto_mapping"}
-KNOWN |= {"megatron_core", "qalora_group_size", "init_lora_weights"}
+KNOWN = {"lora_dropout", "base_model_name_or_path", "revision", "inference_mode", "task_type"}
+KNOWN |= {"peft_version", "auto_mapping", "megatron_core", "qalora_group_size"}
 OFF = (None, False, [], {}, "none")
-HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # the base stays as it is
 
 
 @dataclass(frozen=True)
@@ -89,18 +78,14 @@ class LoraConfig:
 class Lora:
     """One adapter: masters in fp32, and their copies in the model's type."""
 
-    def __init__(self, model: Model, config: LoraConfig, seed: int, only: set[str] | None = None):
-        """A random, B zero; it does nothing until it is on. `only`: these of the matrices."""
+    def __init__(self, model: Model, config: LoraConfig, seed: int):
+        """A random, B zero; it does nothing until it is on."""
         self.config, self.dtype = config, model.norm.weight.dtype
         self.places: dict[str, Linear] = {}
         self.masters: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         self.copies: dict[str, Adapter] = {}
         random = torch.Generator().manual_seed(seed)
-        targets = matrices(model, config.targets)
-        self.whole = only is None or only == set(targets)  # every layer has every target
-        for name, matrix in targets.items():
-            if only is not None and name not in only:
-                continue
+        for name, matrix in matrices(model, config.targets).items():
             bound = matrix.width_in**-0.5
             A = torch.empty(config.rank, matrix.width_in).uniform_(-bound, bound, generator=random)
             B = torch.zeros(matrix.width_out, config.rank)
@@ -185,10 +170,12 @@ def adapter_off(model: Model) -> Iterator[None]:
 class _PeftConfig(BaseModel):
     """The fields of adapter_config.json that we read."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="allow")
+    peft_type: Literal["LORA"]
     r: int = Field(8, ge=1)
     lora_alpha: float = Field(8, allow_inf_nan=False)
     target_modules: list[str] | Literal["all-linear"]
+    init_lora_weights: bool | Literal["gaussian", "eva", "orthogonal"] | None = None  # as it is
 
 
 def save_lora(folder: Path, lora: Lora, base_name: str) -> None:
@@ -201,61 +188,47 @@ def save_lora(folder: Path, lora: Lora, base_name: str) -> None:
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "peft_type": "LORA",
         "r": lora.config.rank,
-        "target_modules": list(lora.config.targets) if lora.whole else list(lora.masters),
+        "target_modules": list(lora.config.targets),
         "task_type": "CAUSAL_LM",
     }
     tensors = {
         _peft_name(name): part.float().cpu().contiguous() for name, part in lora.tensors().items()
     }
-    contents = {
-        TENSORS_FILE: to_bytes(tensors, {"format": "pt"}),
-        CONFIG_FILE: json.dumps(config, indent=2, sort_keys=True).encode(),
-    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            part = temporary(folder / name)
-            part.write_bytes(content)
-            os.replace(part, folder / name)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
+        part = temporary(folder / TENSORS_FILE)
+        save_file(tensors, part, {"format": "pt"})
+        os.replace(part, folder / TENSORS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot be written ({reason(error)})") from error
+    write_text(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True))
 
 
 def load_lora(folder: Path, model: Model) -> Lora:
     """The adapter in `folder`, for `model`; it is not switched on."""
-    for name in (CONFIG_FILE, TENSORS_FILE):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"{folder}: expected a folder with {CONFIG_FILE} and {TENSORS_FILE}, no {name}"
-            )
     config = _read_config(folder / CONFIG_FILE)
     named = config.target_modules
-    chosen = {
-        name
-        for name in matrices(model)
-        if named == "all-linear" or any(f".model.{name}".endswith(f".{n}") for n in named)
-    }
-    targets = tuple(t for t in TARGETS if any(name.endswith(f".{t}") for name in chosen))
-    if not targets:
+    targets = TARGETS if named == "all-linear" else tuple(t for t in TARGETS if t in named)
+    if named != "all-linear" and (not targets or {*named} - {*targets}):
         raise InputError(
             f"{folder / CONFIG_FILE}, field target_modules: expected some of {', '.join(TARGETS)}, "
-            f"found {named!r:.80}"
+            f"got {named!r:.80}"
         )
     file = folder / TENSORS_FILE
     try:
         stored = load_file(file)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: truncated or not a safetensors file ({error})") from error
-    tensors = {_our_name(name): tensor for name, tensor in stored.items()}
     for name, tensor in stored.items():
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{file}: tensor {name} holds other than finite floats")
-    R = max((min(tensor.shape, default=1) for tensor in tensors.values()), default=1)
+    R = max((min(tensor.shape, default=1) for tensor in stored.values()), default=1)
     if config.r > R:  # before room is made for it
-        raise InputError(f"{file}: expected rank {config.r}, as {CONFIG_FILE} says, found {R}")
-    lora = Lora(model, LoraConfig(config.r, config.lora_alpha, targets), seed=0, only=chosen)
+        raise InputError(f"{file}: expected rank {config.r}, as {CONFIG_FILE} says, got {R}")
+    lora = Lora(model, LoraConfig(config.r, config.lora_alpha, targets), seed=0)
+    names = {_peft_name(name): name for name in lora.tensors()}
     try:
-        lora.load_tensors(tensors)
+        lora.load_tensors({names.get(name, name): tensor for name, tensor in stored.items()})
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     return lora
@@ -263,34 +236,14 @@ def load_lora(folder: Path, model: Model) -> Lora:
 
 def _read_config(file: Path) -> _PeftConfig:
     """adapter_config.json, if it asks for plain LoRA and nothing else."""
-    fields = read_json(file)
-    odd = {name: value for name, value in fields.items() if name not in KNOWN and value not in OFF}
-    if fields.get("peft_type") != "LORA":
-        odd["peft_type"] = fields.get("peft_type")
-    if fields.get("init_lora_weights") not in HARMLESS_STARTS:
-        odd["init_lora_weights"] = fields["init_lora_weights"]
-    if odd:
-        name, value = min(odd.items())
-        raise InputError(f"{file}, field {name}: only plain LoRA is supported, found {value!r:.80}")
-    try:
-        return _PeftConfig.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(
-            f"{file}, field {first['loc'][0]}: {first['msg']}, found {first['input']!r:.80}"
-        ) from error
+    config = validate(TypeAdapter(_PeftConfig), read_json(file), str(file))
+    for name, value in sorted((config.model_extra or {}).items()):
+        if name not in KNOWN and value not in OFF:
+            raise InputError(f"{file}, field {name}: only plain LoRA is supported, got {value!r}")
+    return config
 
 
 def _peft_name(name: str) -> str:
     """ "layers.0.self_attn.q_proj.A" -> the same in PEFT's files"""
     matrix, _, letter = name.rpartition(".")
     return f"{PREFIX}{matrix}.lora_{letter}.weight" if letter in ("A", "B") else name
-
-
-def _our_name(name: str) -> str:
-    """The inverse of `_peft_name`; a name that is not LoRA's stays itself."""
-    for letter in "AB":
-        ending = f".lora_{letter}.weight"
-        if name.startswith(PREFIX) and name.endswith(ending):
-            return f"{name[len(PREFIX) : -len(ending)]}.{letter}"
-    return name

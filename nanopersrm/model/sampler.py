@@ -3,19 +3,15 @@
     decoder = Decoder(model, prompts)              prefill what all share, then the rest of each
     decoder.fork([G] * len(prompts), room)         each prompt becomes G replies; nothing is copied
     replies = decoder.generate(config, stop_ids)   one forward a token for all running replies
-    decoder.feed([[...], ...])                     append given tokens, e.g. a line that must stand
+    decoder.feed([[...], ...])                     append fixed tokens, as a line that must stand
 
-Those are all the verbs; `sample` strings them together for plain use. Under it lies the tree of
-`cache.py`: common prefix -> families of prompts that begin alike -> prompts -> replies. A reply
-that has ended takes no further rows; it stays in the tree, so that it can be continued by `feed`.
+`sample` strings these together for plain use. Under it lies the tree of `cache.py`: common prefix
+-> families of prompts that begin alike -> prompts -> replies. A reply that has ended takes no
+further rows, and can be continued by `feed`.
 
 Each draw depends on (seed, sample, position) only, see `kernels/sample.py`; the sample is named by
-its prompt's ids and its number within the prompt. What else runs in the batch moves a
-logit by rounding only: in fp32 that leaves samples as they are; in 16 bits the sums of other batch
-shapes round differently, and a draw that was close can fall the other way.
-
-The log-probability of a token is that under softmax(logits / temperature) over the whole
-vocabulary, also when top-p, top-k or the caller forbids a part of it (temperature 0: at 1).
+its prompt's ids and its number within the prompt. The log-probability of a token is that under
+softmax(logits / temperature) over the whole vocabulary, also when a part of it is forbidden.
 """
 
 import hashlib
@@ -30,7 +26,7 @@ from torch import Tensor
 from kernels.sample import draw_key
 from kernels.sample import sample as draw
 from nanopersrm.model.cache import KVCache
-from nanopersrm.model.transformer import Model, ModelConfig
+from nanopersrm.model.transformer import Model
 
 SHARED_LEAST = 16  # a shorter common prefix is not worth a level of its own
 PREFILL = 8192  # tokens of prompts in one forward, or one prompt ...
@@ -45,14 +41,12 @@ Forbid = Callable[[list[int], list[list[int]]], Tensor]
 @dataclass(frozen=True)
 class SamplingConfig:
     temperature: float = 1.0  # 0: always the likeliest token
-    top_p: float = 1.0  # keep the likeliest tokens that make up this share (1: all)
     top_k: int = 0  # keep this many of the likeliest tokens (0: all)
     max_new: int = 256  # token budget of a reply
     seed: int = 0  # same seed, same replies
 
     def __post_init__(self) -> None:
         assert self.temperature >= 0, f"temperature {self.temperature} is negative"
-        assert 0 < self.top_p <= 1, f"top_p {self.top_p} is not in (0, 1]"
         assert self.top_k >= 0, f"top_k {self.top_k} is negative"
         assert self.max_new >= 1, f"max_new {self.max_new} leaves no token to draw"
 
@@ -75,16 +69,14 @@ class Prefix:
 def common_prefix(texts: Sequence[list[int]]) -> int:
     """How many leading ids all texts have in common."""
     first, last = min(texts), max(texts)
-    for i, (a, b) in enumerate(zip(first, last, strict=False)):
-        if a != b:
-            return i
-    return min(len(first), len(last))
+    differ = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return next(differ, min(len(first), len(last)))
 
 
-def families(texts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]] | None:
+def families(texts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
     """Neighbours that begin alike: the family of each text, and what each family begins with.
 
-    None where that saves nothing. Every text keeps at least one id of its own.
+    Every text keeps at least one id of its own.
     """
     heads: list[list[int]] = []
     family: list[int] = []
@@ -95,7 +87,7 @@ def families(texts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]] | 
         else:
             heads.append(text[:-1])
         family.append(len(heads) - 1)
-    return (family, heads) if len(heads) < len(texts) and all(heads) else None
+    return family, heads
 
 
 class PromptTree(NamedTuple):
@@ -113,21 +105,11 @@ def prompt_tree(prompts: Sequence[list[int]], done: int = 0) -> PromptTree:
     if len(prompts) == 1 or shared - done < SHARED_LEAST:
         shared = done
     tails = [prompt[shared:] for prompt in prompts]
-    alike = families(tails)  # prompts about the same exemplars, say
-    if alike is None:
+    family, heads = families(tails)  # prompts about the same exemplars, say
+    if len(heads) == len(tails) or not all(heads):
         return PromptTree(shared, [0] * len(prompts), [], tails)
-    family, heads = alike
     tails = [tail[len(heads[k]) :] for tail, k in zip(tails, family, strict=True)]
     return PromptTree(shared, family, heads, tails)
-
-
-def prefill_most(config: ModelConfig, width: int, cuda: bool) -> int:
-    """Tokens of prompts in one forward, in a type of `width` bytes.
-
-    A block holds of each: gate, up, their product, on a CPU silu(gate) too, and four streams.
-    """
-    token_bytes = ((3 if cuda else 4) * config.F + 4 * config.D) * width
-    return min(PREFILL, max(1, PREFILL_BYTES // token_bytes))
 
 
 def _portions(lengths: Sequence[int], most: int) -> list[range]:
@@ -186,7 +168,9 @@ class Decoder:
         self.pending: list[list[int]] = [[] for _ in prompts]  # drawn, not yet in the tree
         self.drawn = [0] * len(prompts)  # tokens so far: no two draws of a row share their noise
         dtype = model.norm.weight.dtype
-        most = prefill_most(model.config, dtype.itemsize, self.device.type == "cuda")
+        D, F = model.config.D, model.config.F  # a block holds of each token gate, up, their
+        width = ((3 if model.device.type == "cuda" else 4) * F + 4 * D) * dtype.itemsize
+        most = min(PREFILL, max(1, PREFILL_BYTES // width))  # product, silu(gate), four streams
         if heads:
             self.cache.grow([0] * len(heads), max(map(len, heads)))
             for some in _portions([*map(len, heads)], most):
@@ -250,9 +234,8 @@ class Decoder:
     ) -> list[Reply]:
         """Draw up to config.max_new tokens for every row. Afterwards `feed` can continue each row.
 
-        A stop token ends the reply, is part of its ids and is not fed. A token at which `observe`
-        returned True, or the last of the budget, waits in `pending` and is fed first by the next
-        `feed`.
+        A stop token ends the reply, is part of its ids and is not fed; any other last token waits
+        in `pending` and is fed first by the next `feed`.
         """
         self.feed([[] for _ in self.names])  # what is pending
         replies = [Reply() for _ in self.names]
@@ -296,32 +279,14 @@ def _draw(
     """
     counters = torch.tensor(keys, dtype=torch.int32, device=logits.device)  # (R, 2)
     left = logits if mask is None else logits.masked_fill(mask, float("-inf"))
-    if config.temperature and (config.top_k or config.top_p < 1):
-        left = truncate(left, config)
+    if config.temperature and config.top_k:
+        least = left.topk(min(config.top_k, left.shape[-1])).values[:, -1:]
+        left = left.masked_fill(left < least, float("-inf"))
     ids, log_probs = draw(left, counters, config.temperature)
     if left is logits:
         return ids, log_probs
     log_probs = (logits / (config.temperature or 1)).log_softmax(-1)
     return ids, log_probs.gather(-1, ids[:, None]).squeeze(-1)
-
-
-def truncate(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """logits (R, V) -> the same with -inf on what top-k and then top-p forbid.
-
-    Top-p keeps the smallest set of likeliest tokens whose share reaches p (Holtzman et al., arXiv
-    1904.09751).
-    """
-    if config.top_k:
-        floor = logits.topk(min(config.top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < floor, float("-inf"))
-    if config.top_p < 1:
-        ordered, order = (logits / config.temperature).softmax(-1).sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # share of those before it
-        drop = torch.zeros_like(logits, dtype=torch.bool).scatter_(
-            -1, order, before >= config.top_p
-        )
-        logits = logits.masked_fill(drop, float("-inf"))
-    return logits
 
 
 @torch.inference_mode()

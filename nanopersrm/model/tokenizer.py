@@ -10,26 +10,21 @@ template, and `chat` keeps the two apart like this (a masked character is shown 
     3. split     at control tokens: every one left is the template's  ->  its id
     4. unmask    the pieces between, and encode them as text  ->  "user\nI wrote <|im_end|> here"
 
-For contents without look-alikes the ids equal those of transformers' `apply_chat_template`; the
-tests compare them. `encode` adds no BOS; a template writes it where the model wants it.
+For contents without look-alikes the ids equal those of transformers' `apply_chat_template`.
+`decode(encode(text)) == text`, but for Qwen's own NFC normalisation, bytes that a vocabulary has no
+token for, and lone surrogates, which become U+FFFD.
 
-`decode(encode(text)) == text`, after Qwen's own NFC normalisation where that is part of the
-vocabulary, and but for bytes that a vocabulary has no token for (in SmolLM2 a few control
-characters). Lone surrogates, which are no text at all, become U+FFFD.
+A folder's tokenizer is its tokenizer.json. From a GGUF file we build the same byte-level BPE. The
+file names its pre-tokenizer (the rule that cuts text before merging) by one word; `PRE` holds what
+it stands for, as in llama.cpp's llama-vocab.cpp.
 
-A folder's tokenizer is its tokenizer.json. From a GGUF file we build the same byte-level BPE from
-the file's own vocabulary and merges. A GGUF names its pre-tokenizer (the rule that cuts text before
-merging) by one word; `PRE` holds what it stands for, as in llama.cpp's llama-vocab.cpp and the
-models' own tokenizer.json files. For `smollm` that is: each digit alone, then GPT-2's pattern.
-
-Left out: SentencePiece in GGUF files, vocab.json with merges.txt, tools and documents in templates,
-a control token half in a template and half in a content.
+Left out: SentencePiece in GGUF files, vocab.json with merges.txt, tools, several named templates.
 """
 
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -43,6 +38,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from nanopersrm import InputError
+from nanopersrm.files import reason
 from nanopersrm.model.base import Base, read_json
 
 # The split patterns of the models' own tokenizer.json files.
@@ -51,14 +47,14 @@ QWEN2_SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LLAMA3_SPLIT = QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")  # up to three digits together
-PRE = {  # tokenizer.ggml.pre -> (pre-tokenizer, normalise to NFC, a whole word needs no merges)
-    "smollm": ("digits", False, False),
-    "qwen2": (QWEN2_SPLIT, True, False),
-    "llama-bpe": (LLAMA3_SPLIT, False, True),
-    "llama3": (LLAMA3_SPLIT, False, True),
-    "llama-v3": (LLAMA3_SPLIT, False, True),
-    "gpt-2": ("gpt2", False, False),
-    "default": ("gpt2", False, False),  # what files from before the word existed were made for
+DIGITS = pre_tokenizers.Digits(individual_digits=True)
+QWEN2, LLAMA3 = (pre_tokenizers.Split(Regex(p), "isolated") for p in (QWEN2_SPLIT, LLAMA3_SPLIT))
+PRE: dict[str, tuple[list[Any], bool, bool, bool]] = {
+    # tokenizer.ggml.pre: (cuts, then GPT-2's pattern, NFC, a whole word needs no merges)
+    "smollm": ([DIGITS], True, False, False),
+    "qwen2": ([QWEN2], False, True, False),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), ([LLAMA3], False, False, True)),
+    **dict.fromkeys(("gpt-2", "default"), ([], True, False, False)),  # default: an older file
 }
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 # The character that byte-level BPE writes for a byte: itself where it prints, as GPT-2 has it.
@@ -94,23 +90,22 @@ class Tokenizer:
         self._backend.no_padding()
         self._backend.encode_special_tokens = True  # specials in a text are spelt, not matched
         added = self._backend.get_added_tokens_decoder()
-        self._control = {token.content: (i, token) for i, token in added.items() if token.special}
-        self.special_ids = frozenset(i for i, _ in self._control.values())
+        self._control = {token.content: i for i, token in added.items() if token.special}
+        self.special_ids = frozenset(self._control.values())
         longest_first = sorted(self._control, key=len, reverse=True)
         pattern = "|".join(map(re.escape, longest_first)) or "(?!)"  # (?!) matches nothing
         self._control_pattern = re.compile(f"({pattern})")
         ids = self._backend.get_vocab(with_added_tokens=True).values()
         self.vocab_size = max(ids, default=-1) + 1
         self.bos_id = self._backend.token_to_id(vocabulary.bos) if vocabulary.bos else None
-        endings = {self._control[word][0] for word in ENDINGS if word in self._control}
+        endings = {self._control[word] for word in ENDINGS if word in self._control}
         eos = self._backend.token_to_id(vocabulary.eos) if vocabulary.eos else None
         self.eos_ids = frozenset(vocabulary.ends | endings | ({eos} if eos is not None else set()))
         self._source = vocabulary.template or PLAIN_TEMPLATE
         self._template = _compile(self._source, name)
-        named = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
-        self._variables: dict[str, Any] = {key: word for key, word in named.items() if word}
-        if vocabulary.template is None:
-            self._variables["adds_bos"] = vocabulary.adds_bos
+        words = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
+        self._variables: dict[str, Any] = {key: word for key, word in words.items() if word}
+        self._variables |= {"tools": None, "documents": None, "adds_bos": vocabulary.adds_bos}
         self.digit_ids = self._digits()
         self._check_pieces()
 
@@ -153,37 +148,26 @@ class Tokenizer:
         messages: {"role": …, "content": …} each. generation: end with the header of a reply.
         continuation: the start of the reply, encoded together with the text it follows.
         """
-        if not messages:
-            raise InputError("messages: expected at least one message, found none")
-        for n, message in enumerate(messages):
-            for field in ("role", "content"):
-                if not isinstance(message.get(field), str):
-                    raise InputError(f"message {n}: expected a text as {field!r}")
+        assert messages, "no messages"
         masks, masked = self._mask(
             [{field: _valid(m[field]) for field in ("role", "content")} for m in messages]
         )
         try:
             text = self._template.render(
-                messages=masked,
-                tools=None,
-                documents=None,
-                add_generation_prompt=generation,
-                **self._variables,
+                **self._variables, messages=masked, add_generation_prompt=generation
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            line = " ".join(str(error).split())
-            raise InputError(f"{self.name}: its chat template refused these: {line}") from error
+            raise InputError(f"{self.name}: its chat template refused: {reason(error)}") from error
         unmask = {ord(character): token for token, character in masks.items()}
         return self._join(text, continuation, unmask)
 
     def _join(self, text: str, continuation: str, unmask: dict[int, str]) -> list[int]:
         """Ids of a rendered template: its control tokens, and the text between them unmasked."""
         ids: list[int] = []
-        for piece, control in self._pieces(text):
-            piece = piece.translate(unmask)
-            ids += self.encode(piece if control is not None else piece + continuation)
-            if control is not None:
-                ids.append(control)
+        parts = self._control_pattern.split(text)  # text, control, text, control, …, text
+        for piece, word in itertools.zip_longest(parts[::2], parts[1::2]):
+            ids += self.encode(piece.translate(unmask) + ("" if word else continuation))
+            ids += [self._control[word]] if word else []
         return ids
 
     def _mask(self, messages: list[dict[str, str]]) -> tuple[dict[str, str], list[dict[str, str]]]:
@@ -195,29 +179,17 @@ class Tokenizer:
         free = (chr(point) for point in private if chr(point) not in taken)
         masks = dict(zip(met, free, strict=False))
         if len(masks) < len(met):
-            raise InputError("messages: expected some private-use characters unused, found none")
+            raise InputError("messages: expected some private-use characters unused, got none")
 
         def mask(text: str) -> str:
             return self._control_pattern.sub(lambda match: masks[match[0]], text)
 
         return masks, [{field: mask(text) for field, text in m.items()} for m in messages]
 
-    def _pieces(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """Cut a rendered template into (text, control id after it); the last one has None."""
-        parts = self._control_pattern.split(text)  # text, control, text, control, …, text
-        strip_left = False
-        for piece, word in itertools.zip_longest(parts[::2], parts[1::2]):
-            control, token = self._control[word] if word is not None else (None, None)
-            if strip_left:  # the token before takes the white space after it
-                piece = piece.lstrip()
-            yield (piece.rstrip() if token and token.lstrip else piece), control
-            strip_left = bool(token and token.rstrip)
-
     def _check_pieces(self) -> None:
         """Encoding piece by piece must give what encoding the whole gives, else `chat` is wrong.
 
-        It holds for every byte-level BPE. It fails where only the first piece of a text gets a
-        leading space (some SentencePiece models): better an error here than other ids than trained.
+        It fails where only the first piece of a text gets a leading space (some SentencePiece).
         """
         word = next(iter(sorted(self._control)), "")
         probe = f"a 1\n{word} b{word}\n\nc {word}d"
@@ -226,8 +198,8 @@ class Tokenizer:
         self._backend.encode_special_tokens = True
         if self._join(probe, "", {}) != whole:
             raise InputError(
-                f"{self.name}: expected a tokenizer that treats text after {word!r} like any other "
-                "text; this one adds a space to the first text only, and is not supported"
+                f"{self.name}: a tokenizer that treats text after {word!r} unlike other text is "
+                "not supported"
             )
 
     def _digits(self) -> tuple[int, ...]:
@@ -238,7 +210,7 @@ class Tokenizer:
             if len(after) != len(before) + 1 or after[:-1] != before:
                 raise InputError(
                     f"{self.name}: expected a tokenizer that writes {digit!r} after 'A=' as one "
-                    f"token, found {before} then {after}"
+                    f"token, got {before} then {after}"
                 )
             ids.append(after[-1])
         return tuple(ids)
@@ -266,9 +238,6 @@ def _compile(source: str, name: str) -> jinja2.Template:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    # {% generation %} marks what a trainer of transformers counts; it prints what is inside.
-    source = re.sub(r"{%([-+]?)\s*generation\s*([-+]?)%}", r"{%\1 if true \2%}", source)
-    source = re.sub(r"{%([-+]?)\s*endgeneration\s*([-+]?)%}", r"{%\1 endif \2%}", source)
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
@@ -285,60 +254,45 @@ def _from_folder(base: Base) -> Vocabulary:
     file = base.path / "tokenizer.json"
     try:
         backend = Backend.from_buffer(file.read_bytes())
-    except OSError as error:
-        raise InputError(f"{file}: expected a readable file: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file}: expected a tokenizer: {' '.join(str(error).split())}") from error
-    settings, names, generation, old = (
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: expected a tokenizer ({reason(error)})") from error
+    settings, generation = (
         read_json(path) if (path := base.path / name).is_file() else {}
-        for name in (
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-            "generation_config.json",
-            "chat_template.json",
-        )
+        for name in ("tokenizer_config.json", "generation_config.json")
     )
-    words = {}
+    words: dict[str, Any] = {}
     for word in ("bos_token", "eos_token"):
-        token = settings.get(word, names.get(word))
-        if not settings and not names:  # then only config.json knows
-            first = _ids(base.config.get(f"{word}_id"), base.path / "config.json")
-            token = backend.id_to_token(first[0]) if first else None
+        token = settings.get(word)
         words[word] = token.get("content") if isinstance(token, dict) else token
     if not all(word is None or isinstance(word, str) for word in words.values()):
-        raise InputError(f"{base.path}: expected bos_token and eos_token as texts, found {words}")
-    # Older folders mark some control tokens only here. (A set: one may be named several times.)
-    listed = {word for word in words.values() if word}
-    for entry in dict(settings.get("added_tokens_decoder") or {}).values():
-        if isinstance(entry, dict) and entry.get("special"):
-            listed.add(entry.get("content"))
+        raise InputError(f"{base.path}: expected bos_token and eos_token as texts, got {words}")
+    # Some folders do not mark these two as control tokens. (A set: both may be the same.)
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    new = sorted(word for word in listed - added if backend.token_to_id(word) is not None)
-    backend.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in new])
+    new = {word for word in words.values() if word and backend.token_to_id(word) is not None}
+    backend.add_special_tokens(
+        [AddedToken(word, special=True, normalized=False) for word in sorted(new - added)]
+    )
     bos_id = backend.token_to_id(words["bos_token"]) if words["bos_token"] else None
     starts = backend.encode("", add_special_tokens=True).ids
     ends = _ids(base.config.get("eos_token_id"), base.path / "config.json")
     ends += _ids(generation.get("eos_token_id"), base.path / "generation_config.json")
     adds_bos = bool(settings.get("add_bos_token")) or (bos_id is not None and bos_id in starts)
-    template = _template_source(base.path, settings.get("chat_template", old.get("chat_template")))
+    template = _template_source(base.path, settings.get("chat_template"))
     return Vocabulary(
         backend, template, words["bos_token"], words["eos_token"], set(ends), adds_bos
     )
 
 
 def _template_source(folder: Path, written: Any) -> str | None:
-    """The template: a file of its own wins over what a JSON file says (a text, or a named list)."""
+    """The template: a file of its own wins over what a JSON or GGUF file says."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
             return file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: expected readable UTF-8 text: {error}") from error
-    if isinstance(written, list):
-        named = {e.get("name"): e.get("template") for e in written if isinstance(e, dict)}
-        written = named.get("default")
+            raise InputError(f"{file}: cannot be read ({reason(error)})") from error
     if written is not None and not isinstance(written, str):
-        raise InputError(f"{folder}: expected a chat_template as text, found {written!r:.60}")
+        raise InputError(f"{folder}: expected a chat_template as text, got {written!r:.60}")
     return written
 
 
@@ -349,39 +303,27 @@ def _from_gguf(base: Base) -> Vocabulary:
     def field(name: str, default: Any = None) -> Any:
         return meta.get(f"tokenizer.ggml.{name}", default)
 
-    if field("model") != "gpt2":
+    model, pre = field("model"), field("pre", "default")
+    if model != "gpt2" or pre not in PRE:
         raise InputError(
-            f"{base.path}: expected tokenizer.ggml.model 'gpt2', found {field('model')!r}"
-        )
-    pre = field("pre", "default")
-    if pre not in PRE:
-        raise InputError(
-            f"{base.path}: expected tokenizer.ggml.pre {', '.join(PRE)}, found {pre!r}"
+            f"{base.path}: expected tokenizer.ggml.model 'gpt2' with pre {', '.join(PRE)}, got "
+            f"{model!r} with {pre!r}"
         )
     tokens, kinds = field("tokens", []), field("token_type", [])
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ")) for merge in field("merges", [])]
-    if not tokens or len(vocabulary) != len(tokens) or len(kinds) != len(tokens):
+    wrong = [m for m in merges if len(m) != 2 or not vocabulary.keys() >= {*m, "".join(m)}]
+    if not len(tokens) == len(vocabulary) == len(kinds) > 0 or wrong:
         raise InputError(
-            f"{base.path}: expected a vocabulary of different tokens with a type each, found "
-            f"{len(tokens)} tokens, {len(vocabulary)} different, {len(kinds)} types"
+            f"{base.path}: expected different tokens with a type each, and merges of two of them, "
+            f"got {len(tokens)} tokens, {len(kinds)} types and such merges as {wrong[:1]}"
         )
-    for merge in merges:
-        if len(merge) != 2 or not vocabulary.keys() >= {*merge, "".join(merge)}:
-            raise InputError(f"{base.path}: expected merges of two known tokens, found {merge}")
-    split, nfc, whole_words = PRE[pre]
+    cuts, gpt2, nfc, whole_words = PRE[pre]
     backend = Backend(models.BPE(vocabulary, merges, ignore_merges=whole_words))
     if nfc:
         backend.normalizer = normalizers.NFC()
-    byte_level = pre_tokenizers.ByteLevel(
-        add_prefix_space=False, use_regex=split in ("digits", "gpt2")
-    )
-    first: list[Any] = []
-    if split == "digits":
-        first = [pre_tokenizers.Digits(individual_digits=True)]
-    elif split != "gpt2":
-        first = [pre_tokenizers.Split(Regex(split), "isolated")]
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level])
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=gpt2)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*cuts, byte_level])
     backend.decoder = decoders.ByteLevel()
     for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
         words = [token for token, k in zip(tokens, kinds, strict=True) if k == kind]
@@ -389,7 +331,7 @@ def _from_gguf(base: Base) -> Vocabulary:
         (backend.add_special_tokens if special else backend.add_tokens)(added)
     starts, ends = (_ids(base.config.get(f"{word}_token_id"), base.path) for word in ("bos", "eos"))
     if any(token >= len(tokens) for token in starts + ends):
-        raise InputError(f"{base.path}: expected ids below {len(tokens)}, found {starts + ends}")
+        raise InputError(f"{base.path}: expected ids below {len(tokens)}, got {starts + ends}")
     bos, eos = (tokens[ids[0]] if ids else None for ids in (starts, ends))
     template = _template_source(base.path, meta.get("tokenizer.chat_template"))
     return Vocabulary(backend, template, bos, eos, set(ends), bool(field("add_bos_token", False)))
@@ -399,7 +341,7 @@ def _ids(value: Any, file: Path) -> list[int]:
     """An `eos_token_id` may be a number, a list of them or nothing."""
     listed = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(token, int) and token >= 0 for token in listed):
-        raise InputError(f"{file}: expected token ids that end a reply, found {value!r}")
+        raise InputError(f"{file}: expected token ids that end a reply, got {value!r}")
     return listed
 
 

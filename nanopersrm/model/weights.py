@@ -1,21 +1,13 @@
 """From files to tensors: fill a `Model` from safetensors or GGUF, one tensor at a time.
 
-The model starts on "meta", as shapes without bytes, and every tensor takes its place as it is read:
-a safetensors folder shard by shard, a memory-mapped GGUF file out of its 4- or 8-bit blocks. In NF4
-a matrix is rounded to the model's 16 bits (as transformers does before bitsandbytes packs it),
-moved to the device, quantized there and dropped: a model of 7 billion weights comes to 5.5 GB on a
-device that never sees more of its 15 than one matrix of 136 MB. A GGUF file's own 4 bits are
-expanded first; NF4 of them is a second rounding.
-
-The embedding can stay in the host's memory, page-locked if the device is a GPU: a step needs a few
-thousand of its rows, 29 MB of 1.09 GB. Where it is the head as well (tied) it moves all the same.
-
-Names are checked both ways: what the model needs and the file lacks, and what the file has and the
-model does not know, are errors that name the tensor. Shapes are checked too.
+The model starts on "meta", as shapes without bytes, and every tensor takes its place as it is read.
+In NF4 a matrix is rounded to the model's 16 bits (as transformers does before bitsandbytes packs
+it), moved to the device, quantized there and dropped: 7 billion weights come to 5.5 GB on a device
+that never sees more of its 15 than one matrix. The embedding can stay in the host's memory: a step
+needs a few thousand of its rows, 29 MB of 1.09 GB. Names and shapes are checked both ways.
 
 GGUF files of the Llama family store the rows of q and k in another rotary order: there the pair i
-is (2i, 2i + 1), in Hugging Face's order it is (i, i + E/2). Row 2i + s of a head goes back to row i
-+ s·E/2. Qwen files keep the order.
+is (2i, 2i + 1), in Hugging Face's order it is (i, i + E/2). Qwen files keep the order.
 """
 
 import re
@@ -50,7 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {  # public config.json files, for random we
     )
 }
 
-# GGUF name -> our name; * stands for ".weight" or ".bias"
+# GGUF name -> our name
 GGUF_NAMES = {
     "token_embd.weight": "embed_tokens",
     "output_norm.weight": "norm.weight",
@@ -94,16 +86,11 @@ def load(
     in_gguf = base.kind == "gguf"
     tensors = _from_gguf(base, config, wanted, not nf4) if in_gguf else _from_safetensors(base)
     for name, source, tensor, q4 in tensors:
-        if name == "lm_head.weight" and config.tied:
-            continue  # some files repeat the embedding here
-        if name not in wanted:
-            raise InputError(f"{base.path}: unexpected tensor {source}")
-        if tensor.shape != wanted[name].shape:
-            shape, expected = tuple(tensor.shape), tuple(wanted[name].shape)
-            raise InputError(f"{base.path}: tensor {source} has shape {shape}, expected {expected}")
-        if not tensor.is_floating_point():
-            raise InputError(f"{base.path}: tensor {source} is {tensor.dtype}, expected floats")
+        if DERIVED.search(source) or (name == "lm_head.weight" and config.tied):
+            continue  # some files repeat the embedding as the head
         try:
+            if name not in wanted:
+                raise InputError("unexpected, the model has none of this name")
             _assign(model, name, tensor, device, nf4, host_embedding)
         except InputError as error:
             raise InputError(f"{base.path}: tensor {source}: {error}") from error
@@ -153,6 +140,10 @@ def _assign(
     owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
     like = getattr(module, attribute)
+    if tensor.shape != like.shape:
+        raise InputError(f"has shape {tuple(tensor.shape)}, expected {tuple(like.shape)}")
+    if not tensor.is_floating_point():
+        raise InputError(f"is {tensor.dtype}, expected floats")
     if nf4 and isinstance(module, Linear) and attribute == "weight" and name != "lm_head.weight":
         module.to_nf4(tensor.to(like.dtype).to(device))
         return
@@ -169,8 +160,6 @@ def _from_safetensors(base: Base) -> Iterator[Entry]:
         try:
             with safe_open(shard, framework="pt") as file:
                 for source in file.keys():  # noqa: SIM118 (not a dict)
-                    if DERIVED.search(source):
-                        continue
                     name = source.removeprefix("model.")
                     name = "embed_tokens" if name == "embed_tokens.weight" else name
                     yield name, source, file.get_tensor(source), None
@@ -183,10 +172,7 @@ def _from_gguf(
 ) -> Iterator[Entry]:
     """(our name, name in the file, tensor in Hugging Face's row order, its 4-bit form if any)."""
     for entry in base.reader.tensors:
-        if DERIVED.search(entry.name):
-            continue
-        name = _name_of(entry.name)
-        rows = entry.rows
+        name, rows = _name_of(entry.name), entry.rows
         order = _row_order(entry.name, rows, config)
         is_q4 = keep_q4 and entry.tensor_type == gguf.GGMLQuantizationType.Q4_1
         if is_q4 and name in wanted and name != "embed_tokens" and can_quantize(wanted[name]):
@@ -233,16 +219,12 @@ def device_of(name: str) -> torch.device:
     """--device: auto, cpu, cuda or cuda:N. auto is the GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
+    cards = torch.cuda.device_count()
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices"
-        )
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= cards:
+        raise InputError(f"--device {name}: this machine has {cards} CUDA devices")
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Triton launches on the current one
     return device

@@ -18,7 +18,7 @@ from kernels.nf4 import (
     quantize,
 )
 
-bnb = pytest.importorskip("bitsandbytes.functional")  # complains of another `kernels`
+bits = pytest.importorskip("bits")  # bitsandbytes
 
 TYPES = (FP32,) if INTERPRETED else (FP32, BF16, FP16)
 BITS = {FP32: torch.int32, BF16: torch.int16, FP16: torch.int16}
@@ -30,36 +30,18 @@ def same_bits(x: Tensor, y: Tensor) -> bool:
     return x.dtype == y.dtype and torch.equal(x.view(kind), y.view(kind))
 
 
-def theirs(weight: Tensor) -> NF4:
-    codes, state = bnb.quantize_4bit(
-        weight.contiguous(), quant_type="nf4", compress_statistics=True, blocksize=64
-    )
-    rows, columns = weight.shape
-    return NF4(codes.view(rows, columns // 2), state.absmax, state.state2.absmax, state.offset)
-
-
-def their_dequantize(nf4: NF4, dtype: torch.dtype) -> Tensor:
-    """One block a row: with rows that end within a block, bitsandbytes' AVX-512 code goes wrong."""
-    second = bnb.QuantState(nf4.scales, code=torch.tensor(DYNAMIC), blocksize=256, dtype=FP32)
-    state = bnb.QuantState(
-        nf4.absmax, shape=(len(nf4.absmax), 64), dtype=dtype, blocksize=64, quant_type="nf4",
-        code=torch.tensor(CODEBOOK), offset=nf4.offset, state2=second,
-    )  # fmt: skip
-    return bnb.dequantize_4bit(nf4.codes.view(-1, 1), state).view(nf4.shape)
-
-
 def check(weight: Tensor) -> None:
     ours = quantize(weight)
     assert ours.shape == weight.shape
-    for name, x, y in zip(NF4._fields, ours, theirs(weight), strict=True):
+    for name, x, y in zip(NF4._fields, ours, bits.theirs(weight), strict=True):
         assert same_bits(x, y), name
     for dtype in TYPES:
-        assert same_bits(dequantize(ours, dtype), their_dequantize(ours, dtype))
+        assert same_bits(dequantize(ours, dtype), bits.their_dequantize(ours, dtype))
 
 
 def test_tables_are_those_of_bitsandbytes():
-    assert torch.tensor(DYNAMIC).tolist() == bnb.create_dynamic_map(signed=True).tolist()
-    assert torch.tensor(CODEBOOK).tolist() == bnb.get_4bit_type("nf4", device="cpu").tolist()
+    assert torch.tensor(DYNAMIC).tolist() == bits.bnb.create_dynamic_map(signed=True).tolist()
+    assert torch.tensor(CODEBOOK).tolist() == bits.bnb.get_4bit_type("nf4", device="cpu").tolist()
     assert len(set(DYNAMIC)) == 256
 
 
@@ -113,7 +95,7 @@ def test_pieces_do_not_matter(monkeypatch):
     for x, y in zip(quantize(weight), whole, strict=True):
         assert same_bits(x, y)
     out = dequantize_reference(whole, torch.empty(200, 96))
-    assert same_bits(out, their_dequantize(whole, FP32))
+    assert same_bits(out, bits.their_dequantize(whole, FP32))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,18 +1,20 @@
 """A matrix in all its forms, and models in NF4: bitsandbytes' bits, transformers' logits."""
 
+import itertools
+
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny_bases import CPU, logits, refused, their_name
+from safetensors.torch import save_file
+from tiny_bases import CPU, logits, one_shard, refused
 from torch import Tensor
 
 from kernels.linear import Adapter, can_pack
-from kernels.nf4 import CODEBOOK, DYNAMIC, NF4, dequantize
+from kernels.nf4 import NF4, dequantize
 from nanopersrm.model.base import resolve
 from nanopersrm.model.linear import Linear, matrices
 from nanopersrm.model.weights import load
 
-bnb = pytest.importorskip("bitsandbytes.functional")
+bits = pytest.importorskip("bits")
 N, IN, OUT, R = 70, 64, 48, 4
 FP32, BF16 = torch.float32, torch.bfloat16
 PACKS = can_pack(torch.empty(0, dtype=BF16))
@@ -51,17 +53,17 @@ def formula(x: Tensor, linear: Linear, on: Adapter | None) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("gradients", [True, False])
-@pytest.mark.parametrize("nf4", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("with_adapter", [False, True])
-def test_every_form_against_the_formula(bias, nf4, with_adapter, gradients):
-    linear, x = matrix(bias, nf4), spread(N, IN, seed=5)
-    linear.adapter = adapter() if with_adapter else None
-    with torch.set_grad_enabled(gradients):
-        y = linear(x)
-    torch.testing.assert_close(y.double(), formula(x, linear, linear.adapter), atol=1e-5, rtol=1e-5)
-    assert y.requires_grad == (with_adapter and gradients)
+@pytest.mark.parametrize("nf4", [False, True])
+def test_every_form_against_the_formula(nf4, with_adapter):
+    for bias, gradients in itertools.product((False, True), repeat=2):
+        linear, x = matrix(bias, nf4), spread(N, IN, seed=5)
+        linear.adapter = adapter() if with_adapter else None
+        with torch.set_grad_enabled(gradients):
+            y = linear(x)
+        truth = formula(x, linear, linear.adapter)
+        torch.testing.assert_close(y.double(), truth, atol=1e-5, rtol=1e-5)
+        assert y.requires_grad == (with_adapter and gradients)
 
 
 @pytest.mark.parametrize("nf4", [False, True])
@@ -101,25 +103,6 @@ def test_packed_with_an_adapter(rows):
     assert (base.double() - truth).abs().max() > 0.1
 
 
-def theirs(weight: Tensor) -> NF4:
-    codes, state = bnb.quantize_4bit(
-        weight.contiguous(), quant_type="nf4", compress_statistics=True, blocksize=64
-    )
-    rows, columns = weight.shape
-    return NF4(codes.view(rows, columns // 2), state.absmax, state.state2.absmax, state.offset)
-
-
-def their_dequantize(nf4: NF4) -> Tensor:
-    """One block a row: with rows that end within a block, bitsandbytes' AVX-512 code goes wrong."""
-    wide = torch.float32
-    second = bnb.QuantState(nf4.scales, code=torch.tensor(DYNAMIC), blocksize=256, dtype=wide)
-    state = bnb.QuantState(
-        nf4.absmax, shape=(len(nf4.absmax), 64), dtype=wide, blocksize=64, quant_type="nf4",
-        code=torch.tensor(CODEBOOK), offset=nf4.offset, state2=second,
-    )  # fmt: skip
-    return bnb.dequantize_4bit(nf4.codes.view(-1, 1), state).view(nf4.shape)
-
-
 def test_every_matrix_has_bitsandbytes_bits(tiny_pair):
     """From weights rounded to the model's type, as transformers rounds before it packs."""
     oracle, base = tiny_pair
@@ -132,7 +115,9 @@ def test_every_matrix_has_bitsandbytes_bits(tiny_pair):
             assert matrix.nf4 is not None
             assert matrix.weight.device.type == "meta"
             assert matrix.weight.shape == weight.shape == matrix.nf4.shape
-            for part, x, y in zip(NF4._fields, matrix.nf4, theirs(weight.to(dtype)), strict=True):
+            for part, x, y in zip(
+                NF4._fields, matrix.nf4, bits.theirs(weight.to(dtype)), strict=True
+            ):
                 assert x.dtype == y.dtype, (name, part)
                 assert torch.equal(x, y), (name, part)
 
@@ -145,7 +130,7 @@ def test_logits_are_those_of_the_dequantized_weights(tiny_pair):
     try:
         for name in matrices(model):
             weight = oracle.get_submodule(f"model.{name}").weight
-            weight.data = their_dequantize(theirs(weight.data))
+            weight.data = bits.their_dequantize(bits.theirs(weight.data))
         with torch.inference_mode():
             expected = oracle(torch.tensor([IDS])).logits[0]
     finally:
@@ -154,42 +139,26 @@ def test_logits_are_those_of_the_dequantized_weights(tiny_pair):
     assert (plain - expected).abs().max() > 1e-2  # quantizing does something
 
 
-def test_the_rest_stays_as_it_came(tiny_pair):
-    oracle, base = tiny_pair
-    model = load(base, torch.bfloat16, CPU, nf4=True)
-    quantized = {f"{name}.weight" for name in matrices(model)}
-    state = oracle.state_dict()
-    for name, tensor in model.named_parameters():
-        assert not tensor.requires_grad
-        if name not in quantized:
-            assert torch.equal(tensor, state[their_name(name)].bfloat16()), name
-    assert not model.training
-
-
-@pytest.mark.parametrize(("out", "width"), [(3, 64), (64, 2), (2, 96), (32, 6)])
-def test_rows_may_end_within_a_block(out, width):
+@pytest.mark.parametrize(
+    ("out", "width", "fits"), [(3, 64, True), (2, 96, True), (3, 63, False), (33, 6, False)]
+)
+def test_blocks_must_be_full(out, width, fits):
+    """They may end within a row."""
     linear, weight = Linear(width, out), torch.randn(out, width)
+    if not fits:
+        refused(lambda: linear.to_nf4(weight), f"a multiple of 64 weights for NF4, got {out} x")
+        return
     linear.to_nf4(weight)
     assert linear.nf4 is not None
     x = torch.randn(5, width)
     assert torch.allclose(linear(x), x @ dequantize(linear.nf4, torch.float32).T, atol=1e-6)
 
 
-@pytest.mark.parametrize(("out", "width"), [(3, 63), (64, 1), (1, 96), (33, 6)])
-def test_blocks_must_be_full(out, width):
-    linear = Linear(width, out)
-    message = f"a multiple of 64 weights for NF4, got {out} x {width}"
-    refused(lambda: linear.to_nf4(torch.randn(out, width)), message)
-
-
 def test_a_bad_weight_is_named(tmp_path, tiny_base):
-    tensors: dict[str, Tensor] = {}
-    for shard in sorted(tiny_base.path.glob("*.safetensors")):
-        tensors |= load_file(shard)
+    tensors = one_shard(tiny_base.path, tmp_path)
     name = "model.layers.1.mlp.up_proj.weight"
     tensors[name][3, 4] = 1e6  # infinite in fp16
     save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text((tiny_base.path / "config.json").read_text())
     base = resolve(str(tmp_path))
     refused(lambda: load(base, torch.float16, CPU, nf4=True), str(tmp_path), name, "finite")
     load(base, torch.bfloat16, CPU, nf4=True)

@@ -44,7 +44,6 @@ CONFIGS = {
 THEIRS: dict[str, dict[str, Any]] = {
     "list": {"target_modules": ["q_proj", "v_proj", "gate_proj"], "lora_dropout": 0.1},
     "all-linear": {"target_modules": "all-linear", "lora_alpha": 3},
-    "whole names": {"target_modules": ["model.layers.0.self_attn.k_proj", "layers.2.mlp.up_proj"]},
 }
 
 
@@ -175,13 +174,6 @@ def test_using_and_off_nest(nf4, tiny_base):
     assert torch.equal(hidden(model), base)
 
 
-def test_freeze(tiny_base):
-    model = model_of(tiny_base, BF16)
-    lora = random_lora(model).freeze()
-    lora.on(model)
-    assert not hidden(model).requires_grad
-
-
 def test_tensors_go_round(tiny_base):
     model = model_of(tiny_base, BF16)
     one, two = random_lora(model, seed=1), random_lora(model, seed=2)
@@ -197,20 +189,8 @@ def test_tensors_go_round(tiny_base):
         assert torch.equal(hidden(model), after)
     after.float().sum().backward()
     assert all(part.grad is not None for part in masters)
-
-
-@pytest.mark.parametrize(
-    ("change", "parts"),
-    [
-        ({f"{Q0}.A": None}, ["missing", A0]),
-        ({"z.C": torch.zeros(1)}, ["unexpected", "z.C"]),
-        ({f"{Q0}.B": torch.zeros(4, 48)}, [f"{PEFT_Q0}.lora_B", "(4, 48)", "(48, 4)"]),
-    ],
-)
-def test_tensors_that_do_not_fit(change, parts, tiny_base):
-    lora = Lora(model_of(tiny_base), SMALL, seed=0)
-    tensors = {name: t for name, t in (lora.tensors() | change).items() if t is not None}
-    refused(lambda: lora.load_tensors(tensors), *parts)
+    two.freeze()
+    assert not hidden(model).requires_grad
 
 
 # On disk
@@ -251,20 +231,6 @@ def test_we_read_pefts(which, tiny_pair, tmp_path):
     torch.testing.assert_close(all_logits(model), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_some_matrices_go_round(tiny_base, tmp_path):
-    """PEFT -> here -> disk -> here: whole names, where not every layer has the same matrices."""
-    peft_adapter(tmp_path / "theirs", tiny_base.path, **THEIRS["whole names"])
-    model = model_of(tiny_base)
-    first = load_lora(tmp_path / "theirs", model)
-    assert set(first.masters) == {"layers.0.self_attn.k_proj", "layers.2.mlp.up_proj"}
-    save_lora(tmp_path / "ours", first, "tiny")
-    again = load_lora(tmp_path / "ours", model)
-    assert again.masters.keys() == first.masters.keys()
-    assert (tmp_path / "ours" / TENSORS_FILE).read_bytes() == (
-        tmp_path / "theirs" / TENSORS_FILE
-    ).read_bytes()
-
-
 def test_gradients_are_pefts(tiny_pair, tmp_path):
     _, base = tiny_pair
     theirs = peft_adapter(tmp_path, base.path, target_modules=list(TARGETS))
@@ -290,65 +256,46 @@ def test_the_files_are_pefts(tiny_base, tmp_path):
     peft_adapter(theirs, tiny_base.path, target_modules=list(TARGETS))
     lora = load_lora(theirs, model_of(tiny_base))
     save_lora(tmp_path / "ours", lora, str(tiny_base.path))
-    found = [json.loads((tmp_path / who / CONFIG_FILE).read_text()) for who in ("ours", "theirs")]
-    found[1]["target_modules"].sort(key=TARGETS.index)  # PEFT writes a set
-    assert found[0] == {field: found[1][field] for field in found[0]}
-    ours = (tmp_path / "ours" / TENSORS_FILE).read_bytes()
-    assert ours == (theirs / TENSORS_FILE).read_bytes()
+    ours, peft = (json.loads((f / CONFIG_FILE).read_text()) for f in (tmp_path / "ours", theirs))
+    peft["target_modules"].sort(key=TARGETS.index)  # PEFT writes a set
+    assert ours == {field: peft[field] for field in ours}
+    tensors = (tmp_path / "ours" / TENSORS_FILE).read_bytes()
+    assert tensors == (theirs / TENSORS_FILE).read_bytes()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_tensors_in_16_bits(dtype, tiny_base, tmp_path):
+def test_tensors_in_16_bits(tiny_base, tmp_path):
     model = model_of(tiny_base)
     save_lora(tmp_path, random_lora(model), "tiny")
     file = tmp_path / TENSORS_FILE
-    half = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+    half = {name: tensor.half() for name, tensor in load_file(file).items()}
     save_file(half, file)
-    A, _ = load_lora(tmp_path, model).masters["layers.0.self_attn.q_proj"]
-    assert A.dtype == torch.float32
+    A, _ = load_lora(tmp_path, model).masters[Q0]
+    assert A.dtype == FP32
     assert torch.equal(A.detach(), half[A0].float())
 
 
 WRONG = [  # field, value, what the error names beside the field
     ("peft_type", "IA3", "'IA3'"),
-    ("peft_type", None, "None"),
     ("use_dora", True, "True"),
-    ("use_rslora", True, "True"),
-    ("bias", "all", "'all'"),
     ("modules_to_save", ["lm_head"], "lm_head"),
     ("rank_pattern", {"q_proj": 2}, "q_proj"),
-    ("layers_to_transform", [0], "[0]"),
-    ("exclude_modules", ["q_proj"], "q_proj"),
     ("some_later_field", 1, "1"),
     ("init_lora_weights", "pissa", "'pissa'"),
     ("r", "4", "'4'"),
-    ("r", True, "True"),
     ("r", 0, "0"),
     ("lora_alpha", "8", "'8'"),
-    ("lora_alpha", float("inf"), "inf"),
-    ("target_modules", 3, "3"),
     ("target_modules", None, "None"),
     ("target_modules", ".*q_proj", "q_proj"),
     ("target_modules", ["c_attn"], "c_attn"),
 ]
 
 
-@pytest.fixture(scope="module")
-def saved(tiny_base, tmp_path_factory):
-    """(model, folder with an adapter of it), to be damaged and mended by each test."""
-    model, folder = model_of(tiny_base), tmp_path_factory.mktemp("saved")
-    save_lora(folder, Lora(model, SMALL, seed=0), "tiny")
-    return model, folder
-
-
 @pytest.fixture
-def damaged(saved):
-    """The same; what a test changes in the folder is undone."""
-    model, folder = saved
-    before = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, TENSORS_FILE)}
-    yield model, folder
-    for name, content in before.items():
-        (folder / name).write_bytes(content)
+def damaged(tiny_base, tmp_path):
+    """(model, folder with an adapter of it), to be damaged."""
+    model = model_of(tiny_base)
+    save_lora(tmp_path, Lora(model, SMALL, seed=0), "tiny")
+    return model, tmp_path
 
 
 @pytest.mark.parametrize(("field", "value", "part"), WRONG)
@@ -368,7 +315,6 @@ def test_a_wrong_field_is_named(field, value, part, damaged):
         (A0, torch.full((4, 48), torch.nan), "finite"),
         ("base_model.model.lm_head.lora_A.weight", torch.zeros(4, 48), "unexpected"),
         (f"{PEFT_Q0}.lora_magnitude_vector", torch.zeros(48), "unexpected"),
-        (A0.replace("layers.0", "layers.9"), torch.zeros(4, 48), "unexpected"),
     ],
 )
 def test_a_wrong_tensor_is_named(name, tensor, part, damaged):
@@ -378,18 +324,8 @@ def test_a_wrong_tensor_is_named(name, tensor, part, damaged):
     refused(lambda: load_lora(folder, model), str(folder / TENSORS_FILE), name, part)
 
 
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        (CONFIG_FILE, b'{"r": 4,'),
-        (CONFIG_FILE, b"\xff\xfe"),
-        (CONFIG_FILE, b"[]"),
-        (CONFIG_FILE, None),
-        (TENSORS_FILE, b""),
-        (TENSORS_FILE, b"\xff" * 100),
-        (TENSORS_FILE, None),
-    ],
-)
+@pytest.mark.parametrize("file", [CONFIG_FILE, TENSORS_FILE])
+@pytest.mark.parametrize("content", [b'{"r": 4,', b"", None])
 def test_a_broken_file_is_named(file, content, damaged):
     model, folder = damaged
     if content is None:

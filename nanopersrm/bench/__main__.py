@@ -9,15 +9,13 @@
     grpo      draw G replies, reward, compare, update               TRL's GRPOTrainer + PEFT
 
 The sides take turns in one process, a first round warms up, a time is the median of the rounds and
-a ratio the median over rounds of theirs / ours. What differs is how the work is done: ours reads a
-prompt once for all its replies, and in training computes once what texts begin with. Texts of `sft`
-are equally long, which spares PEFT all padding. With G = 8, P = 384 and R = 128 a step of `grpo`
-computes G · (P + R) = 4,096 rows in TRL's training and P + G · R = 1,408 in ours.
+a ratio the median over rounds of theirs / ours. Ours reads a prompt once for all its replies, and
+in training computes once what texts begin with: with G = 8, P = 384 and R = 128 a step of `grpo` is
+G · (P + R) = 4,096 rows in TRL's training and P + G · R = 1,408 in ours.
 
 What is not the same: on a CPU, for up to 8 rows, ours reads the 4-bit blocks of a base in GGUF,
-which transformers holds expanded. transformers' prefill is a job of one token, its decode the rest
-of the whole job. On a card the table also has the peak memory of a turn beyond what was there
-before. Needs the extra `bench`.
+which transformers holds expanded. transformers' prefill is a job of one token. On a card the table
+has the peak memory of a turn too. Needs the extra `bench`.
 """
 
 import os
@@ -44,9 +42,10 @@ from nanopersrm.model.sampler import Decoder, SamplingConfig, sample
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import DTYPES, SHAPES, load, random
 from nanopersrm.train import grpo, objective, optim, packing
-from nanopersrm.train.presets import PRESETS, Preset
+from nanopersrm.train.presets import PRESETS
 
 EXEMPLARS, CANDIDATE, REPLY = 496, 348, 124  # tokens of a pair, see packing.py
+PAIRS = 2  # a step of sft, two texts each
 JOBS = ((1, 1), (1, 8), (4, 8))  # prompts, replies of each: batches of 1, 8 and 32
 Case = Literal["prefill", "decode", "sft", "grpo"]
 Seconds = dict[str, float]  # of each part of a turn
@@ -65,7 +64,6 @@ class Config:
     nf4: bool = False  # training: matrices of the blocks in 4 bits
     recompute: bool = False  # training: compute blocks again in the backward
     budget: int = 4096  # training: most tokens in a micro-batch
-    pairs: int = 2  # sft: pairs a step, two texts each
     group: int = 8  # G, of grpo
     prompt: int = 384  # P
     reply: int = 128  # R
@@ -77,10 +75,6 @@ class Config:
     @property
     def sizes(self) -> dict[str, Any]:
         return SHAPES[self.shape] if self.shape else resolve(self.base).config
-
-    @property
-    def preset(self) -> Preset:
-        return replace(PRESETS["cpu"], recompute=self.recompute, budget=self.budget)
 
     def ids(self, *shape: int) -> Tensor:
         """Random ids, never the last one: the work does not depend on them."""
@@ -112,12 +106,9 @@ class Table:
         if torch.cuda.is_available():
             self.peak[name] = torch.cuda.max_memory_allocated() - self.before
 
-    def take_turns(self, sides: dict[str, Side], rounds: int) -> "Table":
-        for number in range(rounds + 1):
-            for name, side in sides.items():
-                self.begin()
-                self.end(name, side(number))
-        return self
+    def turn(self, name: str, side: Side, number: int) -> None:
+        self.begin()
+        self.end(name, side(number))
 
     def show(self) -> None:
         """A row for each part and side, without the first round."""
@@ -168,7 +159,9 @@ def generation(config: Config, prompts: int, replies: int, model: Model, peer: A
         return {"prefill": middle - start, "decode": now() - middle - (middle - start)}
 
     table = Table(f"{prompts} x {config.prompt} tokens, {replies} replies of {config.reply} each")
-    table.take_turns({"ours": ours, "transformers": theirs}, config.rounds)
+    for number in range(config.rounds + 1):
+        table.turn("ours", ours, number)
+        table.turn("transformers", theirs, number)
     for turns in table.turns.values():
         turns[:] = [{part: turn[part] for part in turn if part in config.cases} for turn in turns]
     return table
@@ -191,10 +184,11 @@ class OurSide:
             packing.build_tree(str(i), [packing.Branch(tuple(ids), first) for ids, first in texts])
             for i, texts in enumerate(pairs)
         ]
+        preset = replace(PRESETS["cpu"], recompute=self.config.recompute, budget=self.config.budget)
         imitation, total = objective.SftWeights(pair=0.0, list=0.0), 0.0
         for trees_of_batch in packing.pack(trees, self.config.budget):
             batch = packing.batch(trees_of_batch, self.model.device)
-            sums = objective.loss_sums(self.model, batch, range(9), imitation, self.config.preset)
+            sums = objective.loss_sums(self.model, batch, range(9), imitation, preset)
             loss = sums.imitation / count
             loss.backward()
             total += float(loss.detach())
@@ -251,7 +245,7 @@ def sft_pairs(config: Config) -> list[list[peers.Text]]:
     return [
         [(ids[:EXEMPLARS] + ids[at : at + length], EXEMPLARS + CANDIDATE)
          for at in (EXEMPLARS, EXEMPLARS + length)]
-        for ids in config.ids(config.pairs, EXEMPLARS + 2 * length).tolist()
+        for ids in config.ids(PAIRS, EXEMPLARS + 2 * length).tolist()
     ]  # fmt: skip
 
 
@@ -260,20 +254,20 @@ def sft(config: Config) -> Table:
     pairs = sft_pairs(config)
     texts = [text for pair in pairs for text in pair]
 
-    def timed(work: Callable[[], float]) -> Side:
-        def side(_: int) -> Seconds:
-            start = now()
-            work()
-            return {"sft": now() - start}
+    def timed(work: Callable[[], float]) -> Seconds:
+        start = now()
+        work()
+        return {"sft": now() - start}
 
-        return side
-
-    sides = {"ours": timed(lambda: ours.sft_step(pairs))}
-    for rows in sorted({1, max(1, config.budget // len(texts[0][0]))}):
-        peer = peers.PeftSide(adapted, config.lr, rows, config.dtype == "bf16")
-        sides[f"PEFT, {rows} x {len(texts[0][0])} at a time"] = timed(lambda p=peer: p.step(texts))
+    rows = sorted({1, max(1, config.budget // len(texts[0][0]))})
+    theirs = [peers.PeftSide(adapted, config.lr, n, config.dtype == "bf16") for n in rows]
     table = Table(f"{len(texts)} texts of {len(texts[0][0])} tokens")
-    return table.take_turns(sides, config.rounds)
+    for number in range(config.rounds + 1):
+        table.turn("ours", lambda _: timed(lambda: ours.sft_step(pairs)), number)
+        for peer in theirs:
+            name = f"PEFT, {peer.rows} at a time"
+            table.turn(name, lambda _, p=peer: timed(lambda: p.step(texts)), number)
+    return table
 
 
 def grpo_steps(config: Config) -> Table:
@@ -285,7 +279,7 @@ def grpo_steps(config: Config) -> Table:
     marks: list[float] = []  # when TRL's step began, and when its replies were there
 
     def before_step(number: int) -> None:
-        table.take_turns({"ours": lambda _: ours.grpo_step(prompts[number], number)}, 0)
+        table.turn("ours", lambda n: ours.grpo_step(prompts[n], n), number)
         table.begin()
         marks[:] = [now()]
 

@@ -48,11 +48,7 @@ class Layout:
         for s, parent in enumerate(parents):
             assert -1 <= parent < s, f"segment {s} must continue an earlier one, not {parent}"
             firsts.append(0 if parent < 0 else firsts[parent] + lengths[parent])
-        return Layout(_starts(lengths), parents, _positions(firsts, lengths))
-
-
-def _starts(lengths: Sequence[int]) -> tuple[int, ...]:
-    return tuple(accumulate(lengths, initial=0))
+        return Layout((0, *accumulate(lengths)), parents, _positions(firsts, lengths))
 
 
 def _positions(firsts: Sequence[int], lengths: Sequence[int]) -> Tensor:
@@ -153,7 +149,7 @@ class KVCache:
         room = last.keys.shape[3]
         for node, (have, new) in enumerate(zip(before, lengths, strict=True)):
             assert have + new <= room, f"node {node}: {have} + {new} of {room} tokens"
-        layout = Layout(_starts(lengths), (-1,) * n, _positions(self.depths(), lengths))
+        layout = Layout((0, *accumulate(lengths)), (-1,) * n, _positions(self.depths(), lengths))
         slots = [have + i for have, new in zip(before, lengths, strict=True) for i in range(new)]
         owners = [node for node, new in enumerate(lengths) for _ in range(new)]
         fresh = not any(before) and not kernel_serves(self.like)  # the kernel reads the slab

@@ -238,6 +238,9 @@ def _compile(source: str, name: str) -> jinja2.Template:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    # {% generation %} marks what a trainer of transformers counts; it prints what is inside.
+    source = re.sub(r"{%([-+]?)\s*generation\s*([-+]?)%}", r"{%\1 if true \2%}", source)
+    source = re.sub(r"{%([-+]?)\s*endgeneration\s*([-+]?)%}", r"{%\1 endif \2%}", source)
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:

@@ -236,14 +236,9 @@ class Block(nn.Module):
         return checkpoint(run, h, use_reentrant=True)
 
 
-def tiles(rows: int) -> int:
-    """In how many tiles of about equal size so many rows come."""
-    return -(-rows // TILE)
-
-
 def _in_tiles(mlp: MLP, x: Tensor) -> Tensor:
     """x (N, D) -> mlp(x) (N, D); where gradients are wanted, zeros with the gradients of mlp(x)."""
-    n = tiles(len(x))
+    n = -(-len(x) // TILE)  # tiles of about equal size
     if n == 1:
         return mlp(x)
     if torch.is_grad_enabled():  # the second pass
@@ -266,7 +261,7 @@ class _TiledBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (x,), (g,) = ctx.saved_tensors, gradients
-        dx, n = torch.empty_like(x), tiles(len(x))
+        dx, n = torch.empty_like(x), -(-len(x) // TILE)
         for part, out, into in zip(x.chunk(n), g.chunk(n), dx.chunk(n), strict=True):
             part = part.detach().requires_grad_()
             with torch.enable_grad():

@@ -112,7 +112,6 @@ def random(
     device: torch.device,
     nf4: bool = False,
     seed: int = 0,
-    host_embedding: bool = False,
 ) -> Model:
     """A model of these sizes, fields of a config.json as in SHAPES: matrices and biases normal with
     deviation 0.02, norms 1. In NF4 they are the same numbers, quantized one by one. A CPU and a GPU
@@ -123,7 +122,7 @@ def random(
         values = torch.ones(parameter.shape, dtype=dtype, device=device)
         if "norm" not in name:
             values.normal_(0, 0.02, generator=generator)
-        _assign(model, name, values, device, nf4, host_embedding)
+        _assign(model, name, values, device, nf4, False)
     return model.eval()
 
 

@@ -159,19 +159,6 @@ def test_strided_inputs(device, dtype, layout):
     )
 
 
-def test_worked_example_of_the_backward():
-    """Scores 0 and log 3, values 8 and 16, one key in each of two segments: dL/ds = ∓1.5."""
-    q = torch.tensor([0.0, 1.0]).view(2, 1, 1).requires_grad_()
-    k = torch.tensor([0.0, math.log(3)]).view(2, 1, 1).requires_grad_()
-    v = torch.tensor([8.0, 16.0]).view(2, 1, 1).requires_grad_()
-    out = segments(q, k, v, [0, 1, 2], [-1, 0])
-    assert out.flatten().tolist() == pytest.approx([8.0, 14.0])
-    out[1].sum().backward()
-    assert k.grad.flatten().tolist() == pytest.approx([-1.5, 1.5])
-    assert v.grad.flatten().tolist() == pytest.approx([0.25, 0.75])
-    assert q.grad.flatten().tolist() == pytest.approx([0.0, 1.5 * math.log(3)])
-
-
 @pytest.mark.parametrize("tree", TREES[2:6])
 def test_backward_against_finite_differences(tree):
     inputs = [x.double().requires_grad_() for x in queries_keys_values(tree[0][-1], 2, 1, 2)]
@@ -241,17 +228,6 @@ def test_contract_with_flash_attn(tree, monkeypatch):
     )
     assert len(calls) == 1
     assert calls[0]["cu_seqlens_q"].tolist() == tree[0]
-
-
-def test_flash_attn_reads_keys_in_place_where_nothing_is_shared(monkeypatch):
-    calls: list[dict] = []
-    monkeypatch.setattr(attention, "flash_attn_varlen_func", fake_flash_attn(calls))
-    q, k, v = queries_keys_values(9, 6, 2, 16)
-    attention._segments_flash_attn(q, k, v, *TREES[1])
-    assert calls[0]["k"] is k
-    attention._segments_flash_attn(q, k, v, *TREES[2])
-    assert calls[1]["cu_seqlens_k"].tolist() == [0, 5, 11, 19]
-    assert calls[1]["max_seqlen_k"] == 8
 
 
 def test_no_rows():

@@ -11,7 +11,6 @@ import torch
 from oracle import FP32, INTERPRETED, KINDS, gappy, no_worse_than_plain, off, spread, strided
 from torch import Tensor
 
-from kernels import decode_attention as module
 from kernels.attention import segments
 from kernels.decode_attention import decode_attention, kernel_serves, visible_positions
 from nanopersrm.model.cache import KVCache
@@ -143,11 +142,6 @@ def test_neighbours_do_not_move_a_bit(levels, monkeypatch):
         ]  # fmt: skip
         row = decode_attention(q[i : i + 1], list(zip(slab[::2], slab[1::2], alone, strict=True)))
         assert torch.equal(row[0], together[i]), f"row {i}"
-
-
-@KERNEL
-def test_no_rows():
-    assert module._decode(torch.empty(0, 6, 24), []).shape == (0, 6, 24)
 
 
 @pytest.mark.parametrize(("device", "dtype"), KINDS)

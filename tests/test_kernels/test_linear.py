@@ -49,19 +49,6 @@ def test_packed_is_plain(N, wide, out, biased):
         close(y, F.linear(x, weight, bias), truth)
 
 
-@packs
-def test_packed_takes_strided_inputs():
-    x, weight = draw(6, 96)[:, ::2], draw(48, 40, seed=1).t()
-    assert not any(t.is_contiguous() for t in (x, weight))
-    truth = F.linear(x.double(), weight.double())
-    close(linear(x, pack(weight)), F.linear(x, weight), truth)
-
-
-def test_fp32_is_never_packed():
-    assert not can_pack(torch.empty(4, 4))
-    assert not can_pack(torch.empty(4, 4, dtype=torch.float16))
-
-
 def blocks(out: int, wide: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Random codes, steps and floors, as a file of typical weights holds them."""
     generator = torch.Generator().manual_seed(seed)

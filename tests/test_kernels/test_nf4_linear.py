@@ -162,25 +162,6 @@ def test_layers_share_a_buffer_and_backward_survives_it():
     assert [b.numel() for b in file._BUFFERS.values()] == [64 * 128]  # the larger of the two
 
 
-def test_buffer_made_under_inference_serves_training():
-    file._BUFFERS.clear()
-    weight, x = base(8, 64), spread(70, 64)
-    with torch.inference_mode():
-        y = nf4_linear(x, weight)
-    z = nf4_linear(x.requires_grad_(), weight)
-    z.sum().backward()
-    assert torch.equal(y, z.detach())
-
-
-def test_no_rows():
-    x, bias, A, B = (t.requires_grad_() for t in parts(0, 64, 4, 2))
-    y = layer(base(4, 64))(x, bias, A, B)
-    assert y.shape == (0, 4)
-    y.sum().backward()
-    assert x.grad.shape == (0, 64)
-    assert A.grad.abs().sum() == B.grad.abs().sum() == bias.grad.abs().sum() == 0
-
-
 ones = 0xFFFFFFFF
 
 
@@ -290,25 +271,6 @@ def test_product_with_bias_and_adapter(programs, rank, monkeypatch):
     check_product(x, weight, bias)
     check_product(x, weight, None, a, B, -0.5)
     check_product(x, weight, bias, a, B, 2.0)
-
-
-@interpreted
-def test_rows_may_start_anywhere():
-    """Rows apart from each other, at an odd distance, and from the middle of another tensor."""
-    weight = uneven(8, 64)
-    check_product(strided(spread(3, 64)), weight)
-    check_product(spread(4, 130, seed=1)[1:, 1:65], weight)
-    check_product(spread(200, seed=2)[1:65][None], weight)
-    check_product(spread(64, 3, seed=4).t(), weight)
-
-
-@interpreted
-def test_an_infinite_output_stays_alone():
-    """Ranks are padded to a power of two; what is read there must be 0, not the next output's."""
-    a, B = spread(3, 20), spread(70, 20, seed=1)
-    B[8] = float("inf")
-    y = product(spread(3, 64), uneven(70, 64), None, a, B)
-    assert y.isfinite().sum().item() == 3 * 69
 
 
 @interpreted

@@ -154,29 +154,6 @@ def test_the_first_of_equals_wins(temperature, monkeypatch):
     assert torch.equal(ids, sample_reference(torch.zeros(6, 40), keys_of(6), temperature)[0])
 
 
-def test_more_splits_than_sixteen(monkeypatch):
-    """Some of the 32 that come of 17 lie past the end; the best may lie in the last inside."""
-    monkeypatch.setattr(kernels.sample, "SPLIT", 8)
-    logits = spread(1, 131, size=2) - 200
-    logits[0, 130] = 3
-    assert sample(logits, keys_of(1), 0)[0].tolist() == [130]
-    ids, log_probs = sample(logits, keys_of(1), 1.0)
-    assert (ids.tolist(), log_probs.tolist()) == ([130], [0.0])
-    logits[0, 130] = -INF
-    ids, log_probs = sample(logits, keys_of(1), 1.0)
-    expected = sample_reference(logits, keys_of(1), 1.0)
-    assert torch.equal(ids, expected[0])
-    assert torch.allclose(log_probs, expected[1])
-
-
-def test_the_reference_in_parts(monkeypatch):
-    """Hashing a few rows at a time changes nothing."""
-    logits, keys = spread(7, 96), keys_of(7)
-    whole = sample_reference(logits, keys, 0.9)
-    monkeypatch.setattr(kernels.sample, "AT_ONCE", 200)
-    assert all(map(torch.equal, whole, sample_reference(logits, keys, 0.9)))
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_no_rows_and_rows_of_nothing(temperature):
     ids, log_probs = sample(torch.empty(0, 9), torch.empty(0, 2, dtype=torch.int32), temperature)

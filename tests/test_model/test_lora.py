@@ -263,17 +263,6 @@ def test_the_files_are_pefts(tiny_base, tmp_path):
     assert tensors == (theirs / TENSORS_FILE).read_bytes()
 
 
-def test_tensors_in_16_bits(tiny_base, tmp_path):
-    model = model_of(tiny_base)
-    save_lora(tmp_path, random_lora(model), "tiny")
-    file = tmp_path / TENSORS_FILE
-    half = {name: tensor.half() for name, tensor in load_file(file).items()}
-    save_file(half, file)
-    A, _ = load_lora(tmp_path, model).masters[Q0]
-    assert A.dtype == FP32
-    assert torch.equal(A.detach(), half[A0].float())
-
-
 WRONG = [  # field, value, what the error names beside the field
     ("peft_type", "IA3", "'IA3'"),
     ("use_dora", True, "True"),

@@ -1,14 +1,11 @@
 """Replies equal transformers', have its probabilities and do not depend on their neighbours; a
 decoder that is fed, forked and generating by turns has the logits of a plain forward."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from tiny_bases import CPU, random_ids
 from tiny_bases import logits as plain
 from torch import Tensor
@@ -20,11 +17,9 @@ from nanopersrm.model.sampler import (
     Prefix,
     Reply,
     SamplingConfig,
-    common_prefix,
     families,
     prefill,
     sample,
-    truncate,
 )
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
@@ -80,9 +75,9 @@ def test_greedy_equals_transformers(tiny_pair):
 
 
 @pytest.mark.parametrize("temperature", [0, 0.7, 1.0])
-@pytest.mark.parametrize(("top_p", "top_k"), [(1.0, 0), (0.6, 0), (1.0, 4), (0.8, 9)])
-def test_log_probs_are_those_of_the_whole_distribution(model, prompts, temperature, top_p, top_k):
-    config = SamplingConfig(temperature, top_p, top_k, max_new=15, seed=3)
+@pytest.mark.parametrize("top_k", [0, 4])
+def test_log_probs_are_those_of_the_whole_distribution(model, prompts, temperature, top_k):
+    config = SamplingConfig(temperature, top_k, max_new=15, seed=3)
     replies = sample(model, prompts, config, replies=2, stop_ids={2})
     forbidden = 0
     for prompt, group in zip(prompts, replies, strict=True):
@@ -98,9 +93,6 @@ def test_log_probs_are_those_of_the_whole_distribution(model, prompts, temperatu
                 assert not likelier.any()
             elif top_k:
                 assert likelier.max() < top_k
-            elif top_p < 1:
-                taken = all_probs.exp() * (all_probs > expected[:, None] + 1e-4)
-                assert (taken.sum(-1) < top_p).all()
             forbidden += int(likelier.sum())
     assert (forbidden > 0) == (temperature > 0)  # sampling does leave the top
 
@@ -122,55 +114,25 @@ def test_a_reply_does_not_depend_on_its_batch(model, prompts):
         assert got == [expected[i] for i in some]
 
 
-def test_draws_follow_the_probabilities(model):
-    """First tokens of 2,000 replies: each frequency within 5 standard deviations."""
-    prompt = random_ids(30, 8)
-    config = SamplingConfig(temperature=1.0, max_new=1)
-    [replies] = sample(model, [prompt], config, replies=2000)
-    p = plain(model, prompt)[-1].softmax(-1).double()
-    counts = torch.bincount(torch.tensor([reply.ids[0] for reply in replies]), minlength=131)
-    spread = (2000 * p * (1 - p)).sqrt()
-    assert ((counts - 2000 * p).abs() <= 5 * spread + 1).all()
-    assert (counts > 0).sum() > 5
-
-
 def test_ends(model, prompts):
     config = SamplingConfig(temperature=0, max_new=9)
     [whole] = sample(model, prompts[:1], config)[0]
     assert (whole.ended, len(whole.ids)) == ("budget", 9)
-    stop = whole.ids[4]
-    [stopped] = sample(model, prompts[:1], config, stop_ids=[stop])[0]
+    [stopped] = sample(model, prompts[:1], config, stop_ids=[whole.ids[4]])[0]
     assert stopped.ended == "stop"
-    assert stopped.ids == whole.ids[: whole.ids.index(stop) + 1]
+    assert stopped.ids == whole.ids[: whole.ids.index(whole.ids[4]) + 1]
     assert stopped.log_probs == whole.log_probs[: len(stopped.ids)]
 
 
-def test_observe_sees_every_token_and_can_end(model, prompts):
-    seen: dict[int, list[list[int]]] = {}
-
-    def observe(row: int, ids: list[int]) -> bool:
-        seen.setdefault(row, []).append(list(ids))
-        return len(ids) == row + 2
-
-    replies = sample(model, prompts[:3], CONFIG, replies=2, observe=observe)
-    for p in range(3):
-        for g in range(2):
-            row, reply = p * 2 + g, replies[p][g]
-            assert reply.ended == "observed"
-            assert len(reply.ids) == row + 2
-            assert seen[row] == [reply.ids[:n] for n in range(1, row + 3)]
-    assert drawn(replies)[0][0] == drawn(sample(model, prompts[:1], CONFIG))[0][0][:2]
-
-
-@pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 0), (1.0, 0), (1.0, 3)])
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 0), (1.0, 3)])
 def test_what_is_forbidden_is_not_drawn(model, prompts, temperature, top_k):
     """Row 0 may only draw 7 after 5 and 5 after all else, row 1 not what it would draw freely."""
-    config = SamplingConfig(temperature=temperature, top_k=top_k, max_new=6, seed=3)
+    config = SamplingConfig(temperature, top_k, max_new=6, seed=3)
     free = [group[0].ids for group in sample(model, prompts[:2], config)]
-    asked = []
+    calls = []
 
     def forbid(rows: list[int], ids: list[list[int]]) -> Tensor:
-        asked.append((list(rows), [list(own) for own in ids]))
+        calls.append((list(rows), [list(row) for row in ids]))
         mask = torch.zeros(len(rows), 131, dtype=torch.bool)
         for k, row in enumerate(rows):
             mask[k] = row == 0
@@ -179,25 +141,17 @@ def test_what_is_forbidden_is_not_drawn(model, prompts, temperature, top_k):
 
     decoder = Decoder(model, prompts[:2])
     decoder.fork([1, 1], 6)
-    found = decoder.generate(
+    replies = decoder.generate(
         config, observe=lambda row, ids: row == 0 and len(ids) == 4, forbid=forbid
     )
-    assert found[0].ids == [5, 7, 5, 7]
-    assert not {*found[1].ids} & {*free[1]}
-    assert [rows for rows, _ in asked] == [[0, 1]] * 4 + [[1]] * 2
-    assert asked[2] == ([0, 1], [[5, 7], found[1].ids[:2]])
-    for prompt, reply in zip(prompts, found, strict=False):  # of the whole vocabulary
+    assert replies[0].ids == [5, 7, 5, 7]
+    assert not {*replies[1].ids} & {*free[1]}
+    assert [rows for rows, _ in calls] == [[0, 1]] * 4 + [[1]] * 2
+    assert calls[2] == ([0, 1], [[5, 7], replies[1].ids[:2]])
+    for prompt, reply in zip(prompts, replies, strict=False):  # of the whole vocabulary
         whole = plain(model, prompt + reply.ids).log_softmax(-1)[len(prompt) - 1 : -1]
         expected = whole[range(len(reply.ids)), reply.ids]
         assert reply.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
-
-
-@given(st.lists(st.lists(st.integers(0, 2), max_size=8), min_size=1, max_size=5))
-def test_common_prefix(texts):
-    naive = 0
-    while all(len(t) > naive for t in texts) and len({t[naive] for t in texts}) == 1:
-        naive += 1
-    assert common_prefix(texts) == naive
 
 
 @pytest.mark.parametrize("with_prefix", [False, True])
@@ -213,34 +167,6 @@ def test_every_token_is_computed_once(model, prompts, forwards, with_prefix):
     cut = sample(model, prompts, CONFIG, replies=4, prefix=prefix, stop_ids={stop})
     assert sum(forwards) == prompt_tokens + sum(len(r.ids) - 1 for group in cut for r in group)
     assert sum(forwards) < prompt_tokens + 16 * 11
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.integers(-40, 40), min_size=1, max_size=12),
-    st.integers(0, 14),
-    st.floats(0.01, 1.0),
-    st.sampled_from([0.3, 1.0, 2.5]),
-)
-def test_truncate_against_naive(tenths, top_k, top_p, temperature):
-    logits = [tenth / 10 for tenth in tenths]
-    kept = sorted(logits, reverse=True)
-    if top_k:
-        kept = [x for x in kept if sum(y > x for y in logits) < top_k]  # ties at the edge stay
-    if top_p < 1:
-        weights = [math.exp(x / temperature) for x in kept]
-        befores = [math.fsum(weights[:i]) / math.fsum(weights) for i in range(len(kept))]
-        assume(all(abs(before - top_p) > 1e-5 for before in befores))
-        kept = [x for x, before in zip(kept, befores, strict=True) if before < top_p]
-    config = SamplingConfig(temperature, top_p, top_k)
-    rows = torch.tensor([logits, logits[::-1]])
-    out = truncate(rows, config)
-    for row, given_row in zip(out, rows, strict=True):
-        stays = row.isfinite()
-        assert torch.equal(row[stays], given_row[stays])
-        assert (row[~stays] == -math.inf).all()
-        assert torch.equal(row[stays].sort(descending=True).values, torch.tensor(kept))
-    assert torch.equal(rows, torch.tensor([logits, logits[::-1]]))  # the caller's are untouched
 
 
 # Fed and forked
@@ -290,7 +216,7 @@ def test_feed_after_generate(tiny_pair, replies):
     check_logits(decoder, texts)
 
 
-@pytest.mark.parametrize("counts", [[9, 9], [1, 4], [1, 1]])
+@pytest.mark.parametrize("counts", [[9, 9], [1, 4]])
 def test_fork_after_feed(model, counts):
     """Replies become several replies: a tree of four levels."""
     prompts = [random_ids(18, 1) + random_ids(n, n) for n in (4, 11)]
@@ -351,7 +277,7 @@ def test_generate_goes_on_where_it_stopped(model, prompts, fed, n):
 # The prefix and families
 
 
-@pytest.mark.parametrize("held", [0, 15, 16, 17, 20, 40, 60])
+@pytest.mark.parametrize("held", [0, 15, 16, 40, 60])
 def test_prefix_with_any_common_part(model, held):
     """A prefix of 60 ids of which the prompts share `held`, whatever that is worth."""
     prefix = prefill(model, random_ids(60, 1))
@@ -359,71 +285,33 @@ def test_prefix_with_any_common_part(model, held):
     if held > 20:  # one of them leaves earlier
         prompts.append(prefix.ids[:20] + random_ids(9, 44))
     check_logits(Decoder(model, prompts, prefix), prompts)
-    assert prefix.cache.levels[0].lengths == [60]
-    assert len(prefix.cache.levels) == 1
-    check_logits(Decoder(model, prompts[:1], prefix), prompts[:1])  # and it was not written to
-
-
-def test_prompts_inside_the_prefix(model):
-    """Prompts that are the prefix, or end within it, still get the logits of their last id."""
-    prefix = prefill(model, random_ids(40, 1))
-    for prompts in ([prefix.ids], [prefix.ids[:25]], [prefix.ids, prefix.ids], [prefix.ids[:1]]):
-        check_logits(Decoder(model, prompts, prefix), prompts)
-    check_logits(Decoder(model, [prefix.ids[:25], prefix.ids]), [prefix.ids[:25], prefix.ids])
+    inside = [prefix.ids[: max(held, 1)], prefix.ids]  # still the logits of their last ids
+    check_logits(Decoder(model, inside, prefix), inside)
+    assert [level.lengths for level in prefix.cache.levels] == [[60]]  # it was not written to
 
 
 def held(decoder: Decoder) -> list[list[int]]:
     return [level.lengths for level in decoder.cache.levels]
 
 
-def test_a_prompt_is_held_once(model, prompts):
-    decoder = Decoder(model, [random_ids(60)])
-    decoder.fork([8], 20)
-    assert held(decoder) == [[60], [0] * 8]
-    assert [level.keys.shape[1] * level.keys.shape[3] for level in decoder.cache.levels] == [
-        60,
-        160,
-    ]
-    decoder = Decoder(model, prompts)
-    decoder.fork([8] * 4, 20)
-    assert held(decoder) == [[20], [21, 1, 40, 9], [0] * 32]
-    assert [level.keys.shape[1] for level in decoder.cache.levels] == [1, 4, 32]
-    prefix = prefill(model, prompts[0][:18])
-    decoder = Decoder(model, prompts, prefix)
-    root, kept = decoder.cache.levels[0], prefix.cache.levels[0]
-    assert root.keys.data_ptr() == kept.keys.data_ptr()
-    assert root.values.data_ptr() == kept.values.data_ptr()
-    assert sum(held(decoder)[0]) == 18
-    assert SHARED_LEAST <= 18
-
-
 @pytest.mark.parametrize(
     ("lengths", "expected"),
     [
-        # (length of the common beginning with the text before, own length)
-        ([(0, 30)], None),
-        ([(0, 30), (0, 30)], None),  # nothing in common
-        ([(0, 30), (SHARED_LEAST - 1, 5)], None),
+        # (length of the common beginning with the text before, length of the rest)
+        ([(0, 30)], ([0], [29])),
+        ([(0, 30), (SHARED_LEAST - 1, 5)], ([0, 1], [29, 19])),
         ([(0, 30), (SHARED_LEAST, 5)], ([0, 0], [16])),
         ([(0, 30), (20, 5), (0, 9), (0, 40), (25, 3)], ([0, 0, 1, 2, 2], [20, 8, 25])),
         ([(0, 30), (25, 5), (18, 7)], ([0, 0, 0], [18])),  # the third shortens what is shared
-        ([(0, 30), (25, 5), (10, 7)], ([0, 0, 1], [25, 16])),
         ([(0, 30), (30, 0)], ([0, 0], [29])),  # equal: each keeps an id
-        ([(0, 30), (30, 7)], ([0, 0], [29])),
-        ([(0, 1), (0, 30), (20, 5)], None),  # a text of one id begins with nothing
     ],
 )
 def test_families_are_neighbours_that_begin_alike(lengths, expected):
     texts: list[list[int]] = []
-    for i, (common, own) in enumerate(lengths):
+    for i, (common, rest) in enumerate(lengths):
         before = texts[-1][:common] if texts else []
-        texts.append(before + [1000 * (i + 1) + j for j in range(own)])
-    found = families(texts)
-    if expected is None:
-        assert found is None
-        return
-    assert found is not None
-    family, heads = found
+        texts.append(before + [1000 * (i + 1) + j for j in range(rest)])
+    family, heads = families(texts)
     assert (family, [len(head) for head in heads]) == expected
     for text, k in zip(texts, family, strict=True):
         assert text[: len(heads[k])] == heads[k]
@@ -443,10 +331,10 @@ def test_families_change_no_reply(model, monkeypatch, with_prefix, replies):
     decoder = Decoder(model, prompts, prefix)
     assert held(decoder)[1:] == [[30, 8, 30], [7, 1, 12, 1, 3, 11]]
     check_logits(decoder, prompts)
-    found = sample(model, prompts, HOT, replies, prefix=prefix)
-    monkeypatch.setattr(sampler, "families", lambda texts: None)
+    shared = sample(model, prompts, HOT, replies, prefix=prefix)
+    monkeypatch.setattr(sampler, "families", lambda texts: ([0] * len(texts), [[]] * len(texts)))
     plain_replies = sample(model, prompts, HOT, replies, prefix=prefix)
-    for group, expected in zip(found, plain_replies, strict=True):
+    for group, expected in zip(shared, plain_replies, strict=True):
         assert [reply.ids for reply in group] == [reply.ids for reply in expected]
         for one, other in zip(group, expected, strict=True):
             assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny
 from tiny_bases import CPU, random_lora, refused
+from tiny_bases import random_ids as ids_of
 from torch import Tensor
 
 from nanopersrm.model import transformer
@@ -17,22 +18,13 @@ from nanopersrm.model.transformer import MLP, Model, ModelConfig, rope_frequenci
 from nanopersrm.model.weights import load
 
 SMALL: dict[str, Any] = {  # a configuration to be broken
-    "model_type": "llama",
-    "hidden_size": 8,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 1,
-    "intermediate_size": 8,
-    "vocab_size": 10,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 16,
+    "model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1,
+    "intermediate_size": 8, "vocab_size": 10, "rms_norm_eps": 1e-5, "max_position_embeddings": 16,
     "rope_theta": 1e4,
-}
-
-
+}  # fmt: skip
 IDS = torch.tensor([5, 90, 17, 33, 2, 64, 128, 9, 77, 41, 3, 8])
 FLAT = Layout.of([7, 5])
 SHARED = Layout.of([4, 3, 3, 2], parents=[-1, 0, 0, 1])
-LENGTH = "original_max_position_embeddings"
 
 
 def plain(model: Model, ids: torch.Tensor) -> torch.Tensor:
@@ -41,7 +33,7 @@ def plain(model: Model, ids: torch.Tensor) -> torch.Tensor:
 
 
 def random_ids(n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(3, 131, (n,), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(ids_of(n, seed), dtype=torch.int64)
 
 
 def _grad(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -181,7 +173,7 @@ def loss_and_gradients(model: Model, lora: Lora, layout: Layout, recompute: bool
     return [loss.detach(), *gradients]
 
 
-@pytest.mark.parametrize("tile", [1, 4, 7, 1024])
+@pytest.mark.parametrize("tile", [4, 1024])
 @pytest.mark.parametrize("name", ["llama-bias-linear", "qwen2", "qwen3"])
 def test_recompute_changes_nothing(name, tile, tmp_path, monkeypatch):
     """Loss and gradients, with the MLP in tiles and whole, NF4 and shared prefixes."""
@@ -231,7 +223,6 @@ def test_every_row_is_computed_twice(tiny_base, monkeypatch):
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"model_type": "gpt2"}, "'gpt2'"),
     ],
 )
 def test_what_is_not_supported_is_named(fields, part):
@@ -241,10 +232,12 @@ def test_what_is_not_supported_is_named(fields, part):
 @pytest.mark.parametrize(
     ("kind", "field", "bad"),
     [
-        *((k, "factor", bad) for k in ("linear", "llama3", "yarn") for bad in (None, "x", 0, -2)),
-        *((k, LENGTH, bad) for k in ("llama3", "yarn") for bad in ("x", 0, -64, [64], True)),
+        ("linear", "factor", None),
+        ("llama3", "factor", "x"),
+        ("llama3", "original_max_position_embeddings", [64]),
         ("llama3", "low_freq_factor", None),
-        ("llama3", "high_freq_factor", "4"),
+        ("yarn", "factor", -2),
+        ("yarn", "original_max_position_embeddings", True),
         ("yarn", "beta_fast", 0),
         ("yarn", "attention_factor", "x"),
     ],

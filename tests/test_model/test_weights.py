@@ -14,9 +14,8 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_bases import CPU, logits, refused, their_name
+from tiny_bases import CPU, logits, one_shard, refused, their_name, write_out
 from torch import Tensor
-from transformers import LlamaConfig
 
 from kernels.nf4 import quantize
 from nanopersrm.model.base import DEFAULT_BASE, Base, resolve
@@ -24,36 +23,20 @@ from nanopersrm.model.cache import Layout
 from nanopersrm.model.linear import matrices
 from nanopersrm.model.sampler import SamplingConfig, sample
 from nanopersrm.model.tokenizer import Tokenizer
-from nanopersrm.model.transformer import Model, ModelConfig
+from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import SHAPES, load, random
 
 DEMO = Path(__file__).parents[2] / "data" / "demo"
 IDS = [5, 6, 7, 100, 8, 5, 9]
-# fmt: off
 WIDE = SHAPES["smollm2-135m"] | {
     "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 6,
     "intermediate_size": 1024, "vocab_size": 300, "tie_word_embeddings": False,
-}
-# fmt: on
-
-
+}  # fmt: skip
 SIZES = {  # large enough for whole blocks of 32 in a GGUF file
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
-
-
-GGUF_TYPE = {
-    "F32": gguf.GGMLQuantizationType.F32,
-    "F16": gguf.GGMLQuantizationType.F16,
-    "Q8_0": gguf.GGMLQuantizationType.Q8_0,
-    "Q4_1": gguf.GGMLQuantizationType.Q4_1,
-}
+    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
+GGUF_TYPE = gguf.GGMLQuantizationType
 
 
 def parameters(model: Model) -> dict[str, Tensor]:
@@ -70,21 +53,10 @@ def test_sharded_folder_equals_transformers(tiny_pair):
         assert not tensor.requires_grad
 
 
-def test_dtype_is_rounded_once(tiny_base):
-    exact = parameters(load(tiny_base, torch.float32, CPU))
-    for dtype in (torch.bfloat16, torch.float16):
-        for name, tensor in parameters(load(tiny_base, dtype, CPU)).items():
-            assert torch.equal(tensor, exact[name].to(dtype)), name
-
-
 @pytest.fixture
 def folder(tmp_path, tiny_base) -> Path:
     """A copy of a tied tiny model in one shard, to be damaged."""
-    tensors: dict[str, Tensor] = {}
-    for shard in sorted(tiny_base.path.glob("*.safetensors")):
-        tensors |= load_file(shard)
-    save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text((tiny_base.path / "config.json").read_text())
+    one_shard(tiny_base.path, tmp_path)
     return tmp_path
 
 
@@ -106,9 +78,7 @@ UP, DOWN = "model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.down_proj.we
     ("change", "parts"),
     [
         (lambda t: t.pop(UP), ["missing 1", UP.removeprefix("model.")]),
-        (lambda t: [t.pop(n) for n in list(t) if "layers" in n], ["missing 27", "layers.0."]),
         (lambda t: t.update({"model.layers.0.extra": torch.ones(2)}), ["model.layers.0.extra"]),
-        (lambda t: t.update({"model.layers.3.x.weight": torch.ones(48)}), ["model.layers.3.x"]),
         (lambda t: t.update({DOWN: torch.ones(80, 48)}), [DOWN, "(80, 48)", "(48, 80)"]),
         (lambda t: t.update({DOWN: torch.ones(1, 1)}), [DOWN, "(1, 1)"]),  # would broadcast
         (lambda t: t.update({DOWN: t[DOWN].to(torch.int8)}), [DOWN, "int8"]),
@@ -119,34 +89,12 @@ def test_a_wrong_tensor_is_named(folder, change, parts):
     refused(lambda: reload(folder), str(folder), *parts)
 
 
-@pytest.mark.parametrize("shard", ["model.safetensors", "weights.safetensors"])
-def test_an_adapter_beside_the_model_is_ignored(folder, shard):
-    before = parameters(reload(folder))
-    (folder / "model.safetensors").rename(folder / shard)
-    save_file({"model.odd": torch.ones(2)}, folder / "adapter_model.safetensors")
-    after = parameters(reload(folder))
-    assert after.keys() == before.keys()
-    for name, tensor in after.items():
-        assert torch.equal(tensor, before[name])
-
-
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 4096, 400, 20_000, -1])
+@pytest.mark.parametrize("content", [b"", b"\xff" * 4096, 400, -1])
 def test_a_broken_shard_is_named(folder, content):
     """Garbage, or so many bytes of the file."""
     shard = folder / "model.safetensors"
     shard.write_bytes(shard.read_bytes()[:content] if isinstance(content, int) else content)
     refused(lambda: reload(folder), str(shard))
-
-
-def test_a_tied_head_may_be_repeated(folder):
-    def repeat(tensors: dict[str, Tensor]) -> None:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-
-    before = logits(reload(folder), [5, 6, 7])
-    rewrite(folder, repeat)
-    model = reload(folder)
-    assert model.lm_head is None
-    assert torch.equal(logits(model, [5, 6, 7]), before)
 
 
 # GGUF
@@ -194,10 +142,7 @@ def write_gguf(path: Path, oracle: transformers.PreTrainedModel, kind: str, chan
         else:
             data = gguf.quantize(np.ascontiguousarray(values), GGUF_TYPE[kind])
             writer.add_tensor(name, data, raw_dtype=GGUF_TYPE[kind])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
     return path
 
 
@@ -210,7 +155,7 @@ def random_oracle(make, **more) -> transformers.PreTrainedModel:
     return oracle
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_1"])
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_1"])
 @pytest.mark.parametrize(
     ("make", "more"),
     [
@@ -260,7 +205,6 @@ def test_gguf_damage_is_named(tmp_path):
     name = "blk.1.ffn_up.weight"
     cases: list[tuple[Callable[[dict[str, np.ndarray]], object], list[str]]] = [
         (lambda t: t.pop(name), ["missing 1", "layers.1.mlp.up_proj.weight"]),
-        (lambda t: t.update({"blk.0.odd": np.ones(4, np.float32)}), ["unexpected", "blk.0.odd"]),
         (lambda t: t.update({name: t[name].T.copy()}), [name, "(64, 96)", "(96, 64)"]),
     ]
     for i, (change, parts) in enumerate(cases):
@@ -292,8 +236,8 @@ def test_real_model_equals_transformers(real: Model, real_oracle, smollm: Base):
     """Logits of a demo text, and 64 greedy tokens after the text and after a chat prompt."""
     tokenizer = Tokenizer.load(smollm)
     text = tokenizer.encode((DEMO / "beatrice" / "1.txt").read_text(encoding="utf-8"))[:160]
-    asked = [{"role": "user", "content": "Name three things that letters are good for."}]
-    prompts = [text, tokenizer.chat(asked)]
+    chat = [{"role": "user", "content": "Name three things that letters are good for."}]
+    prompts = [text, tokenizer.chat(chat)]
     ours = logits(real, text)
     with torch.inference_mode():
         expected = real_oracle(torch.tensor([text])).logits[0]
@@ -317,20 +261,6 @@ def test_real_model_equals_transformers(real: Model, real_oracle, smollm: Base):
 # Memory, NF4 and random weights
 
 
-def test_nf4_of_a_gguf_file(tmp_path):
-    """Its own 4 bits are expanded, then rounded again; none of them is kept."""
-    oracle = random_oracle(LlamaConfig)
-    base = resolve(str(write_gguf(tmp_path / "model.gguf", oracle, "Q4_1")))
-    plain = load(base, torch.float32, CPU)
-    model = load(base, torch.float32, CPU, nf4=True)
-    for name, matrix in matrices(model).items():
-        dense = matrices(plain)[name]
-        assert matrix.q4 is None
-        assert matrix.nf4 is not None
-        for x, y in zip(matrix.nf4, quantize(dense.weight), strict=True):
-            assert torch.equal(x, y), name
-
-
 def test_random_draws_the_same_weights_for_nf4():
     plain, model = (random(WIDE, torch.bfloat16, CPU, nf4=nf4) for nf4 in (False, True))
     assert torch.equal(plain.embed_tokens, model.embed_tokens)
@@ -344,26 +274,23 @@ def test_random_draws_the_same_weights_for_nf4():
     assert not any(p.requires_grad for p in plain.parameters())
 
 
-@pytest.mark.parametrize("name", list(SHAPES))
-def test_shapes_are_whole_configurations(name):
-    """Also those of published sizes: parameters in billions, tied ones once."""
-    with torch.device("meta"):
-        model = Model(ModelConfig.of(SHAPES[name]))
-    expected = {"smollm2-135m": 0.1345, "qwen2.5-1.5b": 1.5437}
-    expected |= {"qwen2.5-7b": 7.6156, "qwen3-8b": 8.1907}
-    assert abs(sum(p.numel() for p in model.parameters()) / 1e9 - expected[name]) < 1e-4
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("nf4", [False, True])
-def test_the_embedding_on_the_host_of_a_gpu(nf4):
+def test_the_embedding_on_the_host_of_a_gpu(folder, nf4):
     cuda = torch.device("cuda")
-    model = random(WIDE, torch.bfloat16, cuda, nf4, host_embedding=True)
-    assert model.embed_tokens.is_pinned()
-    assert model.device.type == "cuda"
-    plain = random(WIDE, torch.bfloat16, cuda, nf4)
+    shard = folder / "model.safetensors"
+    tensors = load_file(shard)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, shard)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('embeddings": true', 'embeddings": false'))
+    host, plain = (
+        load(resolve(str(folder)), torch.bfloat16, cuda, nf4, on_host) for on_host in (True, False)
+    )
+    assert host.embed_tokens.is_pinned()
+    assert host.device.type == "cuda"
     layout, ids = Layout.of([len(IDS)]), torch.tensor(IDS, device=cuda)
     layout = Layout(layout.starts, layout.parents, layout.positions.to(cuda))
     with torch.inference_mode():
-        assert torch.equal(model(ids, layout), plain(ids, layout))
+        assert torch.equal(host(ids, layout), plain(ids, layout))

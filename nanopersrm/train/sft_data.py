@@ -328,9 +328,6 @@ def _rivals(pair: Pair, by_author: PairsByAuthor, count: int, rng: random.Random
     return rivals
 
 
-# All pairs
-
-
 def pairs_by_author(pairs: Sequence[Pair]) -> PairsByAuthor:
     """Who wrote what in which domain: made once, so that drawing from 12,000 pairs is quick."""
     by_author: PairsByAuthor = {}

@@ -294,15 +294,26 @@ def _numbers(settings: Settings, rows: Sequence[Row]) -> list[float]:
 # The trainers' functions; settings: see `Settings`
 
 
-def reward_fn(judge: Judges | LazyJudge, exemplars: Any = None, **settings: Any) -> Any:
+def reward_fn(judge: Judges | LazyJudge, exemplars: Any = None, **settings: Any) -> "TrlReward":
     """A function for TRL's `reward_funcs`. The question is the prompt.
 
     exemplars: texts of the writer; None: each row has its own in the column `exemplars`; a row with
     None there gets None. `NAME/no_score` in TRL's logs is the share of completions without a score.
     """
-    function = partial(_trl_reward, Settings(judge, exemplars, **settings))
-    function.__name__ = function.args[0].name  # type: ignore[attr-defined]  # TRL looks for it
-    return function
+    return TrlReward(ready := Settings(judge, exemplars, **settings), ready.name)
+
+
+@dataclass(frozen=True)
+class TrlReward:
+    """A function with a name, as TRL looks for it: of a partial it would take the inner one's."""
+
+    settings: Settings
+    __name__: str  # type: ignore[misc]
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> Rewards:
+        return _trl_reward(self.settings, prompts, completions, **columns)
 
 
 def _trl_reward(

@@ -163,7 +163,7 @@ def test_refused_folders(base, tmp_path):
     (folder / "style").rename(folder / "other")
     refused(folder, "style")
     (folder / "judge.json").write_text("{")
-    refused(folder, "judge.json", "line 1")
+    refused(folder, "line 1")
 
 
 # The adapter in the package

@@ -259,7 +259,7 @@ def salient(exemplars: Sequence[str], top: int = SHOWN) -> list[Trait]:
     for trait in profile(exemplars):
         if trait.factor not in taken and len(shown) < top:
             shown.append(trait)
-            taken |= next((set(alike) for alike in ALIKE if trait.factor in alike), set())
+            taken |= next((alike for alike in ALIKE if trait.factor in alike), frozenset())
     return shown
 
 
@@ -270,8 +270,8 @@ def measured_block(
 ) -> str:
     """What stands between the measured tags of a prompt: one line a factor, one a candidate.
 
-    Rates without a unit are per 100 words. The last lines say how many strangers are farther from
-    the exemplars than the candidate is; then how probable all of it makes the candidate.
+    Rates without a unit are per 100 words. Then come how many strangers are farther from the
+    exemplars than the candidate is, and how probable all of it makes the candidate.
     """
     evidence = style_evidence or ()
     assert len(evidence) in (0, len(candidates)), f"{evidence} for {len(candidates)} texts"

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from nanopersrm.style.lexicon import LISTS
 
-# Layout and marks.
 FOLD = str.maketrans(
     dict.fromkeys("‘’ʼ´`′", "'")
     | dict.fromkeys("“”„«»″", '"')

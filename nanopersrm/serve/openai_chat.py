@@ -27,8 +27,8 @@ import time
 import uuid
 from typing import Any
 
-from fastapi import HTTPException
 from pydantic import BaseModel, StrictBool, StrictInt
+from starlette.exceptions import HTTPException
 
 from nanopersrm import InputError
 from nanopersrm.judge.judgement import Judgement

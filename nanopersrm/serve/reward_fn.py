@@ -23,10 +23,10 @@ leaves it out. verl and OpenRLHF know no None: there it is an error, or the numb
 import math
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Annotated, Any, Protocol, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, TypeAdapter, ValidationError
@@ -51,6 +51,7 @@ ENDS = re.compile(
     r"|<end_of_turn>|<eos>|<pad>|</s>"
 )
 _loading = threading.Lock()
+_loaded: dict["LazyJudge", "Judges"] = {}  # by this process
 
 
 class Judges(judgement.Judges, Protocol):
@@ -72,14 +73,13 @@ class LazyJudge:
     def load(self) -> Judges:
         """The judge, the same one at each call."""
         with _loading:
-            return _load(self)
+            if self not in _loaded:
+                from nanopersrm.judge.judge import Judge  # torch takes seconds
 
-
-@cache
-def _load(names: LazyJudge) -> Judges:
-    from nanopersrm.judge.judge import Judge  # torch takes seconds
-
-    return Judge.load(names.base, names.adapter, names.device, names.dtype, say=names.say)
+                _loaded[self] = Judge.load(
+                    self.base, self.adapter, self.device, self.dtype, say=self.say
+                )
+            return _loaded[self]
 
 
 # What rows of data sets hold
@@ -112,11 +112,13 @@ def _texts_by(role: str, value: Any) -> list[str]:
 
 
 def _question(value: Any) -> str | None:
+    """What the user said last."""
     text = "".join(_texts_by("user", value)[-1:])
     return text if text.strip() else None
 
 
 def completion_of(value: Any) -> str:
+    """All that the assistant says."""
     return "\n\n".join(filter(None, _texts_by("assistant", value)))
 
 
@@ -135,14 +137,13 @@ def some_text(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(some_text)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
-Question = Annotated[str | None, BeforeValidator(_question)]  # what the user said last
-Completion = Annotated[str, BeforeValidator(completion_of)]  # all that the assistant says
+Question = Annotated[str | None, BeforeValidator(_question)]
 
 
 class Row(BaseModel, extra="forbid"):
     """A completion, and what its label says; None: nothing."""
 
-    completion: Completion = ""
+    completion: Annotated[str, BeforeValidator(completion_of)] = ""
     exemplars: Texts | None = None
     question: Question = None
     principles: Texts | None = None
@@ -233,49 +234,43 @@ class Settings:
             raise InputError(f"unjudged: expected a finite number, got {self.unjudged}")
 
 
-def rewards(settings: Settings, rows: Sequence[Row | None]) -> Rewards:
-    """A reward for each row; None for None and for what has no score.
-
-    Groups of one writer follow each other, so that the judge reads the exemplars once.
-    """
-    groups: dict[Any, dict[str | None, dict[int, str]]] = {}
-    scored: Rewards = [None] * len(rows)
+def grouped(rows: Sequence[Row | None]) -> Iterator[dict[int, Row]]:
+    """The rows of each call, by their index: of one writer and question, 26 at most. Empty
+    completions are in none. Groups of a writer follow each other: exemplars are read once."""
+    groups: dict[Any, dict[str | None, list[tuple[int, Row]]]] = {}
     for i, row in enumerate(rows):
         if row is not None and row.completion.strip():
-            questions = groups.setdefault((row.exemplars, row.principles), {})
-            questions.setdefault(row.question, {})[i] = row.completion
-        elif row is not None:
-            scored[i] = 0.0
-    for (exemplars, principles), questions in groups.items():
-        writer = exemplars or settings.exemplars
-        wanted = settings.principles if principles is None else principles
-        for question, texts in questions.items():
-            members = list(texts)
-            parts = -(-len(members) // len(LABELS))  # of even size
-            for k in range(parts):
-                part = members[k * len(members) // parts : (k + 1) * len(members) // parts]
-                scores = _scores(settings, writer, {i: texts[i] for i in part}, question, wanted)
-                for i, score in scores.items():
-                    scored[i] = None if score is None else unit(score)
+            questions = groups.setdefault((row.writer, row.exemplars, row.principles), {})
+            questions.setdefault(row.question, []).append((i, row))
+    for members in (members for questions in groups.values() for members in questions.values()):
+        n, parts = len(members), -(-len(members) // len(LABELS))  # of even size
+        yield from (dict(members[k * n // parts : (k + 1) * n // parts]) for k in range(parts))
+
+
+def rewards(settings: Settings, rows: Sequence[Row | None]) -> Rewards:
+    """A reward for each row; None for None and for what has no score. While the texts of a group
+    do not fit the context, the longest is left out, and has no score."""
+    scored: Rewards = [None if row is None else 0.0 for row in rows]
+    for group in grouped(rows):
+        row = next(iter(group.values()))
+        exemplars = row.exemplars or settings.exemplars or ()
+        principles = settings.principles if row.principles is None else row.principles
+        texts = {i: row.completion for i, row in group.items()}
+        check(exemplars, list(texts.values()), settings.config, row.question, principles)
+        judge = settings.judge.load() if isinstance(settings.judge, LazyJudge) else settings.judge
+        scores: dict[int, float | None] = {}
+        while texts and not scores:
+            more = row.question, principles, settings.config
+            try:
+                with judge.lock:
+                    judged = judge.judge(exemplars, list(texts.values()), *more)
+                scores = dict(zip(texts, judged.scores, strict=True))
+            except InputError:  # all else was checked above
+                del texts[max(texts.items(), key=lambda item: len(item[1]))[0]]
+        for i in group:
+            score = scores.get(i)
+            scored[i] = None if score is None else unit(score)
     return scored
-
-
-def _scores(
-    settings: Settings, exemplars: Any, texts: dict[int, str], question: str | None, wanted: Any
-) -> dict[int, float | None]:
-    """The soft scores of 1 to 26 texts. While they do not fit the context, the longest is left
-    out; it has none. wanted: principles."""
-    check(exemplars, list(texts.values()), settings.config, question, wanted)
-    judge = settings.judge.load() if isinstance(settings.judge, LazyJudge) else settings.judge
-    while texts:
-        candidates = list(texts.values())
-        try:
-            with judge.lock:
-                judged = judge.judge(exemplars, candidates, question, wanted, settings.config)
-            return dict(zip(texts, judged.scores, strict=True))
-        except InputError:  # all else was checked above
-            del texts[max(texts, key=lambda i: len(texts[i]))]
-    return {}
 
 
 def unit(score: float) -> float:
@@ -300,38 +295,31 @@ def reward_fn(judge: Judges | LazyJudge, exemplars: Any = None, **settings: Any)
     exemplars: texts of the writer; None: each row has its own in the column `exemplars`; a row with
     None there gets None. `NAME/no_score` in TRL's logs is the share of completions without a score.
     """
-    return TrlReward(ready := Settings(judge, exemplars, **settings), ready.name)
+    return TrlReward(Settings(judge, exemplars, **settings))
 
 
-@dataclass(frozen=True)
 class TrlReward:
     """A function with a name, as TRL looks for it: of a partial it would take the inner one's."""
 
-    settings: Settings
-    __name__: str  # type: ignore[misc]
+    def __init__(self, settings: Settings):
+        self.settings, self.__name__ = settings, settings.name
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> Rewards:
-        return _trl_reward(self.settings, prompts, completions, **columns)
-
-
-def _trl_reward(
-    settings: Settings, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-) -> Rewards:
-    fixed = settings.exemplars is not None
-    exemplars = prompts if fixed else columns.get("exemplars")
-    if exemplars is None:
-        raise InputError(f"expected a column exemplars, got {', '.join(sorted(columns))}")
-    rows: list[Row | None] = []
-    for i, (prompt, text, own) in enumerate(zip(prompts, completions, exemplars, strict=True)):
-        label = {"question": prompt, "exemplars": own}
-        rows.append(None if own is None else read_row(text, label, f"row {i}", fixed))
-    scored = rewards(settings, rows)
-    if columns.get("log_metric") and (apply := len(rows) - rows.count(None)):
-        lost = scored.count(None) - rows.count(None)
-        columns["log_metric"](f"{settings.name}/no_score", lost / apply)
-    return scored
+        fixed = self.settings.exemplars is not None
+        exemplars = prompts if fixed else columns.get("exemplars")
+        if exemplars is None:
+            raise InputError(f"expected a column exemplars, got {', '.join(sorted(columns))}")
+        rows: list[Row | None] = []
+        for i, (prompt, text, own) in enumerate(zip(prompts, completions, exemplars, strict=True)):
+            label = {"question": prompt, "exemplars": own}
+            rows.append(None if own is None else read_row(text, label, f"row {i}", fixed))
+        scored = rewards(self.settings, rows)
+        if columns.get("log_metric") and (apply := len(rows) - rows.count(None)):
+            lost = scored.count(None) - rows.count(None)
+            columns["log_metric"](f"{self.__name__}/no_score", lost / apply)
+        return scored
 
 
 def verl_score(
@@ -349,8 +337,8 @@ def _verl_score(
     extra_info: Any = None,
     **_: Any,
 ) -> float:
-    names = ("exemplars", "question", "principles")  # verl puts others beside them
-    label = {name: value for name, value in (extra_info or {}).items() if name in names}
+    names = {"exemplars", "question", "principles"}  # verl puts others beside them
+    label = {name: extra_info[name] for name in names & set(extra_info or ())}
     row = read_row(solution_str, label, "extra_info", settings.exemplars is not None)
     return _numbers(settings, [row])[0]
 
@@ -384,9 +372,7 @@ def rows_of(
     """Rows of OpenRLHF's three lists."""
     if not len(queries) == len(prompts) == len(labels):
         raise InputError("labels: expected as many queries as prompts and labels")
-    replies = [
-        reply_in(query, prompt, f"queries[{i}]")
-        for i, (query, prompt) in enumerate(zip(queries, prompts, strict=True))
+    return [
+        read_row(reply_in(query, prompt, f"queries[{i}]"), label, f"labels[{i}]", fixed)
+        for i, (query, prompt, label) in enumerate(zip(queries, prompts, labels, strict=True))
     ]
-    pairs = zip(replies, labels, strict=True)
-    return [read_row(reply, label, f"labels[{i}]", fixed) for i, (reply, label) in enumerate(pairs)]

@@ -8,19 +8,19 @@ exactly one of them. What is left out has the server's own setting. An unknown f
 A judgement without a score is a reply like another: verdict "invalid", null for the score.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from fastapi import HTTPException
 from pydantic import AfterValidator, BaseModel, Field, StrictBool, StrictInt, model_validator
+from starlette.exceptions import HTTPException
 
 from nanopersrm import InputError
 from nanopersrm.judge.judgement import JudgeConfig, Judgement, check, orders_of
 from nanopersrm.judge.verdict import LABELS
-from nanopersrm.serve.reward_fn import NAME, rows_of, some_text, unit
-from nanopersrm.style.profile import BY_NAME, profile, reference
+from nanopersrm.serve.reward_fn import NAME, grouped, rows_of, some_text, unit
+from nanopersrm.style.profile import BY_NAME, percentile, profile, reference
 
 THINK_TOKENS = 1024  # budget of a reasoning
 TOKENS = 65_536  # of reasoning in a judgement: prompts x samples x think_tokens
@@ -103,17 +103,14 @@ def judge_call(
     body: JudgeRequest, writers: Mapping[str, Writer], defaults: JudgeConfig
 ) -> JudgeCall:
     """A request -> what the judge is called with. Raises InputError, or HTTPException (404)."""
-    writer: Writer | JudgeRequest = body
-    if body.writer is not None:
-        writer = writer_named(body.writer, writers)
-    names = (name for name in vars(defaults) if getattr(body, name) is not None)
-    config = replace(defaults, **{name: getattr(body, name) for name in names})
+    writer = body if body.writer is None else writer_named(body.writer, writers)
+    changed = {name: value for name, value in body if name in vars(defaults) and value is not None}
+    config = replace(defaults, **changed)
     question = body.question if body.question and body.question.strip() else None
     exemplars, principles = tuple(writer.exemplars or ()), tuple(writer.principles or ())
     call = JudgeCall(exemplars, tuple(body.candidates), question, principles, config)
-    check(call.exemplars, call.candidates, config, question, call.principles)
-    n = len({candidate.strip() for candidate in call.candidates})
-    prompts = len(orders_of(n, config.mode))
+    check(exemplars, call.candidates, config, question, principles)
+    prompts = len(orders_of(len({text.strip() for text in call.candidates}), config.mode))
     if prompts * config.samples * config.think_tokens * config.think > TOKENS:
         raise InputError(
             f"expected at most {TOKENS} tokens of reasoning in a judgement, got {prompts} "
@@ -131,11 +128,11 @@ def judge_reply(judgement: Judgement) -> dict[str, Any]:
 def rank_reply(judgement: Judgement) -> dict[str, Any]:
     """The candidates, best first, or null where invalid; beats_next: P(fits better than the next),
     null for the last."""
-    order, measured = judgement.ranking, judgement.measured
+    order = judgement.ranking
+    measured: Sequence[float | None] = judgement.measured or [None] * len(order)
     steps = [*(judgement.preference[i][j] for i, j in pairwise(order)), None]
     places = [
-        {"candidate": i, "score": judgement.scores[i], "beats_next": step}
-        | {"measured": None if measured is None else measured[i]}
+        {"candidate": i, "score": judgement.scores[i], "beats_next": step, "measured": measured[i]}
         for i, step in zip(order, steps, strict=True)
     ]
     ranking = None if judgement.verdict == "invalid" else places
@@ -144,37 +141,30 @@ def rank_reply(judgement: Judgement) -> dict[str, Any]:
 
 def profile_reply(exemplars: list[str], top: int) -> list[dict[str, Any]]:
     """The most salient traits, each with the quantiles of many writers."""
-    factors = reference().factors
-    return [
-        asdict(trait)
-        | {"label": BY_NAME[trait.factor].label, "unit": BY_NAME[trait.factor].unit}
-        | {"quantiles": [*factors[trait.factor].quantiles]}
-        for trait in profile(exemplars, top=top)
-    ]
+    shown = []
+    for trait in profile(exemplars, top=top):
+        factor, quantiles = BY_NAME[trait.factor], reference().factors[trait.factor].quantiles
+        more = {"label": factor.label, "unit": factor.unit, "quantiles": [*quantiles]}
+        shown.append(asdict(trait) | more | {"percentile": percentile(quantiles, trait.value)})
+    return shown
 
 
 def reward_calls(
     body: RewardRequest, writer: str | None, writers: Mapping[str, Writer], defaults: JudgeConfig
 ) -> list[tuple[list[int], JudgeCall]]:
-    """The calls, and which queries are the candidates of each, up to 26. A query with an empty
-    reply is in none. writer: whose style counts for all."""
+    """The calls, and which queries are the candidates of each. writer: whose style counts for
+    all."""
     labels = [None] * len(body.query) if body.labels is None else body.labels
     rows = rows_of(body.query, body.prompts, labels, fixed=writer is not None)
-    groups: dict[str, list[list[int]]] = {}  # by what is the same, up to 26 each
-    for i, row in enumerate(rows):
+    for row in rows:
         row.writer = writer or row.writer
-        parts = groups.setdefault(row.model_dump_json(exclude={"completion"}), [[]])
-        if len(parts[-1]) == len(LABELS):
-            parts.append([])
-        if row.completion:
-            parts[-1].append(i)
     calls = []
-    for members in (part for parts in groups.values() for part in parts if part):
-        row = rows[members[0]].model_dump(exclude={"completion"})
-        fields = {name: value for name, value in row.items() if value}
-        candidates = [rows[i].completion for i in members]
+    for group in grouped(rows):
+        shared = next(iter(group.values())).model_dump(exclude={"completion"})
+        fields = {name: value for name, value in shared.items() if value}
+        candidates = [row.completion for row in group.values()]
         request = JudgeRequest(candidates=candidates, mode="pointwise", **fields)
-        calls.append((members, judge_call(request, writers, defaults)))
+        calls.append((list(group), judge_call(request, writers, defaults)))
     return calls
 
 

@@ -48,11 +48,11 @@ from typing import Any
 
 import prometheus_client as prometheus
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kernels.process import trim
@@ -68,7 +68,8 @@ from nanopersrm.serve.openai_chat import ChatRequest, Reasoning, chunk
 from nanopersrm.serve.reward_fn import fault
 from nanopersrm.serve.schemas import JudgeCall, JudgeRequest, Name, Writer
 
-Submit = Callable[[JudgeCall, OnText | None], "asyncio.Future[Judgement]"]
+Submit = Callable[[JudgeCall, OnText], "asyncio.Future[Judgement]"]
+Write = Callable[[Reasoning, Judgement | None], str]  # events of what is new, last the judgement
 
 TOKEN, LEAST_TOKEN = "NANOPERSRM_TOKEN", 16  # characters
 CONNECTIONS = 512  # at once; one more gets 503
@@ -79,6 +80,11 @@ OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")  # without a token
 THIS_MACHINE = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE)
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 503: "overloaded_error"}
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
 NOTHING_ALLOWED = "default-src 'none'; frame-ancestors 'none'"
 # FastAPI's OpenAPI page fetches Swagger UI from this network.
 DOCS_POLICY = (
@@ -187,47 +193,39 @@ def outcome(future: "asyncio.Future[Judgement]", seconds: float) -> Judgement:
 # Streams
 
 
-class Followed:
-    """A call whose reasoning is read while it is drawn. A slow reader gets larger pieces, and
-    nothing piles up."""
+def followed(
+    submit: Submit, call: JudgeCall, seconds: float, write: Write, error_name: str | None
+) -> StreamingResponse:
+    """Server-sent events of a call: what `write` makes of the reasoning whenever it changes, then
+    of the judgement; or an error with the status that a plain request gets, an event of this name.
+    A slow reader gets larger pieces, and nothing piles up."""
+    loop, changed, reasoning = asyncio.get_running_loop(), asyncio.Event(), Reasoning()
 
-    def __init__(self, submit: Submit, call: JudgeCall, seconds: float):
-        """submit(call, on_text) puts it in line."""
-        self.reasoning: Reasoning = {}
-        self.changed = asyncio.Event()
-        self.loop = asyncio.get_running_loop()
-        self.call, self.seconds = call, seconds
-        self.future = submit(call, self._on_text)
-
-    def _on_text(self, which: tuple[int, ...], text: str, ended: bool) -> None:
+    def on_text(which: tuple[int, ...], text: str, ended: bool) -> None:
         """As the judge calls it, in its thread."""
-        whole = text if ended else settled(text)
-        self.reasoning = {**self.reasoning, which: (whole.strip(), ended)}
-        self.loop.call_soon_threadsafe(self.changed.set)
+        reasoning[which] = ((text if ended else settled(text)).strip(), ended)
+        loop.call_soon_threadsafe(changed.set)
 
-    async def events(
-        self, write: Callable[[Reasoning], str], last: Callable[[Judgement], str], name: str | None
-    ) -> AsyncIterator[str]:
-        """What `write` makes of the reasoning whenever it changes, then what `last` makes of the
-        judgement, or an error: an event of this name, with the status that a plain request gets."""
-        end = time.monotonic() + self.seconds
+    future = submit(call, on_text)
+    future.add_done_callback(lambda _: changed.set())
+
+    async def events() -> AsyncIterator[str]:
+        end = time.monotonic() + seconds
         try:
-            while not self.future.done() and (left := end - time.monotonic()) > 0:
-                wake = asyncio.ensure_future(self.changed.wait())
-                either: set[asyncio.Future[Any]] = {self.future, wake}
-                wait = min(BEAT_SECONDS, left)
-                await asyncio.wait(either, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
-                wake.cancel()
-                self.changed.clear()
-                yield write(self.reasoning) or ": waiting\n\n"
-            judgement = outcome(self.future, self.seconds)
-            yield write(self.reasoning) + last(judgement)
+            while not future.done() and (left := end - time.monotonic()) > 0:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(changed.wait(), min(BEAT_SECONDS, left))
+                changed.clear()
+                yield write(dict(reasoning), None) or ": waiting\n\n"
+            judgement = outcome(future, seconds)
+            yield write(dict(reasoning), judgement)
         except HTTPException as error:
-            line = one_line(error.detail)
-            content = {"message": line, "type": "server_error", "status": error.status_code}
-            yield event({"error": content}, name)
+            content = {"message": one_line(error.detail), "type": "server_error"}
+            yield event({"error": content | {"status": error.status_code}}, error_name)
         finally:
-            self.future.cancel()  # where the reader has left
+            future.cancel()  # where the reader has left
+
+    return StreamingResponse(events(), media_type="text/event-stream")
 
 
 def settled(text: str) -> str:
@@ -247,53 +245,50 @@ def event(data: dict[str, Any], name: str | None = None) -> str:
     return f"{first}data: {json.dumps(data, allow_nan=False)}\n\n"
 
 
-def judge_events(followed: Followed) -> AsyncIterator[str]:
-    """POST /judge with `stream`.
+def judge_writer() -> Write:
+    """POST /judge with `stream`: pieces of reasoning, then the judgement, or `error`.
 
     event: reasoning                                    event: judgement
     data: {"candidates": [0], "text": " more", …}       data: {"scores": [7.1, 3.4], …}
-
-    `text` is what was added about these candidates since the last event. The last event is the
-    judgement, or `error`.
     """
     sent: Reasoning = {}
 
-    def write(reasoning: Reasoning) -> str:
+    def write(reasoning: Reasoning, judgement: Judgement | None) -> str:
         events = ""
         for which, (text, ended) in reasoning.items():
-            before, closed = sent.get(which, ("", False))
-            if len(text) > len(before) or ended != closed:
-                piece = {"candidates": [*which], "text": text[len(before) :], "ended": ended}
+            before = sent.get(which, ("", False))
+            if (text, ended) != before:
+                piece = {"candidates": [*which], "text": text[len(before[0]) :], "ended": ended}
                 events += event(piece, "reasoning")
-                sent[which] = text, ended
+        sent.update(reasoning)
+        if judgement is not None:
+            events += event(schemas.judge_reply(judgement), "judgement")
         return events
 
-    def last(judgement: Judgement) -> str:
-        return event(schemas.judge_reply(judgement), "judgement")
-
-    return followed.events(write, last, "error")
+    return write
 
 
-def chat_events(followed: Followed, model: str) -> AsyncIterator[str]:
+def chat_writer(call: JudgeCall, model: str) -> Write:
     """OpenAI's stream of chunks. Together they are the reply that a plain request gets."""
     head = openai_chat.head("chat.completion.chunk", model)
-    many, pointwise = len(followed.call.candidates) > 1, followed.call.config.mode == "pointwise"
+    many, pointwise = len(call.candidates) > 1, call.config.mode == "pointwise"
     sent: str | None = None
 
-    def write(reasoning: Reasoning) -> str:
+    def write(reasoning: Reasoning, judgement: Judgement | None) -> str:
         nonlocal sent
         text = openai_chat.reply_so_far(reasoning, many) if pointwise else ""
-        begin = event(chunk(head, {"role": "assistant", "content": ""})) if sent is None else ""
-        more = text[len(sent or "") :]
+        if judgement is not None:
+            text = openai_chat.reply_text(judgement)
+        events = event(chunk(head, {"role": "assistant", "content": ""})) if sent is None else ""
+        if more := text[len(sent or "") :]:
+            events += event(chunk(head, {"content": more}))
         sent = (sent or "") + more
-        return begin + (event(chunk(head, {"content": more})) if more else "")
+        if judgement is not None:
+            end = chunk(head, {}, ended=True) | {"nanopersrm": schemas.judge_reply(judgement)}
+            events += event(end) + "data: [DONE]\n\n"
+        return events
 
-    def last(judgement: Judgement) -> str:
-        rest = openai_chat.reply_text(judgement)[len(sent or "") :]
-        end = chunk(head, {}, ended=True) | {"nanopersrm": schemas.judge_reply(judgement)}
-        return event(chunk(head, {"content": rest})) + event(end) + "data: [DONE]\n\n"
-
-    return followed.events(write, last, None)
+    return write
 
 
 # Errors
@@ -308,7 +303,7 @@ def one_line(text: str) -> str:
 async def answer_error(_: Any, error: Exception) -> JSONResponse:
     """What the guard, the router, the reader of bodies or a route raised, in OpenAI's form."""
     status, line, headers = 422, str(error), None
-    if isinstance(error, AnyHTTPException):
+    if isinstance(error, HTTPException):
         status, line, headers = error.status_code, error.detail, error.headers
     elif isinstance(error, RequestValidationError | ValidationError):
         first = error.errors()[0]
@@ -327,18 +322,13 @@ class Meters:
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=self.registry)
-        counter = partial(prometheus.Counter, registry=self.registry)
-        self.requests = counter("nanopersrm_requests", "answered", ["path", "status"])
-        self.judgements = counter("nanopersrm_judgements", "by verdict", ["verdict"])
-        self.tokens = counter("nanopersrm_tokens", "drawn")
-        self.waiting = prometheus.Gauge("nanopersrm_waiting", "in line", registry=self.registry)
-        self.seconds = prometheus.Histogram(
-            "nanopersrm_seconds",
-            "per request",
-            ["path"],
-            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
-            registry=self.registry,
-        )
+        options: dict[str, Any] = {"namespace": "nanopersrm", "registry": self.registry}
+        self.requests = prometheus.Counter("requests", "answered", ["path", "status"], **options)
+        self.judgements = prometheus.Counter("judgements", "by verdict", ["verdict"], **options)
+        self.tokens = prometheus.Counter("tokens", "drawn", **options)
+        self.waiting = prometheus.Gauge("waiting", "in line", **options)
+        options["buckets"] = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+        self.seconds = prometheus.Histogram("seconds", "per request", ["path"], **options)
 
     def count(self, future: "asyncio.Future[Judgement]") -> None:
         """A judgement that was asked for."""
@@ -386,8 +376,7 @@ def guarded(
             except asyncio.TimeoutError:
                 line = f"the body did not come in {BODY_SECONDS:.0f} s"
                 raise HTTPException(408, line) from None
-            length += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
+            length, whole = length + len(message.get("body", b"")), not message.get("more_body")
             if length > body_bytes:
                 raise HTTPException(413, f"expected a body of at most {body_bytes} bytes, got more")
             return message
@@ -396,12 +385,7 @@ def guarded(
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                more = [
-                    (b"content-security-policy", policy.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"no-referrer"),
-                    (b"cache-control", b"no-store"),
-                ]
+                more = [(b"content-security-policy", policy.encode()), *HEADERS]
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
@@ -460,14 +444,10 @@ def build_app(
         queue.close()
 
     app = FastAPI(
-        title="nanopersrm",
-        version=__version__,
-        description="How well does a text fit a writer?",
-        lifespan=lifespan,
-        redoc_url=None,
-        redirect_slashes=False,
-    )
-    for kind in (AnyHTTPException, RequestValidationError, ValidationError, InputError):
+        title="nanopersrm", version=__version__, description="How well does a text fit a writer?",
+        lifespan=lifespan, redoc_url=None, redirect_slashes=False,
+    )  # fmt: skip
+    for kind in (HTTPException, RequestValidationError, ValidationError, InputError):
         app.add_exception_handler(kind, answer_error)
 
     def submit(call: JudgeCall, on_text: OnText | None = None) -> "asyncio.Future[Judgement]":
@@ -488,9 +468,8 @@ def build_app(
     @app.get("/health")
     async def health() -> JSONResponse:
         """Whether it serves; 503 while it is stopping."""
-        status = "stopping" if queue.closed else "ok"
-        reply = {"status": status, "version": __version__}
-        return JSONResponse(reply, 503 if queue.closed else 200)
+        status, code = ("stopping", 503) if queue.closed else ("ok", 200)
+        return JSONResponse({"status": status, "version": __version__}, code)
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
@@ -501,10 +480,9 @@ def build_app(
     async def judge_candidates(body: JudgeRequest, request: Request) -> Response:
         """Score the candidates, with reasons. `stream`: server-sent events."""
         call = call_of(body)
-        if not body.stream:
-            return JSONResponse(schemas.judge_reply(await judged(call, request)))
-        events = judge_events(Followed(submit, call, seconds))
-        return StreamingResponse(events, media_type="text/event-stream")
+        if body.stream:
+            return followed(submit, call, seconds, judge_writer(), "error")
+        return JSONResponse(schemas.judge_reply(await judged(call, request)))
 
     @app.post("/rank")
     async def rank(body: JudgeRequest, request: Request) -> dict[str, Any]:
@@ -546,18 +524,16 @@ def build_app(
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """OpenAI's list of models: the judge, and the judge for each writer."""
-        model = openai_chat.MODEL
-        names = [model, *(f"{model}:{name}" for name in sorted(writers))]
-        listed = [{"id": i, "object": "model", "created": 0, "owned_by": model} for i in names]
-        return {"object": "list", "data": listed}
+        names = ["nanopersrm", *(f"nanopersrm:{name}" for name in sorted(writers))]
+        more = {"object": "model", "created": 0, "owned_by": "nanopersrm"}
+        return {"object": "list", "data": [{"id": name} | more for name in names]}
 
     @app.post("/v1/chat/completions")
     async def complete(body: ChatRequest, request: Request) -> Any:
         """OpenAI's chat completions."""
         call = call_of(openai_chat.judge_request(body))
         if body.stream:
-            events = chat_events(Followed(submit, call, seconds), body.model)
-            return StreamingResponse(events, media_type="text/event-stream")
+            return followed(submit, call, seconds, chat_writer(call, body.model), None)
         return openai_chat.completion(await judged(call, request), body.model)
 
     @app.post("/get_reward")
@@ -599,16 +575,15 @@ def bind(host: str, port: int, token: str | None) -> tuple[socket.socket, bool]:
 
 async def serve(app: ASGIApp, queue: JudgeQueue, bound: socket.socket, seconds: float) -> None:
     """Until a signal comes; then who waits is sent away, and the running call finishes."""
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",  # no line for each request
-            http="h11",
-            ws="none",
-            limit_concurrency=CONNECTIONS,
-            timeout_graceful_shutdown=int(seconds) + 5,
-        )
+    config = uvicorn.Config(
+        app,
+        log_level="warning",  # no line for each request
+        http="h11",
+        ws="none",
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=int(seconds) + 5,
     )
+    server = uvicorn.Server(config)
 
     async def close_at_exit() -> None:
         while not server.should_exit:

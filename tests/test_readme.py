@@ -124,7 +124,7 @@ def url(names) -> Iterator[str]:
     from nanopersrm.serve.server import bind, build_app
 
     app, _ = build_app(Judge.load(), JudgeConfig(think=False))
-    bound, _ = bind("127.0.0.1", 0, None)
+    bound = bind("127.0.0.1", 0, None)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
     thread.start()

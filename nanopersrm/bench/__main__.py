@@ -9,13 +9,10 @@
     grpo      draw G replies, reward, compare, update               TRL's GRPOTrainer + PEFT
 
 The sides take turns in one process, a first round warms up, a time is the median of the rounds and
-a ratio the median over rounds of theirs / ours. Ours reads a prompt once for all its replies, and
-in training computes once what texts begin with: with G = 8, P = 384 and R = 128 a step of `grpo` is
-G · (P + R) = 4,096 rows in TRL's training and P + G · R = 1,408 in ours.
-
-What is not the same: on a CPU, for up to 8 rows, ours reads the 4-bit blocks of a base in GGUF,
-which transformers holds expanded. transformers' prefill is a job of one token. On a card the table
-has the peak memory of a turn too. Needs the extra `bench`.
+a ratio the median over rounds of theirs / ours. Ours reads a prompt once for all its replies: with
+G = 8, P = 384 and R = 128 a step of `grpo` is G · (P + R) = 4,096 rows in TRL's training and
+P + G · R = 1,408 in ours. On a CPU, for up to 8 rows, ours reads the 4-bit blocks of a base in
+GGUF, which transformers holds expanded. On a card the table has the peak memory of a turn too.
 """
 
 import os
@@ -49,7 +46,6 @@ PAIRS = 2  # a step of sft, two texts each
 JOBS = ((1, 1), (1, 8), (4, 8))  # prompts, replies of each: batches of 1, 8 and 32
 Case = Literal["prefill", "decode", "sft", "grpo"]
 Seconds = dict[str, float]  # of each part of a turn
-Side = Callable[[int], Seconds]  # takes the turn of this number
 
 
 @dataclass(frozen=True)
@@ -96,19 +92,16 @@ class Table:
         self.case, self.turns = case, dict[str, list[Seconds]]()
         self.peak = dict[str, int]()
 
-    def begin(self) -> None:
+    def begin(self) -> float:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
+        return now()
 
     def end(self, name: str, seconds: Seconds) -> None:
         self.turns.setdefault(name, []).append(seconds)
         if torch.cuda.is_available():
             self.peak[name] = torch.cuda.max_memory_allocated() - self.before
-
-    def turn(self, name: str, side: Side, number: int) -> None:
-        self.begin()
-        self.end(name, side(number))
 
     def show(self) -> None:
         """A row for each part and side, without the first round."""
@@ -141,27 +134,21 @@ def models(config: Config, training: bool = False) -> tuple[Model, Any]:
 def generation(config: Config, prompts: int, replies: int, model: Model, peer: Any) -> Table:
     """Prefill and decode of `prompts` prompts, with `replies` replies each."""
     ids = config.ids(prompts, config.prompt).to(config.device)
-
-    def ours(number: int) -> Seconds:
-        start = now()
+    table = Table(f"{prompts} x {config.prompt} tokens, {replies} replies of {config.reply} each")
+    for number in range(config.rounds + 1):
+        start = table.begin()
         decoder = Decoder(model, ids.tolist(), room=config.reply if replies == 1 else 0)
         decoder.fork([replies] * prompts, config.reply)
         middle = now()
         decoder.generate(SamplingConfig(max_new=config.reply, seed=config.seed + number))
-        return {"prefill": middle - start, "decode": now() - middle}
-
-    def theirs(number: int) -> Seconds:
+        table.end("ours", {"prefill": middle - start, "decode": now() - middle})
+        del decoder
         torch.manual_seed(config.seed + number)
-        start = now()
-        peers.generate(peer, ids, replies, 1)
+        start = table.begin()
+        peers.generate(peer, ids, replies, 1)  # transformers' prefill is a job of one token
         middle = now()
         peers.generate(peer, ids, replies, config.reply)
-        return {"prefill": middle - start, "decode": now() - middle - (middle - start)}
-
-    table = Table(f"{prompts} x {config.prompt} tokens, {replies} replies of {config.reply} each")
-    for number in range(config.rounds + 1):
-        table.turn("ours", ours, number)
-        table.turn("transformers", theirs, number)
+        table.end("transformers", {"prefill": middle - start, "decode": now() - 2 * middle + start})
     for turns in table.turns.values():
         turns[:] = [{part: turn[part] for part in turn if part in config.cases} for turn in turns]
     return table
@@ -180,10 +167,8 @@ class OurSide:
     def sft_step(self, pairs: list[list[peers.Text]]) -> float:
         """One step on pairs of texts -> the mean loss of a reply token."""
         count = sum(len(ids) - first for texts in pairs for ids, first in texts)
-        trees = [
-            packing.build_tree(str(i), [packing.Branch(tuple(ids), first) for ids, first in texts])
-            for i, texts in enumerate(pairs)
-        ]
+        branches = [[packing.Branch(tuple(ids), first) for ids, first in texts] for texts in pairs]
+        trees = [packing.build_tree(str(i), texts) for i, texts in enumerate(branches)]
         preset = replace(PRESETS["cpu"], recompute=self.config.recompute, budget=self.config.budget)
         imitation, total = objective.SftWeights(pair=0.0, list=0.0), 0.0
         for trees_of_batch in packing.pack(trees, self.config.budget):
@@ -197,15 +182,6 @@ class OurSide:
         self.lora.refresh()
         return total
 
-    def grpo_step(self, prompt: list[int], number: int) -> Seconds:
-        """Draw, reward, compare, train."""
-        start = now()
-        drawing = SamplingConfig(max_new=self.config.reply, seed=self.config.seed + number)
-        replies = sample(self.model, [prompt], drawing, self.config.group)[0]
-        middle = now()
-        self.learn(prompt, [reply.ids for reply in replies])
-        return {"grpo, drawing": middle - start, "grpo, training": now() - middle}
-
     def learn(self, prompt: list[int], replies: list[list[int]]) -> None:
         """One update on replies to the prompt."""
         device, config, G = self.model.device, grpo.GrpoConfig(), len(replies)
@@ -214,8 +190,8 @@ class OurSide:
         advantages = grpo.advantages(rewards, torch.ones(1), group, 1, config).to(device)  # (G,)
         lengths = torch.tensor([len(ids) for ids in replies])
         weights = grpo.token_weights(lengths, int(lengths.max()), config).to(device)  # (G,)
-        whole = [(*prompt, *ids) for ids in replies]
-        texts = [packing.Branch(ids, len(prompt), number=i) for i, ids in enumerate(whole)]
+        P = len(prompt)
+        texts = [packing.Branch((*prompt, *ids), P, number=i) for i, ids in enumerate(replies)]
         trees = packing.build_trees("group", texts, self.config.budget)
         for trees_of_batch in packing.pack(trees, self.config.budget):
             batch = packing.batch(trees_of_batch, device)
@@ -253,20 +229,19 @@ def sft(config: Config) -> Table:
     ours, adapted = training_sides(config)
     pairs = sft_pairs(config)
     texts = [text for pair in pairs for text in pair]
-
-    def timed(work: Callable[[], float]) -> Seconds:
-        start = now()
-        work()
-        return {"sft": now() - start}
-
     rows = sorted({1, max(1, config.budget // len(texts[0][0]))})
     theirs = [peers.PeftSide(adapted, config.lr, n, config.dtype == "bf16") for n in rows]
     table = Table(f"{len(texts)} texts of {len(texts[0][0])} tokens")
-    for number in range(config.rounds + 1):
-        table.turn("ours", lambda _: timed(lambda: ours.sft_step(pairs)), number)
+
+    def turn(name: str, step: Callable[[Any], float], data: Any) -> None:
+        start = table.begin()
+        step(data)
+        table.end(name, {"sft": now() - start})
+
+    for _ in range(config.rounds + 1):
+        turn("ours", ours.sft_step, pairs)
         for peer in theirs:
-            name = f"PEFT, {peer.rows} at a time"
-            table.turn(name, lambda _, p=peer: timed(lambda: p.step(texts)), number)
+            turn(f"PEFT, {peer.rows} at a time", peer.step, texts)
     return table
 
 
@@ -279,9 +254,13 @@ def grpo_steps(config: Config) -> Table:
     marks: list[float] = []  # when TRL's step began, and when its replies were there
 
     def before_step(number: int) -> None:
-        table.turn("ours", lambda n: ours.grpo_step(prompts[n], n), number)
-        table.begin()
-        marks[:] = [now()]
+        start, prompt = table.begin(), prompts[number]
+        drawing = SamplingConfig(max_new=config.reply, seed=config.seed + number)
+        replies = sample(ours.model, [prompt], drawing, config.group)[0]
+        middle = now()
+        ours.learn(prompt, [reply.ids for reply in replies])
+        table.end("ours", {"grpo, drawing": middle - start, "grpo, training": now() - middle})
+        marks[:] = [table.begin()]
 
     def rewards(replies: list[list[int]]) -> list[float]:
         marks.append(now())

@@ -6,7 +6,6 @@ bitsandbytes, whose NF4 has the same bytes. Replies never end early, on either s
 
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,25 +39,22 @@ def transformers_model(model: Model, sizes: dict[str, Any], nf4: bool = False) -
     flash = device.type == "cuda" and find_spec("flash_attn") is not None
     options: dict[str, Any] = {"attn_implementation": "flash_attention_2" if flash else "sdpa"}
     plain = {k: v for k, v in sizes.items() if k not in ("rope_theta", "rope_scaling")}
-    plain["rope_parameters"] = sizes.get("rope_scaling") or {"rope_type": "default"}
-    plain["rope_parameters"] |= {"rope_theta": sizes["rope_theta"]}
+    rope = sizes.get("rope_scaling") or {"rope_type": "default"}
+    plain["rope_parameters"] = rope | {"rope_theta": sizes["rope_theta"]}
     with torch.device("meta"):
         peer = transformers.AutoModelForCausalLM.from_config(
             transformers.AutoConfig.for_model(**plain), dtype=dtype, **options
         )
-    names = {name: f"model.{name}" for name, _ in model.named_parameters()}
-    names |= {"embed_tokens": "model.embed_tokens.weight", "lm_head.weight": "lm_head.weight"}
-    state = {names[name]: parameter.data for name, parameter in model.named_parameters()}
+    names = {"embed_tokens": "model.embed_tokens.weight", "lm_head.weight": "lm_head.weight"}
+    state = {names.get(k, f"model.{k}"): weight.data for k, weight in model.named_parameters()}
     state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
     peer.load_state_dict(state, assign=True)
     peer.model.rotary_emb = type(peer.model.rotary_emb)(peer.config).to(device)  # was on "meta"
     if nf4:
         quantization = transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-        )
+        )  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="nanopersrm-bench-") as folder:
             peer.save_pretrained(folder)
             peer = transformers.AutoModelForCausalLM.from_pretrained(
@@ -100,7 +96,7 @@ def with_adapter(peer: Any, lora: Lora, recompute: bool) -> Any:
 
 
 class PeftSide:
-    """Fine-tuning steps on texts of one length, so many rows at a time: there is no padding."""
+    """Fine-tuning steps on texts of one length, a few rows at a time, without padding."""
 
     def __init__(self, adapted: Any, lr: float, rows: int, autocast: bool):
         self.model, self.rows, self.autocast = adapted, rows, autocast
@@ -114,11 +110,10 @@ class PeftSide:
         self.model.config.use_cache = False
         count = sum(len(ids) - first for ids, first in texts)
         total = torch.zeros((), device=self.device)
-        mixed = torch.autocast(self.device.type, torch.bfloat16)
         for at in range(0, len(texts), self.rows):
             some = texts[at : at + self.rows]
             labels = [[IGNORED] * first + ids[first:] for ids, first in some]
-            with mixed if self.autocast else nullcontext():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 loss = self.model(
                     input_ids=torch.tensor([ids for ids, _ in some], device=self.device),
                     labels=torch.tensor(labels, device=self.device),
@@ -154,10 +149,8 @@ def trl_trainer(
     after_step: Callable[[], None],
     config: Any,
 ) -> Any:
-    """TRL's GRPOTrainer, a step for each prompt; `before_step` sees its number.
-
-    One batch of G rows is drawn and trained at once: GRPO without a reference, all options TRL's.
-    """
+    """TRL's GRPOTrainer without a reference: a step for each prompt, G rows drawn and trained at
+    once. `before_step` sees its number."""
     import datasets
     import transformers
     import trl

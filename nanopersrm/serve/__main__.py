@@ -4,6 +4,8 @@ import sys
 
 import tyro
 
+from nanopersrm.command import exit_code
+
 try:
     from nanopersrm.serve import server
 except ModuleNotFoundError as error:
@@ -12,4 +14,5 @@ except ModuleNotFoundError as error:
 
 if __name__ == "__main__":
     about = (server.__doc__ or "").split("Errors are")[0]
-    sys.exit(server.run(tyro.cli(server.Config, prog="nanopersrm.serve", description=about)))
+    config = tyro.cli(server.Config, prog="nanopersrm.serve", description=about)
+    sys.exit(exit_code("nanopersrm.serve", lambda: server.main(config), interrupted="stopped"))

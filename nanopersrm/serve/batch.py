@@ -16,12 +16,10 @@ What comes out (`right` for pairs only: is the chosen text the verdict? null for
      "measured": [58.2, 41.0], "right": true}
     {"line": 2, "key": "…", "error": "line 2: expected at least one exemplar, got none"}
 
-A bad line has a record with its error, and the next one is judged. Blank lines have no record.
-
-The same command goes on where a run has ended. Lines that have a record are skipped; half a last
-record is cut off. The key is a hash of the line and of all that its judgement depends on, so that
-records of another input or other settings are refused and left alone. No clock is in a record:
-killed and resumed, or in one go, with Ray or without, the file is the same.
+A bad line has a record with its error, a blank one has none. The same command goes on where a run
+has ended; half a last record is cut off. The key is a hash of the line and of all that its
+judgement depends on: records of another input or other settings are refused and left alone. No
+clock is in a record: killed and resumed, or in one go, with Ray or without, the file is the same.
 """
 
 import functools
@@ -51,7 +49,7 @@ FAILED = "failed"  # instead of a record: why a worker of Ray can judge nothing
 LINES_AT_ONCE = 8  # that a worker of Ray takes: few, so that records come back soon
 BEGIN = b'{"line": '  # of every record
 Load = Callable[[], Judges]  # such as LazyJudge(…).load
-Numbered = tuple[int, bytes]  # a line of the input that is not blank
+Keyed = tuple[int, str, bytes]  # number, key and bytes of a line of the input
 Record = dict[str, Any]  # a line of the output
 
 
@@ -107,13 +105,14 @@ def run(
     """Judge every line of `source` that has no record in `out` yet.
 
     load: gives the judge, called when a line needs it. workers: of Ray, each with a judge of its
-    own; 0: this process. progress(tally, error): called after each line, with the error of a bad
-    one.
+    own; 0: this process. progress(tally, error of a bad line): called after each line.
     """
     lines = _read_lines(source)
     done, end = _records_in(out, source)
     tally = Tally(lines=len(lines), kept=len(done))
-    keys = {number: _key(raw, settings) for number, raw in lines}
+    names = [f.name for f in fields(Judgement)]
+    shared = json.dumps([__version__, names, asdict(settings)], sort_keys=True).encode() + b"\0"
+    keys = {number: hashlib.sha256(shared + raw).hexdigest()[:16] for number, raw in lines}
     for record in done:
         if keys.get(record["line"]) != record["key"]:
             raise InputError(
@@ -122,12 +121,11 @@ def run(
             )
         tally.add(record)
         del keys[record["line"]]
-    rest = [line for line in lines if line[0] in keys]
+    rest = [(number, keys[number], raw) for number, raw in lines if number in keys]
+    cached = functools.cache(load)
+    records: Iterator[Record] = (_record(cached, *line, settings) for line in rest)
     if workers:
         records = _records_by_ray(load, rest, settings, workers)
-    else:
-        load = functools.cache(load)
-        records = (_record(load, number, raw, settings) for number, raw in rest)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         # Without a buffer: closing it would write once more what a full disk has refused.
@@ -150,10 +148,10 @@ def run(
     return tally
 
 
-def _record(load: Load, number: int, raw: bytes, settings: Settings) -> Record:
+def _record(load: Load, number: int, key: str, raw: bytes, settings: Settings) -> Record:
     """What is written of a line. What `load` raises is no mistake of the line."""
     place = f"line {number}"
-    record: Record = {"line": number, "key": _key(raw, settings)}
+    record: Record = {"line": number, "key": key}
     try:
         row = parse_object(raw.decode(), place)
         record |= {"id": row["id"]} if "id" in row else {}
@@ -162,19 +160,17 @@ def _record(load: Load, number: int, raw: bytes, settings: Settings) -> Record:
         if (line.candidates is None) == (line.chosen is None or line.rejected is None):
             raise InputError(f"{place}: expected either candidates, or chosen and rejected")
         exemplars, candidates = line.exemplars or settings.exemplars, line.candidates or pair
-        arguments = (exemplars, candidates, line.question, settings.principles, settings.config)
         check(exemplars, candidates, settings.config, line.question, settings.principles)
     except (InputError, UnicodeDecodeError) as error:
         return record | {"error": f"{place}: {str(error).removeprefix(f'{place}: ')}"}
-    judge = load()
+    judge, texts = load(), (exemplars, candidates, line.question)
     try:
         with judge.lock:
-            judgement = judge.judge(*arguments)
+            judgement = judge.judge(*texts, settings.principles, settings.config)
     except InputError as error:
         return record | {"error": f"{place}: {error}"}
     except (MemoryError, RuntimeError) as error:  # PyTorch's is a RuntimeError
-        words = str(error) or OUT_OF_MEMORY[0]
-        if not any(expected in words for expected in OUT_OF_MEMORY):
+        if str(error) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         return record | {"error": f"{place}: memory ran out, the texts are too long for it"}
     record |= {name: x for name, x in judgement.as_dict().items() if name not in LEFT_OUT}
@@ -185,21 +181,7 @@ def _record(load: Load, number: int, raw: bytes, settings: Settings) -> Record:
     return record
 
 
-def _key(raw: bytes, settings: Settings) -> str:
-    """A hash of a line and of what else its judgement depends on."""
-    return hashlib.sha256(_settings_json(settings) + b"\0" + raw).hexdigest()[:16]
-
-
-@functools.lru_cache(1)
-def _settings_json(settings: Settings) -> bytes:
-    names = [f.name for f in fields(Judgement)]
-    return json.dumps([__version__, names, asdict(settings)], sort_keys=True).encode()
-
-
-# Files
-
-
-def _read_lines(source: Path) -> list[Numbered]:
+def _read_lines(source: Path) -> list[tuple[int, bytes]]:
     """The lines that are not blank, numbered as in the file."""
     if not source.name.endswith(SUFFIXES):
         raise InputError(f"{source}: expected a .jsonl or .jsonl.gz file")
@@ -223,14 +205,11 @@ def _records_in(out: Path, source: Path) -> tuple[list[Record], int]:
     return records, sum(len(raw) + 1 for raw in whole)
 
 
-# Ray
-
-
 def _records_by_ray(
-    load: Load, lines: Sequence[Numbered], settings: Settings, workers: int
+    load: Load, lines: Sequence[Keyed], settings: Settings, workers: int
 ) -> Iterator[Record]:
-    """The records in the order of the lines. Without a cluster (RAY_ADDRESS), Ray starts one on
-    this machine; where it has GPUs each worker gets one."""
+    """In the order of the lines. Without a cluster (RAY_ADDRESS), Ray starts one on this machine;
+    where it has GPUs each worker gets one."""
     if workers < 1:
         raise InputError(f"--ray: expected a number of workers from 1, got {workers}")
     if importlib.util.find_spec("ray") is None:
@@ -246,7 +225,7 @@ def _records_by_ray(
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    rows = [{"number": number, "raw": raw} for number, raw in lines]
+    rows = [{"number": number, "key": key, "raw": raw} for number, key, raw in lines]
     blocks = -(-len(rows) // LINES_AT_ONCE)
     records = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
         RayWorker,
@@ -269,9 +248,12 @@ class RayWorker:
         self.load, self.settings = functools.cache(load), settings
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        lines = zip(batch["number"], batch["raw"], strict=True)
+        lines = zip(batch["number"], batch["key"], batch["raw"], strict=True)
         try:
-            records = [_record(self.load, int(k), bytes(raw), self.settings) for k, raw in lines]
+            records = [
+                _record(self.load, int(number), str(key), bytes(raw), self.settings)
+                for number, key, raw in lines
+            ]
         except InputError as error:  # of `load`: Ray would wrap it in errors of its own
             records = [{FAILED: str(error)}]
         return {"record": [json.dumps(record) for record in records]}

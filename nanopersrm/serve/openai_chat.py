@@ -17,8 +17,8 @@ user's messages, in tags, and may name a writer that was put by the model `nanop
 
     <exemplar> … </exemplar>  <question> … </question>  <candidate A> … </candidate A>
 
-The digits are rounded scores; the exact ones stand in the field `nanopersrm` of the completion.
-temperature, seed and max_tokens (the budget of the reasoning) are heard, other settings are not.
+The digits are rounded scores; the exact ones stand in the completion's field `nanopersrm`. Of the
+settings temperature, seed and max_tokens (the budget of the reasoning) count.
 """
 
 import math
@@ -66,12 +66,8 @@ def judge_request(body: ChatRequest) -> JudgeRequest:
     if fields is None:
         fields = from_tags("\n".join(m.text for m in body.messages if m.role == "user"))
     budget = body.max_completion_tokens or body.max_tokens
-    chat = {
-        "temperature": body.temperature,
-        "seed": body.seed,
-        "think_tokens": budget and min(budget, THINK_TOKENS),
-        "writer": writer or None,
-    }
+    chat = {"temperature": body.temperature, "seed": body.seed, "writer": writer or None}
+    chat |= {"think_tokens": budget and min(budget, THINK_TOKENS)}
     return JudgeRequest.model_validate(chat | fields)
 
 
@@ -98,9 +94,8 @@ def from_tags(text: str) -> dict[str, Any]:
             "B, C, …, and at most one question"
         )
     fields: dict[str, Any] = {"candidates": [tagged[tag][0] for tag in tags]}
-    fields |= {"exemplars": tagged.get("exemplar"), "principles": tagged.get("principle")}
-    fields |= {"question": tagged.get("question", [None])[0]}
-    return {name: value for name, value in fields.items() if value is not None}
+    fields |= {f"{tag}s": tagged[tag] for tag in ("exemplar", "principle") if tag in tagged}
+    return fields | {"question": tagged["question"][0]} if "question" in tagged else fields
 
 
 def reply_text(judgement: Judgement) -> str:
@@ -118,8 +113,8 @@ def reply_text(judgement: Judgement) -> str:
 
 
 def reply_so_far(reasoning: Reasoning, many: bool) -> str:
-    """The beginning of `reply_text` that is known while the candidates are reasoned about. What
-    begins side by side is shown one after the other, the first in the request first."""
+    """The beginning of `reply_text` that is known while the candidates are reasoned about side by
+    side: whole, one after the other, in the order of the request."""
     if not reasoning or min(reasoning)[0] != 0:
         return ""
     shown = []
@@ -143,12 +138,11 @@ def completion(judgement: Judgement, model: str) -> dict[str, Any]:
     usage = {"prompt_tokens": read, "completion_tokens": drawn, "total_tokens": read + drawn}
     message = {"role": "assistant", "content": reply_text(judgement)}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    reply = head("chat.completion", model) | {"choices": [choice], "usage": usage}
-    return reply | {"nanopersrm": judge_reply(judgement)}
+    more = {"choices": [choice], "usage": usage, "nanopersrm": judge_reply(judgement)}
+    return head("chat.completion", model) | more
 
 
 def chunk(head: dict[str, Any], delta: dict[str, str], ended: bool = False) -> dict[str, Any]:
     """OpenAI's chat.completion.chunk."""
-    finish = "stop" if ended else None
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-    return head | {"choices": [choice]}
+    choice = {"index": 0, "delta": delta, "logprobs": None}
+    return head | {"choices": [choice | {"finish_reason": "stop" if ended else None}]}

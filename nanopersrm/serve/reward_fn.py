@@ -6,18 +6,15 @@
     reward_func = openrlhf_reward(judge)          # OpenRLHF: in the file of --reward.remote_url
     compute_score = verl_score(judge)             # verl: in reward.custom_reward_function.path
 
-All three can be pickled. A loaded `Judge` does as well, where nothing is.
-
-Whose style counts is fixed for all rows, or each row says it: TRL in the column `exemplars`, verl
-in `extra_info`, OpenRLHF in its label. A label is a text of the writer, a list of such texts, or an
-object (itself, or as JSON in a text):
+All three can be pickled, unless they have a loaded `Judge`. The writer is the same for all rows, or
+a row has its own: TRL in the column `exemplars`, verl in `extra_info`, OpenRLHF in its label, which
+is a text of the writer, a list of such texts, or an object (itself, or as JSON in a text):
 
     {"exemplars": ["…"], "question": "…", "principles": ["…"]}        the last two may be left out
 
-A reward is (soft score - 1) / 8, from 0 to 1: soft scores 7, 5 and 3 are 0.75, 0.5 and 0.25.
-Completions for one writer and question are judged in one call, 26 at most. An empty completion fits
-nobody and gets 0, unjudged. What the judge cannot read (too long) or score is None for TRL, which
-leaves it out. verl and OpenRLHF know no None: there it is an error, or the number `unjudged`.
+A reward is (soft score - 1) / 8, from 0 to 1: soft scores 7, 5 and 3 are 0.75, 0.5 and 0.25. An
+empty completion gets 0, unjudged. What the judge cannot read (too long) or score is None for TRL,
+which leaves it out. verl and OpenRLHF know no None: there it is an error, or the number `unjudged`.
 """
 
 import math
@@ -80,9 +77,6 @@ class LazyJudge:
                     self.base, self.adapter, self.device, self.dtype, say=self.say
                 )
             return _loaded[self]
-
-
-# What rows of data sets hold
 
 
 class Message(BaseModel):
@@ -151,8 +145,8 @@ class Row(BaseModel, extra="forbid"):
 
 
 def read_row(completion: Any, label: Any, place: str, fixed: bool) -> Row:
-    """A row of a data set. fixed: the writer is the same for all rows; then only a question and
-    principles are read of the label, which may be anything else, such as an answer."""
+    """A row of a data set. fixed: the writer is the same for all rows; then the label may be
+    anything, such as an answer, or have a question and principles."""
     label = label.tolist() if hasattr(label, "tolist") else label
     if isinstance(label, str) and label.lstrip()[:1] in ("{", "["):
         with suppress(ValueError):  # a text that begins so
@@ -170,7 +164,7 @@ def read_row(completion: Any, label: Any, place: str, fixed: bool) -> Row:
 
 
 def checked(schema: type[Schema], value: Any, place: str) -> Schema:
-    """A value of a schema, or an InputError that names the place."""
+    """A value of a schema; an error names the place."""
     try:
         return schema.model_validate(value)
     except ValidationError as error:
@@ -201,16 +195,11 @@ def reply_in(query: str, prompt: str, place: str) -> str:
                 break
             begin += len(word)
         else:
-            end = len(query)
-            for match in reversed([*ENDS.finditer(query, begin)]):
-                if match.end() != end:
-                    break
-                end = match.start()
+            end, ends = len(query), [*ENDS.finditer(query, begin)]
+            while ends and ends[-1].end() == end:
+                end = ends.pop().start()
             return query[begin:end].strip()
     raise InputError(f"{place}: expected a text that begins with its prompt, got another")
-
-
-# Rewards
 
 
 @dataclass(frozen=True)
@@ -253,14 +242,14 @@ def rewards(settings: Settings, rows: Sequence[Row | None]) -> Rewards:
     scored: Rewards = [None if row is None else 0.0 for row in rows]
     for group in grouped(rows):
         row = next(iter(group.values()))
-        exemplars = row.exemplars or settings.exemplars or ()
+        exemplars, config = row.exemplars or settings.exemplars or (), settings.config
         principles = settings.principles if row.principles is None else row.principles
         texts = {i: row.completion for i, row in group.items()}
-        check(exemplars, list(texts.values()), settings.config, row.question, principles)
+        check(exemplars, list(texts.values()), config, row.question, principles)
         judge = settings.judge.load() if isinstance(settings.judge, LazyJudge) else settings.judge
         scores: dict[int, float | None] = {}
         while texts and not scores:
-            more = row.question, principles, settings.config
+            more = row.question, principles, config
             try:
                 with judge.lock:
                     judged = judge.judge(exemplars, list(texts.values()), *more)
@@ -286,11 +275,8 @@ def _numbers(settings: Settings, rows: Sequence[Row]) -> list[float]:
     return cast(list[float], numbers)
 
 
-# The trainers' functions; settings: see `Settings`
-
-
 def reward_fn(judge: Judges | LazyJudge, exemplars: Any = None, **settings: Any) -> "TrlReward":
-    """A function for TRL's `reward_funcs`. The question is the prompt.
+    """A function for TRL's `reward_funcs`; settings: see `Settings`. The question is the prompt.
 
     exemplars: texts of the writer; None: each row has its own in the column `exemplars`; a row with
     None there gets None. `NAME/no_score` in TRL's logs is the share of completions without a score.

@@ -3,9 +3,9 @@
     POST /judge  {"exemplars": ["…"], "candidates": ["…", "…"], "question": "…"}
     ->           {"scores": [7.1, 3.4], "verdict": 0, "preference": [[0.5, 0.93], …], …}
 
-A writer is given as `exemplars`, or as the name of a `writer` that was put on the server before;
-exactly one of them. What is left out has the server's own setting. An unknown field is an error.
-A judgement without a score is a reply like another: verdict "invalid", null for the score.
+A writer is given as `exemplars`, or as the name of a `writer` that was put on the server before.
+What is left out has the server's own setting; an unknown field is an error. A judgement without a
+score is a reply like another: verdict "invalid", null for the score.
 """
 
 from collections.abc import Mapping, Sequence
@@ -126,8 +126,7 @@ def judge_reply(judgement: Judgement) -> dict[str, Any]:
 
 
 def rank_reply(judgement: Judgement) -> dict[str, Any]:
-    """The candidates, best first, or null where invalid; beats_next: P(fits better than the next),
-    null for the last."""
+    """The candidates, best first; beats_next: P(fits better than the next), null for the last."""
     order = judgement.ranking
     measured: Sequence[float | None] = judgement.measured or [None] * len(order)
     steps = [*(judgement.preference[i][j] for i, j in pairwise(order)), None]
@@ -152,8 +151,7 @@ def profile_reply(exemplars: list[str], top: int) -> list[dict[str, Any]]:
 def reward_calls(
     body: RewardRequest, writer: str | None, writers: Mapping[str, Writer], defaults: JudgeConfig
 ) -> list[tuple[list[int], JudgeCall]]:
-    """The calls, and which queries are the candidates of each. writer: whose style counts for
-    all."""
+    """The calls, and which queries are the candidates of each. writer: of all queries."""
     labels = [None] * len(body.query) if body.labels is None else body.labels
     rows = rows_of(body.query, body.prompts, labels, fixed=writer is not None)
     for row in rows:
@@ -169,8 +167,7 @@ def reward_calls(
 
 
 def reward_reply(n: int, judged: list[tuple[list[int], Judgement]]) -> dict[str, Any]:
-    """OpenRLHF's reply. What has no valid score fails the whole call: a number in its place would
-    be learned from."""
+    """OpenRLHF's reply. One reply without a score fails the call: a number would be learned."""
     rewards = [0.0] * n  # of an empty reply: the lowest
     for members, judgement in judged:
         for i, score in zip(members, judgement.scores, strict=True):

@@ -18,12 +18,10 @@ Errors are one line in OpenAI's form of JSON:
     408 the body did not come   409 no room for a writer   413 too long   422 cannot be judged
     500 the judge failed, or gave no number   503 no room in line, or stopping   504 too late
 
-One thread runs the judge, a call at a time; the line before it has an end. A running call is
-finished, also when its client has left and when the server stops.
-
-Without a token it serves this machine alone, and requests must name this machine: a page from
-anywhere can let its own name point to 127.0.0.1 (DNS rebinding). The token comes as Bearer, or as
-the password in http://any:TOKEN@host/get_reward, because OpenRLHF knows no headers. No TLS.
+One thread runs the judge, a call at a time. A running call is finished, also when its client has
+left and when the server stops. Without a token it serves this machine alone, and requests must name
+it: a page from anywhere can let its own name point to 127.0.0.1 (DNS rebinding). The token comes as
+Bearer, or as the password in http://any:TOKEN@host/get_reward, for OpenRLHF. There is no TLS.
 """
 
 import asyncio
@@ -57,7 +55,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kernels.process import trim
 from nanopersrm import InputError, __version__
-from nanopersrm.command import exit_code
 from nanopersrm.files import reason
 from nanopersrm.judge.adapter_settings import DEFAULT
 from nanopersrm.judge.judgement import JudgeConfig, Judgement, Judges, OnText
@@ -68,9 +65,7 @@ from nanopersrm.serve.openai_chat import ChatRequest, Reasoning, chunk
 from nanopersrm.serve.reward_fn import fault
 from nanopersrm.serve.schemas import JudgeCall, JudgeRequest, Name, Writer
 
-Submit = Callable[[JudgeCall, OnText], "asyncio.Future[Judgement]"]
 Write = Callable[[Reasoning, Judgement | None], str]  # events of what is new, last the judgement
-
 TOKEN, LEAST_TOKEN = "NANOPERSRM_TOKEN", 16  # characters
 CONNECTIONS = 512  # at once; one more gets 503
 BODY_SECONDS = 30.0  # for a body to come
@@ -87,10 +82,9 @@ HEADERS = (
 )
 NOTHING_ALLOWED = "default-src 'none'; frame-ancestors 'none'"
 # FastAPI's OpenAPI page fetches Swagger UI from this network.
-DOCS_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src "
-    "https://cdn.jsdelivr.net 'unsafe-inline'; img-src data: https://fastapi.tiangolo.com; "
-    "connect-src 'self'; frame-ancestors 'none'"
+DOCS_POLICY = NOTHING_ALLOWED + (
+    "; connect-src 'self'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src "
+    "'unsafe-inline' https://cdn.jsdelivr.net; img-src data: https://fastapi.tiangolo.com"
 )
 log = logging.getLogger("nanopersrm")
 
@@ -124,14 +118,34 @@ class Config:
     limits: Limits = field(default_factory=Limits)  # what clients may take
 
 
-# The line before the judge, and what comes out of it
+class Meters:
+    """What /metrics shows."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=self.registry)
+        options: dict[str, Any] = {"namespace": "nanopersrm", "registry": self.registry}
+        self.requests = prometheus.Counter("requests", "answered", ["path", "status"], **options)
+        self.judgements = prometheus.Counter("judgements", "by verdict", ["verdict"], **options)
+        self.tokens = prometheus.Counter("tokens", "drawn", **options)
+        self.waiting = prometheus.Gauge("waiting", "in line", **options)
+        options["buckets"] = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+        self.seconds = prometheus.Histogram("seconds", "per request", ["path"], **options)
+
+    def count(self, future: "asyncio.Future[Judgement]") -> None:
+        """A judgement that was asked for."""
+        if not future.cancelled() and not future.exception():
+            verdict = future.result().verdict
+            self.judgements.labels("best" if isinstance(verdict, int) else verdict).inc()
+            self.tokens.inc(future.result().tokens)
 
 
 class JudgeQueue:
     """A bounded line, and the one thread in which the judge works."""
 
-    def __init__(self, judge: Judges, room: int):
-        self.judge, self.room, self.closed = judge, room, False
+    def __init__(self, judge: Judges, room: int, meters: Meters):
+        self.judge, self.room, self.closed, self.count = judge, room, False, meters.count
+        meters.waiting.set_function(lambda: self.waiting)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self.calls: set[Future[Judgement]] = set()  # that wait, and the running one
 
@@ -147,31 +161,26 @@ class JudgeQueue:
         future = self.thread.submit(partial(self.judge.judge, **vars(call), on_text=on_text))
         self.calls.add(future)
         future.add_done_callback(self.calls.discard)
-        return asyncio.wrap_future(future)
+        judged = asyncio.wrap_future(future)
+        judged.add_done_callback(self.count)
+        return judged
+
+    async def judged(self, call: JudgeCall, seconds: float, request: Request) -> Judgement:
+        """HTTPException where it fails, comes too late, or the client leaves."""
+        future = self.submit(call)
+        gone = asyncio.ensure_future(request.receive())  # the body was read: next is that it leaves
+        either: set[asyncio.Future[Any]] = {future, gone}
+        try:
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            return outcome(future, seconds)
+        finally:
+            gone.cancel()
+            future.cancel()  # nothing is left in line behind
 
     def close(self) -> None:
         """Nothing new is taken, who waits is sent away, and the running call goes on."""
         self.closed = True
         self.thread.shutdown(wait=False, cancel_futures=True)
-
-
-async def result_of(
-    future: "asyncio.Future[Judgement]", seconds: float, request: Request
-) -> Judgement:
-    """The judgement. HTTPException where it fails, comes too late, or the client leaves."""
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    gone = asyncio.ensure_future(left())
-    either: set[asyncio.Future[Any]] = {future, gone}
-    try:
-        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        return outcome(future, seconds)
-    finally:
-        gone.cancel()
-        future.cancel()  # nothing is left in line behind
 
 
 def outcome(future: "asyncio.Future[Judgement]", seconds: float) -> Judgement:
@@ -190,11 +199,8 @@ def outcome(future: "asyncio.Future[Judgement]", seconds: float) -> Judgement:
     return future.result()
 
 
-# Streams
-
-
 def followed(
-    submit: Submit, call: JudgeCall, seconds: float, write: Write, error_name: str | None
+    queue: JudgeQueue, call: JudgeCall, seconds: float, write: Write, error_name: str | None
 ) -> StreamingResponse:
     """Server-sent events of a call: what `write` makes of the reasoning whenever it changes, then
     of the judgement; or an error with the status that a plain request gets, an event of this name.
@@ -206,7 +212,7 @@ def followed(
         reasoning[which] = ((text if ended else settled(text)).strip(), ended)
         loop.call_soon_threadsafe(changed.set)
 
-    future = submit(call, on_text)
+    future = queue.submit(call, on_text)
     future.add_done_callback(lambda _: changed.set())
 
     async def events() -> AsyncIterator[str]:
@@ -291,9 +297,6 @@ def chat_writer(call: JudgeCall, model: str) -> Write:
     return write
 
 
-# Errors
-
-
 def one_line(text: str) -> str:
     """Fit for an error: no line ends, no half characters, not for ever."""
     line = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
@@ -313,50 +316,18 @@ async def answer_error(_: Any, error: Exception) -> JSONResponse:
     return JSONResponse({"error": content | {"param": None, "code": None}}, status, headers)
 
 
-# What every request passes, and every reply carries
-
-
-class Meters:
-    """What /metrics shows."""
-
-    def __init__(self) -> None:
-        self.registry = prometheus.CollectorRegistry()
-        prometheus.ProcessCollector(registry=self.registry)
-        options: dict[str, Any] = {"namespace": "nanopersrm", "registry": self.registry}
-        self.requests = prometheus.Counter("requests", "answered", ["path", "status"], **options)
-        self.judgements = prometheus.Counter("judgements", "by verdict", ["verdict"], **options)
-        self.tokens = prometheus.Counter("tokens", "drawn", **options)
-        self.waiting = prometheus.Gauge("waiting", "in line", **options)
-        options["buckets"] = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
-        self.seconds = prometheus.Histogram("seconds", "per request", ["path"], **options)
-
-    def count(self, future: "asyncio.Future[Judgement]") -> None:
-        """A judgement that was asked for."""
-        if not future.cancelled() and not future.exception():
-            verdict = future.result().verdict
-            self.judgements.labels("best" if isinstance(verdict, int) else verdict).inc()
-            self.tokens.inc(future.result().tokens)
-
-
 def page_policy(page: str) -> str:
     """The Content-Security-Policy of a page whose script and style stand in it: their hashes."""
-    sources = ""
+    policy = NOTHING_ALLOWED + "; connect-src 'self'; img-src data:; base-uri 'none'"
+    policy += "; form-action 'none'"
     for kind, text in INLINE.findall(page):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        sources += f"{kind}-src 'sha256-{digest}'; "
-    return (
-        f"default-src 'none'; {sources}connect-src 'self'; img-src data:; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'"
-    )
+        policy += f"; {kind}-src 'sha256-{digest}'"
+    return policy
 
 
-def guarded(
-    app: ASGIApp, meters: Meters, token: str | None, body_bytes: int, local: bool, page: str
-) -> ASGIApp:
-    """The app behind token, host and length; replies are not to be kept, sniffed or framed.
-
-    local: requests must name this machine.
-    """
+def guarded(app: ASGIApp, meters: Meters, token: str | None, body_bytes: int, page: str) -> ASGIApp:
+    """The app behind token, host and length; replies are not to be kept, sniffed or framed."""
     policies = {"/": page_policy(page), "/docs": DOCS_POLICY}
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
@@ -390,7 +361,7 @@ def guarded(
             await send(message)
 
         try:
-            refusal = _refusal(dict(scope["headers"]), scope["path"], token, local)
+            refusal = _refusal(scope, token)
             inner = app if refusal is None else await answer_error(None, refusal)
             await inner(scope, receive_limited, send_guarded)
         finally:
@@ -401,14 +372,13 @@ def guarded(
     return guard
 
 
-def _refusal(
-    headers: dict[bytes, bytes], path: str, token: str | None, local: bool
-) -> HTTPException | None:
-    """Why a request is refused, or None."""
+def _refusal(scope: Scope, token: str | None) -> HTTPException | None:
+    """Why a request is refused, or None. Without a token it must name this machine."""
+    headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1")
-    if local and not THIS_MACHINE.fullmatch(host):
+    if token is None and not THIS_MACHINE.fullmatch(host):
         return HTTPException(403, f"Host: expected this machine, got {host!r}")
-    if token is not None and path not in OPEN_PATHS:
+    if token is not None and scope["path"] not in OPEN_PATHS:
         scheme, _, rest = headers.get(b"authorization", b"").partition(b" ")
         brought = rest.strip() if scheme.lower() == b"bearer" else b""
         if scheme.lower() == b"basic":
@@ -420,23 +390,19 @@ def _refusal(
     return None
 
 
-# Routes
-
-
 def build_app(
     judge: Judges,
     judging: JudgeConfig | None = None,
     limits: Limits | None = None,
     token: str | None = None,
-    local: bool = True,
 ) -> tuple[ASGIApp, JudgeQueue]:
-    """The whole server as an ASGI app, and its queue. local: requests must name this machine."""
+    """The whole server as an ASGI app, and its queue."""
     judging, limits, meters = judging or JudgeConfig(), limits or Limits(), Meters()
     page = files("nanopersrm.serve").joinpath("page.html").read_text("utf-8")
-    queue = JudgeQueue(judge, limits.waiting)
+    queue = JudgeQueue(judge, limits.waiting, meters)
     writers: dict[str, Writer] = {}
     seconds = limits.seconds
-    meters.waiting.set_function(lambda: queue.waiting)
+    call_of = partial(schemas.judge_call, writers=writers, defaults=judging)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -449,17 +415,6 @@ def build_app(
     )  # fmt: skip
     for kind in (HTTPException, RequestValidationError, ValidationError, InputError):
         app.add_exception_handler(kind, answer_error)
-
-    def submit(call: JudgeCall, on_text: OnText | None = None) -> "asyncio.Future[Judgement]":
-        future = queue.submit(call, on_text)
-        future.add_done_callback(meters.count)
-        return future
-
-    def call_of(body: JudgeRequest) -> JudgeCall:
-        return schemas.judge_call(body, writers, judging)
-
-    async def judged(call: JudgeCall, request: Request) -> Judgement:
-        return await result_of(submit(call), seconds, request)
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
@@ -481,15 +436,15 @@ def build_app(
         """Score the candidates, with reasons. `stream`: server-sent events."""
         call = call_of(body)
         if body.stream:
-            return followed(submit, call, seconds, judge_writer(), "error")
-        return JSONResponse(schemas.judge_reply(await judged(call, request)))
+            return followed(queue, call, seconds, judge_writer(), "error")
+        return JSONResponse(schemas.judge_reply(await queue.judged(call, seconds, request)))
 
     @app.post("/rank")
     async def rank(body: JudgeRequest, request: Request) -> dict[str, Any]:
         """The candidates, best first, with the probability of each step."""
         if body.stream:
             raise InputError("stream: expected false; /judge can be followed")
-        return schemas.rank_reply(await judged(call_of(body), request))
+        return schemas.rank_reply(await queue.judged(call_of(body), seconds, request))
 
     @app.post("/profile")
     def profile(body: schemas.ProfileRequest) -> list[dict[str, Any]]:
@@ -533,8 +488,8 @@ def build_app(
         """OpenAI's chat completions."""
         call = call_of(openai_chat.judge_request(body))
         if body.stream:
-            return followed(submit, call, seconds, chat_writer(call, body.model), None)
-        return openai_chat.completion(await judged(call, request), body.model)
+            return followed(queue, call, seconds, chat_writer(call, body.model), None)
+        return openai_chat.completion(await queue.judged(call, seconds, request), body.model)
 
     @app.post("/get_reward")
     async def get_reward(
@@ -544,17 +499,14 @@ def build_app(
         end, results = time.monotonic() + seconds, []
         for members, call in schemas.reward_calls(body, writer, writers, judging):
             left = end - time.monotonic()
-            results.append((members, await result_of(submit(call), left, request)))
+            results.append((members, await queue.judged(call, left, request)))
         return schemas.reward_reply(len(body.query), results)
 
-    return guarded(app, meters, token, limits.body_kb * 1024, local, page), queue
+    return guarded(app, meters, token, limits.body_kb * 1024, page), queue
 
 
-# The process
-
-
-def bind(host: str, port: int, token: str | None) -> tuple[socket.socket, bool]:
-    """A socket that is bound and does not listen yet, and whether only this machine reaches it."""
+def bind(host: str, port: int, token: str | None) -> socket.socket:
+    """A socket that is bound and does not listen yet; without a token, to this machine alone."""
     if token is not None and not (len(token) >= LEAST_TOKEN and re.fullmatch(r"[!-~]+", token)):
         raise InputError(f"{TOKEN}: expected at least {LEAST_TOKEN} ASCII characters, no blanks")
     if not 0 <= port <= 65535:  # or it would be taken modulo 65536
@@ -570,7 +522,7 @@ def bind(host: str, port: int, token: str | None) -> tuple[socket.socket, bool]:
     if not loopback and token is None:
         bound.close()
         raise InputError(f"--host {host}: other machines could reach this; set {TOKEN} to a secret")
-    return bound, loopback
+    return bound
 
 
 async def serve(app: ASGIApp, queue: JudgeQueue, bound: socket.socket, seconds: float) -> None:
@@ -590,30 +542,20 @@ async def serve(app: ASGIApp, queue: JudgeQueue, bound: socket.socket, seconds: 
             await asyncio.sleep(0.1)
         queue.close()
 
-    watching = asyncio.create_task(close_at_exit())
-    await server.serve(sockets=[bound])
-    watching.cancel()
+    await asyncio.gather(server.serve(sockets=[bound]), close_at_exit())
 
 
 def main(config: Config) -> None:
     """Load, then serve."""
     token, say = os.environ.get(TOKEN), partial(print, file=sys.stderr, flush=True)
-    bound, loopback = bind(config.host, config.port, token)
+    with bind(config.host, config.port, token) as bound:
+        from nanopersrm.judge.judge import Judge  # torch takes seconds
 
-    from nanopersrm.judge.judge import Judge  # torch takes seconds
-
-    with bound:
         judge = Judge.load(config.base, config.adapter, config.device, config.dtype, say=say)
         trim()  # loading leaves free memory of this thread's own, which the judge's never gets
-        local = loopback and token is None
-        app, queue = build_app(judge, config.judging, config.limits, token, local)
+        app, queue = build_app(judge, config.judging, config.limits, token)
         bound.listen()
         host, port = bound.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         say(f"serving on http://{host}:{port} ({'with' if token else 'without'} a token)")
         asyncio.run(serve(app, queue, bound, config.limits.seconds))
-
-
-def run(config: Config) -> int:
-    """`main` with an exit code."""
-    return exit_code("nanopersrm.serve", lambda: main(config), interrupted="stopped")

@@ -25,6 +25,7 @@ from fixtures import make_base
 from starlette.testclient import TestClient
 
 from nanopersrm import InputError
+from nanopersrm.command import exit_code
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.judge.verdict import beats, parse, soft_score
 from nanopersrm.serve import server
@@ -70,7 +71,7 @@ class Live:
 def live(limits: Limits, token: str | None = None) -> Iterator[Live]:
     judge = FakeJudge()
     app, queue = build_app(judge, limits=limits, token=token)
-    bound, _ = bind("127.0.0.1", 0, token)
+    bound = bind("127.0.0.1", 0, token)
     served = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", http="h11"))  # type: ignore[arg-type]
     thread = threading.Thread(target=lambda: asyncio.run(served.serve(sockets=[bound])))
     thread.start()
@@ -335,7 +336,7 @@ def test_metrics_count_what_was_done(client):
 
 
 def test_the_token(judge):
-    with client_of(judge, token=TOKEN, local=False) as client:
+    with client_of(judge, token=TOKEN) as client:
         for path in ("/", "/health", "/docs", "/openapi.json"):
             assert client.get(path).status_code == 200
         basic = base64.b64encode(f"any:{TOKEN}".encode()).decode()
@@ -425,17 +426,15 @@ def test_errors_of_use_end_with_2(host, port, token, word, monkeypatch, capsys):
     monkeypatch.delenv("NANOPERSRM_TOKEN", raising=False)
     if token is not None:
         monkeypatch.setenv("NANOPERSRM_TOKEN", token)
-    assert server.run(server.Config(host=host, port=port)) == 2
+    assert exit_code("x", lambda: server.main(server.Config(host=host, port=port))) == 2
     error = capsys.readouterr().err
     assert word in error
     assert error.count("\n") == 1
 
 
 def test_where_it_can_be_reached():
-    for host, token, reach in (("localhost", None, True), ("0.0.0.0", TOKEN, False)):
-        bound, loopback = bind(host, 0, token)
-        bound.close()
-        assert loopback is reach
+    for host, token in (("localhost", None), ("0.0.0.0", TOKEN)):
+        bind(host, 0, token).close()
     taken = socket.create_server(("127.0.0.1", 0))
     with taken, pytest.raises(InputError, match="in use"):
         bind("127.0.0.1", taken.getsockname()[1], None)

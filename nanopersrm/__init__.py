@@ -1,7 +1,7 @@
 """nanopersrm: a personalized reasoning reward model for one GPU, written to be read.
 
-Import the part you need (`from nanopersrm.judge.judge import Judge`); this file stays light, so that
-the text side never pulls in torch. README.md has the map.
+Import the part you need (`from nanopersrm.judge.judge import Judge`). This file stays light, so
+that what reads text never pulls in torch. README.md has the map.
 """
 
 import kernels.process  # noqa: F401  (threads and memory, before anything imports torch)

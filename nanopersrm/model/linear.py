@@ -2,7 +2,7 @@
 
     y = x Wᵀ + bias                                  W in 16 or 32 bits; or
         packed                                       in oneDNN's own order, inference on a CPU
-        few rows: q4                                 in the blocks of a 4-bit base file, inference on a CPU
+        few rows: q4                                 in the blocks of a 4-bit base file, on a CPU
         nf4                                          in 4 bits with an adapter, as in QLoRA
       + scale · (x Aᵀ) Bᵀ                            where an adapter is on (`lora.py`)
 

@@ -353,7 +353,7 @@ def _check(target: Path) -> None:
     """Raises unless the file has the right bytes; hashed once, until it is written again."""
     marker = target.with_name(f"{target.name}.checked")
     about = target.stat()
-    if marker.exists() and marker.stat().st_mtime_ns > about.st_ctime_ns:
+    if marker.exists() and marker.stat().st_mtime_ns >= about.st_ctime_ns:
         return
     sha256 = sha256_of(target)
     if sha256 != GGUF_SHA256:

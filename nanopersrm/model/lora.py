@@ -78,14 +78,18 @@ class LoraConfig:
 class Lora:
     """One adapter: masters in fp32, and their copies in the model's type."""
 
-    def __init__(self, model: Model, config: LoraConfig, seed: int):
-        """A random, B zero; it does nothing until it is on."""
+    def __init__(self, model: Model, config: LoraConfig, seed: int, only: set[str] | None = None):
+        """A random, B zero; it does nothing until it is on. `only`: these of the matrices."""
         self.config, self.dtype = config, model.norm.weight.dtype
         self.places: dict[str, Linear] = {}
         self.masters: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         self.copies: dict[str, Adapter] = {}
         random = torch.Generator().manual_seed(seed)
-        for name, matrix in matrices(model, config.targets).items():
+        targets = matrices(model, config.targets)
+        self.whole = only is None or only == set(targets)  # every layer has every target
+        for name, matrix in targets.items():
+            if only is not None and name not in only:
+                continue
             bound = matrix.width_in**-0.5
             A = torch.empty(config.rank, matrix.width_in).uniform_(-bound, bound, generator=random)
             B = torch.zeros(matrix.width_out, config.rank)
@@ -188,7 +192,7 @@ def save_lora(folder: Path, lora: Lora, base_name: str) -> None:
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "peft_type": "LORA",
         "r": lora.config.rank,
-        "target_modules": list(lora.config.targets),
+        "target_modules": list(lora.config.targets) if lora.whole else list(lora.masters),
         "task_type": "CAUSAL_LM",
     }
     tensors = {
@@ -208,8 +212,13 @@ def load_lora(folder: Path, model: Model) -> Lora:
     """The adapter in `folder`, for `model`; it is not switched on."""
     config = _read_config(folder / CONFIG_FILE)
     named = config.target_modules
-    targets = TARGETS if named == "all-linear" else tuple(t for t in TARGETS if t in named)
-    if named != "all-linear" and (not targets or {*named} - {*targets}):
+    chosen = {
+        name
+        for name in matrices(model)
+        if named == "all-linear" or any(f".model.{name}".endswith(f".{n}") for n in named)
+    }
+    targets = tuple(t for t in TARGETS if any(name.endswith(f".{t}") for name in chosen))
+    if not targets:
         raise InputError(
             f"{folder / CONFIG_FILE}, field target_modules: expected some of {', '.join(TARGETS)}, "
             f"got {named!r:.80}"
@@ -225,7 +234,7 @@ def load_lora(folder: Path, model: Model) -> Lora:
     R = max((min(tensor.shape, default=1) for tensor in stored.values()), default=1)
     if config.r > R:  # before room is made for it
         raise InputError(f"{file}: expected rank {config.r}, as {CONFIG_FILE} says, got {R}")
-    lora = Lora(model, LoraConfig(config.r, config.lora_alpha, targets), seed=0)
+    lora = Lora(model, LoraConfig(config.r, config.lora_alpha, targets), seed=0, only=chosen)
     names = {_peft_name(name): name for name in lora.tensors()}
     try:
         lora.load_tensors({names.get(name, name): tensor for name, tensor in stored.items()})

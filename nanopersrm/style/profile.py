@@ -82,6 +82,7 @@ class Trait:
     factor: str
     value: float
     z: float
+    percentile: float  # among the writers of the reference
     salience: float
     phrase: str
 
@@ -156,7 +157,8 @@ def profile(texts: Sequence[str], top: int | None = None) -> list[Trait]:
         phrase = level(name, value)
         if factor.words == COUNTED and value > 0:
             phrase += f" ({_figure(value)} {factor.unit})"
-        traits.append(Trait(name, value, z, abs(z) * stats.reliability, phrase))
+        rank = percentile(stats.quantiles, value)
+        traits.append(Trait(name, value, z, rank, abs(z) * stats.reliability, phrase))
     return sorted(traits, key=lambda trait: -trait.salience)[:top]
 
 

@@ -157,8 +157,8 @@ def test_tokenizer_of_a_gguf(pre, adds_bos, tmp_path):
     """Only the text side is in this file; the model's part of config.json is a folder's."""
     folder = make_base("llama-tied", tmp_path / "folder", pre)
     from_file = gguf_base(make_gguf(tmp_path / "m.gguf", folder.path, pre), pre)
-    from_file.reader.metadata["tokenizer.ggml.add_bos_token"] = adds_bos
     base, out = replace(from_file, config=folder.config | from_file.config), tmp_path / "out"
+    base.reader.metadata["tokenizer.ggml.add_bos_token"] = adds_bos
     out.mkdir()
     export._write_texts(out, base, "bf16")
     (out / "model.safetensors").write_bytes(b"")  # `resolve` looks for one

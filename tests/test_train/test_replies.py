@@ -48,7 +48,7 @@ def written(pairs) -> list[tuple[Pair, str, str]]:
 def test_every_reply_is_true_and_well_formed(written):
     quotes = claims = 0
     for pair, role, text in written:
-        assert verdict.parse(text, "A").well_formed
+        assert verdict.parse(text, "A").problem is None
         report = faithful(text, pair.exemplars, {"A": getattr(pair, role)})
         assert report.quotes == report.quotes_true
         assert report.claims == report.claims_true >= 2

@@ -70,7 +70,7 @@ def test_where_the_adapter_is(folder, tmp_path):
         find_adapter("default", "s/b")
     for adapter, default, word in (
         (None, none, "train_sft.py"),
-        (none, folder, "no such folder"),
+        (none, folder, "cannot be read"),
         ("none", folder, "got none"),
     ):
         with pytest.raises(InputError, match=word):

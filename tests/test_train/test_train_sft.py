@@ -245,7 +245,7 @@ def test_another_run_is_not_touched(flags, refused, tmp_path):
         (lambda pairs: [replace(pair, author="one", twin="") for pair in pairs], "2 authors"),
         (lambda pairs: [replace(pair, split="test") for pair in pairs], "'train'"),
         (lambda pairs: [replace(pair, weight=0.0) for pair in pairs], "weight"),
-        (lambda pairs: [], "found none"),
+        (lambda pairs: [], "got none"),
     ],
 )
 def test_pairs_that_teach_nothing(change, word, flags, refused, tmp_path):
@@ -273,7 +273,7 @@ def test_some_pairs_too_long_do_no_harm(flags, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--resume"], "found none"),
+        (["--resume"], "got none"),
         (["--budget", "0"], "--budget"),
         (["--save-every", "0"], "--save-every"),
         (["--writers", "1"], "--writers"),
@@ -281,7 +281,7 @@ def test_some_pairs_too_long_do_no_harm(flags, tmp_path):
         (["--optim.eight-bit"], "GPU"),
         (["--examples.longest", "100"], "--examples.longest"),
         (["--validation", "none.jsonl"], "none.jsonl"),
-        (["--adapter", "nowhere"], "no such folder"),
+        (["--adapter", "nowhere"], "nowhere"),
         (["--adapter", "default"], "no adapter comes with"),
         (["--adapter", ""], "empty name"),
         (["--out", "/proc/nanopersrm"], "/proc/nanopersrm"),

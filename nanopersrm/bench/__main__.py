@@ -230,18 +230,16 @@ def sft(config: Config) -> Table:
     pairs = sft_pairs(config)
     texts = [text for pair in pairs for text in pair]
     rows = sorted({1, max(1, config.budget // len(texts[0][0]))})
-    theirs = [peers.PeftSide(adapted, config.lr, n, config.dtype == "bf16") for n in rows]
+    sides: list[tuple[str, Callable[[Any], float], Any]] = [("ours", ours.sft_step, pairs)]
+    for n in rows:
+        peer = peers.PeftSide(adapted, config.lr, n, config.dtype == "bf16")
+        sides.append((f"PEFT, {n} at a time", peer.step, texts))
     table = Table(f"{len(texts)} texts of {len(texts[0][0])} tokens")
-
-    def turn(name: str, step: Callable[[Any], float], data: Any) -> None:
-        start = table.begin()
-        step(data)
-        table.end(name, {"sft": now() - start})
-
     for _ in range(config.rounds + 1):
-        turn("ours", ours.sft_step, pairs)
-        for peer in theirs:
-            turn(f"PEFT, {peer.rows} at a time", peer.step, texts)
+        for name, step, data in sides:
+            start = table.begin()
+            step(data)
+            table.end(name, {"sft": now() - start})
     return table
 
 

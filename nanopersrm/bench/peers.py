@@ -24,9 +24,7 @@ Text = tuple[list[int], int]  # ids, and the index of the first one of the reply
 
 def need(*packages: str) -> None:
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise InputError(
-            f"bench: expected {', '.join(missing)} to compare with: pip install -e '.[bench]'"
-        )
+        raise InputError(f"expected {', '.join(missing)} beside us: pip install -e '.[bench]'")
 
 
 def transformers_model(model: Model, sizes: dict[str, Any], nf4: bool = False) -> Any:
@@ -81,9 +79,8 @@ def with_adapter(peer: Any, lora: Lora, recompute: bool) -> Any:
     """PEFT's adapter on `peer`, in fp32, with the A and B of `lora`."""
     import peft
 
-    config = peft.LoraConfig(
-        r=lora.config.rank, lora_alpha=lora.config.alpha, target_modules=list(lora.config.targets)
-    )
+    rank, alpha, targets = lora.config.rank, lora.config.alpha, list(lora.config.targets)
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
     if recompute:
         peer.gradient_checkpointing_enable({"use_reentrant": False})
         peer.enable_input_require_grads()
@@ -127,9 +124,7 @@ class PeftSide:
 
 
 def number_tokenizer(V: int) -> Any:
-    """Words are numbers, and these are their ids; the last id ends a text, and fills.
-
-    TRL takes text, and prompts are ids: "17 4 99" is [17, 4, 99], and back."""
+    """Ids as text, as TRL takes it: "17 4 99" is [17, 4, 99]. The last id ends and fills."""
     import tokenizers
     import transformers
 

@@ -115,10 +115,8 @@ def run(
     keys = {number: hashlib.sha256(shared + raw).hexdigest()[:16] for number, raw in lines}
     for record in done:
         if keys.get(record["line"]) != record["key"]:
-            raise InputError(
-                f"{out}, record of line {record['line']}: expected one of a line of the input with "
-                "these settings, got another; give another --out"
-            )
+            place = f"{out}, record of line {record['line']}"
+            raise InputError(f"{place}: expected one of this input and settings; use another --out")
         tally.add(record)
         del keys[record["line"]]
     rest = [(number, keys[number], raw) for number, raw in lines if number in keys]

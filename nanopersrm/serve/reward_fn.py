@@ -73,9 +73,8 @@ class LazyJudge:
             if self not in _loaded:
                 from nanopersrm.judge.judge import Judge  # torch takes seconds
 
-                _loaded[self] = Judge.load(
-                    self.base, self.adapter, self.device, self.dtype, say=self.say
-                )
+                names = self.base, self.adapter, self.device, self.dtype
+                _loaded[self] = Judge.load(*names, say=self.say)
             return _loaded[self]
 
 

@@ -63,7 +63,7 @@ from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.serve import openai_chat, schemas
 from nanopersrm.serve.openai_chat import ChatRequest, Reasoning, chunk
 from nanopersrm.serve.reward_fn import fault
-from nanopersrm.serve.schemas import JudgeCall, JudgeRequest, Name, Writer
+from nanopersrm.serve.schemas import JudgeCall, JudgeRequest, Name, RewardRequest, Writer
 
 Write = Callable[[Reasoning, Judgement | None], str]  # events of what is new, last the judgement
 TOKEN, LEAST_TOKEN = "NANOPERSRM_TOKEN", 16  # characters
@@ -80,7 +80,7 @@ HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 )
-NOTHING_ALLOWED = "default-src 'none'; frame-ancestors 'none'"
+NOTHING_ALLOWED = "default-src 'none'; frame-ancestors 'none'; form-action 'none'"
 # FastAPI's OpenAPI page fetches Swagger UI from this network.
 DOCS_POLICY = NOTHING_ALLOWED + (
     "; connect-src 'self'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src "
@@ -247,8 +247,7 @@ def settled(text: str) -> str:
 
 def event(data: dict[str, Any], name: str | None = None) -> str:
     """A server-sent event, in ASCII: some readers end a line at U+2028 or U+0085, too."""
-    first = f"event: {name}\n" if name else ""
-    return f"{first}data: {json.dumps(data, allow_nan=False)}\n\n"
+    return f"event: {name}\n" * bool(name) + f"data: {json.dumps(data, allow_nan=False)}\n\n"
 
 
 def judge_writer() -> Write:
@@ -319,14 +318,13 @@ async def answer_error(_: Any, error: Exception) -> JSONResponse:
 def page_policy(page: str) -> str:
     """The Content-Security-Policy of a page whose script and style stand in it: their hashes."""
     policy = NOTHING_ALLOWED + "; connect-src 'self'; img-src data:; base-uri 'none'"
-    policy += "; form-action 'none'"
     for kind, text in INLINE.findall(page):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         policy += f"; {kind}-src 'sha256-{digest}'"
     return policy
 
 
-def guarded(app: ASGIApp, meters: Meters, token: str | None, body_bytes: int, page: str) -> ASGIApp:
+def guarded(app: ASGIApp, meters: Meters, token: str | None, longest: int, page: str) -> ASGIApp:
     """The app behind token, host and length; replies are not to be kept, sniffed or framed."""
     policies = {"/": page_policy(page), "/docs": DOCS_POLICY}
 
@@ -348,8 +346,8 @@ def guarded(app: ASGIApp, meters: Meters, token: str | None, body_bytes: int, pa
                 line = f"the body did not come in {BODY_SECONDS:.0f} s"
                 raise HTTPException(408, line) from None
             length, whole = length + len(message.get("body", b"")), not message.get("more_body")
-            if length > body_bytes:
-                raise HTTPException(413, f"expected a body of at most {body_bytes} bytes, got more")
+            if length > longest:
+                raise HTTPException(413, f"expected a body of at most {longest} bytes, got more")
             return message
 
         async def send_guarded(message: Message) -> None:
@@ -492,9 +490,7 @@ def build_app(
         return openai_chat.completion(await queue.judged(call, seconds, request), body.model)
 
     @app.post("/get_reward")
-    async def get_reward(
-        body: schemas.RewardRequest, request: Request, writer: str | None = None
-    ) -> Any:
+    async def get_reward(body: RewardRequest, request: Request, writer: str | None = None) -> Any:
         """OpenRLHF's remote reward, from 0 to 1."""
         end, results = time.monotonic() + seconds, []
         for members, call in schemas.reward_calls(body, writer, writers, judging):
@@ -528,13 +524,9 @@ def bind(host: str, port: int, token: str | None) -> socket.socket:
 async def serve(app: ASGIApp, queue: JudgeQueue, bound: socket.socket, seconds: float) -> None:
     """Until a signal comes; then who waits is sent away, and the running call finishes."""
     config = uvicorn.Config(
-        app,
-        log_level="warning",  # no line for each request
-        http="h11",
-        ws="none",
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=int(seconds) + 5,
-    )
+        app, http="h11", ws="none", log_level="warning",  # no line for each request
+        limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=int(seconds) + 5,
+    )  # fmt: skip
     server = uvicorn.Server(config)
 
     async def close_at_exit() -> None:

@@ -1,15 +1,9 @@
-"""The page in a real browser: Debian's Chromium, driven by Playwright, without a window.
+"""The page in a real browser: Debian's Chromium, driven by Playwright, if both are here."""
 
-Skipped where either is missing. The pictures are kept under PAGE_PICTURES if that is set, else in
-pytest's temporary folder.
-"""
-
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,7 +85,7 @@ def judge(page: Any) -> None:
 
 
 @pytest.mark.slow
-def test_from_texts_to_a_ranking(browser, server, tmp_path):
+def test_from_texts_to_a_ranking(browser, server):
     page, wrong = opened(browser, server, viewport={"width": 1100, "height": 900})
     judge(page)
     assert page.locator("#traits li").count() == 8
@@ -105,8 +99,6 @@ def test_from_texts_to_a_ranking(browser, server, tmp_path):
     assert page.locator("#cards .thought mark.nowhere").count() == 0
     assert page.locator("#alone").is_visible()  # two chances by measurement, one of a place
     assert page.locator("#places").inner_text().count("%") == 3
-    picture = Path(os.environ.get("PAGE_PICTURES") or tmp_path) / "page-light.png"
-    page.screenshot(path=picture, full_page=True)
     assert wrong == []
 
 

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,18 @@ def refused(response: Any, status: int) -> str:
     return error["message"]
 
 
+def send(url: str, body: Any, method: str = "POST") -> tuple[int, str]:
+    """Status and text of a live server's reply. body: bytes, or what becomes JSON."""
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        request = urllib.request.Request(url, raw, headers, method=method)
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
 def events_of(text: str) -> list[tuple[str, Any]]:
     """Server-sent events, without comments."""
     events = []
@@ -116,9 +130,6 @@ def events_of(text: str) -> list[tuple[str, Any]]:
             data = lines["data"]
             events.append((lines.get("event", ""), data if data == "[DONE]" else json.loads(data)))
     return events
-
-
-# Our own routes
 
 
 def test_judge_and_rank(client):
@@ -184,9 +195,6 @@ def test_profile_draws_against_the_reference(client):
     assert trait["quantiles"] == sorted(trait["quantiles"])
 
 
-# Streams
-
-
 def test_a_followed_judgement(client):
     body = BODY | {"candidates": ["One.", "a\u2028b\u0085c é"], "stream": True}
     text = client.post("/judge", json=body).text
@@ -207,21 +215,10 @@ def test_a_followed_judgement(client):
     assert "false" in refused(client.post("/rank", json=BODY | {"stream": True}), 422)
 
 
-@pytest.mark.parametrize(
-    ("text", "stays"),
-    [
-        ("Terse. </th", "Terse."),
-        ("Terse.\n\n<", "Terse."),
-        ("Terse. x", "Terse. x"),
-        ("Terse \ufffd", "Terse"),
-        (" </", ""),
-    ],
-)
-def test_what_may_go_is_held_back(text: str, stays: str):
-    assert settled(text) == stays
-
-
-# Errors and limits
+def test_what_may_go_is_held_back():
+    for text in ("Terse. </th", "Terse.\n\n<", "Terse.\ufffd"):
+        assert settled(text) == "Terse."
+    assert (settled("Terse. x"), settled(" </")) == ("Terse. x", "")
 
 
 @pytest.mark.parametrize(
@@ -233,13 +230,11 @@ def test_what_may_go_is_held_back(text: str, stays: str):
         (b"[" * 8000, 400, "body"),
         (b'{"candidates": [1], "exemplars": ["b"]}', 422, "candidates[0]"),
         (b'{"candidates": [], "exemplars": ["b"]}', 422, "1 to 26"),
-        (b'{"candidates": ["  "], "exemplars": ["b"]}', 422, "candidates[0]"),
         (b'{"candidates": ["a"]}', 422, "writer"),
         (b'{"candidates": ["a"], "exemplars": ["b"], "candidate": 1}', 422, "candidate: "),
         (b'{"candidates": ["\\ud800"], "exemplars": ["b"]}', 422, "candidates[0]"),
         (b'{"candidates": ["a"], "exemplars": ["\\u0000"]}', 422, "zero byte"),
         (b'{"candidates": ["a"], "exemplars": ["b"], "temperature": NaN}', 422, "temperature"),
-        (b'{"candidates": ["a"], "exemplars": ["b"], "samples": true}', 422, "samples"),
         (b'{"candidates": ["a"], "exemplars": ["b"], "mode": "pairwise"}', 422, "2 to 26"),
         (b'{"candidates": ["a"], "exemplars": ["b"], "seed": 18446744073709551616}', 422, "seed"),
         (b'{"candidates": ["a"], "writer": "../etc"}', 422, "writer"),
@@ -248,7 +243,7 @@ def test_what_may_go_is_held_back(text: str, stays: str):
         (b'{"candidates": ["boom"], "exemplars": ["b"]}', 500, "RuntimeError"),
         (b'{"candidates": ["' + b"a" * 9000 + b'"], "exemplars": ["b"]}', 413, "8192 bytes"),
     ],
-    ids=range(20),
+    ids=range(18),
 )
 def test_bad_requests_get_one_clear_line(raw: bytes, status: int, word: str, client):
     headers = {"content-type": "application/json"}
@@ -330,9 +325,6 @@ def test_metrics_count_what_was_done(client):
         "nanopersrm_waiting 0.0",
     ):
         assert line in text
-
-
-# Who may come in
 
 
 def test_the_token(judge):
@@ -433,14 +425,10 @@ def test_errors_of_use_end_with_2(host, port, token, word, monkeypatch, capsys):
 
 
 def test_where_it_can_be_reached():
-    for host, token in (("localhost", None), ("0.0.0.0", TOKEN)):
-        bind(host, 0, token).close()
+    bind("0.0.0.0", 0, TOKEN).close()
     taken = socket.create_server(("127.0.0.1", 0))
     with taken, pytest.raises(InputError, match="in use"):
         bind("127.0.0.1", taken.getsockname()[1], None)
-
-
-# OpenAI
 
 
 def test_the_openai_client(running):
@@ -462,13 +450,8 @@ def test_the_openai_client(running):
     assert chunks[-1].choices[0].finish_reason == "stop"
     assert len({chunk.id for chunk in chunks}) == 1
 
-    ada = urllib.request.Request(
-        f"{running.url}/writers/ada",
-        json.dumps({"exemplars": BODY["exemplars"]}).encode(),
-        {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"},
-        method="PUT",
-    )
-    assert urllib.request.urlopen(ada, timeout=10).status == 204
+    ada = {"exemplars": BODY["exemplars"]}
+    assert send(f"{running.url}/writers/ada", ada, "PUT") == (204, "")
     assert [model.id for model in client.models.list()] == ["nanopersrm", "nanopersrm:ada"]
     tagged: Any = [
         {"role": "system", "content": "You are a judge. <candidate A>not read</candidate A>"},
@@ -556,9 +539,6 @@ def test_rewards_stand_in_the_order_of_the_queries(client, judge):
     body = reward_body(*map(str, range(7)), labels=labels)  # more groups than the line has room
     rewards = client.post("/get_reward?writer=ada", json=body).json()["rewards"]
     assert rewards == pytest.approx([(soft_score(digits_of(str(i))) - 1) / 8 for i in range(7)])
-    many = client.post("/get_reward?writer=ada", json=reward_body(*map(str, range(28))))
-    assert len(many.json()["rewards"]) == 28
-    assert [len(candidates) for _, candidates in judge.calls[-2:]] == [14, 14]
 
 
 @pytest.mark.parametrize(
@@ -566,8 +546,6 @@ def test_rewards_stand_in_the_order_of_the_queries(client, judge):
     [
         ({"query": [], "prompts": []}, 422, "query"),
         ({"prompts": ["a", "b"]}, 422, "as many"),
-        ({"query": ["Ho."], "prompts": ["Hi?"]}, 422, "queries[0]"),
-        ({"labels": []}, 422, "labels"),
         ({"labels": None}, 422, "labels[0]"),
         ({"labels": [{"writer": ["ada"]}]}, 422, "labels[0]"),
         ({"query": [f"{PROMPT}A."], "labels": [{"writer": "bea"}]}, 404, "'bea'"),
@@ -579,7 +557,47 @@ def test_rewards_that_cannot_be_given(changed, status, word, client):
     assert word in refused(client.post("/get_reward", json=body), status)
 
 
-# A process
+@pytest.mark.slow
+def test_nothing_is_lost_under_load():
+    """200 requests of all kinds, eight at once: each has its own score or error, none is lost."""
+
+    def sent(k: int) -> tuple[str, Any, int, str]:
+        """Request k: path and body; the status and the word that are expected."""
+        text, writer = f"Text {k}.", {"exemplars": ["I came; I saw."]}
+        body = writer | {"candidates": [text]}
+        kinds: list[tuple[str, Any, int, str]] = [
+            ("/judge", body, 200, text),
+            ("/rank", body, 200, text),
+            ("/v1/chat/completions", {"messages": [], "nanopersrm": body}, 200, text),
+            ("/get_reward", {"query": [text], "prompts": [""], "labels": [["So."]]}, 200, text),
+            ("/judge", b"{", 400, "JSON"),
+            ("/judge", {"writer": f"w{k}", "candidates": [text]}, 404, f"'w{k}'"),
+            ("/judge", writer | {"candidates": ["a" * 9000]}, 413, "8192 bytes"),
+        ]
+        return kinds[k % len(kinds)]
+
+    def score_in(path: str, reply: Any) -> float:
+        if path == "/get_reward":
+            return 1 + 8 * reply["rewards"][0]
+        place = reply["ranking"][0] if path == "/rank" else None
+        return place["score"] if place else reply.get("nanopersrm", reply)["scores"][0]
+
+    for here in live(Limits(waiting=8, seconds=20, body_kb=8)):
+
+        def ask(k: int, url: str = here.url) -> None:
+            path, body, status, word = sent(k)
+            got, raw = send(url + path, body)
+            assert got == status, raw
+            reply = json.loads(raw)
+            if status == 200:
+                assert score_in(path, reply) == pytest.approx(soft_score(digits_of(word)))
+            else:
+                assert word in reply["error"]["message"]
+
+        with ThreadPoolExecutor(8) as clients:
+            assert len(list(clients.map(ask, range(200)))) == 200
+        judged = [tuple(texts) for _, texts in here.judge.calls]
+        assert sorted(judged) == sorted((f"Text {k}.",) for k in range(200) if k % 7 < 4)
 
 
 @pytest.mark.slow
@@ -598,10 +616,7 @@ def test_a_real_server_judges_and_ends_in_good_order(tmp_path):
         answers: list[Any] = []
 
         def post(**more: Any) -> str:
-            headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-            body = json.dumps(BODY | more).encode()
-            request = urllib.request.Request(f"{url[1]}/judge", body, headers)
-            return urllib.request.urlopen(request, timeout=60).read().decode()
+            return send(f"{url[1]}/judge", BODY | more)[1]
 
         def judge(tokens: int) -> None:
             answers.append(json.loads(post(think_tokens=tokens, samples=2, temperature=1.0)))

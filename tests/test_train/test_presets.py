@@ -4,10 +4,15 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import torch
+from fixtures import CPU
+from torch.profiler import ProfilerActivity, profile
 
 from nanopersrm import InputError
+from nanopersrm.model.cache import Layout
+from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.transformer import ModelConfig
-from nanopersrm.model.weights import SHAPES
+from nanopersrm.model.weights import SHAPES, random
 from nanopersrm.train.presets import (
     PRESETS,
     SIZES,
@@ -53,3 +58,26 @@ def test_the_presets_fit_their_cards():
             assert 4.5e9 < total < preset.card_gb * 1e9 - 0.7e9, memory_note(sizes, 16, preset, 2)
     parts = memory_estimate(sizes, 16, PRESETS["12gb"], 2)
     assert parts["weights"] / 1e9 == pytest.approx(4.5, abs=0.1)  # 3.37 in NF4, a head of 1.09
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_estimate_is_near_a_measured_step(recompute):
+    """Activations of one forward on a CPU, by PyTorch's own count of allocations."""
+    sizes = SHAPES["smollm2-135m"] | {"vocab_size": 512, "num_hidden_layers": 4}
+    preset = replace(PRESETS["cpu"], budget=512, recompute=recompute, chunk_mb=1)
+    model = random(sizes, torch.float32, CPU, False, 0).train()
+    lora = Lora(model, LoraConfig(rank=8), 0)
+    lora.on(model)
+    ids, layout = torch.randint(512, (preset.budget,)), Layout.of([preset.budget])
+    model(ids, layout, recompute=recompute).sum().backward()  # warm
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        hidden = model(ids, layout, recompute=recompute)
+    kept = sum(event.self_cpu_memory_usage for event in seen.events())
+    del hidden
+    estimate = memory_estimate(model.config, 8, preset, 4)["kept for the backward"]
+    if recompute:  # without the block at work, which its backward computes
+        estimate -= memory_estimate(
+            model.config, 8, replace(preset, recompute=False), 4
+        )["kept for the backward"] // 4  # fmt: skip
+    assert 0.6 < kept / estimate < 1.6, f"estimated {estimate:,}, measured {kept:,}"

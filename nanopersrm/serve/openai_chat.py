@@ -5,12 +5,7 @@
         messages=[{"role": "user", "content": "judge"}],
         extra_body={"nanopersrm": {"exemplars": ["…"], "candidates": ["…", "…"]}},
     )
-    ->  <think>
-        A: Short sentences, as the writer's. …
-
-        B: …
-        </think>
-        <scores>A=7 B=3</scores>
+    ->  <think> A: Short sentences, as the writer's. …  B: … </think> <scores>A=7 B=3</scores>
 
 `nanopersrm` is a body of POST /judge. Clients that can send nothing else put the texts in the
 user's messages, in tags, and may name a writer that was put by the model `nanopersrm:ada`:

@@ -20,7 +20,7 @@ from nanopersrm import InputError
 from nanopersrm.judge.judgement import JudgeConfig, Judgement, check, orders_of
 from nanopersrm.judge.verdict import LABELS
 from nanopersrm.serve.reward_fn import NAME, grouped, rows_of, some_text, unit
-from nanopersrm.style.profile import BY_NAME, percentile, profile, reference
+from nanopersrm.style.profile import BY_NAME, profile, reference
 
 THINK_TOKENS = 1024  # budget of a reasoning
 TOKENS = 65_536  # of reasoning in a judgement: prompts x samples x think_tokens
@@ -144,7 +144,7 @@ def profile_reply(exemplars: list[str], top: int) -> list[dict[str, Any]]:
     for trait in profile(exemplars, top=top):
         factor, quantiles = BY_NAME[trait.factor], reference().factors[trait.factor].quantiles
         more = {"label": factor.label, "unit": factor.unit, "quantiles": [*quantiles]}
-        shown.append(asdict(trait) | more | {"percentile": percentile(quantiles, trait.value)})
+        shown.append(asdict(trait) | more)
     return shown
 
 

@@ -75,11 +75,8 @@ OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")  # without a token
 THIS_MACHINE = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE)
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 503: "overloaded_error"}
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
-HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-)
+HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
+           (b"cache-control", b"no-store"))  # fmt: skip
 NOTHING_ALLOWED = "default-src 'none'; frame-ancestors 'none'; form-action 'none'"
 # FastAPI's OpenAPI page fetches Swagger UI from this network.
 DOCS_POLICY = NOTHING_ALLOWED + (

@@ -141,7 +141,7 @@ def learn_to_judge(
 ) -> list[Metrics]:
     """The second loop: imitation and contrast. The metrics of all validations."""
     run, history = learner.run, list[dict[str, Any]]()
-    facts = {"style": style.facts(), "validation": history, "score": None}
+    facts: dict[str, Any] = {"style": style.facts(), "validation": history, "score": None}
 
     def validate(step: int) -> Metrics:
         metrics, page = validation.evaluate(learner.model, preset)

@@ -118,9 +118,9 @@ def make_adapter(folder: Path, base: Base, **changed: object) -> Path:
     Style(model, moved(model, 2), StyleConfig(tokens=20), QUANTILES).save(
         folder / "style", base.name
     )
-    facts = {"base": base.name, "base_sha256": None, "nf4": False, "dtype": "fp32"}
+    facts: dict[str, Any] = {"base": base.name, "base_sha256": None, "nf4": False, "dtype": "fp32"}
     facts |= {"evidence": True, "form": "both", "style": True, **changed}
-    AdapterSettings(**facts).save(folder)  # type: ignore[arg-type]
+    AdapterSettings(**facts).save(folder)
     return folder
 
 
@@ -151,7 +151,7 @@ def mirrored(one: Judgement, two: Judgement, order: tuple[int, ...]) -> None:
     assert two.scores == [one.scores[i] for i in order]
     assert two.preference == [[one.preference[i][j] for j in order] for i in order]
     assert (two.tokens, two.prompt_tokens) == (one.tokens, one.prompt_tokens)
-    if isinstance(one.verdict, int):
+    if isinstance(one.verdict, int) and isinstance(two.verdict, int):
         assert order[two.verdict] == one.verdict
         assert [order[i] for i in two.ranking] == one.ranking
     else:

@@ -30,4 +30,4 @@ def test_kernels_pass_under_the_interpreter() -> None:
         text=True,
     )
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 300
+    assert int(re.findall(r"(\d+) passed", result.stdout)[0]) > 300

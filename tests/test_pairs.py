@@ -53,7 +53,7 @@ def test_a_missing_field_is_named():
             parse({key: value for key, value in RECORD.items() if key != name}, "line 2")
 
 
-WRONG = {
+WRONG: dict[str, list[object]] = {
     "id": [7], "author": [" "], "twin": [None], "question": [[]], "split": ["dev", []],
     "exemplars": ["Hi.", []], "exemplars[1]": [["a", 1]], "exemplars[0]": [[" \n"]],
     "chosen": [["I'm in."]], "rejected": [RECORD["chosen"]], "weight": [True, "1", -1],

@@ -79,14 +79,15 @@ def with_adapter(peer: Any, lora: Lora, recompute: bool) -> Any:
     """PEFT's adapter on `peer`, in fp32, with the A and B of `lora`."""
     import peft
 
-    rank, alpha, targets = lora.config.rank, lora.config.alpha, list(lora.config.targets)
+    rank, targets = lora.config.rank, list(lora.config.targets)
+    alpha: Any = lora.config.alpha  # peft says int, a float will do
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
     if recompute:
         peer.gradient_checkpointing_enable({"use_reentrant": False})
         peer.enable_input_require_grads()
     adapted = peft.get_peft_model(peer, config)
     for name, pair in lora.masters.items():
-        place = adapted.get_submodule(f"base_model.model.model.{name}")
+        place: Any = adapted.get_submodule(f"base_model.model.model.{name}")
         for part, master in zip((place.lora_A, place.lora_B), pair, strict=True):
             part["default"].weight.data = master.detach().clone()
     return adapted
@@ -171,7 +172,7 @@ def trl_trainer(
     )  # fmt: skip
     trainer = trl.GRPOTrainer(
         adapted,
-        lambda completion_ids, **_: rewards(completion_ids),
+        lambda completion_ids, **_: list[float | None](rewards(completion_ids)),
         options,
         datasets.Dataset.from_list([{"prompt": " ".join(map(str, ids))} for ids in prompts]),
         processing_class=number_tokenizer(adapted.config.vocab_size),

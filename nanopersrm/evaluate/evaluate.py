@@ -83,7 +83,7 @@ def main(config: Config, command: str = "") -> None:
         if name not in NAMES:
             raise InputError(f"--judges: expected names out of {', '.join(NAMES)}, got {name!r}")
     names = list(dict.fromkeys([*names, *(NAMES if config.baselines else ())]))
-    beside = dict(option.split("=", 1) if "=" in option else ("", "") for option in config.beside)
+    beside = dict(option.split("=", 1) if "=" in option else ["", ""] for option in config.beside)
     for name, folder in beside.items():
         if not name.strip() or not folder or name in NAMES:
             raise InputError(f"--beside: expected NAME=FOLDER with a new name, got {name}={folder}")
@@ -107,8 +107,8 @@ def main(config: Config, command: str = "") -> None:
     train = [replace(pair, exemplars=pair.exemplars[: config.exemplars]) for pair in train]
     file = config.out.with_suffix(".predictions.jsonl") if config.out else None
     log = Console(stderr=True, highlight=False, soft_wrap=True)
-    folder = adapter_settings.resolve_adapter(config.adapter, config.base)
-    adapter = None if folder is None else str(folder)
+    chosen = adapter_settings.resolve_adapter(config.adapter, config.base)
+    adapter = None if chosen is None else str(chosen)
     setup = Setup(
         *(config.base, adapter, config.device, config.dtype), judging, train, beside, log.print
     )

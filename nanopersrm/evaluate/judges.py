@@ -154,8 +154,8 @@ def _model_judge(name: str, setup: Setup, judge: "Judge", settings: dict[str, An
         from nanopersrm.rivals import scalar
 
         if (Path(folder).expanduser() / scalar.FILE).is_file():
-            predict = predict_by(scalar.scorer(folder, judge, config.evidence), 1.0)
-            return NamedJudge(predict, settings, f"{folder}, a scalar reward")
+            rival = predict_by(scalar.scorer(folder, judge, config.evidence), 1.0)
+            return NamedJudge(rival, settings, f"{folder}, a scalar reward")
     if name == "untrained":
         judge = type(judge)(judge.model, judge.tokenizer)  # without style evidence
 

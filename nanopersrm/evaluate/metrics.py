@@ -88,7 +88,7 @@ def compare(
     if [r.pair.id for r in first] != [r.pair.id for r in second]:
         raise ValueError("expected two judges' records of the same pairs in the same order")
     gaps = {
-        name: [None if x is None else x - y for x, y in zip(ours, theirs, strict=True)]
+        name: [None if x is None or y is None else x - y for x, y in zip(ours, theirs, strict=True)]
         for (name, ours), theirs in zip(_right(first).items(), _right(second).values(), strict=True)
     }
     means = {name: _mean(gap) for name, gap in gaps.items()}

@@ -104,7 +104,7 @@ class Judge:
         """
         folder = adapter_settings.resolve_adapter(adapter, base)
         settings = None if folder is None else adapter_settings.read(folder)
-        place, source = device_of(device), resolve(str(base), say)
+        place, source = device_of(device), resolve(str(base), say or (lambda line: None))
         note = settings.same_base(folder, source) if folder and settings else None
         nf4 = settings is not None and settings.nf4
         if settings is not None and nf4 and dtype == "auto":

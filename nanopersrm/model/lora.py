@@ -51,7 +51,7 @@ PREFIX = "base_model.model.model."  # PeftModel, LoraModel, LlamaForCausalLM
 # Fields of adapter_config.json that may say anything; every other one must be off.
 KNOWN = {"lora_dropout", "base_model_name_or_path", "revision", "inference_mode", "task_type"}
 KNOWN |= {"peft_version", "auto_mapping", "megatron_core", "qalora_group_size"}
-OFF = (None, False, [], {}, "none")
+OFF: tuple[object, ...] = (None, False, [], {}, "none")
 
 
 @dataclass(frozen=True)

@@ -308,6 +308,7 @@ class Model(nn.Module):
         cos, sin = rotation(layout.positions, self.frequencies, self.attention_factor, y.dtype)
         for i, block in enumerate(self.layers[:layers]):
             if recompute and torch.is_grad_enabled():
+                assert isinstance(block, Block)
                 y = block.recomputed(y, cos, sin, layout)
             else:
                 y, h = block(y, h, cos, sin, layout, step, i)

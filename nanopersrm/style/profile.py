@@ -281,8 +281,9 @@ def measured_block(
     values = [measured((candidate,)) for candidate in candidates]
     lines: list[str] = []
     for trait in salient(exemplars):
-        rows = zip(["writer", *labels], [{trait.factor: trait.value}, *values], strict=True)
-        parts = [f"{whose} {_reading(trait.factor, row[trait.factor])}" for whose, row in rows]
+        row = [trait.value, *(value[trait.factor] for value in values)]
+        named = zip(["writer", *labels], row, strict=True)
+        parts = [f"{whose} {_reading(trait.factor, value)}" for whose, value in named]
         lines.append(f"{BY_NAME[trait.factor].label}: {', '.join(parts)}")
     for i, (label, candidate) in enumerate(zip(labels, candidates, strict=True)):
         ngrams, factors = strangers_farther(tuple(exemplars), candidate)

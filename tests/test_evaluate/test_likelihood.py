@@ -37,7 +37,7 @@ def expected(model: Model, tokenizer: Tokenizer, exemplars: list[str], candidate
     return (plainly(model, context, ids) - plainly(model, blank, ids)) / len(ids)
 
 
-def test_scores_equal_plain_forwards(parts):
+def test_scores_equal_plain_forwards(parts: tuple[Model, Tokenizer]):
     score = likelihood(*parts)
     for exemplars in (EXEMPLARS, EXEMPLARS[1:]):
         plain = [expected(*parts, exemplars, candidate) for candidate in TEXTS]

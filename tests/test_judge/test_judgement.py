@@ -5,7 +5,6 @@ bit. (`Judge` makes it so for all numbers by asking in an order of its own.)
 """
 
 import math
-from dataclasses import dataclass
 from itertools import combinations
 
 import pytest
@@ -27,27 +26,16 @@ from nanopersrm.judge.judgement import (
     strength_preference,
     verdict_of,
 )
+from nanopersrm.judge.reply import Answer
 from nanopersrm.judge.verdict import write
 
 NAN = math.nan
 
 
-@dataclass
-class Drawn:
-    """An answer, as far as this file reads it."""
-
-    digits: list[float]
-    joint: list[list[float]] | None = None
-
-
-def one_hot(digit: int) -> Drawn:
-    return Drawn([float(d == digit) for d in range(1, 10)])
-
-
-def both(cells: dict[tuple[int, int], float]) -> Drawn:
+def both(cells: dict[tuple[int, int], float]) -> Answer:
     """p(a, b) given at a few cells."""
     joint = [[cells.get((a, b), 0.0) for b in range(1, 10)] for a in range(1, 10)]
-    return Drawn([math.fsum(row) for row in joint], joint)
+    return Answer("", [math.fsum(row) for row in joint], joint, cut=False, tokens=0)
 
 
 def test_pairwise_by_hand():

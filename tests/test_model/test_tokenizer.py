@@ -8,6 +8,7 @@ import json
 import random
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -284,7 +285,7 @@ def test_refused_gguf(tmp_path):
     folder = make_folder(tmp_path / "tiny", "smollm")
     for field, value in (("model", "llama"), ("pre", "tekken")):
         path = make_gguf(tmp_path / f"{field}.gguf", folder, "smollm", {field: value})
-        refused(lambda p=path: Tokenizer.load(gguf_base(p, "smollm")), str(path), repr(value))
+        refused(partial(Tokenizer.load, gguf_base(path, "smollm")), str(path), repr(value))
     data = json.loads((folder / "tokenizer.json").read_text())
     data["model"]["merges"].append(["<", "nowhere"])
     (folder / "tokenizer.json").write_text(json.dumps(data))

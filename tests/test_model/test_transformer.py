@@ -1,5 +1,6 @@
 """The decoder equals transformers' on every family, and all its forwards equal the plain one."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -251,4 +252,4 @@ def test_malformed_rope_scaling_is_named(kind, field, bad):
         broken.append({k: v for k, v in good.items() if k != field})
     for scaling in broken:
         config = ModelConfig.of({**SMALL, "rope_scaling": scaling})
-        refused(lambda config=config: rope_frequencies(config), kind, field)
+        refused(partial(rope_frequencies, config), kind, field)

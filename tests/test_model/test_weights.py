@@ -36,7 +36,7 @@ SIZES = {  # large enough for whole blocks of 32 in a GGUF file
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
 }  # fmt: skip
-GGUF_TYPE = gguf.GGMLQuantizationType
+GGUF_TYPE = gguf.GGMLQuantizationType.__members__
 
 
 def parameters(model: Model) -> dict[str, Tensor]:
@@ -133,7 +133,9 @@ def write_gguf(path: Path, oracle: transformers.PreTrainedModel, kind: str, chan
         if config.model_type == "llama" and ("q_proj" in name or "k_proj" in name):
             few = config.num_key_value_heads
             values = in_files_order(values, config.num_attention_heads if "q_p" in name else few)
-        tensors[names.get_name(name, (".weight", ".bias"))] = values
+        stored = names.get_name(name, (".weight", ".bias"))
+        assert stored is not None, name
+        tensors[stored] = values
     if change:
         change(tensors)
     for name, values in tensors.items():

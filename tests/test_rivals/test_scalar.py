@@ -51,10 +51,12 @@ def test_a_score_is_a_product_with_the_state_before_the_digit(judge, tmp_path):
     save_file({"head": head}, tmp_path / scalar.FILE)
     score = scalar.scorer(tmp_path, judge, evidence=False)
     scores = score(EXEMPLARS, "Why?", CANDIDATES)
+    shown = scalar.scorer(tmp_path, judge, evidence=True)(EXEMPLARS, "Why?", CANDIDATES)
+    assert scores is not None
+    assert shown is not None
     assert scores == pytest.approx([by_hand(judge, head, text) for text in CANDIDATES], abs=2e-4)
     assert len(set(scores)) == len(CANDIDATES)
     assert score(EXEMPLARS, "Why?", CANDIDATES[::-1]) == pytest.approx(scores[::-1], abs=2e-4)
-    shown = scalar.scorer(tmp_path, judge, evidence=True)(EXEMPLARS, "Why?", CANDIDATES)
     assert not set(shown) & set(scores)
     too_long = "word " * judge.model.config.context
     assert score(EXEMPLARS, "", ["Short.", too_long]) is None

@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from nanopersrm import InputError
 from nanopersrm.train import checkpoint
 from nanopersrm.train.checkpoint import load_best, load_latest, save
 
-STATE = {
+STATE: dict[str, Any] = {
     "step": 120,
     "score": 0.25,
     "half": torch.randn(5).bfloat16(),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -200,7 +201,8 @@ def test_nothing_but_texts_and_role_can_be_seen():
     groups, others = groups_of(*drawn), groups_of(*deepcopy(drawn))
     names = ("id", "author", "domain", "split", "kind", "question", "chosen_from", "rejected_from")
     for group in others:
-        hidden = dict.fromkeys(names, "anything") | {"weight": 0.0, "meta": {"x": 1}}
+        hidden: dict[str, Any] = dict.fromkeys(names, "anything")
+        hidden |= {"weight": 0.0, "meta": {"x": 1}}
         group.pair = replace(group.pair, **hidden)
     for some in (groups, others):
         reward(some, CONFIG)

@@ -42,10 +42,11 @@ GOOD = "It fits.\n</think>\n<scores>A=7</scores>"
 FORCED = verdict.closing("")[1]
 PAIR = short_pairs()[0]
 BARE = RolloutConfig(group=3, rows=12, reply=6, longest=10_000, evidence=False, seed=4)
+Known = tuple[Model, Tokenizer]
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory) -> tuple[Model, Tokenizer]:
+def known(tmp_path_factory) -> Known:
     """A random model, its adapter on and not zero, and its tokenizer."""
     base = make_base(tmp_path_factory.mktemp("rollouts") / "smollm", "smollm", 16_384)
     model = load(base, torch.float32, CPU)
@@ -62,7 +63,7 @@ def groups_of(prompts: list[list[int]], opening: str = verdict.OPEN) -> list[Rol
     return [RolloutGroup(PAIR, "chosen", prompt, opening) for prompt in prompts]
 
 
-def drawn(known, prompts: list[list[int]], config: RolloutConfig, seed: int = 0, **more):
+def drawn(known: Known, prompts: list[list[int]], config: RolloutConfig, seed: int = 0, **more):
     """Prompts -> the replies to each."""
     groups = groups_of(prompts, **more)
     draw(*known, groups, config, seed)
@@ -218,7 +219,7 @@ def test_the_four_prompts_are_those_of_a_judge(known, pairs, at_once):
 # Collecting
 
 
-def test_every_epoch_has_every_pair_in_another_order(known, pairs):
+def test_every_epoch_has_every_pair_in_another_order(known: Known, pairs):
     collector = Collector(*known, pairs, BARE, None)
     epochs = [[collector.next_pair() for _ in range(4)] for _ in range(3)]
     for epoch in epochs:
@@ -230,7 +231,7 @@ def test_every_epoch_has_every_pair_in_another_order(known, pairs):
     assert [resumed.next_pair() for _ in range(6)] == [*epochs[1][2:], *epochs[2]]
 
 
-def test_a_step_follows_from_seed_and_number(known, pairs):
+def test_a_step_follows_from_seed_and_number(known: Known, pairs):
     def ids(seed: int, step: int) -> list[tuple[int, ...]]:
         collector = Collector(*known, pairs[:2], replace(BARE, seed=seed), None)
         (groups,) = collector.collect(step)
@@ -240,7 +241,7 @@ def test_a_step_follows_from_seed_and_number(known, pairs):
     assert len({str(ids(seed, step)) for seed, step in ((4, 0), (4, 1), (5, 0))}) == 3
 
 
-def test_some_pairs_reason_and_others_answer_at_once(known, pairs):
+def test_some_pairs_reason_and_others_answer_at_once(known: Known, pairs):
     """What reasons is drawn as it would be alone."""
     alone = Collector(*known, pairs, BARE, None).collect(0)
     both = Collector(*known, pairs, replace(BARE, twin_pairs=3, at_once=2), None).collect(0)
@@ -257,7 +258,7 @@ def test_some_pairs_reason_and_others_answer_at_once(known, pairs):
     assert "right_at_once" not in metrics(alone[0])
 
 
-def test_pairs_too_long_give_way(known, pairs):
+def test_pairs_too_long_give_way(known: Known, pairs):
     text = " and on" * 400
     giants = [replace(p, chosen=p.chosen + text, rejected=p.rejected + text) for p in pairs[:4]]
     config = replace(BARE, longest=1200)

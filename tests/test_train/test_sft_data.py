@@ -182,7 +182,7 @@ def test_style_evidence_stands_at_its_candidates(tokenizer, pairs):
 
 
 def test_what_is_refused(tokenizer, monkeypatch):
-    for wrong in ({"rivals": 0}, {"longest": 0}):
+    for wrong in (dict[str, Any](rivals=0), dict[str, Any](longest=0)):
         with pytest.raises(InputError, match=next(iter(wrong))):
             ExamplesConfig(**wrong)
     monkeypatch.setattr(tokenizer, "eos_ids", frozenset({5000}))

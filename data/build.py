@@ -333,4 +333,5 @@ def run(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(tyro.cli(Config, prog="data.build", description=__doc__.split("How it")[0])))
+    about = __doc__.split("How it")[0]
+    sys.exit(run(tyro.cli(Config, prog="python -m data.build", description=about)))

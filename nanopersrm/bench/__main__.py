@@ -37,7 +37,7 @@ from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.sampler import Decoder, SamplingConfig, sample
 from nanopersrm.model.transformer import Model
-from nanopersrm.model.weights import DTYPES, SHAPES, load, random
+from nanopersrm.model.weights import DTYPES, SHAPES, device_of, load, random
 from nanopersrm.train import grpo, objective, optim, packing
 from nanopersrm.train.presets import PRESETS
 
@@ -273,6 +273,7 @@ def grpo_steps(config: Config) -> Table:
 
 
 def main(config: Config) -> None:
+    device_of(config.device)  # raises where there is none
     print("| work | side | seconds | times ours | peak, GB |\n|---|---|---:|---:|---:|")
     if {"prefill", "decode"} & set(config.cases):
         model, peer = models(config)
@@ -294,4 +295,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code("nanopersrm.bench", lambda: main(tyro.cli(Config, description=__doc__))))
+    options = {"prog": "python -m nanopersrm.bench", "description": __doc__}
+    sys.exit(exit_code("nanopersrm.bench", lambda: main(tyro.cli(Config, **options))))

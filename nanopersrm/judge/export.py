@@ -164,4 +164,4 @@ def run(config: Config) -> int:
 
 if __name__ == "__main__":
     about = __doc__.split("    W' =")[0]
-    sys.exit(run(tyro.cli(Config, prog="nanopersrm.judge.export", description=about)))
+    sys.exit(run(tyro.cli(Config, prog="python -m nanopersrm.judge.export", description=about)))

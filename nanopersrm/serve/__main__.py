@@ -14,5 +14,5 @@ except ModuleNotFoundError as error:
 
 if __name__ == "__main__":
     about = (server.__doc__ or "").split("Errors are")[0]
-    config = tyro.cli(server.Config, prog="nanopersrm.serve", description=about)
+    config = tyro.cli(server.Config, prog="python -m nanopersrm.serve", description=about)
     sys.exit(exit_code("nanopersrm.serve", lambda: server.main(config), interrupted="stopped"))

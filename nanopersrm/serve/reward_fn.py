@@ -174,8 +174,13 @@ def fault(first: Mapping[str, Any]) -> str:
     """One of pydantic's errors on a line: where, what was expected, and what came."""
     keys = [key for key in first["loc"] if key != "body"]
     where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
-    message = first["msg"].removeprefix("Value error, ")
-    line = f"{where.lstrip('.')}: {message}, got {type(first['input']).__name__}"
+    line = f"{where.lstrip('.')}: {first['msg'].removeprefix('Value error, ')}"
+    if first["type"] == "json_invalid":
+        return f"expected JSON: {first['ctx']['error']}, at character {keys[-1]}"
+    if isinstance(first["input"], bytes):
+        return "expected a body with Content-Type: application/json, got another"
+    if first["type"] not in ("missing", "value_error", "extra_forbidden"):
+        line += f", got {type(first['input']).__name__}"
     return line.removeprefix(": ")
 
 

@@ -361,6 +361,8 @@ def split_pairs(
     if validation is None:
         return hold_out(pairs, seed, HELD_OUT)
     train, held = [pair for pair in pairs if pair.split == "train"], read(validation, empty=True)
+    if not train:
+        raise InputError("pairs: expected some of the split 'train', found none")
     if both := {pair.author for pair in train} & {pair.author for pair in held}:
         raise InputError(
             f"{validation}: expected writers who are not trained on, found {min(both)!r}, who is"

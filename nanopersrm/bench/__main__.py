@@ -15,6 +15,7 @@ P + G · R = 1,408 in ours. On a CPU, for up to 8 rows, ours reads the 4-bit blo
 GGUF, which transformers holds expanded. On a card the table has the peak memory of a turn too.
 """
 
+import functools
 import os
 import platform
 import statistics
@@ -295,5 +296,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    options = {"prog": "python -m nanopersrm.bench", "description": __doc__}
-    sys.exit(exit_code("nanopersrm.bench", lambda: main(tyro.cli(Config, **options))))
+    cli = functools.partial(tyro.cli, prog="python -m nanopersrm.bench", description=__doc__)
+    sys.exit(exit_code("nanopersrm.bench", lambda: main(cli(Config))))

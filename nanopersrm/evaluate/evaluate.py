@@ -83,7 +83,8 @@ def main(config: Config, command: str = "") -> None:
         if name not in NAMES:
             raise InputError(f"--judges: expected names out of {', '.join(NAMES)}, got {name!r}")
     names = list(dict.fromkeys([*names, *(NAMES if config.baselines else ())]))
-    beside = dict(option.split("=", 1) if "=" in option else ["", ""] for option in config.beside)
+    options = (option.partition("=") for option in config.beside)
+    beside = {name: folder for name, _, folder in options}
     for name, folder in beside.items():
         if not name.strip() or not folder or name in NAMES:
             raise InputError(f"--beside: expected NAME=FOLDER with a new name, got {name}={folder}")

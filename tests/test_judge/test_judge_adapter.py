@@ -180,6 +180,7 @@ def test_what_the_package_brings():
     assert all(word in card for word in ("Licence", "train_sft.py", "seed", "Limits"))
 
 
+@pytest.mark.slow
 @pytest.mark.base
 def test_it_knows_writers_it_was_not_trained_on():
     """Twelve invented writers, none of them in its training pairs: 20 couples of twins."""

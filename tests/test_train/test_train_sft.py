@@ -273,7 +273,7 @@ def test_some_pairs_too_long_do_no_harm(flags, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--resume"], "got none"),
+        (["--resume"], "found none"),
         (["--budget", "0"], "--budget"),
         (["--save-every", "0"], "--save-every"),
         (["--writers", "1"], "--writers"),

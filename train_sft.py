@@ -7,9 +7,9 @@
 
 Two small adapters learn three things, beside a base that stays as it is:
 
-    style      first, texts of one writer are pulled together, those of others pushed apart
-               (nanopersrm/style/similarity.py). Then this adapter is frozen: from now on it
-               measures how alike two texts are, which stands in the prompts as evidence.
+    reading    first, a writer's exemplars must make that writer's text likelier than texts by
+               others (nanopersrm/train/contrast.py). Then this adapter is frozen: from now on it
+               measures how much (nanopersrm/style/reading.py), which the prompts show.
     imitation  replies whose claims are true (nanopersrm/train/replies.py): the form, and the habit
                of giving reasons
     contrast   among candidates by several writers the score line must favour the right one
@@ -34,34 +34,34 @@ from typing import Any, Literal
 
 import tyro
 
-from data.build import demo_pairs
+from data.build import demo_cohort, demo_pairs
 from nanopersrm.command import exit_code
 from nanopersrm.judge.adapter_settings import fingerprint
 from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
-from nanopersrm.model.transformer import Model, ModelConfig
+from nanopersrm.model.transformer import ModelConfig
 from nanopersrm.model.weights import device_of
-from nanopersrm.pairs import digest, read
-from nanopersrm.style import similarity
-from nanopersrm.style.similarity import Style, StyleConfig
-from nanopersrm.train import packing, setup
+from nanopersrm.pairs import Pair, digest, read
+from nanopersrm.style.reading import Reading, ReadingConfig
+from nanopersrm.train import contrast, packing, setup
+from nanopersrm.train.contrast import WriterSource
 from nanopersrm.train.objective import SftWeights, loss_sums
 from nanopersrm.train.optim import OptimConfig, learning_rate
 from nanopersrm.train.packing import PrefixTree
 from nanopersrm.train.presets import Preset, check_numbers, memory_note
 from nanopersrm.train.run import Learner, Run, check_out, memory_guard, save_final
 from nanopersrm.train.sft_data import ExamplesConfig, SftData, split_pairs
-from nanopersrm.train.validation import Metrics, ValidationSet
+from nanopersrm.train.validation import Metrics, ValidationSet, reading_shares
 
 
 @dataclass(frozen=True)
 class Config:
-    """Teach a base to judge: style, imitation, contrast."""
+    """Teach a base to judge: reading, imitation, contrast."""
 
     pairs: Path | None = None  # .jsonl of data.build; default: pairs of the demo writers
     validation: Path | None = None  # pairs to validate on; default: a tenth of the writers
-    # go on from this one, "default" is that of the base: its base, 4 bits, rank and style stay
+    # go on from this one, "default" is that of the base: its base, 4 bits, rank and reading stay
     adapter: str | None = None
     out: Path = Path("runs/sft")  # folder of the run
     resume: bool = False  # go on from the last checkpoint in --out
@@ -72,63 +72,79 @@ class Config:
     seed: int = 0  # same seed, same run
     # The preset has a value for each of these:
     steps: int | None = None  # of imitation and contrast
-    warmup_steps: int | None = None  # of style before
+    reading_steps: int | None = None  # of reading before
     batch_pairs: int | None = None  # pairs a step
     budget: int | None = None  # packed tokens in a micro-batch: lower it when memory runs out
     dtype: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # fp16 with loss scaling
     nf4: bool | None = None  # the matrices of the base in 4 bits
     recompute: bool | None = None  # compute each block again in its backward: less memory
-    style_from: Path | None = None  # a style adapter to use as it is; default: that in --adapter
-    fused: int = 1000  # pairs on which all instruments are weighed into a chance to show; 0: no
-    writers: int = 16  # a step of style, of one domain where it has so many
+    reading_from: Path | None = None  # a folder to read with as it is; default: that in --adapter
+    fused: int = 200  # pairs on which all features are weighed into a chance to show; 0: no
+    writers: int = 8  # a step of reading, of one domain where it has so many
+    candidate_tokens: int = 112  # of each candidate in a step of reading
+    reading_lr: float = 1e-3
     eval_every: int = 50  # steps between validations; 0: before and after only
     eval_pairs: int = 40  # validation pairs
     save_every: int = 10  # steps between checkpoints
     keep_last: int = 2  # checkpoints to keep, beside the best
     lora: LoraConfig = field(default_factory=LoraConfig)  # of a new adapter
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3))  # 7B: 2e-4
-    style: StyleConfig = field(default_factory=StyleConfig)
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
     examples: ExamplesConfig = field(default_factory=ExamplesConfig)
     weight: SftWeights = field(default_factory=SftWeights)
 
 
-def learn_style(
-    config: Config, preset: Preset, model: Model, data: SftData, run: Run, style_from: Path | None
-) -> Style:
-    """The first loop: contrast of pooled states among the writers of a step."""
-    if style_from is not None:
-        style = Style.load(style_from, model)
-    else:
-        lora = similarity.adapter(model, config.lora, config.style, config.seed)
-        style = Style(model, lora, config.style)
-    if run.resumed is not None and not run.resumed_in("style"):  # it has been learned
-        style.lora.load_tensors(run.resumed["adapters"]["style"])
-        style.lora.freeze()
-        return style.measured(run.resumed["style"])
-    if style_from is None:
-        texts = data.usual_texts()
-        style.standardise(texts)
-        learner = Learner(run, "style", model, style.lora, config.optim)
-        run.start_clock()
-        for step in range(learner.first_step, preset.warmup_steps):
-            batch = data.style_batch(step, config.writers, config.style.tokens)
-            with memory_guard("lower --writers or --style.tokens, or give --recompute True"):
-                drawn = (batch.exemplars, batch.candidates, batch.negatives)
-                loss, accuracy = similarity.batch_loss(
-                    model, *drawn, config.style, style.standard, preset.recompute
-                )
-                learner.backward(loss, batch.authors)
-            lr = learning_rate(step, preset.warmup_steps, config.optim)
-            numbers = {"loss_style": float(loss.detach()), "accuracy": float(accuracy), "lr": lr}
-            numbers["gradient_norm"] = learner.update(lr)
-            run.finish_step(step + 1, learner, numbers, batch.tokens)
-        style.lora.off(model)
-        style.lora.freeze()
-        run.note("style: measuring how alike strangers are")
-        style.standardise(texts)
-        style.quantiles = similarity.strangers_quantiles(data.stranger_similarities(style))
-    data.fit_fusion(style, config.fused, run)
-    return style
+def learn_to_read(
+    config: Config,
+    preset: Preset,
+    data: SftData,
+    reading: Reading,
+    held_out: Sequence[Pair],
+    run: Run,
+) -> None:
+    """The first loop: writers of one domain, each of whom must find their own text."""
+    model, lora, resumed = reading.model, reading.lora, run.resumed
+    assert lora is not None, "there is no adapter to train"
+    if resumed is not None and not run.resumed_in("reading"):  # it has been learned
+        lora.load_tensors(resumed["adapters"]["reading"])
+        lora.freeze()
+        reading.measured(resumed["reading"])
+        return
+    source = WriterSource(
+        data.pairs, reading.tokenizer, config.reading, config.candidate_tokens, config.seed
+    )
+    learner = Learner(run, "reading", model, lora, replace(config.optim, lr=config.reading_lr))
+    if not learner.first_step:
+        validation_of_reading(reading, held_out, run, 0)
+    run.start_clock()
+    for step in range(learner.first_step, preset.reading_steps):
+        writers = source.writers(step, config.writers)
+        with memory_guard("lower --budget, or give --recompute True"):
+            loss, right, tokens = contrast.gradient(
+                learner, writers, preset, config.reading.temperature
+            )
+        lr = learning_rate(step, preset.reading_steps, learner.config)
+        numbers = {"loss_reading": loss, "accuracy": right, "lr": lr}
+        numbers["gradient_norm"] = learner.update(lr)
+        done = step + 1
+        if done == preset.reading_steps or (config.eval_every and done % config.eval_every == 0):
+            numbers |= validation_of_reading(reading, held_out, run, done)
+        run.finish_step(done, learner, numbers, tokens)
+    lora.off(model)
+    lora.freeze()
+    run.note("reading: measuring how near strangers come")
+    reading.quantiles = data.stranger_scores(reading)
+
+
+def validation_of_reading(
+    reading: Reading, pairs: Sequence[Pair], run: Run, step: int
+) -> dict[str, float]:
+    """How often reading alone is right about validation pairs, for the log."""
+    shares = reading_shares(reading, pairs)
+    if shares:
+        listed = ", ".join(f"{share:.1%} of {name}" for name, share in shares.items())
+        run.note(f"after {step} steps reading is right about {listed}")
+    return {f"validation_{name}": share for name, share in shares.items()}
 
 
 def learn_to_judge(
@@ -136,16 +152,17 @@ def learn_to_judge(
     preset: Preset,
     learner: Learner,
     data: SftData,
-    style: Style,
+    reading: Reading,
     validation: ValidationSet,
 ) -> list[Metrics]:
     """The second loop: imitation and contrast. The metrics of all validations."""
     run, history = learner.run, list[dict[str, Any]]()
-    facts: dict[str, Any] = {"style": style.facts(), "validation": history, "score": None}
+    assert reading.lora is not None, "reading has an adapter"
+    facts: dict[str, Any] = {"reading": reading.facts(), "validation": history, "score": None}
 
     def validate(step: int) -> Metrics:
         metrics, page = validation.evaluate(learner.model, preset)
-        run.write_replies(preset.warmup_steps + step, page)
+        run.write_replies(preset.reading_steps + step, page)
         run.note(f"after {step} steps: {metrics.summary()}")
         history.append(asdict(metrics))
         return metrics
@@ -167,8 +184,8 @@ def learn_to_judge(
             numbers |= metrics.numbers()
             facts["score"] = metrics.accuracy if metrics.pairs else None
         tokens = sum(tree.tokens for tree in trees)
-        number = preset.warmup_steps + done
-        run.finish_step(number, learner, numbers, tokens, facts, {"style": style.lora})
+        number = preset.reading_steps + done
+        run.finish_step(number, learner, numbers, tokens, facts, {"reading": reading.lora})
     return [Metrics(**record) for record in history]
 
 
@@ -190,15 +207,15 @@ def gradient(
 
 
 def main(config: Config) -> None:
-    """Set up, learn style, learn to judge, save."""
+    """Set up, learn to read, learn to judge, save."""
     check_numbers(vars(config), {"eval_every": 0, "eval_pairs": 0, "writers": 2, "fused": 0})
     check_out(config.out, config.resume, config.overwrite)
     folder, settings = setup.find_adapter(config.adapter, config.base)
     config = replace(config, **setup.defaults_from(settings, config.base, config.nf4, config.dtype))
-    style_from = setup.style_folder(config.style_from, folder, settings)
+    reading_from = setup.reading_folder(config.reading_from, folder, settings)
     device = device_of(config.device)
     preset = setup.preset_of(config.preset, device, asdict(config))
-    preset = replace(preset, warmup_steps=0 if style_from is not None else preset.warmup_steps)
+    preset = replace(preset, reading_steps=0 if reading_from else preset.reading_steps)
     base = resolve(config.base, lambda line: print(line, file=sys.stderr))
     tiny = setup.is_random(config.preset, config.base)
     notes = [setup.check_base(settings, folder, base, tiny)]
@@ -221,29 +238,35 @@ def main(config: Config) -> None:
     config = replace(
         config, lora=lora.config if lora else config.lora, optim=optim, examples=examples
     )
-    adapters = [fingerprint(path) for path in (folder, style_from) if path is not None]
+    adapters = [fingerprint(path) for path in (folder, reading_from) if path is not None]
     texts = digest([*train, *held_out])
     resolved = asdict(config) | asdict(preset) | {"texts": texts, "adapters": adapters}
-    with Run(config, resolved, preset.warmup_steps + preset.steps, device) as run:
+    with Run(config, resolved, preset.reading_steps + preset.steps, device) as run:
         run.note(
             f"{config.base} with {folder or 'a new adapter'} on {device}, "
             f"{'NF4 and ' * preset.nf4}{model.norm.weight.dtype}; {len(train):,} pairs to train "
-            f"on, {len(held_out):,} to validate on; steps: {preset.warmup_steps} of style, "
+            f"on, {len(held_out):,} to validate on; steps: {preset.reading_steps} of reading, "
             f"{preset.steps} of {preset.batch_pairs} pairs"
         )
         run.note(memory_note(model.config, config.lora.rank, preset, model.norm.weight.itemsize))
-        style = learn_style(config, preset, model, data, run, style_from)
-        data.show(style)
+        if reading_from is not None:
+            reading = Reading.load(reading_from, model, tokenizer)
+        else:
+            reader = Lora(model, config.lora, config.seed)
+            reading = Reading(model, tokenizer, config.reading, demo_cohort(), reader)
+            learn_to_read(config, preset, data, reading, held_out[: config.eval_pairs], run)
+        data.fit_fusion(reading, config.fused, run)
+        data.show(reading)
         lora = lora or Lora(model, config.lora, config.seed + 1)
         learner = Learner(run, "judge", model, lora, config.optim)
         validation = ValidationSet(
             held_out[: config.eval_pairs], tokenizer, examples, config.seed, data.style_evidence
         )
-        history = learn_to_judge(config, preset, learner, data, style, validation)
+        history = learn_to_judge(config, preset, learner, data, reading, validation)
 
     evidence = examples.evidence
     settings = setup.adapter_settings(config.base, base, model, tiny, evidence, evidence)
-    best = save_final(run, "judge", settings, lora, style)
+    best = save_final(run, "judge", settings, lora, reading)
     if data.left_out:
         print(f"left out: {data.left_out} pairs longer than --examples.longest {longest}")
     print(f"\nbefore: {history[0].summary()}\nafter:  {history[-1].summary()}\n{best}")

@@ -33,7 +33,7 @@ from typing import Any
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
-from data.corpus import Corpus, Piece, read_corpora, split_corpora
+from data.corpus import Corpus, Piece, cut, read_corpora, split_corpora
 from data.proposals import Proposal, Rejection, Taken, check_set, fault, pair_and_twin
 from nanopersrm import InputError, __version__
 from nanopersrm.command import exit_code
@@ -44,6 +44,7 @@ from nanopersrm.pairs import KINDS, SPLITS, Pair, write
 MODEL_KINDS = ("style_randomization", "style_mimicking")  # seconds a text, so there is a limit
 HELD_OUT = ("court_opinions", "british_novels")  # by default, where both are there
 MOST_EXEMPLARS = 16
+COHORT_WORDS = 110  # of a text
 CHUNK = 64  # proposals
 PATIENCE, LEAST = 10, 7  # give up when so many chunks together gave fewer twin pairs: about 1 %
 DEMO = Path(__file__).parent / "demo"
@@ -264,6 +265,13 @@ def demo_pairs(
     recipe = Recipe(tuple(kinds), counts, counts, (1, 3), seed, reuse=10)
     sets, _ = build_sets(split_corpora(read_corpora(DEMO), seed), recipe)
     return [pair for split in SPLITS for pair in sets[split]]
+
+
+def demo_cohort() -> list[str]:
+    """A short text by each of the invented writers: other people, to read a candidate after."""
+    first = {piece.author: piece.text for piece in reversed(read_corpora(DEMO))}
+    rng = random.Random(0)
+    return [cut(first[author], COHORT_WORDS, rng) for author in sorted(first)]
 
 
 def held_out(pieces: Sequence[Piece], domains: tuple[str, ...] | None) -> tuple[str, ...]:

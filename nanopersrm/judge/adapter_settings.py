@@ -2,7 +2,7 @@
 
     adapter_config.json  adapter_model.safetensors    the judge adapter, in PEFT's format
     judge.json                                        what it was trained on, and for
-    style/                                            the style adapter, see `similarity.py`
+    reading/                                          the adapter that reads, see `reading.py`
 
 An adapter is a correction to one base, and judges nonsense on another of the same shape. So the
 base is named here, with the SHA-256 of its weights, and whether it was in 4 bits (`nf4`), whose
@@ -23,7 +23,7 @@ from nanopersrm.model.base import DEFAULT_BASE, Base, read_json
 from nanopersrm.pairs import validate
 
 FILE, CONFIG = "judge.json", "adapter_config.json"
-PARTS = (CONFIG, "adapter_model.safetensors", FILE, "style/*")  # of the folder
+PARTS = (CONFIG, "adapter_model.safetensors", FILE, "reading/*")  # of the folder
 SHIPPED = Path(__file__).parent / "adapter"  # trained with this project, for the default base
 DEFAULT, NONE = "default", "none"  # instead of a folder
 
@@ -42,7 +42,7 @@ class AdapterSettings:
     dtype: Text  # that it was computed in: bf16, fp16 or fp32
     evidence: Flag  # the prompts had a measured block
     form: Literal["pointwise", "pairwise", "both"]
-    style: Flag  # the measured block had what trained instruments say (`similarity.py`)
+    reading: Flag  # the measured block had what reading says (`style/reading.py`)
     # What log-odds of pointwise preferences are multiplied by, so that they are true to the record:
     sharpness: Factor = 1.0  # of a judge that scores at once
     sharpness_reasoned: Factor = 1.0  # of one that reasons before

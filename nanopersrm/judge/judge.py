@@ -11,8 +11,8 @@ calls (`PrefixCache`).
 
 What the reasoning puts in double quotes is copied from the texts (`verbatim.py`). What it claims is
 measured again, and what is not so is listed beside it (`claims.py`). An adapter works beside the
-weights and is never merged into them. A style adapter in the same folder adds its style evidence to
-the measured block (`similarity.py`).
+weights and is never merged into them. The reading in the same folder (`style/reading.py`) adds its
+evidence to the measured block.
 """
 
 import threading
@@ -29,43 +29,15 @@ from nanopersrm.judge.reply import FORCED_ROOM, Answer, answer
 from nanopersrm.model import weights
 from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.lora import load_lora
-from nanopersrm.model.sampler import SHARED_LEAST, Prefix, common_prefix, prefill
+from nanopersrm.model.sampler import PrefixCache, common_prefix
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import device_of, dtype_of
 from nanopersrm.style.profile import StyleEvidence, measured_block
-from nanopersrm.style.similarity import Style, cosines, probabilities, style_evidence_fn
+from nanopersrm.style.reading import Reading, probabilities, style_evidence_fn
 
 ROWS_AT_ONCE = 32  # replies in one batch: bounds memory, and more is hardly faster
-PREFIXES = 4  # writers whose keys and values are kept
 UNTRAINED = "this base has not been trained to judge: its scores do not tell who wrote what"
-
-
-class PrefixCache:
-    """Keys and values of what prompts about the last few writers begin with, the latest at the end.
-
-    A token has a key and a value in each layer: 23,040 bytes for SmolLM2-135M in 16 bits. All
-    together hold no more tokens than one context.
-    """
-
-    def __init__(self, model: Model):
-        self.model, self.kept = model, list[Prefix]()
-
-    def prefix_of(self, ids: list[int]) -> Prefix | None:
-        """Kept or computed; None for one too short to be worth a level of the tree."""
-        if len(ids) < SHARED_LEAST:
-            return None
-        prefix = next((prefix for prefix in self.kept if prefix.ids == ids), None)
-        if prefix is not None:
-            self.kept.remove(prefix)
-        else:
-            context = self.model.config.context
-            self.kept = self.kept[-(PREFIXES - 1) :]  # room is made before it is computed
-            while self.kept and sum(len(old.ids) for old in self.kept) > context - len(ids):
-                del self.kept[0]
-            prefix = prefill(self.model, ids)
-        self.kept.append(prefix)
-        return prefix
 
 
 class Judge:
@@ -80,11 +52,11 @@ class Judge:
         model: Model,
         tokenizer: Tokenizer,
         trained: bool = False,
-        style: Style | None = None,
+        reading: Reading | None = None,
         settings: AdapterSettings | None = None,
         notes: Sequence[str] = (),
     ):
-        self.model, self.tokenizer, self.trained, self.style = model, tokenizer, trained, style
+        self.model, self.tokenizer, self.trained, self.reading = model, tokenizer, trained, reading
         self.settings = settings  # what the adapter's judge.json says
         self.notes = [*notes] if trained else [UNTRAINED, *notes]  # of every judgement
         self.lock = threading.Lock()
@@ -114,12 +86,12 @@ class Judge:
         if tokenizer.vocab_size > model.config.V:
             sizes = f"{model.config.V} ids, as the model knows, got {tokenizer.vocab_size}"
             raise InputError(f"{source.path}: expected a tokenizer of at most {sizes}")
-        style, notes = None, [note] if note else []
+        reading, notes = None, [note] if note else []
         if folder is not None:
             load_lora(folder, model).freeze().on(model)
-            if (folder / "style").is_dir() or (settings is not None and settings.style):
-                style = Style.load(folder / "style", model)
-        return Judge(model.pack(), tokenizer, folder is not None, style, settings, notes)
+            if (folder / "reading").is_dir() or (settings is not None and settings.reading):
+                reading = Reading.load(folder / "reading", model, tokenizer)
+        return Judge(model.pack(), tokenizer, folder is not None, reading, settings, notes)
 
     def judge(
         self,
@@ -216,20 +188,15 @@ class Judge:
             measured=None if chances is None else [chances[i] for i in index],
         )
 
-    def style_similarities(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
-        """The cosine of each text with the writer of the exemplars, see `similarity.py`."""
-        assert self.style is not None, "this judge has no style adapter"
-        return cosines(self.tokenizer, self.style)(exemplars, texts)
-
     def style_evidence(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
-        """What the trained instruments say of each text, see `similarity.py`."""
-        assert self.style is not None, "this judge has no style adapter"
-        return style_evidence_fn(self.tokenizer, self.style)(exemplars, texts)
+        """What the trained instruments say of each text, see `reading.py`."""
+        assert self.reading is not None, "this judge has no reading"
+        return style_evidence_fn(self.reading)(exemplars, texts)
 
     def shows_style(self) -> bool:
-        """Whether prompts have style evidence: unless the adapter was trained without."""
-        wanted = self.settings is None or self.settings.style
-        return wanted and self.style is not None and bool(self.style.quantiles)
+        """Whether prompts have what reading says: unless the adapter was trained without."""
+        wanted = self.settings is None or self.settings.reading
+        return wanted and self.reading is not None and bool(self.reading.quantiles)
 
     def _notes(
         self, candidates: Sequence[str], question: str | None, config: JudgeConfig

@@ -120,13 +120,17 @@ class KVCache:
         self.levels.append(Level(keys, values, tuple(parents)))
         return self.levels[-1]
 
-    def branch(self, root_length: int) -> "KVCache":
-        """A tree that reads the first tokens of this one's root and grows on its own."""
+    def branch(self, root_length: int | None = None) -> "KVCache":
+        """A tree that reads the roots of this one and grows on its own.
+
+        root_length: of a single root only the first so many tokens.
+        """
         heads, root = self.group * self.kv_heads, self.levels[0]
-        assert root.lengths[0] >= root_length, f"{root_length} of {root.lengths[0]} tokens"
+        lengths = list(root.lengths) if root_length is None else [root_length]
+        assert root_length is None or root.lengths[0] >= root_length, f"{lengths} of {root.lengths}"
         tree = KVCache(self.layers, heads, self.kv_heads, self.width, self.like)
         tree.levels = [Level(root.keys, root.values, root.parents)]
-        tree.levels[0].lengths = [root_length]
+        tree.levels[0].lengths = lengths
         return tree
 
     def room(self) -> int:

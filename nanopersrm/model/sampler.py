@@ -29,6 +29,7 @@ from nanopersrm.model.cache import KVCache
 from nanopersrm.model.transformer import Model
 
 SHARED_LEAST = 16  # a shorter common prefix is not worth a level of its own
+PREFIXES = 4  # texts whose keys and values a `PrefixCache` keeps
 PREFILL = 8192  # tokens of prompts in one forward, or one prompt ...
 PREFILL_BYTES = 1 << 28  # ... and fewer where a block would hold more bytes: 1,885 in a 7B base
 
@@ -301,6 +302,33 @@ def _extend(model: Model, cache: KVCache, ids: list[int]) -> None:
     """A new level of one node that holds `ids`."""
     cache.grow([0], len(ids))
     model(torch.tensor(ids, device=model.device), cache.step([len(ids)]))
+
+
+class PrefixCache:
+    """Keys and values of the last few texts that prompts begin with, the latest at the end.
+
+    A token has a key and a value in each layer: 23,040 bytes for SmolLM2-135M in 16 bits. All
+    together hold no more tokens than one context.
+    """
+
+    def __init__(self, model: Model):
+        self.model, self.kept = model, list[Prefix]()
+
+    def prefix_of(self, ids: list[int]) -> Prefix | None:
+        """Kept or computed; None for one too short to be worth a level of the tree."""
+        if len(ids) < SHARED_LEAST:
+            return None
+        prefix = next((prefix for prefix in self.kept if prefix.ids == ids), None)
+        if prefix is not None:
+            self.kept.remove(prefix)
+        else:
+            context = self.model.config.context
+            self.kept = self.kept[-(PREFIXES - 1) :]  # room is made before it is computed
+            while self.kept and sum(len(old.ids) for old in self.kept) > context - len(ids):
+                del self.kept[0]
+            prefix = prefill(self.model, ids)
+        self.kept.append(prefix)
+        return prefix
 
 
 def sample(

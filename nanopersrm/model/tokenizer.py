@@ -124,6 +124,16 @@ class Tokenizer:
         # In some vocabularies the unknown token is a control token; a text still never makes one.
         return [i for i in ids if i not in self.special_ids]
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """`encode`, and the characters start to end of the text that each id stands for."""
+        encoding = self._backend.encode(_valid(text), add_special_tokens=False)
+        kept = [
+            (i, span)
+            for i, span in zip(encoding.ids, encoding.offsets, strict=True)
+            if i not in self.special_ids
+        ]
+        return [i for i, _ in kept], [span for _, span in kept]
+
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of some ids; control tokens are dropped, or with `special` written out."""
         return self._backend.decode(list(ids), skip_special_tokens=not special)

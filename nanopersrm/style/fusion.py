@@ -1,8 +1,8 @@
 """Fusion: all instruments in one number, the probability that a text is by the writer.
 
 Each instrument gives a distance between exemplars and candidate: |z difference| of each factor
-(`profile.py`), minus the character n-gram similarity and, with a model at hand, minus the cosine of
-pooled states (`similarity.py`). A regression on training pairs says how much each is worth:
+(`profile.py`), minus the character n-gram similarity and, with a model at hand, minus what reading
+gives (`reading.py`). A regression on training pairs says how much each is worth:
 
     s(candidate)  = - Σ w · distance       w by logistic regression on s(chosen) - s(rejected)
     probability   = σ(a · s + b)           a, b on chosen and rejected texts one by one
@@ -40,9 +40,9 @@ from nanopersrm.style.features import FACTORS
 from nanopersrm.style.profile import measured, ngram_similarity, reference
 
 FACTOR_NAMES = tuple(factor.name for factor in FACTORS)
-NGRAMS, STYLE = "n-grams", "style"  # beside the factors
-INSTRUMENTS = {*FACTOR_NAMES, NGRAMS, STYLE}
-LEAST_UNIT = 1e-9  # of cosines that are all the same
+NGRAMS, READING = "n-grams", "reading"  # beside the factors
+INSTRUMENTS = {*FACTOR_NAMES, NGRAMS, READING}
+LEAST_UNIT = 1e-9  # of scores that are all the same
 FOLDS = 5
 GUESS = math.log(2)  # nats a pair
 STEPS = 100  # of Newton, at most; 5 to 10 are usual
@@ -51,8 +51,8 @@ CLOSE = 1e-9  # a step this small ends the fit
 Array = NDArray[np.float64]
 Number = Annotated[float, Strict(), AllowInfNan(False)]
 ByInstrument = Annotated[dict[str, Number], Field(min_length=1)]
-# (exemplars, texts) -> the cosine of each text with the writer
-Cosines = Callable[[Sequence[str], Sequence[str]], list[float]]
+# (exemplars, texts) -> the reading of each text
+Readings = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class Fusion:
         """The fusion that was fitted without this writer of the training pairs."""
         return self.folds[fold_of(writer)] if self.folds else self
 
-    def score(self, exemplars: Sequence[str], text: str, cosine: float | None = None) -> float:
-        """s of the docstring. cosine: of the style similarity; None: not measured."""
-        distances = _distances(exemplars, text, cosine)
+    def score(self, exemplars: Sequence[str], text: str, reading: float | None = None) -> float:
+        """s of the docstring. reading: None where it was not measured."""
+        distances = _distances(exemplars, text, reading)
         distances = {
             k: d if math.isfinite(d) else self.means.get(k, d) for k, d in distances.items()
         }
@@ -92,12 +92,12 @@ class Fusion:
         return max(1.0, min(99.0, 100.0 * p))
 
     def probabilities(
-        self, exemplars: Sequence[str], texts: Sequence[str], cosines: Sequence[float]
+        self, exemplars: Sequence[str], texts: Sequence[str], readings: Sequence[float]
     ) -> list[float]:
         """Of each text, in percent."""
         return [
-            self.probability(self.score(exemplars, text, cosine))
-            for text, cosine in zip(texts, cosines, strict=True)
+            self.probability(self.score(exemplars, text, reading))
+            for text, reading in zip(texts, readings, strict=True)
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -113,16 +113,16 @@ def fold_of(writer: str) -> int:
     return hashlib.sha256(writer.encode()).digest()[0] % FOLDS
 
 
-def fit(pairs: Sequence[Pair], cosines: Cosines | None = None) -> Fusion:
-    """Weigh the instruments on training pairs; with `cosines` the style similarity is one."""
+def fit(pairs: Sequence[Pair], readings: Readings | None = None) -> Fusion:
+    """Weigh the instruments on training pairs; with `readings` the reading is one."""
     assert pairs, "expected training pairs"
-    names = [*FACTOR_NAMES, NGRAMS, *([STYLE] if cosines is not None else [])]
+    names = [*FACTOR_NAMES, NGRAMS, *([READING] if readings is not None else [])]
     table = np.empty((len(pairs), 2, len(names)))  # of chosen and rejected
     for i, pair in enumerate(pairs):
         texts = [pair.chosen, pair.rejected]
-        alike = [None, None] if cosines is None else cosines(pair.exemplars, texts)
-        for side, (text, cosine) in enumerate(zip(texts, alike, strict=True)):
-            distances = _distances(pair.exemplars, text, cosine)
+        read = [None, None] if readings is None else readings(pair.exemplars, texts)
+        for side, (text, reading) in enumerate(zip(texts, read, strict=True)):
+            distances = _distances(pair.exemplars, text, reading)
             table[i, side] = [distances[name] for name in names]
     authors = {pair.id: pair.author for pair in pairs}
     fold = np.array([fold_of(pair.author) for pair in pairs])  # (pairs,)
@@ -157,11 +157,11 @@ def weigh(table: Array) -> tuple[Array, Array]:
     means = np.where(known, table, 0.0).sum((0, 1)) / np.maximum(known.sum((0, 1)), 1)  # (k,)
     table = np.where(known, table, means)
     gaps = table[:, 1] - table[:, 0]  # (pairs, k)
-    # z is in units already; of cosines the ridge must not see how small they are.
+    # z is in units already; of scores the ridge must not see how small they are.
     unit = np.ones(table.shape[-1])
-    cosine_like = slice(len(FACTOR_NAMES), None)
+    score_like = slice(len(FACTOR_NAMES), None)
     if len(gaps):
-        unit[cosine_like] = np.maximum(np.sqrt((gaps[:, cosine_like] ** 2).mean(0)), LEAST_UNIT)
+        unit[score_like] = np.maximum(np.sqrt((gaps[:, score_like] ** 2).mean(0)), LEAST_UNIT)
     return logistic(gaps / unit) / unit, means
 
 
@@ -201,9 +201,9 @@ def factor_distances(exemplars: Sequence[str], candidate: str) -> list[float]:
     return distances
 
 
-def _distances(exemplars: Sequence[str], text: str, cosine: float | None) -> dict[str, float]:
+def _distances(exemplars: Sequence[str], text: str, reading: float | None) -> dict[str, float]:
     """By instrument; NaN where it cannot be measured."""
     distances = dict(zip(FACTOR_NAMES, factor_distances(exemplars, text), strict=True))
     distances[NGRAMS] = -ngram_similarity(exemplars, text)
-    distances[STYLE] = math.nan if cosine is None else -cosine
+    distances[READING] = math.nan if reading is None else -reading
     return distances

@@ -27,7 +27,7 @@ from nanopersrm import InputError
 from nanopersrm.model.transformer import ModelConfig
 
 # Settings that are numbers from 1.
-SIZES = ("steps", "warmup_steps", "batch_pairs", "budget", "rows", "cache_mb", "reply")
+SIZES = ("steps", "reading_steps", "batch_pairs", "budget", "rows", "cache_mb", "reply")
 NF4_BYTES = 0.516  # a weight
 
 
@@ -44,7 +44,7 @@ class Preset:
     chunk_mb: int  # logits that exist at a time
     card_gb: float | None  # memory of the card; None: not a card
     steps: int  # of imitation and contrast
-    warmup_steps: int  # of style before
+    reading_steps: int  # of reading before
     batch_pairs: int  # pairs a step
     # of reinforcement:
     rft_steps: int
@@ -57,17 +57,17 @@ class Preset:
 
 
 CARD = Preset(
-    True, "auto", 8192, True, False, False, 512, 24.0, steps=600, warmup_steps=150, batch_pairs=32,
+    True, "auto", 8192, True, False, False, 512, 24.0, steps=600, reading_steps=150, batch_pairs=32,
     rft_steps=300, twin_pairs=8, at_once=0, group=8, rows=128, cache_mb=3584, reply=256,
 )  # fmt: skip
 TIGHT = replace(CARD, eight_bit=True, host_embedding=True)
 PRESETS = {
     "tiny": Preset(
-        False, "fp32", 2048, False, False, False, 16, None, steps=6, warmup_steps=3, batch_pairs=2,
+        False, "fp32", 2048, False, False, False, 16, None, steps=6, reading_steps=3, batch_pairs=2,
         rft_steps=4, twin_pairs=1, at_once=0, group=3, rows=6, cache_mb=1024, reply=48,
     ),
     "cpu": Preset(
-        False, "auto", 4096, False, False, False, 64, None, steps=40, warmup_steps=10,
+        False, "auto", 4096, False, False, False, 64, None, steps=40, reading_steps=10,
         batch_pairs=2,
         rft_steps=10, twin_pairs=1, at_once=0, group=8, rows=32, cache_mb=1024, reply=160,
     ),

@@ -41,7 +41,7 @@ from nanopersrm.model.sampler import Decoder, SamplingConfig, prompt_tree, sampl
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.pairs import Pair, twin_pairs
-from nanopersrm.style.similarity import StyleEvidenceFn
+from nanopersrm.style.reading import StyleEvidenceFn
 from nanopersrm.train.grpo import ScoreDigits
 from nanopersrm.train.packing import Branch, PrefixTree, build_trees
 from nanopersrm.train.sft_data import ExamplesConfig, prompts_of, stripped

@@ -21,7 +21,7 @@ from nanopersrm.model.lora import Lora, LoraConfig, load_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import dtype_of
-from nanopersrm.style.similarity import Style, StyleEvidenceFn, style_evidence_fn
+from nanopersrm.style.reading import Reading, StyleEvidenceFn, style_evidence_fn
 from nanopersrm.train.presets import Preset, preset_for, resolve_preset
 
 TINY = {  # sizes of the random model
@@ -58,7 +58,7 @@ def load_model(base: Base, preset: Preset, device: torch.device, seed: int, tiny
 
 
 def adapter_settings(
-    base_name: str, base: Base, model: Model, tiny: bool, evidence: bool, style: bool
+    base_name: str, base: Base, model: Model, tiny: bool, evidence: bool, reading: bool
 ) -> AdapterSettings:
     """The judge.json of an adapter; base_name: as the base was named on the command line."""
     kinds = {kind: name for name, kind in weights.DTYPES.items()}
@@ -71,7 +71,7 @@ def adapter_settings(
         dtype=kinds[model.norm.weight.dtype],
         evidence=evidence,
         form="pointwise",
-        style=style,
+        reading=reading,
     )
 
 
@@ -141,31 +141,31 @@ def load_adapter(folder: Path, model: Model, config: LoraConfig) -> Lora:
     return lora
 
 
-def style_folder(
-    style_from: Path | None, folder: Path | None, settings: AdapterSettings | None
+def reading_folder(
+    reading_from: Path | None, folder: Path | None, settings: AdapterSettings | None
 ) -> Path | None:
-    """Of the style adapter to use as it is: the one that is named, or that beside the adapter."""
-    if style_from is None and folder is not None and (folder / "style").is_dir():
-        return folder / "style"
-    if settings is not None and settings.style and style_from is None:
-        raise InputError(f"{folder}: expected the folder style, as judge.json says")
-    return style_from
+    """Of the reading to use as it is: the one that is named, or that beside the adapter."""
+    if reading_from is None and folder is not None and (folder / "reading").is_dir():
+        return folder / "reading"
+    if settings is not None and settings.reading and reading_from is None:
+        raise InputError(f"{folder}: expected the folder reading, as judge.json says")
+    return reading_from
 
 
-def load_style(
+def load_reading(
     folder: Path | None,
     settings: AdapterSettings | None,
     model: Model,
     tokenizer: Tokenizer,
     authors: Mapping[tuple[str, ...], str],
-) -> tuple[Style | None, StyleEvidenceFn | None]:
-    """The style adapter beside an adapter, and its evidence where the prompts show that; `authors`
-    of exemplars."""
-    if folder is None or not (folder / "style").is_dir():
+) -> tuple[Reading | None, StyleEvidenceFn | None]:
+    """The reading beside an adapter, and its evidence where the prompts show that; `authors` of
+    exemplars."""
+    if folder is None or not (folder / "reading").is_dir():
         return None, None
-    style = Style.load(folder / "style", model)
-    shows = bool(style.quantiles) and (settings is None or settings.style)
-    return style, style_evidence_fn(tokenizer, style, authors) if shows else None
+    reading = Reading.load(folder / "reading", model, tokenizer)
+    shows = bool(reading.quantiles) and (settings is None or settings.reading)
+    return reading, style_evidence_fn(reading, authors) if shows else None
 
 
 def judge_command(folder: Path, base: str, tiny: bool) -> str:

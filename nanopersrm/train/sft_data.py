@@ -4,14 +4,13 @@ Step s takes the pairs s * b up to (s + 1) * b of an endless row of epochs. All 
 follows from the seed and the number of the step, so a run that is interrupted goes on with what it
 would have seen.
 
-From a pair (exemplars of a writer, `chosen` by them, `rejected` not) three things are learned:
+From a pair (exemplars of a writer, `chosen` by them, `rejected` not) two things are learned:
 
     imitation   the prompt that the judge would see, and a reply of `replies.py` to write after it
     contrast    the prompts of the chosen text, the rejected one and texts of other writers, each up
                 to "<scores>A=", where the chosen text must get the highest digit
-    style       one exemplar and one more text by each of 16 writers, for `style/similarity.py`
 
-The first two share one tree (`packing.build_tree`): the exemplars once, under them each candidate,
+Both share one tree (`packing.build_tree`): the exemplars once, under them each candidate,
 under the candidate its reply and its score line.
 
 A reply is spelt as the judge would meet it, piece by piece, never as one text:
@@ -28,28 +27,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from nanopersrm import InputError
 from nanopersrm.judge import verdict
 from nanopersrm.judge.prompts import prompt_ids
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.pairs import Pair, read, twin_pairs
 from nanopersrm.style import fusion
-from nanopersrm.style.fusion import GUESS, Cosines
+from nanopersrm.style.fusion import GUESS
 from nanopersrm.style.profile import measured_block
-from nanopersrm.style.similarity import Style, StyleEvidenceFn, style_evidence_fn, writer_of
+from nanopersrm.style.reading import (
+    Reading,
+    StyleEvidenceFn,
+    quantiles_of,
+    style_evidence_fn,
+)
 from nanopersrm.train.packing import Branch, PrefixTree, build_tree
 from nanopersrm.train.replies import ROLES, reply
 from nanopersrm.train.run import Run
 
 PairsByAuthor = dict[str, dict[str, list[Pair]]]  # domain -> author of the exemplars -> their pairs
-HUMAN = "cross_author"  # in pairs of any other kind a rewrite or a model's text is rejected
-STRANGERS = 64  # candidates, and as many writers, whose similarities are measured
-USUAL = 256  # texts on which mean and deviation of the states are measured
-EMBEDDED = 64  # texts embedded between two looks at whether to stop
+STRANGERS = 48  # writers whose texts are read after each other's
 HELD_OUT = 0.1  # share of the writers whose pairs are for validation
-FEWEST = 20  # with fewer pairs of strangers in a domain, strangers of other domains count too
+FEWEST = 20  # with fewer readings within domains, strangers of other domains count too
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,11 @@ class SftData:
         )
         return None if texts is None else build_tree(pair.id, *texts)
 
-    def show(self, style: Style) -> None:
-        """Have prompts show what the style adapter measures, by a fusion that has not seen their
+    def show(self, reading: Reading) -> None:
+        """Have prompts show what reading measures, by a fusion that has not seen their
         writer. An error where then even the pair with the least text is too long."""
         authors = authors_by_exemplars(self.pairs)
-        self.style_evidence = style_evidence_fn(self.tokenizer, style, authors)
+        self.style_evidence = style_evidence_fn(reading, authors)
         shortest = min(
             self.pairs, key=lambda p: sum(map(len, (*p.exemplars, p.chosen, p.rejected)))
         )
@@ -111,111 +110,46 @@ class SftData:
                 f"tokens, found none among {len(self.pairs)}; raise --examples.longest"
             )
 
-    # What the style adapter learns from, and what is measured with it
+    # What reading measures
 
-    def style_batch(self, step: int, writers: int, tokens: int) -> "StyleBatch":
-        """One exemplar and one candidate of each of `writers` authors, cut to `tokens`: of a domain
-        drawn in proportion to its authors, and of others where it has too few."""
-        rng = random.Random(f"{self.seed}/style/{step}")
-        domains = list(self.by_author)
-        first = rng.choices(domains, [len(self.by_author[domain]) for domain in domains])[0]
-        drawn_domain = [(first, author) for author in self.by_author[first]]
-        rest = [(d, author) for d in domains if d != first for author in self.by_author[d]]
-        drawn: dict[str, Pair] = {}
-        for group in (drawn_domain, rest):
-            for domain, author in rng.sample(group, len(group)):
-                if len(drawn) < writers and author not in drawn:
-                    drawn[author] = rng.choice(self.by_author[domain][author])
-        if len(drawn) < 2:
-            raise InputError("pairs: expected at least 2 authors to learn style from, found 1")
-
-        def cut(text: str) -> list[int]:
-            return self.tokenizer.encode(text)[:tokens]
-
-        return StyleBatch(
-            authors=list(drawn),
-            exemplars=[[cut(rng.choice(pair.exemplars))] for pair in drawn.values()],
-            candidates=[cut(pair.chosen) for pair in drawn.values()],
-            negatives=[cut(pair.rejected) for pair in drawn.values() if pair.kind != HUMAN],
-        )
-
-    def usual_texts(self) -> list[list[int]]:
-        """The ids of texts by many writers, for the mean and deviation of the style states."""
-        rng = random.Random(f"{self.seed}/usual")
-        pairs = [p for authors in self.by_author.values() for ps in authors.values() for p in ps]
-        sample = rng.sample(pairs, min(USUAL, len(pairs)))
-        return [self.tokenizer.encode(rng.choice([p.chosen, *p.exemplars])) for p in sample]
-
-    def stranger_similarities(self, style: Style) -> list[float]:
-        """The similarities of writers and texts by others, of the same domain."""
-        rng, encode = random.Random(f"{self.seed}/strangers"), self.tokenizer.encode
+    def stranger_scores(self, reading: Reading) -> tuple[float, ...]:
+        """Quantiles of the readings of texts by others of the writer's domain."""
+        rng = random.Random(f"{self.seed}/strangers")
         sample = [rng.choice(ps) for authors in self.by_author.values() for ps in authors.values()]
         sample = rng.sample(sample, min(STRANGERS, len(sample)))
-        vectors = style.embed([encode(text) for pair in sample for text in pair.exemplars])
-        parts = vectors.split([len(pair.exemplars) for pair in sample])
-        writers = torch.stack([writer_of(part) for part in parts])  # (n, D)
-        candidates = style.embed([encode(pair.chosen) for pair in sample])  # (n, D)
-        cosines = (writers @ candidates.T).tolist()  # (n, n)
-        strangers = [
-            (cosines[i][j], a.domain == b.domain)
-            for i, a in enumerate(sample)
-            for j, b in enumerate(sample)
-            if a.author != b.author
-        ]
-        within = [cosine for cosine, same_domain in strangers if same_domain]
-        return within if len(within) >= FEWEST else [cosine for cosine, _ in strangers]
+        within, across = list[float](), list[float]()
+        for writer in sample:
+            near = [p for p in sample if p.author != writer.author and p.domain == writer.domain]
+            far = [p for p in sample if p.author != writer.author and p.domain != writer.domain]
+            for scores, others in ((within, near), (across, far[:FEWEST])):
+                texts = [other.chosen for other in others]
+                scores += reading.scores(writer.exemplars, texts) if texts else []
+        return quantiles_of(within if len(within) >= FEWEST else within + across)
 
-    def fit_fusion(self, style: Style, count: int, run: Run) -> None:
-        """Weigh all instruments as one on some `count` pairs, where it has not been done: what each
+    def fit_fusion(self, reading: Reading, count: int, run: Run) -> None:
+        """Weigh all features as one on some `count` pairs, where it has not been done: what each
         is worth beside the others. Not used where it is no better than a guess."""
         if not count or not self.config.evidence:
-            style.fusion = None
-        elif style.fusion is not None:
-            run.note("instruments: weighed before, with the style adapter")
+            reading.fusion = None
+        elif reading.fusion is not None:
+            run.note("features: weighed before, with the reading")
         else:
-            run.note(f"instruments: weighing them on {min(count, len(self.pairs)):,} pairs")
+            run.note(f"features: weighing them on {min(count, len(self.pairs)):,} pairs")
             couples, sample = twin_pairs(self.pairs), list[Pair]()
             random.Random(f"{self.seed}/fused").shuffle(couples)
             for couple in couples:
                 sample += couple if len(sample) < count else ()
-            fused = fusion.fit(sample, self._cosines(sample, style, run))
+
+            def readings(exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
+                run.check_signal()
+                return reading.scores(exemplars, texts)
+
+            fused = fusion.fit(sample, readings)
             assert fused.loss is not None, "a fit measures it"
-            style.fusion = fused if fused.loss < GUESS else None
+            reading.fusion = fused if fused.loss < GUESS else None
             run.note(
-                f"instruments: {fused.loss:.2f} nats a pair by other writers, a guess {GUESS:.2f}"
+                f"features: {fused.loss:.2f} nats a pair by other writers, a guess {GUESS:.2f}"
             )
-
-    def _cosines(self, pairs: Sequence[Pair], style: Style, run: Run) -> Cosines:
-        """The style similarities of texts of these pairs, whose vectors are computed packed."""
-        texts = [text for pair in pairs for text in (*pair.exemplars, pair.chosen, pair.rejected)]
-        texts = list(dict.fromkeys(texts))
-        vectors: dict[str, torch.Tensor] = {}  # of each text (D,)
-        for begin in range(0, len(texts), EMBEDDED):
-            run.check_signal()
-            part = texts[begin : begin + EMBEDDED]
-            embedded = style.embed([self.tokenizer.encode(text) for text in part])
-            vectors |= zip(part, embedded, strict=True)
-
-        def cosines(exemplars: Sequence[str], candidates: Sequence[str]) -> list[float]:
-            writer = writer_of(torch.stack([vectors[text] for text in exemplars]))
-            return [float(vectors[text] @ writer) for text in candidates]
-
-        return cosines
-
-
-@dataclass(frozen=True)
-class StyleBatch:
-    """Writers of one step of the style adapter; candidate i is by the writer of exemplars i."""
-
-    authors: list[str]
-    exemplars: list[list[list[int]]]  # of each writer some texts, of each text its ids
-    candidates: list[list[int]]
-    negatives: list[list[int]]  # rewrites, or a model's texts
-
-    @property
-    def tokens(self) -> int:
-        """Of all texts."""
-        return sum(map(len, sum(self.exemplars, [*self.candidates, *self.negatives])))
 
 
 # One pair, `stripped`

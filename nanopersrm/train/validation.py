@@ -13,6 +13,7 @@ Three looks at a model whose adapter is on, always at the same pairs:
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 
@@ -22,8 +23,8 @@ from nanopersrm.judge.reply import FORCED_ROOM, answer
 from nanopersrm.model.sampler import SamplingConfig, sample
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
-from nanopersrm.pairs import Pair
-from nanopersrm.style.similarity import StyleEvidenceFn
+from nanopersrm.pairs import Pair, twin_pairs
+from nanopersrm.style.reading import Reading, StyleEvidenceFn
 from nanopersrm.train.objective import SftWeights, loss_sums
 from nanopersrm.train.packing import batch, build_tree, pack
 from nanopersrm.train.presets import Preset
@@ -187,6 +188,23 @@ class ValidationSet:
             answers += [first for (first,) in answer(model, self.tokenizer, group, 1, config)]
         scores = [verdict.soft_score(reply.digits) for reply in answers]
         return {name: scores[2 * k] > scores[2 * k + 1] for k, name in enumerate(self.reasoned)}
+
+
+def reading_shares(reading: Reading, pairs: Sequence[Pair]) -> dict[str, float]:
+    """How often reading alone is right: "pairs", "twins", and "couples", where the two texts of a
+    couple of twins under both writers' exemplars say who wrote which, without any baseline."""
+    right: dict[str, bool] = {}
+    couples = []
+    for both in twin_pairs(pairs):
+        tables = [reading.read(pair.exemplars, [pair.chosen, pair.rejected]) for pair in both]
+        for pair, (chosen, rejected) in zip(both, tables, strict=True):
+            right[pair.id] = chosen.score > rejected.score
+        if len(both) == 2:
+            couples.append(sum(chosen.gain - rejected.gain for chosen, rejected in tables) > 0)
+    twins = both_right(right, {pair.id: pair.twin for pair in pairs})
+    shares = {"pairs": fmean(right.values())} if right else {}
+    shares |= {} if twins is None else {"twins": twins}
+    return shares | ({"couples": fmean(couples)} if couples else {})
 
 
 def both_right(right: Mapping[str, bool], twins: Mapping[str, str]) -> float | None:

@@ -223,7 +223,7 @@ def main(config: Config) -> None:
     new = LoraConfig()
     lora = setup.load_adapter(folder, model, new) if folder else Lora(model, new, config.seed)
     authors = authors_by_exemplars(train_pairs)
-    style, style_evidence = setup.load_style(folder, settings, model, tokenizer, authors)
+    reading, style_evidence = setup.load_reading(folder, settings, model, tokenizer, authors)
     collector = Collector(model, tokenizer, train_pairs, rollout, style_evidence)
     examples = ExamplesConfig(evidence=evidence, longest=longest)
     few = held_out[: config.eval_pairs]
@@ -246,7 +246,7 @@ def main(config: Config) -> None:
 
     shows_style = style_evidence is not None
     settings = setup.adapter_settings(config.base, base, model, tiny, evidence, shows_style)
-    best = save_final(run, "rft", settings, lora, style)
+    best = save_final(run, "rft", settings, lora, reading)
     print(f"before: {history[0].summary()}\nafter:  {history[-1].summary()}\n{best}")
     print(setup.judge_command(config.out / "adapter", config.base, tiny))
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nanopersrm.pairs import Pair
-from nanopersrm.style.fusion import Cosines, Fusion, factor_distances, logistic, weigh
+from nanopersrm.style.fusion import Fusion, Readings, factor_distances, logistic, weigh
 from nanopersrm.style.profile import factor_distance, ngram_similarity
 
 # (exemplars, question, candidates) -> a number a candidate, or None: nothing valid was said
@@ -48,14 +48,14 @@ def factors(pairs: Sequence[Pair] = ()) -> Score:
     return _each(score)
 
 
-def fused(fusion: Fusion, cosines: Cosines | None = None) -> Score:
-    """All instruments in one number; without `cosines` those that need no model."""
+def fused(fusion: Fusion, readings: Readings | None = None) -> Score:
+    """All instruments in one number; without `readings` those that need no model."""
 
     def score(exemplars: Sequence[str], question: str, candidates: Sequence[str]) -> list[float]:
-        alike = [None] * len(candidates) if cosines is None else cosines(exemplars, candidates)
+        read = [None] * len(candidates) if readings is None else readings(exemplars, candidates)
         return [
-            fusion.score(exemplars, text, cosine)
-            for text, cosine in zip(candidates, alike, strict=True)
+            fusion.score(exemplars, text, reading)
+            for text, reading in zip(candidates, read, strict=True)
         ]
 
     return score

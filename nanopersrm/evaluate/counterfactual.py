@@ -79,7 +79,7 @@ def main(config: Config) -> None:
         raise InputError(f"--chances: expected two percents from 1 to 99, got {config.chances}")
     pairs = select(read(config.pairs), config.limit, None, config.seed)
     judge = Judge.load(config.base, config.adapter, config.device, config.dtype)
-    if judge.style is None or judge.style.fusion is None or not judge.shows_style():
+    if judge.reading is None or judge.reading.fusion is None or not judge.shows_style():
         raise InputError(f"--adapter {config.adapter}: expected prompts that show a chance")
     shown = track(pairs, "pairs", transient=True, disable=not sys.stderr.isatty())
     texts = ((pair, text) for pair in shown for text in (pair.chosen, pair.rejected))

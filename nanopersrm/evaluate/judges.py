@@ -3,12 +3,12 @@
     model         the base with its adapter, as judge.py would judge; the default
     no_evidence   the same without what was measured of the texts
     untrained     the base without the adapter, in the same weights
-    style         the style similarity of the adapter alone
-    fusion        all style evidence of the adapter in one number, without the model's judgement
+    reading       how much likelier a text becomes after the writer's own, see `style/reading.py`;
+                  without --adapter by the base alone, with the demo writers as its cohort
+    fusion        all features of the adapter in one number, without the model's judgement
     ngrams        character n-grams
     factors       distance over all measured habits
     together      n-grams and factors in one number, fitted on training pairs
-    likelihood    what the exemplars add to the base's log p of a candidate
     NAME=FOLDER   another adapter of the same base: a judge, or a scalar reward (`rivals/scalar.py`)
 
 A prediction is a verdict, the index of the text that fits better, "tie" (equal scores) or
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from nanopersrm.judge.judge import Judge
 
 TEXT = ("ngrams", "factors", "together")  # need no model
-NAMES = ("model", "no_evidence", "untrained", "style", "fusion", *TEXT, "likelihood")
+NAMES = ("model", "no_evidence", "untrained", "reading", "fusion", *TEXT)
 WEIGHTS = ("config.json", "tokenizer.json", "*.safetensors", "*.gguf")  # files of a base
 
 
@@ -103,29 +103,32 @@ def make(name: str, setup: Setup) -> NamedJudge | str:
     """The judge of this name, or a line that says why it is left out."""
     if name in TEXT:
         return _text_judge(name, setup.train)
+    from data.build import demo_cohort  # imports torch, as does the next
+    from nanopersrm.style.reading import Reading, ReadingConfig
+
     adapter = setup.beside.get(name, setup.adapter)
-    if adapter is None and name in ("untrained", "style", "fusion"):
+    if adapter is None and name in ("untrained", "fusion"):
         return "there is no --adapter"
     judge = load(setup.base, adapter, setup.device, setup.dtype, setup.say)
     files = _stamps(setup.base, adapter)
     weights = {"files": files, "device": setup.device, "dtype": setup.dtype}
     settings = {"judge": name if name in NAMES else "beside", "version": __version__} | weights
-    if name in ("style", "fusion"):
-        if judge.style is None:
-            return f"{adapter} has no folder style"
-        if name == "style":
-            cosines = judge.style_similarities
-            predict = predict_by(lambda exemplars, _, candidates: cosines(exemplars, candidates))
-            return NamedJudge(predict, settings, f"{adapter}, cosine of pooled states")
-        if judge.style.fusion is None:
-            return f"the style evidence of {adapter} was not weighed (train_sft.py --fused 0)"
-        score = baselines.fused(judge.style.fusion, judge.style_similarities)
-        return NamedJudge(predict_by(score, 1.0), settings, f"{adapter}, style evidence alone")
-    if name == "likelihood":
-        from nanopersrm.evaluate.likelihood import likelihood
-
-        predict = predict_by(likelihood(judge.model, judge.tokenizer))
-        return NamedJudge(_adapter_off(judge, predict), settings, setup.base)
+    if name == "reading":
+        reading, source = judge.reading, f"{adapter}, reading alone"
+        if reading is None:
+            cohort = demo_cohort()
+            reading = Reading(judge.model, judge.tokenizer, ReadingConfig(), cohort)
+            source = f"{setup.base}, reading untrained"
+        scores = reading.scores
+        predict = predict_by(lambda exemplars, _, candidates: scores(exemplars, candidates))
+        return NamedJudge(predict, settings, source)
+    if name == "fusion":
+        if judge.reading is None:
+            return f"{adapter} has no folder reading"
+        if judge.reading.fusion is None:
+            return f"the features of {adapter} were not weighed (train_sft.py --fused 0)"
+        score = baselines.fused(judge.reading.fusion, judge.reading.scores)
+        return NamedJudge(predict_by(score, 1.0), settings, f"{adapter}, all features alone")
     return _model_judge(name, setup, judge, settings)
 
 

@@ -39,7 +39,7 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import device_of, dtype_of
 from nanopersrm.pairs import Pair, read
 from nanopersrm.style.profile import measured_block
-from nanopersrm.style.similarity import Style
+from nanopersrm.style.reading import Reading
 from nanopersrm.train.run import save_adapter
 from nanopersrm.train.setup import adapter_settings
 
@@ -66,7 +66,7 @@ class Config:
     longest: int = 1200  # pairs whose prompts have more tokens are left out
     lr: float = 1e-3  # falls to zero along a line
     evidence: bool = True  # the prompts show what was measured of the texts
-    style_from: Path | None = None  # a style adapter whose percentiles the prompts show
+    reading_from: Path | None = None  # a folder to read with, as the prompts show
 
 
 def prompts_of(
@@ -143,8 +143,9 @@ def main(config: Config) -> None:
     device = device_of(config.device)
     base = resolve(config.base, lambda line: print(line, file=sys.stderr))
     model = weights.load(base, dtype_of(config.dtype, device), device)
-    style = None if config.style_from is None else Style.load(config.style_from, model)
-    judge = Judge(model, Tokenizer.load(base), True, style)
+    tokenizer, folder = Tokenizer.load(base), config.reading_from
+    reading = None if folder is None else Reading.load(folder, model, tokenizer)
+    judge = Judge(model, tokenizer, True, reading)
     lora = Lora(model, LoraConfig(), config.seed)
     D, generator = model.config.D, torch.Generator().manual_seed(config.seed)
     head = nn.Parameter((torch.randn(D, generator=generator) * D**-0.5).to(device))
@@ -166,8 +167,8 @@ def main(config: Config) -> None:
         optimizer.zero_grad()
         lora.refresh()
         print(f"step {step + 1:4d}  loss {total:.3f}", flush=True)
-    facts = (config.base, base, model, False, config.evidence, style is not None)
-    save_adapter(config.out, adapter_settings(*facts), lora, style)
+    facts = (config.base, base, model, False, config.evidence, reading is not None)
+    save_adapter(config.out, adapter_settings(*facts), lora, reading)
     save_file({HEAD: head.detach().cpu()}, config.out / FILE)
 
 

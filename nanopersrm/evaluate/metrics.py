@@ -2,6 +2,7 @@
 
     pair_accuracy     share of right; a tie and an invalid verdict are wrong
     twin_accuracy     share of twin pairs of which both are right; chance is 25 %
+    couple_accuracy   share of twin pairs whose margins add up to more than 0; chance is 50 %
     swap_gap          pair accuracy, less that of pairs judged with the exemplars of their twins
     invalid_rate
     ece               10 bins of confidence c = max(p, 1 - p): Σ |Σ c - Σ right| / n
@@ -9,6 +10,10 @@
 
 A pair with the exemplars of its twin is the twin, with the opposite label. So swap_gap is the mean
 of [right] - [twin wrong]: 1 for an oracle, 0 for who does not read the exemplars.
+
+A margin is the score of the chosen text less that of the other. Margins of twins add up to s[1,1] +
+s[2,2] - s[1,2] - s[2,1]: what a text is scored whoever wrote the exemplars cancels. So the distance
+of pair accuracy to couple accuracy is what a better baseline could still win.
 
 **Intervals.** Pairs of one author are not independent, so whole authors are drawn with replacement,
 1,000 times, and the middle 95 % is reported. A pair belongs to the author of its exemplars, twin
@@ -53,6 +58,7 @@ class Record:
     pair: Pair
     outcome: Outcome
     preference: float | None = None  # P(the chosen fits better)
+    margin: float | None = None  # the score of the chosen less that of the other
 
 
 def record(pair: Pair, chosen: int, prediction: Prediction) -> Record:
@@ -60,7 +66,10 @@ def record(pair: Pair, chosen: int, prediction: Prediction) -> Record:
     p, verdict = prediction.preference, prediction.verdict
     right: Outcome = "right" if verdict == chosen else "wrong"
     outcome = right if isinstance(verdict, int) else verdict
-    return Record(pair, outcome, p if p is None or chosen == 0 else 1 - p)
+    margin = None
+    if prediction.scores is not None:
+        margin = prediction.scores[chosen] - prediction.scores[1 - chosen]
+    return Record(pair, outcome, p if p is None or chosen == 0 else 1 - p, margin)
 
 
 def measure(records: Sequence[Record], seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -155,9 +164,16 @@ def _metrics(records: Sequence[Record]) -> dict[str, Metric]:
         for r, both in zip(records, right["twins"], strict=True)
     ]
     preferences = [r.preference for r in records]
+    margins = {r.pair.id: r.margin for r in records}
+    couples = [
+        None if a is None or b is None or r.pair.id > r.pair.twin else float(a + b > 0)
+        for r in records
+        for a, b in [(r.margin, margins.get(r.pair.twin))]
+    ]
     return {
         "pair_accuracy": _mean(right["pairs"]),
         "twin_accuracy": _mean(right["twins"]),
+        "couple_accuracy": _mean(couples),
         "swap_gap": _mean(swaps),
         "invalid_rate": _mean([r.outcome == "invalid" for r in records]),
         "ece": (np.array([_bins(p) for p in preferences]).reshape(-1, BINS + 1), _error_of_bins),

@@ -12,6 +12,7 @@ from nanopersrm.evaluate.metrics import GROUPS
 COLUMNS = (  # heading, metric, factor, decimals
     ("pairs %", "pair_accuracy", 100, 1),
     ("twins %", "twin_accuracy", 100, 1),
+    ("couples %", "couple_accuracy", 100, 1),
     ("swap gap", "swap_gap", 100, 1),
     ("invalid %", "invalid_rate", 100, 1),
     ("ECE", "ece", 1, 3),

@@ -38,6 +38,7 @@ from nanopersrm.judge.verdict import (
     parse,
     soft_score,
 )
+from nanopersrm.style.phrases import Phrase, Word
 
 if TYPE_CHECKING:
     from nanopersrm.judge.reply import Answer
@@ -103,6 +104,16 @@ class JudgedReply:
         return f"{share}; untrue: {'; '.join(dict.fromkeys(self.untrue))}" if self.untrue else share
 
 
+@dataclass(frozen=True)
+class CandidateReading:
+    """How much likelier a candidate and its words are after the writer's texts (`reading.py`)."""
+
+    score: float  # the gain in deviations of the cohort
+    gain: float  # nats a token
+    words: list[Word]  # as far as it was read; characters of the candidate as the caller gave it
+    phrases: list[Phrase]  # most like the writer first, then least; of each, those of topic last
+
+
 @dataclass
 class Judgement:
     """What `Judge.judge` gives. Lists follow the order of the candidates in the call."""
@@ -121,6 +132,8 @@ class Judgement:
     # The probability of all instruments that each candidate is by the writer, 1 to 99 percent
     # (`fusion.py`); None: the prompts do not show it.
     measured: list[float] | None = None
+    # Of each candidate; None: the prompts do not show what was read, or nothing reads.
+    readings: list[CandidateReading] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: plain lists, numbers and strings; a preference that is not finite is None."""

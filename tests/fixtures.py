@@ -24,8 +24,8 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
 from nanopersrm.pairs import Pair
-from nanopersrm.style.fusion import NGRAMS, STYLE, Fusion
-from nanopersrm.style.similarity import Style, StyleConfig
+from nanopersrm.style.fusion import NGRAMS, READING, Fusion
+from nanopersrm.style.reading import Reading, ReadingConfig
 
 CPU = torch.device("cpu")
 EXEMPLARS = ["I came home late. No supper; no letters, either.", "So be it! We shall see."]
@@ -42,8 +42,13 @@ CANDIDATES = [
 ]
 PLAIN = JudgeConfig(think=False, evidence=False)
 QUICK = JudgeConfig(think_tokens=4)
-QUANTILES = [i / 100 - 0.1 for i in range(101)]
-FUSED = Fusion({NGRAMS: 2.0, STYLE: 1.0}, {NGRAMS: 0.0, STYLE: 0.0}, 1.0, 0.5)
+COHORT = [
+    "It was a bright day, and nobody came.",
+    "ok so. we went out again",
+    "One waits; one hopes.",
+]
+QUANTILES = tuple(i / 10 - 5 for i in range(101))
+FUSED = Fusion({NGRAMS: 2.0, READING: 1.0}, {NGRAMS: 0.0, READING: 0.0}, 1.0, 0.5)
 KINDS = {  # the layout of the vocabulary, with a model family
     "smollm": "LlamaConfig",
     "qwen2": "Qwen3Config",  # <think> and </think> are tokens of their own
@@ -115,11 +120,12 @@ def make_adapter(folder: Path, base: Base, **changed: object) -> Path:
     """What train_sft.py leaves behind: two random adapters for `base`, and judge.json."""
     model = load(base, torch.float32, CPU)
     save_lora(folder, moved(model, 1), base.name)
-    Style(model, moved(model, 2), StyleConfig(tokens=20), QUANTILES).save(
-        folder / "style", base.name
-    )
+    config, tokenizer = ReadingConfig(exemplar_tokens=40, candidate_tokens=20), Tokenizer.load(base)
+    reading = Reading(model, tokenizer, config, COHORT, moved(model, 2))
+    reading.quantiles = QUANTILES
+    reading.save(folder / "reading", base.name)
     facts: dict[str, Any] = {"base": base.name, "base_sha256": None, "nf4": False, "dtype": "fp32"}
-    facts |= {"evidence": True, "form": "both", "style": True, **changed}
+    facts |= {"evidence": True, "form": "both", "reading": True, **changed}
     AdapterSettings(**facts).save(folder)
     return folder
 

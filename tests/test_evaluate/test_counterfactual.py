@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 import tyro
 from fixtures import FUSED, PAIRS, make_adapter, make_base
 
@@ -14,9 +13,7 @@ from nanopersrm.evaluate.counterfactual import scores, shares
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.model.base import Base
-from nanopersrm.model.weights import load
 from nanopersrm.pairs import write
-from nanopersrm.style.similarity import Style
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +25,10 @@ def base(tmp_path_factory) -> Base:
 def folder(base, tmp_path_factory) -> Path:
     """An adapter whose prompts show a chance by all style evidence."""
     folder = make_adapter(tmp_path_factory.mktemp("adapter"), base)
-    style = Style.load(folder / "style", load(base, torch.float32, torch.device("cpu")))
-    style.fusion = FUSED
-    style.save(folder / "style", base.name)
+    reading = Judge.load(base.path, folder, dtype="fp32").reading
+    assert reading is not None
+    reading.fusion = FUSED
+    reading.save(folder / "reading", base.name)
     return folder
 
 

@@ -83,8 +83,8 @@ def test_prompts_of_another_form():
 
 def test_a_fingerprint_is_of_every_part_and_of_no_place(tmp_path):
     folder = tmp_path / "one"
-    (folder / "style").mkdir(parents=True)
-    files = ["adapter_config.json", "judge.json", "style/adapter_model.safetensors"]
+    (folder / "reading").mkdir(parents=True)
+    files = ["adapter_config.json", "judge.json", "reading/adapter_model.safetensors"]
     for name in files:
         (folder / name).write_text(f"{name} as it was")
     first = adapter_settings.fingerprint(folder)

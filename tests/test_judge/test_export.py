@@ -57,7 +57,7 @@ def make_adapter(folder: Path, base: Base, nf4: bool = False, dtype: str = "fp32
         dtype=dtype,
         evidence=True,
         form="pointwise",
-        style=False,
+        reading=False,
     ).save(folder)
     return folder
 

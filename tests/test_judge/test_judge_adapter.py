@@ -28,7 +28,7 @@ from nanopersrm.model.lora import load_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
 from nanopersrm.style.profile import StyleEvidence, measured_block, percentile
-from nanopersrm.style.similarity import Style
+from nanopersrm.style.reading import Reading
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,9 @@ def test_the_adapter_is_the_merged_model(base, folder, judge):
     assert min(gaps) > 0.05
 
 
-def test_the_style_percentile_stands_in_the_measured_block(base, folder, judge, monkeypatch):
+def test_the_percentile_of_the_reading_stands_in_the_measured_block(
+    base, folder, judge, monkeypatch
+):
     shown: list[str] = []
     chat = judge.tokenizer.chat
 
@@ -70,10 +72,10 @@ def test_the_style_percentile_stands_in_the_measured_block(base, folder, judge, 
 
     monkeypatch.setattr(judge.tokenizer, "chat", recorded)
     judge.judge(EXEMPLARS, CANDIDATES[:2], config=JudgeConfig(think=False))
-    bare = load(base, torch.float32, CPU)  # the style adapter replaces the judge's
-    ids = [judge.tokenizer.encode(text) for text in (*EXEMPLARS, *CANDIDATES[:2])]
-    style = Style.load(folder / "style", bare)
-    percents = [percentile(QUANTILES, cosine) for cosine in style.similarities(ids[:2], ids[2:])]
+    bare = load(base, torch.float32, CPU)  # the adapter that reads replaces the judge's
+    reading = Reading.load(folder / "reading", bare, judge.tokenizer)
+    scores = reading.scores(EXEMPLARS, CANDIDATES[:2])
+    percents = [percentile(QUANTILES, score) for score in scores]
     assert len({round(percent) for percent in percents}) == 2
     for candidate, percent in zip(CANDIDATES[:2], percents, strict=True):
         block = measured_block(EXEMPLARS, [candidate], style_evidence=[StyleEvidence(percent)])
@@ -88,7 +90,7 @@ def test_the_probability_of_all_instruments_stands_beside_the_score(judge, monke
     """Of each candidate in the order of the call, as the prompts show it; none without."""
     assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=PLAIN).measured is None
     assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=JudgeConfig(think=False)).measured is None
-    monkeypatch.setattr(judge.style, "fusion", FUSED)
+    monkeypatch.setattr(judge.reading, "fusion", FUSED)
     texts = [CANDIDATES[1], CANDIDATES[0], f" {CANDIDATES[1]}\n"]
     expected = [
         evidence.probability
@@ -104,14 +106,15 @@ def test_a_model_in_training_can_judge(base, folder, judge):
     """Unpacked, with adapters that still learn, and judged the same."""
     model = load(base, torch.float32, CPU)
     policy = load_lora(folder, model)
-    style = Style.load(folder / "style", model)
+    tokenizer = Tokenizer.load(base)
+    reading = Reading.load(folder / "reading", model, tokenizer)
     policy.on(model)
-    live = Judge(model, Tokenizer.load(base), trained=True, style=style)
+    live = Judge(model, tokenizer, trained=True, reading=reading)
     expected = judge.judge(EXEMPLARS, CANDIDATES[:2], config=QUICK)
     found = live.judge(EXEMPLARS, CANDIDATES[:2], config=QUICK)
     assert found.scores == pytest.approx(expected.scores, abs=1e-4)
     assert found.notes == []
-    style.quantiles = ()  # not measured yet: the block goes without
+    reading.quantiles = ()  # not measured yet: the block goes without
     assert live.judge(EXEMPLARS, CANDIDATES[:2], config=QUICK).scores != found.scores
     assert all(part.requires_grad and part.grad is None for part in policy.parameters())
 
@@ -135,7 +138,7 @@ def test_notes(base, folder, judge, tmp_path):
     assert judge.judge(EXEMPLARS, CANDIDATES[:1], config=QUICK).notes == []
     without = judge.judge(EXEMPLARS, CANDIDATES[:1], config=PLAIN).notes
     assert without == ["this adapter was trained with measured evidence and is asked without"]
-    bare = make_adapter(tmp_path / "bare", base, evidence=False, form="pointwise", style=False)
+    bare = make_adapter(tmp_path / "bare", base, evidence=False, form="pointwise", reading=False)
     other = Judge.load(base.path, bare, dtype="fp32")
     config = JudgeConfig("pairwise", think=False)
     assert len(other.judge(EXEMPLARS, CANDIDATES[:2], config=config).notes) == 2
@@ -160,8 +163,8 @@ def test_refused_folders(base, tmp_path):
     save_file(tensors | {name: tensors[name][:, :-1].clone()}, folder / "adapter_model.safetensors")
     refused(folder, f"tensor {name} has shape")
     folder = make_adapter(tmp_path / "fresh", base)
-    (folder / "style").rename(folder / "other")
-    refused(folder, "style")
+    (folder / "reading").rename(folder / "other")
+    refused(folder, "reading")
     (folder / "judge.json").write_text("{")
     refused(folder, "line 1")
 
@@ -172,7 +175,7 @@ def test_refused_folders(base, tmp_path):
 def test_what_the_package_brings():
     made = adapter_settings.read(adapter_settings.SHIPPED)
     assert made is not None
-    assert (made.base, made.nf4, made.evidence, made.style) == (DEFAULT_BASE, False, True, True)
+    assert (made.base, made.nf4, made.evidence, made.reading) == (DEFAULT_BASE, False, True, True)
     assert made.sharpness != 1.0  # calibrated
     files = [path for path in adapter_settings.SHIPPED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 24 << 20
@@ -186,8 +189,8 @@ def test_it_knows_writers_it_was_not_trained_on():
     """Twelve invented writers, none of them in its training pairs: 20 couples of twins."""
     judge = Judge.load()
     assert judge.trained
-    assert judge.style is not None
-    assert judge.style.fusion is not None
+    assert judge.reading is not None
+    assert judge.reading.fusion is not None
     pairs = demo_pairs(seed=3, pairs=40)[:40]
     right = {}
     for pair in pairs:

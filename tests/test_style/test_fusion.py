@@ -12,7 +12,7 @@ from nanopersrm import InputError
 from nanopersrm.evaluate import baselines
 from nanopersrm.pairs import validate
 from nanopersrm.style import fusion
-from nanopersrm.style.fusion import FACTOR_NAMES, NGRAMS, SCHEMA, STYLE, Fusion
+from nanopersrm.style.fusion import FACTOR_NAMES, NGRAMS, READING, SCHEMA, Fusion
 from nanopersrm.style.profile import ngram_similarity
 
 NOTHING = [math.nan] * len(FACTOR_NAMES)
@@ -36,10 +36,10 @@ def test_the_worked_example(monkeypatch):
 def test_what_cannot_be_measured_counts_as_the_mean(monkeypatch):
     monkeypatch.setattr(fusion, "factor_distances", lambda *_: NOTHING)
     monkeypatch.setattr(fusion, "ngram_similarity", lambda *_: 0.0)
-    weights, means = {FACTOR_NAMES[1]: 3.0, STYLE: 5.0}, {FACTOR_NAMES[1]: 0.5, STYLE: -0.25}
+    weights, means = {FACTOR_NAMES[1]: 3.0, READING: 5.0}, {FACTOR_NAMES[1]: 0.5, READING: -0.25}
     fused = Fusion(weights, means, 1.0, 0.0)
     assert fused.score(EXEMPLARS, "A text.") == pytest.approx(-1.5 + 1.25)
-    assert fused.score(EXEMPLARS, "A text.", cosine=0.5) == pytest.approx(-1.5 + 2.5)
+    assert fused.score(EXEMPLARS, "A text.", reading=0.5) == pytest.approx(-1.5 + 2.5)
 
 
 def test_it_sees_what_either_sees(monkeypatch):
@@ -68,20 +68,20 @@ def test_it_sees_what_either_sees(monkeypatch):
         assert found[0] - found[1] == pytest.approx(wanted[0] - wanted[1])
 
 
-def cosines(exemplars, texts) -> list[float]:
+def readings(exemplars, texts) -> list[float]:
     """An instrument that is always right about the writers of TRAIN and PAIRS."""
     own = {pair.chosen for pair in [*TRAIN, *PAIRS] if pair.exemplars == tuple(exemplars)}
     return [0.4 + 0.1 * (text in own) for text in texts]
 
 
-def test_a_cosine_that_is_always_right_outweighs_the_others(monkeypatch):
+def test_a_reading_that_is_always_right_outweighs_the_others(monkeypatch):
     monkeypatch.setattr(fusion, "factor_distances", lambda *_: NOTHING)
-    fused = fusion.fit(TRAIN, cosines)
-    score = baselines.fused(fused, cosines)
+    fused = fusion.fit(TRAIN, readings)
+    score = baselines.fused(fused, readings)
     for pair in PAIRS:
         one, two = score(pair.exemplars, "", (pair.chosen, pair.rejected)) or []
         assert fused.probability(one) > 50 > fused.probability(two)
-    assert STYLE not in fusion.fit(TRAIN).weights
+    assert READING not in fusion.fit(TRAIN).weights
 
 
 def loss(pairs, fusion_for) -> float:
@@ -128,7 +128,7 @@ def test_no_fold_has_seen_its_writers(monkeypatch):
 
 
 def test_json_and_back():
-    fused = fusion.fit(TRAIN, cosines)
+    fused = fusion.fit(TRAIN, readings)
     assert SCHEMA.validate_python(json.loads(json.dumps(fused.to_json()))) == fused
     record = by_hand().to_json()
     assert {"usual", "apart"} < record.keys()  # as adapters on disk have them

@@ -77,7 +77,7 @@ def test_a_run_goes_on_where_it_was(model, tmp_path):
     train(learner_of(run_in(tmp_path / "cut"), model), 5, losses, place=7)
     again = run_in(tmp_path / "cut", resume=True)
     assert again.resumed_in("judge")
-    assert not again.resumed_in("style")
+    assert not again.resumed_in("reading")
     assert again.resumed is not None
     assert again.resumed["place"] == 7
     learner = learner_of(again, model)
@@ -163,7 +163,7 @@ def test_the_best_is_kept_where_it_is_better_than_the_start(model, tmp_path, sco
     train(learner, 6, [], score=None, validation=[start])
     settings = AdapterSettings(
         base="b", base_sha256=None, nf4=False, dtype="fp32", evidence=True, form="pointwise",
-        style=False,
+        reading=False,
     )  # fmt: skip
     end = masters(learner)
     line = save_final(learner.run, "judge", settings, learner.lora, None)
@@ -180,11 +180,11 @@ def test_the_best_is_kept_where_it_is_better_than_the_start(model, tmp_path, sco
 
 def test_the_line_and_the_file_of_a_step(model, tmp_path, capsys):
     with run_in(tmp_path) as logged:
-        numbers = {"loss_style": 1.25, "reward_twin": 0.5, "bad": math.nan, "lr": 2e-4}
+        numbers = {"loss_reading": 1.25, "reward_twin": 0.5, "bad": math.nan, "lr": 2e-4}
         logged.finish_step(1, learner_of(logged, model), numbers, 5)
         logged.write_replies(1, "text")
     line = capsys.readouterr().out.splitlines()[-1]
-    for part in ("judge", "1/6", "style 1.25", "lr 0.0002", "tok/s", "GB", "left"):
+    for part in ("judge", "1/6", "reading 1.25", "lr 0.0002", "tok/s", "GB", "left"):
         assert part in line
     assert "twin" not in line
     record = json.loads((tmp_path / "metrics.jsonl").read_text())

@@ -20,7 +20,13 @@ from nanopersrm.train.setup import RANDOM, TINY, defaults_from, find_adapter, re
 ROOT = Path(__file__).parents[2]
 PRESET = PRESETS["tiny"]
 MADE = AdapterSettings(
-    base="b", base_sha256=None, nf4=True, dtype="fp16", evidence=True, form="pointwise", style=True
+    base="b",
+    base_sha256=None,
+    nf4=True,
+    dtype="fp16",
+    evidence=True,
+    form="pointwise",
+    reading=True,
 )
 
 

@@ -1,13 +1,13 @@
 """SFT examples: the prompts and forced ids of the judge, drawn by seed and number of the step."""
 
 import random
-from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from fixtures import CPU, KINDS, make_base
+from fixtures import COHORT, CPU, KINDS, QUANTILES, make_base, moved
 
 from data.build import demo_pairs
 from nanopersrm import InputError
@@ -16,13 +16,11 @@ from nanopersrm.judge import verdict
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.model.base import Base
-from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
 from nanopersrm.pairs import Pair
 from nanopersrm.style.profile import StyleEvidence
-from nanopersrm.style.similarity import Style, StyleConfig
-from nanopersrm.train import sft_data
+from nanopersrm.style.reading import Reading, ReadingConfig, quantiles_of
 from nanopersrm.train.packing import TAIL_WEIGHT, Branch
 from nanopersrm.train.replies import reply
 from nanopersrm.train.sft_data import (
@@ -245,8 +243,6 @@ def test_a_step_follows_from_seed_and_number(pairs, tokenizer):
         assert data_of(pairs, tokenizer).trees(step, 2) == in_order[step] == data.trees(step, 2)
     other = data_of(pairs, tokenizer, seed=1)
     assert [other.trees(step, 2) for step in range(4)] != in_order
-    assert data.style_batch(3, 4, 50) == data_of(pairs, tokenizer).style_batch(3, 4, 50)
-    assert data.style_batch(3, 4, 50) != data.style_batch(4, 4, 50)
 
 
 def test_every_pair_once_an_epoch_and_twins_side_by_side(pairs):
@@ -270,56 +266,38 @@ def test_steps_across_the_end_of_an_epoch_are_reworded(pairs, tokenizer):
     assert len(texts) >= 2
 
 
-# Style
+# Reading
 
 
-@pytest.fixture(scope="module")
-def style(base) -> Style:
+def test_what_prompts_show_of_a_reading(pairs, tokenizer, base):
     model = load(base, torch.float32, CPU)
-    style = Style(model, Lora(model, LoraConfig(rank=2), 0), StyleConfig(tokens=16))
-    style.quantiles = tuple(i / 100 for i in range(101))
-    return style
-
-
-def test_what_prompts_show_of_a_style(pairs, tokenizer, style):
+    config = ReadingConfig(exemplar_tokens=32, candidate_tokens=16)
+    reading = Reading(model, tokenizer, config, COHORT, moved(model, 2))
+    reading.quantiles = QUANTILES
     data = data_of(pairs[:4], tokenizer)
     without = data.trees(0, 1)
-    data.show(style)
+    data.show(reading)
     assert data.trees(0, 1) != without
     with pytest.raises(InputError, match=r"--examples\.longest"):
-        data_of(pairs[:4], tokenizer, longest=100).show(style)
+        data_of(pairs[:4], tokenizer, longest=100).show(reading)
 
 
-def test_writers_of_one_domain_each_with_their_own_texts(tokenizer):
-    some = [writer(f"w{i}", "letters", n=n) for i in range(20) for n in range(3)]
-    data = data_of(some + [writer(f"v{i}", "verse") for i in range(5)], tokenizer)
-    domains: Counter[str] = Counter()
-    for step in range(100):
-        batch = data.style_batch(step, 4, tokens=99)
-        assert len(set(batch.authors)) == len(batch.candidates) == 4
-        (domain,) = {"letters" if name.startswith("w") else "verse" for name in batch.authors}
-        domains[domain] += 1
-        for name, [exemplar], candidate in zip(
-            batch.authors, batch.exemplars, batch.candidates, strict=True
-        ):
-            rest = tokenizer.decode(candidate).removeprefix("chosen of ")
-            assert rest.startswith(f"{name} ")
-            assert tokenizer.decode(exemplar) in (f"exemplar of {rest}", f"another of {rest}")
-        assert batch.negatives == []
-    assert 66 <= domains["letters"] <= 94  # 20 authors of 25: 80 expected, sd 4
+@pytest.mark.parametrize(("count", "across"), [(5, 0), (4, 16)])
+def test_strangers_are_of_the_domain_where_it_has_enough(tokenizer, count, across):
+    """Of 5 and 2 writers 22 readings; of 4 and 2 they are 14, too few."""
+    some = [writer(f"w{i}", n=n) for i in range(count) for n in range(3)]
+    some += [writer(f"v{i}", "verse") for i in range(2)]
 
+    def scores(exemplars: Any, texts: Any) -> list[float]:
+        name, domain = exemplars[0].split()[2:4]
+        others = [text.split()[2:4] for text in texts]
+        assert all(other != name for other, _ in others)
+        return [float(other != domain) for _, other in others]
 
-def test_strangers_are_of_other_authors(pairs, tokenizer, style):
-    """As many as there are ordered pairs of authors; the domain decides where it has enough."""
-    data = data_of(pairs, tokenizer)
-    cosines = data.stranger_similarities(style)
-    domains = [len(authors) for authors in data.by_author.values()]
-    within = sum(n * (n - 1) for n in domains)
-    authors = [author for some in data.by_author.values() for author in some]
-    across = sum(a != b for a in authors for b in authors)
-    assert len(cosines) == (within if within >= sft_data.FEWEST else across)
-    assert all(-1.0001 <= cosine <= 1.0001 for cosine in cosines)
-    assert cosines == data.stranger_similarities(style)
+    reading: Any = SimpleNamespace(scores=scores)
+    within = count * (count - 1) + 2
+    expected = quantiles_of([0.0] * within + [1.0] * across)
+    assert data_of(some, tokenizer).stranger_scores(reading) == expected
 
 
 # Who is held out

@@ -83,7 +83,9 @@ def small_run(tmp_path_factory) -> list[str]:
     """Arguments of a small run: base, adapter, pairs, sizes."""
     folder = tmp_path_factory.mktemp("rft")
     base = make_base(folder / "smollm", "smollm", 16_384)
-    adapter = make_adapter(folder / "adapter", base, evidence=False, form="pointwise", style=False)
+    adapter = make_adapter(
+        folder / "adapter", base, evidence=False, form="pointwise", reading=False
+    )
     write(folder / "pairs.jsonl", short_pairs())
     return [
         *("--preset", "tiny", "--base", str(base.path), "--adapter", str(adapter)),
@@ -148,7 +150,7 @@ def test_the_files_of_a_run(whole, small_run):
     before, after = weights(Path(small_run[ADAPTER])), weights(whole / "adapter")
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[name], after[name]) for name in before)
-    assert files(whole / "adapter" / "style") == files(Path(small_run[ADAPTER]) / "style")
+    assert files(whole / "adapter" / "reading") == files(Path(small_run[ADAPTER]) / "reading")
 
 
 @pytest.mark.parametrize("formed", [False, True])

@@ -1,6 +1,7 @@
 """Validation: who is right, twins together, what is well formed, nothing of the model changed."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from nanopersrm.model.sampler import Reply
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
+from nanopersrm.style.reading import TextReading
 from nanopersrm.train import validation
 from nanopersrm.train.objective import SftWeights, loss_sums
 from nanopersrm.train.packing import batch, total_weights
 from nanopersrm.train.presets import PRESETS
 from nanopersrm.train.sft_data import ExamplesConfig, prompts_of
-from nanopersrm.train.validation import Metrics, ValidationSet, both_right
+from nanopersrm.train.validation import Metrics, ValidationSet, both_right, reading_shares
 
 PRESET = PRESETS["tiny"]
 CONFIG = ExamplesConfig(longest=10_000, evidence=False)
@@ -148,6 +150,27 @@ def test_reasoning_is_the_judges(known):
     assert metrics.reasoned == sum(right.values()) / 2
     assert metrics.reasoned_twins == both_right(right, examined.twins)
     assert metrics.reasoned_pairs == 2
+
+
+def test_how_often_reading_is_right():
+    """Of the first couple one is wrong, by less than its twin is right; of the second one is
+    equal, which is wrong, and its gains outweigh those of its twin."""
+    a, b, c, d = sorted(PAIRS, key=lambda pair: pair.id)
+    table = {  # (score, gain) of the chosen text and of the rejected one
+        a.exemplars: ((3.0, 0.3), (1.0, 0.1)),
+        b.exemplars: ((1.0, 0.1), (2.0, 0.2)),
+        c.exemplars: ((1.0, 0.1), (1.0, 0.3)),
+        d.exemplars: ((2.0, 0.2), (1.0, 0.1)),
+    }
+
+    def read(exemplars: Any, texts: Any) -> list[TextReading]:
+        return [TextReading(*both, [], []) for both in table[exemplars]]
+
+    reading: Any = SimpleNamespace(read=read)
+    shares = {"pairs": 0.5, "twins": 0.0, "couples": 0.5}
+    assert reading_shares(reading, PAIRS) == shares
+    assert reading_shares(reading, [replace(a, twin="")]) == {"pairs": 1.0}
+    assert reading_shares(reading, []) == {}
 
 
 def test_what_is_reported():

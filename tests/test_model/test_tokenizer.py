@@ -8,6 +8,7 @@ import json
 import random
 import subprocess
 import sys
+import unicodedata
 from functools import partial
 
 import pytest
@@ -62,6 +63,11 @@ def check_text(ours: Tokenizer, theirs: PreTrainedTokenizerFast, normalises: boo
         ids = ours.encode(text)
         assert ids == plain(theirs, text), text[:40]
         assert ours.special_ids.isdisjoint(ids)
+        again, spans = ours.encode_with_spans(text)
+        assert again == ids
+        assert sorted(spans) == spans  # an emoji of four tokens is the span of each
+        bare = {*range(len(text))} - {i for span in spans for i in range(*span)}
+        assert not bare or (normalises and all(unicodedata.combining(text[i]) for i in bare))
         if not normalises:
             assert ours.decode(ids) == text == ours.decode(ids, special=True)
 

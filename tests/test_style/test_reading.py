@@ -1,0 +1,251 @@
+"""Reading: log-probabilities of whole texts however they are computed, the score, and its file."""
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from fixtures import CANDIDATES, COHORT, CPU, EXEMPLARS, FUSED, QUANTILES, make_base, moved
+from torch import Tensor
+
+from nanopersrm import InputError
+from nanopersrm.model.base import Base
+from nanopersrm.model.cache import Layout
+from nanopersrm.model.linear import matrices
+from nanopersrm.model.lora import adapter_off
+from nanopersrm.model.tokenizer import Tokenizer
+from nanopersrm.model.transformer import Model
+from nanopersrm.model.weights import load
+from nanopersrm.style import reading as module
+from nanopersrm.style.fusion import FOLDS, fold_of
+from nanopersrm.style.reading import (
+    Reading,
+    ReadingConfig,
+    context_ids,
+    probabilities,
+    quantiles_of,
+    style_evidence_fn,
+)
+
+CONFIG = ReadingConfig(exemplar_tokens=60, candidate_tokens=24)
+TEXTS = ["So.", *CANDIDATES[:4]]  # the last ones are cut
+OTHERS = [[text] for text in CANDIDATES[3:]]  # more writers than are kept
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Base:
+    return make_base(tmp_path_factory.mktemp("reading") / "smollm", "smollm")
+
+
+@pytest.fixture(scope="module")
+def model(base) -> Model:
+    return load(base, torch.float32, CPU)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base) -> Tokenizer:
+    return Tokenizer.load(base)
+
+
+@pytest.fixture(params=["base alone", "adapter"])
+def reading(request, model, tokenizer) -> Reading:
+    lora = moved(model, 2) if request.param == "adapter" else None
+    return Reading(model, tokenizer, CONFIG, COHORT, lora)
+
+
+def plain(reading: Reading, exemplars: list[str], ids: list[int]) -> Tensor:
+    """log p of each id (T,) from one forward of the whole text, nothing kept."""
+    model, most = reading.model, reading.config.exemplar_tokens
+    flat = [*context_ids(reading.tokenizer, exemplars, most), *ids]
+    on = reading.lora.using(model) if reading.lora else adapter_off(model)
+    with torch.no_grad(), on:
+        hidden = model(torch.tensor(flat), Layout.of([len(flat)]))
+        log_p = model.logits(hidden).log_softmax(-1)  # (all, V)
+    return log_p[-len(ids) - 1 : -1].gather(1, torch.tensor(ids)[:, None])[:, 0]
+
+
+# Log-probabilities
+
+
+@pytest.mark.parametrize("rows", [module.ROWS_AT_ONCE, 1])
+def test_log_probs_are_those_of_whole_texts(reading, monkeypatch, rows):
+    """All candidates in one forward or each in its own; exemplars cut, whole, too short to keep."""
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", rows)
+    ids = [reading.candidate(text)[0] for text in TEXTS]
+    assert len({*map(len, ids)}) > 2
+    for exemplars in ([*EXEMPLARS, "word " * 90], EXEMPLARS, ["So."]):
+        for found, text in zip(reading.log_probs(exemplars, ids), ids, strict=True):
+            torch.testing.assert_close(found, plain(reading, exemplars, text), rtol=0, atol=1e-4)
+    for text, row in zip(COHORT, reading.cohort_log_probs(ids), strict=True):
+        for found, candidate in zip(row, ids, strict=True):
+            torch.testing.assert_close(found, plain(reading, [text], candidate), rtol=0, atol=1e-4)
+
+
+def test_exemplars_share_the_room():
+    """Of 14 tokens the one of 2 takes what it needs, and the others 6 each."""
+
+    class Letters:
+        def encode(self, text: str) -> list[int]:
+            return [0] if text == module.BLANK else [*map(ord, text)]
+
+    letters: Any = Letters()
+    texts = ["b" * 10 + "B", " aa\n", "c" * 20 + "C"]
+    found = "".join(map(chr, context_ids(letters, texts, 17)))
+    assert found == "bbbbbb\0aa\0cccccc\0"
+    assert len(context_ids(letters, texts, 99)) == 37
+    assert context_ids(letters, ["ab", "cd"], 1) == [ord("a"), 0, ord("c"), 0]
+
+
+def test_what_is_read_of_a_candidate(reading):
+    """Its first tokens, and their places in the text as it came."""
+    text = "Für 👩‍👩‍👧 gibt's Tee: naïve, süß… und so fort, bis alles gesagt ist.\n"
+    ids, spans = reading.candidate(text)
+    whole, _ = reading.tokenizer.encode_with_spans(text)
+    assert ids == whole[:24] != whole
+    assert text[spans[0][0] :].startswith("Für")
+    assert (
+        "".join(text[i] for i in sorted({i for span in spans for i in range(*span)}))
+        == (text[: spans[-1][1]])
+    )
+    (result,) = reading.read(EXEMPLARS, [text])
+    assert (len(result.gains), result.spans) == (24, spans)
+    for blank in ("",):
+        with pytest.raises(InputError, match="blank"):
+            reading.read(EXEMPLARS, [CANDIDATES[0], blank])
+
+
+# The score
+
+
+def test_the_worked_number(reading, monkeypatch):
+    """And a cohort of one mind: its deviation counts as a thousandth."""
+    after = [torch.tensor([-3.0, -3.2])]
+    monkeypatch.setattr(reading, "log_probs", lambda *_: after)
+    for levels, deviation in (((-3.3, -3.24, -3.36), 0.06), ((-3.3,) * 3, 1e-3)):
+        rows = [[torch.tensor([level + 0.2, level - 0.2])] for level in levels]
+        monkeypatch.setattr(reading, "cohort_log_probs", lambda ids, rows=rows: rows)
+        (result,) = reading.read(EXEMPLARS, ["So" + "." * round(1 / deviation)])
+        assert result.gain == pytest.approx(0.2, abs=1e-6)
+        assert result.gains == pytest.approx([0.1, 0.3], abs=1e-6)
+        assert result.score == pytest.approx(0.2 / deviation, rel=1e-4)
+
+
+def test_a_reading_by_hand(reading):
+    for text, result in zip(TEXTS, reading.read(EXEMPLARS, TEXTS), strict=True):
+        ids, _ = reading.candidate(text)
+        cohort = torch.stack([plain(reading, [other], ids) for other in COHORT])  # (K, T)
+        gains = plain(reading, EXEMPLARS, ids) - cohort.mean(0)
+        means = cohort.mean(1)
+        deviation = math.sqrt(float(((means - means.mean()) ** 2).sum()) / (len(COHORT) - 1))
+        assert result.gains == pytest.approx(gains.tolist(), abs=1e-4)
+        assert result.gain == pytest.approx(float(gains.mean()), abs=1e-4)
+        assert result.score == pytest.approx(float(gains.mean()) / deviation, rel=1e-3)
+
+
+def test_nothing_else_matters(reading, model, tokenizer, monkeypatch):
+    """Neither the texts beside a candidate nor their order, what was read before, what is
+    remembered of it, or the adapter that the model judges with, which stays."""
+    alone = [
+        Reading(model, tokenizer, CONFIG, COHORT, reading.lora).scores(EXEMPLARS, [text])[0]
+        for text in TEXTS
+    ]
+    with moved(model, 9).using(model):
+        before = {name: matrix.adapter for name, matrix in matrices(model).items()}
+        for remembered in (256, 2):
+            monkeypatch.setattr(module, "REMEMBERED", remembered)
+            assert reading.scores(EXEMPLARS, TEXTS) == pytest.approx(alone, rel=1e-3)
+            for other in OTHERS:
+                reading.scores(other, CANDIDATES[-2:])
+            assert reading.scores(EXEMPLARS, TEXTS[::-1]) == pytest.approx(alone[::-1], rel=1e-3)
+            assert len(reading._baselines) <= remembered
+        assert all(matrices(model)[name].adapter is adapter for name, adapter in before.items())
+
+
+def test_what_was_read_is_not_computed_again(reading, model, monkeypatch):
+    """The exemplars, the cohort and what it says of a candidate; a candidate is, each time."""
+    first = reading.scores(EXEMPLARS, TEXTS)
+    rows, forward = list[int](), type(model).forward
+
+    def counting(self, ids, *rest, **named):
+        rows.append(len(ids))
+        return forward(self, ids, *rest, **named)
+
+    monkeypatch.setattr(type(model), "forward", counting)
+    assert reading.scores(EXEMPLARS, TEXTS) == first
+    assert rows == [sum(len(reading.candidate(text)[0]) for text in TEXTS)]
+
+
+# Evidence
+
+
+def test_quantiles_of_strangers():
+    quantiles = quantiles_of([3.0, 0.0, 1.0, 2.0])
+    assert len(quantiles) == 101
+    assert [quantiles[i] for i in (0, 25, 50, 100)] == pytest.approx([0, 0.75, 1.5, 3])
+
+
+def test_evidence_is_of_a_fusion_that_has_not_seen_the_writer(reading, monkeypatch):
+    monkeypatch.setattr(reading, "scores", lambda *_: [-9.0, 0.0])
+    reading.quantiles = QUANTILES
+    shown = style_evidence_fn(reading)(EXEMPLARS, TEXTS[:2])
+    assert [evidence.percentile for evidence in shown] == pytest.approx([0, 50], abs=1)
+    assert probabilities(shown) is None
+    folds = tuple(replace(FUSED, offset=float(k)) for k in range(FOLDS))
+    reading.fusion = replace(FUSED, folds=folds)
+    writers = {tuple(EXEMPLARS): "cole"}
+    spaced = [f" {text}\n" for text in EXEMPLARS]
+    for exemplars, fused in ((spaced, folds[fold_of("cole")]), (EXEMPLARS[:1], FUSED)):
+        found = probabilities(style_evidence_fn(reading, writers)(exemplars, TEXTS[:2]))
+        assert found == fused.probabilities(exemplars, TEXTS[:2], [-9.0, 0.0])
+
+
+# The file
+
+
+def test_what_is_saved_is_loaded(base, model, tokenizer, tmp_path):
+    made = Reading(model, tokenizer, replace(CONFIG, temperature=0.1), COHORT, moved(model, 2))
+    made.quantiles, made.fusion = QUANTILES, FUSED
+    made.save(tmp_path, base.name)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["adapter_config.json", "adapter_model.safetensors", "reading.json"]
+    found = Reading.load(tmp_path, model, tokenizer)
+    assert (found.config, found.cohort, found.facts()) == (made.config, made.cohort, made.facts())
+    assert found.fusion == FUSED
+    assert found.scores(EXEMPLARS, TEXTS) == made.scores(EXEMPLARS, TEXTS)
+    assert found.lora is not None
+    assert not any(part.requires_grad for part in found.lora.parameters())
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("exemplar_tokens", [None, 15, 20.5, True]),
+        ("candidate_tokens", ["24", 0]),
+        ("temperature", [0, -1, "warm"]),
+        ("cohort", [None, [], ["one"], ["one", " \n"], ["one", 2]]),
+        ("quantiles", [None, [0.5] * 100, [1.0, *[0.5] * 100], ["a"] * 101]),
+        ("fusion", [3, {"weights": {}}]),
+    ],
+)
+def test_a_broken_file_is_refused(base, model, tokenizer, tmp_path, field, values):
+    Reading(model, tokenizer, CONFIG, COHORT, moved(model, 2)).save(tmp_path, base.name)
+    file = tmp_path / "reading.json"
+    sound = json.loads(file.read_text())
+    broken = [sound | {field: value} for value in values]
+    broken += [{k: v for k, v in sound.items() if k != field}] * (field != "fusion")
+    for record in broken:
+        file.write_text(json.dumps(record))
+        with pytest.raises(InputError, match=field) as caught:
+            Reading.load(tmp_path, model, tokenizer)
+        assert str(caught.value).startswith(str(file))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"exemplar_tokens": 15}, {"candidate_tokens": 0}, {"temperature": 0.0}]
+)
+def test_sizes_that_make_no_sense(wrong):
+    with pytest.raises(InputError, match=f"reading: .*got .*{next(iter(wrong.values()))}"):
+        ReadingConfig(**wrong)

@@ -223,7 +223,8 @@ class Reading:
         cache = self.model.new_cache()
         cache.grow([0] * len(texts), max(map(len, texts)))
         flat = [i for text in texts for i in text]
-        self.model(self._ints(flat), cache.step([len(text) for text in texts]))
+        if flat:  # of a blank line nothing is left before its last token
+            self.model(self._ints(flat), cache.step([len(text) for text in texts]))
         return cache
 
     def _under(

@@ -75,7 +75,7 @@ def test_log_probs_are_those_of_whole_texts(reading, monkeypatch, rows):
     monkeypatch.setattr(module, "ROWS_AT_ONCE", rows)
     ids = [reading.candidate(text)[0] for text in TEXTS]
     assert len({*map(len, ids)}) > 2
-    for exemplars in ([*EXEMPLARS, "word " * 90], EXEMPLARS, ["So."]):
+    for exemplars in ([*EXEMPLARS, "word " * 90], EXEMPLARS, ["So."], [""]):
         for found, text in zip(reading.log_probs(exemplars, ids), ids, strict=True):
             torch.testing.assert_close(found, plain(reading, exemplars, text), rtol=0, atol=1e-4)
     for text, row in zip(COHORT, reading.cohort_log_probs(ids), strict=True):

@@ -36,6 +36,7 @@ import torch
 from pydantic import BaseModel, Field, TypeAdapter, model_validator
 from torch import Tensor
 
+from kernels.linear import Adapter
 from kernels.logprob import logprob
 from nanopersrm import InputError
 from nanopersrm.files import write_json
@@ -147,10 +148,11 @@ class Reading:
         self._prefixes = PrefixCache(self.model)
         self._cohort: tuple[KVCache, list[int]] | None = None  # and the last token of each text
         self._baselines: dict[tuple[int, ...], Baseline] = {}  # of candidates by their ids
-        self._version = self._weights_version()
+        self._copy = self._first_copy()
 
-    def _weights_version(self) -> int:
-        return sum(part._version for part in self.lora.parameters()) if self.lora else 0
+    def _first_copy(self) -> Adapter | None:
+        """Another object after every change: the adapter makes its copies anew (`Lora.refresh`)."""
+        return next(iter(self.lora.copies.values())) if self.lora else None
 
     def read(self, exemplars: Sequence[str], candidates: Sequence[str]) -> list[TextReading]:
         """Each candidate after the exemplars, beside the cohort."""
@@ -214,7 +216,7 @@ class Reading:
 
     def _reading(self):  # type: ignore[no-untyped-def]
         """The model with this adapter alone; what was kept of an older one is dropped."""
-        if self._version != self._weights_version():
+        if self._copy is not self._first_copy():
             self._forget()
         return self.lora.using(self.model) if self.lora else adapter_off(self.model)
 

@@ -177,6 +177,19 @@ def test_what_was_read_is_not_computed_again(reading, model, monkeypatch):
     assert rows == [sum(len(reading.candidate(text)[0]) for text in TEXTS)]
 
 
+def test_a_changed_adapter_reads_anew(model, tokenizer):
+    """However it was changed: bitsandbytes writes into masters and leaves no trace in
+    `_version`."""
+    lora = moved(model, 2)
+    reading = Reading(model, tokenizer, CONFIG, COHORT, lora)
+    before = reading.scores(EXEMPLARS, TEXTS)
+    for part in lora.parameters():
+        part.data.mul_(1.5)
+    lora.refresh()
+    fresh = Reading(model, tokenizer, CONFIG, COHORT, lora).scores(EXEMPLARS, TEXTS)
+    assert reading.scores(EXEMPLARS, TEXTS) == fresh != before
+
+
 # Evidence
 
 

@@ -171,11 +171,15 @@ class Reading:
         return [reading.score for reading in self.read(exemplars, candidates)]
 
     def candidate(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of what is read of a candidate, and their places in it."""
-        ids, spans = self.tokenizer.encode_with_spans(text)
+        """The ids of what is read of a candidate, and their places in it.
+
+        White space around it is not read, as training and judging do not.
+        """
+        ids, spans = self.tokenizer.encode_with_spans(text.strip())
         if not ids:
             raise InputError("expected a candidate with a letter or a mark, got a blank one")
-        return ids[: self.config.candidate_tokens], spans[: self.config.candidate_tokens]
+        most, first = self.config.candidate_tokens, len(text) - len(text.lstrip())
+        return ids[:most], [(first + start, first + end) for start, end in spans[:most]]
 
     @torch.inference_mode()
     def log_probs(self, exemplars: Sequence[str], candidates: Sequence[list[int]]) -> list[Tensor]:

@@ -100,18 +100,18 @@ def test_exemplars_share_the_room():
 
 def test_what_is_read_of_a_candidate(reading):
     """Its first tokens, and their places in the text as it came."""
-    text = "Für 👩‍👩‍👧 gibt's Tee: naïve, süß… und so fort, bis alles gesagt ist.\n"
+    text = " \n Für 👩‍👩‍👧 gibt's Tee: naïve, süß… und so fort, bis alles gesagt ist.\n"
     ids, spans = reading.candidate(text)
-    whole, _ = reading.tokenizer.encode_with_spans(text)
+    whole, _ = reading.tokenizer.encode_with_spans(text.strip())
     assert ids == whole[:24] != whole
     assert text[spans[0][0] :].startswith("Für")
     assert (
         "".join(text[i] for i in sorted({i for span in spans for i in range(*span)}))
-        == (text[: spans[-1][1]])
+        == (text[3 : spans[-1][1]])
     )
     (result,) = reading.read(EXEMPLARS, [text])
     assert (len(result.gains), result.spans) == (24, spans)
-    for blank in ("",):
+    for blank in ("", " \n\t"):
         with pytest.raises(InputError, match="blank"):
             reading.read(EXEMPLARS, [CANDIDATES[0], blank])
 

@@ -25,7 +25,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ HELD_OUT = ("court_opinions", "british_novels")  # by default, where both are th
 MOST_EXEMPLARS = 16
 COHORT_WORDS = 110  # of a text
 CHUNK = 64  # proposals
+LIGHT = 0.25  # weight of a pair of a light domain
 PATIENCE, LEAST = 10, 7  # give up when so many chunks together gave fewer twin pairs: about 1 %
 DEMO = Path(__file__).parent / "demo"
 SETTINGS, SUMMARY = "settings.json", "summary.json"
@@ -67,6 +68,7 @@ class Config:
     model_pairs: int = 600  # at most, in train, of each kind that a language model writes
     seed: int = 0  # same seed, same bytes
     hold_out: tuple[str, ...] | None = None  # domains kept out of all other splits
+    light: tuple[str, ...] = ()  # domains whose pairs weigh a quarter: templates, edited by others
     reuse: int = 1  # how often a passage may be a candidate
     base: str = DEFAULT_BASE  # of the kinds that a language model writes
     overwrite: bool = False  # throw away what another build left in the folder
@@ -82,6 +84,7 @@ class Recipe:
     exemplars: tuple[int, int]
     seed: int
     reuse: int
+    light: tuple[str, ...] = ()  # domains whose pairs weigh LIGHT
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def check_recipe(config: Config) -> Recipe:
         exemplars=config.exemplars,
         seed=config.seed,
         reuse=config.reuse,
+        light=config.light,
     )
 
 
@@ -179,7 +183,9 @@ def make_chunk(
         elif reason := fault(result, corpus, taken):
             rejected[reason] += 1
         else:
-            pairs += pair_and_twin(result, f"{corpus.split}-{kind}-{index:06d}", corpus.split)
+            both = pair_and_twin(result, f"{corpus.split}-{kind}-{index:06d}", corpus.split)
+            weight = LIGHT if result.domain in recipe.light else 1.0
+            pairs += [replace(pair, weight=weight) for pair in both]
     return Chunk(pairs, judged, dict(rejected))
 
 
@@ -309,6 +315,9 @@ def main(config: Config) -> None:
     recipe, out = check_recipe(config), config.out
     pieces = read_corpora(config.corpora)
     hold_out = held_out(pieces, config.hold_out)
+    domains = {piece.domain for piece in pieces}
+    if unknown := set(config.light) - domains:
+        raise InputError(f"--light: expected some of {sorted(domains)}, got {min(unknown)!r}")
     writings = hashlib.sha256("".join(json.dumps(astuple(piece)) for piece in pieces).encode())
     settings = {
         "writings": writings.hexdigest(),

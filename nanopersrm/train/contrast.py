@@ -26,6 +26,7 @@ import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -96,11 +97,12 @@ class WriterSource:
     def writers(self, step: int, count: int) -> Writers:
         """Up to `count` writers of one domain, with exemplars and a candidate each.
 
-        A domain is drawn in proportion to its writers. Of an odd step they are hard to tell apart.
+        A domain is drawn in proportion to its writers, each as heavy as their pairs in the mean. Of
+        an odd step they are hard to tell apart.
         """
         rng = random.Random(f"{self.seed}/reading/{step}")
         names = list(self.domains)
-        domain = rng.choices(names, [len(self.domains[name]) for name in names])[0]
+        domain = rng.choices(names, [self._weight(name) for name in names])[0]
         pairs = self.domains[domain]
         authors = rng.sample(list(pairs), min(count, len(pairs)))
         if step % 2:
@@ -113,6 +115,10 @@ class WriterSource:
             [context_ids(self.tokenizer, pair.exemplars, most) for pair in drawn],
             [self.tokenizer.encode(pair.chosen.strip())[:length] for pair in drawn],
         )
+
+    def _weight(self, domain: str) -> float:
+        writers = self.domains[domain].values()
+        return sum(fmean(pair.weight for pair in pairs) for pairs in writers)
 
     def near(self, domain: str) -> dict[str, list[str]]:
         """Of each writer of a domain all others, the nearest in n-grams first."""

@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data import build
-from data.build import DEMO, FILES, Config, check_recipe, demo_pairs, main, run, shares
+from data.build import DEMO, FILES, LIGHT, Config, check_recipe, demo_pairs, main, run, shares
 from data.proposals import Rejection
 from nanopersrm.pairs import KINDS, SPLITS, check_twins, digest, read
 
@@ -134,6 +135,7 @@ def test_used_up_writings_are_said(tmp_path, monkeypatch):
         ({"exemplars": (4, 1)}, "--exemplars"),
         ({"reuse": 0}, "--reuse"),
         ({"hold_out": ("novels",)}, "--hold-out"),
+        ({"light": ("novels",)}, "--light"),
         ({"corpora": Path("/none")}, "/none"),
     ],
 )
@@ -143,6 +145,13 @@ def test_a_wrong_flag_is_named(change: dict[str, Any], key: str, tmp_path: Path,
     assert err.startswith(f"data.build: error: {key}")
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_pairs_of_a_light_domain_weigh_less(tmp_path):
+    assert run(small(tmp_path / "a")) == run(small(tmp_path / "b", light=("demo",))) == 0
+    plain, light = (read(tmp_path / name / "train.jsonl") for name in "ab")
+    assert {pair.weight for pair in light} == {LIGHT}
+    assert [replace(pair, weight=1.0) for pair in light] == plain
 
 
 def test_an_error_leaves_the_folder_free(tmp_path, capsys):

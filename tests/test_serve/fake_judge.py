@@ -8,7 +8,13 @@ from typing import Any
 
 from nanopersrm import InputError
 from nanopersrm.judge import judgement
-from nanopersrm.judge.judgement import JudgeConfig, JudgedReply, Judgement, OnText
+from nanopersrm.judge.judgement import (
+    CandidateReading,
+    JudgeConfig,
+    JudgedReply,
+    Judgement,
+    OnText,
+)
 from nanopersrm.judge.verdict import write
 
 WRITER = ("I came home late; no supper.", "So be it!")
@@ -39,6 +45,7 @@ class FakeJudge:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Sequence[str], Sequence[str]]] = []
+        self.readings: list[CandidateReading] | None = None  # that every judgement brings
         self.busy = False
         self.gate = threading.Event()  # closed: a call waits
         self.gate.set()
@@ -94,6 +101,7 @@ class FakeJudge:
             ],
             notes=["not trained"],
             measured=[float(len(text.strip())) for text in candidates],
+            readings=self.readings,
         )
 
 

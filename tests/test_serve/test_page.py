@@ -9,12 +9,25 @@ from typing import Any
 import pytest
 from test_server import Live, live
 
+from nanopersrm.judge.judgement import CandidateReading
 from nanopersrm.serve.server import INLINE, Limits
+from nanopersrm.style.phrases import Phrase, Word
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PAGE = files("nanopersrm.serve").joinpath("page.html").read_text("utf-8")
 ADA = "I came home late; I saw no supper. So be it! " * 6
 CANDIDATES = ("One thing; another.", "lol no way!!")
+READ = ("🙂🙂 So be it, 👩\u200d🍳 <b onclick=alert(1)>Ada</b>", "lol <img src=x onerror=alert(2)>")
+# Of a word and of a phrase: gain in nats, topic.
+WORDS = {"So": (2.4, False), "be": (0.75, False), "<b": (-0.75, False), "Ada": (2.0, True),
+         "lol": (-3.0, False)}  # fmt: skip
+PHRASES = {"So be": (3.0, False), "Ada": (2.0, True), "it, 👩\u200d🍳 <b": (-0.6, False),
+           "lol <img src=x": (-3.04, False)}  # fmt: skip
+WITHOUT_HIDDEN = """node => {
+  const copy = node.cloneNode(true);
+  copy.querySelectorAll(".hidden").forEach(hidden => hidden.remove());
+  return copy.textContent;
+}"""
 
 
 def test_the_page_needs_nothing_from_elsewhere():
@@ -36,6 +49,28 @@ def test_every_field_has_a_label():
         name = re.search(r'id="([\w-]+)"', attributes)
         assert name
         assert name[1] in labelled or "aria-label=" in attributes, attributes
+
+
+def luminance(colour: str) -> float:
+    """Relative (WCAG 2.2), of "#fff", "#1d1b18" or "118 184 242"."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    channels = map(int, colour.split()) if " " in colour else bytes.fromhex(digits)
+    shares = [channel / 255 for channel in channels]
+    light = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares]
+    return 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2]
+
+
+def test_text_can_be_read_on_every_colour():
+    schemes = re.findall(r":root \{(.*?)\}", PAGE, re.DOTALL)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        shades = {
+            name: luminance(colour) for name, colour in re.findall(r"--(\S+): ([^;]+);", scheme)
+        }
+        for text, ground in (("ink", "like"), ("ink", "unlike"), ("ink", "mark"),
+                             ("soft", "card"), ("soft", "ground"), ("card", "ink")):  # fmt: skip
+            dark, light = sorted((shades[text], shades[ground]))
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
 
 
 @pytest.fixture
@@ -75,13 +110,24 @@ def opened(browser: Any, server: Live, **look: Any) -> tuple[Any, list[str]]:
     return page, wrong
 
 
-def judge(page: Any) -> None:
+def judge(page: Any, candidates: tuple[str, str] = CANDIDATES) -> None:
     page.get_by_label("Exemplars: texts this person wrote").fill(f"{ADA}\n---\n{ADA}")
-    for label, text in zip("AB", CANDIDATES, strict=True):
+    for label, text in zip("AB", candidates, strict=True):
         page.get_by_label(f"Candidate {label}", exact=True).fill(text)
     page.locator("#traits li").first.wait_for()
     page.get_by_role("button", name="Judge", exact=True).click()
     page.locator("#ranking").wait_for(state="visible")
+
+
+def reading(text: str) -> CandidateReading:
+    """Made up: the words and phrases above that stand in the text."""
+
+    def spans(made_up: dict[str, tuple[float, bool]]) -> list[Any]:
+        return [(text.index(part), part, *rest) for part, rest in made_up.items() if part in text]
+
+    words = [Word(start, start + len(part), *rest) for start, part, *rest in spans(WORDS)]
+    phrases = [Phrase(start, start + len(x), x, *rest) for start, x, *rest in spans(PHRASES)]
+    return CandidateReading(1.0, 0.2, words, phrases)
 
 
 @pytest.mark.slow
@@ -97,6 +143,8 @@ def test_from_texts_to_a_ranking(browser, server):
     marked = page.locator("#cards .text mark").all_inner_texts()
     assert marked == [*CANDIDATES]  # the fake judge quotes the beginning of each candidate
     assert page.locator("#cards .thought mark.nowhere").count() == 0
+    assert not page.locator("#reading").is_visible()  # nothing was read
+    assert page.locator("#cards").locator("span, h4, .read").count() == 0
     assert page.locator("#alone").is_visible()  # two chances by measurement, one of a place
     assert page.locator("#places").inner_text().count("%") == 3
     assert wrong == []
@@ -119,3 +167,57 @@ def test_what_goes_wrong_is_said_on_the_page(browser, server):
     page.get_by_role("status").filter(has_text="Stopped.").wait_for()
     server.judge.gate.set()
     assert wrong == []
+
+
+@pytest.fixture
+def read(browser, server) -> Iterator[Any]:
+    """The page with two candidates that were read."""
+    server.judge.readings = [reading(text) for text in READ]
+    page, wrong = opened(browser, server)
+    judge(page, READ)
+    yield page
+    assert wrong == []
+
+
+@pytest.mark.slow
+def test_words_that_sound_like_the_writer(read):
+    cards, switch = read.locator("#cards"), read.get_by_role("button", name="Highlight")
+    coloured = "nodes => nodes.map(n => [n.className, n.textContent, n.style.cssText])"
+    assert cards.locator(".like, .unlike, .topic").evaluate_all(coloured) == [
+        ["like", "So", "--strength: 1;"],
+        ["like", "be", "--strength: 0.5;"],
+        ["unlike", "<b", "--strength: 0.5;"],
+        ["topic", "Ada", "--strength: 1;"],
+        ["unlike", "lol", "--strength: 1;"],
+    ]
+    assert cards.locator(".phrase").all_text_contents() == [
+        "So be (like the writer, plus 3.0)",
+        "it, 👩\u200d🍳 <b (unlike the writer, minus 0.6)",
+        "lol <img src=x (unlike the writer, minus 3.0)",
+    ]
+    assert cards.locator(".phrases li").all_inner_texts() == [
+        "+3.0 “So be”", "−0.6 “it, 👩\u200d🍳 <b”", "−3.0 “lol <img src=x”"]  # fmt: skip
+    assert [text.evaluate(WITHOUT_HIDDEN) for text in cards.locator(".text").all()] == [*READ]
+    assert cards.locator("b, img").count() == 0
+    quoted = READ[0][:19]  # by the fake judge; here in pieces, for words and phrases end in it
+    assert "".join(cards.locator(".text mark").all_inner_texts()) == quoted
+    switch.click()
+    assert switch.get_attribute("aria-pressed") == "false"
+    assert cards.locator(".text span").count() == 0
+    assert cards.locator(".text").all_inner_texts() == [*READ]
+    assert cards.locator(".text mark").all_inner_texts() == [quoted]
+
+
+@pytest.mark.slow
+def test_the_gain_of_a_phrase_shows_on_focus_and_moves_nothing(read):
+    places = """() => [...document.querySelectorAll("*")].map(
+        node => JSON.stringify(node.getBoundingClientRect()))"""
+    tip = "() => getComputedStyle(document.activeElement, '::after').content"
+    read.get_by_role("button", name="Highlight").focus()
+    before = read.evaluate(places)
+    for gain in ("+3.0", "−0.6", "−3.0"):
+        read.keyboard.press("Tab")
+        assert gain in read.evaluate(tip)
+        assert read.evaluate(places) == before
+    read.keyboard.press("Escape")
+    assert read.evaluate(tip) == "none"

@@ -23,7 +23,7 @@ from pathlib import Path
 from nanopersrm import InputError
 from nanopersrm.judge import adapter_settings, judgement
 from nanopersrm.judge.adapter_settings import AdapterSettings
-from nanopersrm.judge.judgement import JudgeConfig, Judgement
+from nanopersrm.judge.judgement import CandidateReading, JudgeConfig, Judgement
 from nanopersrm.judge.prompts import LONGEST_TOKEN, PROBE, fit_exemplars, prompt_ids
 from nanopersrm.judge.reply import FORCED_ROOM, Answer, answer
 from nanopersrm.model import weights
@@ -33,8 +33,9 @@ from nanopersrm.model.sampler import PrefixCache, common_prefix
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import device_of, dtype_of
+from nanopersrm.style.phrases import phrases
 from nanopersrm.style.profile import StyleEvidence, measured_block
-from nanopersrm.style.reading import Reading, probabilities, style_evidence_fn
+from nanopersrm.style.reading import Reading, probabilities, style_evidence
 
 ROWS_AT_ONCE = 32  # replies in one batch: bounds memory, and more is hardly faster
 UNTRAINED = "this base has not been trained to judge: its scores do not tell who wrote what"
@@ -117,16 +118,14 @@ class Judge:
         orders = judgement.orders_of(len(unique), config.mode)  # the candidates of each prompt
         shown = [[unique[i] for i in order] for order in orders]
 
-        style_evidence: list[StyleEvidence] = []  # one for each of `unique`
+        evidence, readings = list[StyleEvidence](), list[CandidateReading]()  # of each of `unique`
         blocks: list[str | None] = [None] * len(orders)
         if config.evidence and self.shows_style():
-            style_evidence = self.style_evidence(exemplars, unique)
-        chances = probabilities(style_evidence)
+            evidence, readings = self._read(exemplars, unique)
+        chances = probabilities(evidence)
         if config.evidence:
             blocks = [
-                measured_block(
-                    exemplars, texts, [style_evidence[i] for i in order if style_evidence]
-                )
+                measured_block(exemplars, texts, [evidence[i] for i in order if evidence])
                 for order, texts in zip(orders, shown, strict=True)
             ]
 
@@ -186,12 +185,33 @@ class Judge:
             seconds=time.perf_counter() - start,
             notes=[*notes, *cuts],
             measured=None if chances is None else [chances[i] for i in index],
+            readings=[
+                readings[i].moved(len(candidate) - len(candidate.lstrip()))
+                for i, candidate in zip(index, candidates, strict=True)
+                if readings
+            ]
+            or None,
         )
 
-    def style_evidence(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
-        """What the trained instruments say of each text, see `reading.py`."""
+    def _read(
+        self, exemplars: Sequence[str], texts: Sequence[str]
+    ) -> tuple[list[StyleEvidence], list[CandidateReading]]:
+        """What reading says of each text, for the prompt and for people."""
         assert self.reading is not None, "this judge has no reading"
-        return style_evidence_fn(self.reading)(exemplars, texts)
+        read = self.reading.read(exemplars, texts)
+        words = self.reading.words(exemplars, texts, read)
+        readings = [
+            CandidateReading(round(one.score, 4), round(one.gain, 4), some, phrases(some, text))
+            for one, some, text in zip(read, words, texts, strict=True)
+        ]
+        scores = [one.score for one in read]
+        return style_evidence(self.reading, exemplars, texts, scores), readings
+
+    def style_evidence(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
+        """What reading says of each text, as prompts show it."""
+        assert self.reading is not None, "this judge has no reading"
+        scores = self.reading.scores(exemplars, texts)
+        return style_evidence(self.reading, exemplars, texts, scores)
 
     def shows_style(self) -> bool:
         """Whether prompts have what reading says: unless the adapter was trained without."""

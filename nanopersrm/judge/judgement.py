@@ -22,7 +22,7 @@ candidates every pair is compared; above, candidate i meets i ± 1, 2, 4, 8, …
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -112,6 +112,12 @@ class CandidateReading:
     gain: float  # nats a token
     words: list[Word]  # as far as it was read; characters of the candidate as the caller gave it
     phrases: list[Phrase]  # most like the writer first, then least; of each, those of topic last
+
+    def moved(self, by: int) -> "CandidateReading":
+        """The same where so many blanks stand before the text."""
+        words = [replace(word, start=word.start + by, end=word.end + by) for word in self.words]
+        phrases = [replace(x, start=x.start + by, end=x.end + by) for x in self.phrases]
+        return replace(self, words=words, phrases=phrases)
 
 
 @dataclass

@@ -13,7 +13,7 @@ calls this the T-norm of a score (Auckenthaler et al., Digital Signal Processing
 number: a text has -3.1 nats a token after its writer, and -3.30, -3.24 and -3.36 after a cohort of
 three. The gain is 0.20 nats, the deviation 0.06, the reading 3.3.
 
-Tokens with a great gain are the words that sound like the writer; `phrases` gathers them.
+Tokens with a great gain are the words that sound like the writer; `phrases.py` gathers them.
 
 The exemplars are computed once and their keys and values kept for the next call, as are those of
 the cohort; under each of these beginnings lie the candidates, side by side. The last token of a
@@ -48,6 +48,7 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.pairs import Text, validate
 from nanopersrm.style.fusion import SCHEMA, Fusion, Number
+from nanopersrm.style.phrases import Word, only_exemplars, with_topics, words_of
 from nanopersrm.style.profile import StyleEvidence, percentile
 
 ROWS_AT_ONCE = 8192  # of candidates in one forward: bounds memory
@@ -170,6 +171,39 @@ class Reading:
         """`TextReading.score` of each candidate."""
         return [reading.score for reading in self.read(exemplars, candidates)]
 
+    def words(
+        self, exemplars: Sequence[str], candidates: Sequence[str], readings: Sequence[TextReading]
+    ) -> list[list[Word]]:
+        """The words of each candidate, those of topic marked; readings: what `read` gave.
+
+        The first token counts for none: it says how many texts come before, hardly whose they are.
+        After one text the base expects the end, after several another one.
+        """
+
+        def words_with(i: int, gains: Sequence[float]) -> list[Word]:
+            return words_of(candidates[i], readings[i].spans, [0.0, *gains[1:]])
+
+        words = [words_with(i, reading.gains) for i, reading in enumerate(readings)]
+        pairs = zip(candidates, words, strict=True)
+        only = [only_exemplars(text, some, exemplars) for text, some in pairs]
+        for left_out in range(len(exemplars)) if len(exemplars) > 1 else ():
+            asked = [i for i, found in enumerate(only) if left_out in found.values()]
+            texts = [candidates[i] for i in asked]
+            for i, gains in zip(asked, self.gains_without(exemplars, left_out, texts), strict=True):
+                words[i] = with_topics(words[i], words_with(i, gains), only[i], left_out)
+        return words
+
+    def gains_without(
+        self, exemplars: Sequence[str], left_out: int, candidates: Sequence[str]
+    ) -> list[list[float]]:
+        """The gains of each token of each candidate without one of the exemplars."""
+        if not candidates:
+            return []
+        ids = [self.candidate(text)[0] for text in candidates]
+        rest = [text for i, text in enumerate(exemplars) if i != left_out]
+        pairs = zip(self.log_probs(rest, ids, keep=False), self.baselines(ids), strict=True)
+        return [(log_p - base.log_p).tolist() for log_p, base in pairs]
+
     def candidate(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of what is read of a candidate, and their places in it.
 
@@ -182,11 +216,16 @@ class Reading:
         return ids[:most], [(first + start, first + end) for start, end in spans[:most]]
 
     @torch.inference_mode()
-    def log_probs(self, exemplars: Sequence[str], candidates: Sequence[list[int]]) -> list[Tensor]:
-        """log p of each token of each candidate after the exemplars: (T,) fp32 each, in nats."""
+    def log_probs(
+        self, exemplars: Sequence[str], candidates: Sequence[list[int]], keep: bool = True
+    ) -> list[Tensor]:
+        """log p of each token of each candidate after the exemplars: (T,) fp32 each, in nats.
+
+        keep: the keys and values of the exemplars, for the next call.
+        """
         ids = context_ids(self.tokenizer, exemplars, self.config.exemplar_tokens)
         with self._reading():
-            prefix = self._prefixes.prefix_of(ids[:-1])
+            prefix = self._prefixes.prefix_of(ids[:-1]) if keep else None
             tree = prefix.cache if prefix is not None else self._roots([ids[:-1]])
             return self._under(tree, [ids[-1]], candidates)[0]
 
@@ -291,25 +330,38 @@ StyleEvidenceFn = Callable[[Sequence[str], Sequence[str]], list[StyleEvidence]]
 def style_evidence_fn(
     reading: Reading, writers: Mapping[tuple[str, ...], str] | None = None
 ) -> StyleEvidenceFn:
-    """The percentile of the reading and, where features are fused, the probability.
+    """`style_evidence` of texts that are read for it.
 
     writers: of exemplars that are trained on, whose they are: the fusion is then the one that was
     fitted without this writer.
     """
 
-    def style_evidence(exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
-        assert reading.quantiles, "the scores of strangers are not measured yet"
-        scores = reading.scores(exemplars, texts)
-        percents = [percentile(reading.quantiles, score) for score in scores]
-        if (fusion := reading.fusion) is None:
-            return [StyleEvidence(percent) for percent in percents]
+    def evidence(exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
         writer = (writers or {}).get(tuple(text.strip() for text in exemplars))
-        if writer is not None:
-            fusion = fusion.without(writer)
-        probabilities = fusion.probabilities(exemplars, texts, scores)
-        return [StyleEvidence(*both) for both in zip(percents, probabilities, strict=True)]
+        return style_evidence(reading, exemplars, texts, reading.scores(exemplars, texts), writer)
 
-    return style_evidence
+    return evidence
+
+
+def style_evidence(
+    reading: Reading,
+    exemplars: Sequence[str],
+    texts: Sequence[str],
+    scores: Sequence[float],
+    writer: str | None = None,
+) -> list[StyleEvidence]:
+    """The percentile of each score and, where features are fused, the probability.
+
+    scores: of the texts, by `reading`. writer: who had no part in the fusion.
+    """
+    assert reading.quantiles, "the scores of strangers are not measured yet"
+    percents = [percentile(reading.quantiles, score) for score in scores]
+    if (fusion := reading.fusion) is None:
+        return [StyleEvidence(percent) for percent in percents]
+    if writer is not None:
+        fusion = fusion.without(writer)
+    probabilities = fusion.probabilities(exemplars, texts, scores)
+    return [StyleEvidence(*both) for both in zip(percents, probabilities, strict=True)]
 
 
 def probabilities(evidence: Iterable[StyleEvidence]) -> list[float] | None:

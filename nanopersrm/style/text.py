@@ -81,7 +81,7 @@ def _blocks(lines: list[str]) -> list[tuple[bool, str]]:
     return [(item, " ".join(parts)) for item, parts in blocks]
 
 
-def _ends_sentence(token: str, following: str) -> bool:
+def ends_sentence(token: str, following: str) -> bool:
     """Whether a sentence ends with `token`: `Mr.`, `U.S.` and `"Why?" she said` do not end one."""
     core = token.rstrip(CLOSERS)
     if core[-1:] not in ENDS or not core:
@@ -105,7 +105,7 @@ def sentences(block: str) -> Iterator[str]:
     tokens = block.split()
     first = 0
     for i, token in enumerate(tokens):
-        if i + 1 == len(tokens) or _ends_sentence(token, tokens[i + 1]):
+        if i + 1 == len(tokens) or ends_sentence(token, tokens[i + 1]):
             yield " ".join(tokens[first : i + 1])
             first = i + 1
 

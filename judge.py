@@ -3,8 +3,9 @@
     python judge.py --exemplar letters/ --candidates draft1.txt draft2.txt
 
 reads what the writer wrote (files, folders, or one file with lines of three dashes between texts),
-prints the writer's habits, reasons about each candidate and ends with a table. Without --candidates
-it reads them from standard input. `--adapter FOLDER` uses what `train_sft.py` has learned,
+prints the writer's habits, reasons about each candidate and ends with a table and with the words
+that sound like the writer: in colour, or marked [+so+] and [-so-]. Without --candidates it reads
+them from standard input. `--adapter FOLDER` uses what `train_sft.py` has learned,
 `--adapter none` the base alone, which was never trained to judge.
 
     python judge.py --batch in.jsonl --out out.jsonl
@@ -18,6 +19,7 @@ What is slow is imported late, so that `--help` and a mistyped file name answer 
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,15 +29,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
 from nanopersrm import InputError
 from nanopersrm.command import exit_code, printable
-from nanopersrm.judge.judgement import JudgeConfig, Judgement, check
+from nanopersrm.judge.judgement import CandidateReading, JudgeConfig, Judgement, check
 from nanopersrm.judge.texts import expand, read_file, read_question, read_standard_input, read_texts
 from nanopersrm.model.base import DEFAULT_BASE
+from nanopersrm.style.phrases import Phrase, Word
 from nanopersrm.style.profile import profile
 
 HABITS = 8  # factors that the profile shows
+LONGEST = 60  # characters of a phrase that is listed
+COLOURED, BOLD = 0.5, 2.0  # nats of a word from which on it stands out
+NATS = (
+    "How much likelier words become after the writer's texts than after other people's, in nats: "
+    "+1 is 2.7 times, -1 is 2.7 times less."
+)
 PROGRESS_EVERY = 30  # seconds between two lines of progress, where there is no terminal
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[PATH [PATH ...]]")]
 
@@ -107,7 +117,7 @@ def main(config: Config) -> int | None:
     if config.as_json:
         print(json.dumps({"candidates": names, **judgement.as_dict()}, allow_nan=False), flush=True)
     else:
-        _print_judgement(out, judgement, names, streamed=streams and config.think)
+        _print_judgement(out, judgement, names, candidates, streamed=streams and config.think)
     return None
 
 
@@ -198,7 +208,7 @@ class Stream:
 
 def _print(out: Console, text: str, **style: Any) -> None:
     """Print what others wrote: no markup, and nothing that a terminal would obey."""
-    out.print(printable(text), markup=False, **style)
+    out.print(printable(text), markup=False, emoji=False, **style)
 
 
 def _print_profile(out: Console, exemplars: list[str]) -> None:
@@ -211,8 +221,10 @@ def _print_profile(out: Console, exemplars: list[str]) -> None:
     out.print()
 
 
-def _print_judgement(out: Console, judgement: Judgement, names: list[str], streamed: bool) -> None:
-    """The reasoning, unless it was streamed, and a small table, best first."""
+def _print_judgement(
+    out: Console, judgement: Judgement, names: list[str], candidates: list[str], streamed: bool
+) -> None:
+    """The reasoning, unless it was streamed, a small table, best first, and what was read."""
     names = [printable(name) for name in names]
     for reply in judgement.replies:
         title = " against ".join(names[i] for i in reply.candidates)
@@ -242,6 +254,12 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
         _print(out, f"note: {note}")
     out.print(table)
     out.print()
+    if judgement.readings is not None:
+        for i in judgement.ranking:
+            _print(out, names[i], style="bold")
+            _print_reading(out, judgement.readings[i], candidates[i])
+        out.print(NATS, style="dim")
+        out.print()
     best = judgement.verdict
     if isinstance(best, str):
         out.print({"tie": "a tie", "invalid": "invalid: some replies gave no score"}[best])
@@ -249,6 +267,44 @@ def _print_judgement(out: Console, judgement: Judgement, names: list[str], strea
         out.print(f"closest to the writer: [bold]{escape(names[best])}[/bold]")
     speed = f"{judgement.tokens} tokens drawn, {judgement.prompt_tokens} read"
     out.print(f"{speed}, {judgement.seconds:.1f} s", style="dim")
+
+
+def _print_reading(out: Console, reading: CandidateReading, text: str) -> None:
+    """The phrases most and least like the writer, and the text with its words coloured.
+
+    Where there is no colour the phrases are marked in it. What was not read is not shown.
+    """
+    for label, sign in (("most like the writer: ", 1), ("least like the writer:", -1)):
+        listed = [_listed(phrase) for phrase in reading.phrases if sign * phrase.gain > 0]
+        _print(out, f"  {label} {', '.join(listed) or 'nothing'}")
+    marks = out.no_color or out.color_system is None
+    by_place = sorted(reading.phrases, key=lambda phrase: phrase.start)
+    parts: Sequence[Word | Phrase] = by_place if marks else reading.words
+    first, end = (reading.words[0].start, reading.words[-1].end) if reading.words else (0, 0)
+    shown, at = Text(), first
+    for part in parts:
+        piece, mark = printable(text[part.start : part.end]), "+" if part.gain > 0 else "-"
+        shown.append(printable(text[at : part.start]))
+        shown.append(f"[{mark}{piece}{mark}]" if marks and not part.topic else piece, _style(part))
+        at = part.end
+    shown.append(printable(text[at:end]))
+    shown.append(" … (the rest was not read)" if text[end:].strip() else "")
+    out.print(shown)
+    out.print()
+
+
+def _listed(phrase: Phrase) -> str:
+    """A phrase in one line, with its gain: "the machine has since" +9.1"""
+    text = " ".join(phrase.text.split())
+    text = text if len(text) <= LONGEST else text[:LONGEST] + "…"
+    return f'"{text}" {phrase.gain:+.1f}' + " (topic)" * phrase.topic
+
+
+def _style(part: Word | Phrase) -> str:
+    """Green is like the writer, red unlike, bold where it is much, and topic is dim."""
+    if part.topic or abs(part.gain) < COLOURED:
+        return "dim" if part.topic else ""
+    return ("bold " if abs(part.gain) >= BOLD else "") + ("green" if part.gain > 0 else "red")
 
 
 def run(config: Config) -> int:

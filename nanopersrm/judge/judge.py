@@ -15,6 +15,7 @@ weights and is never merged into them. The reading in the same folder (`style/re
 evidence to the measured block.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -196,16 +197,19 @@ class Judge:
     def _read(
         self, exemplars: Sequence[str], texts: Sequence[str]
     ) -> tuple[list[StyleEvidence], list[CandidateReading]]:
-        """What reading says of each text, for the prompt and for people."""
+        """What reading says of each text, for the prompt and for people; the latter only finite."""
         assert self.reading is not None, "this judge has no reading"
         read = self.reading.read(exemplars, texts)
+        scores = [one.score for one in read]
+        evidence = style_evidence(self.reading, exemplars, texts, scores)
+        if not all(map(math.isfinite, scores)):
+            return evidence, []
         words = self.reading.words(exemplars, texts, read)
         readings = [
             CandidateReading(round(one.score, 4), round(one.gain, 4), some, phrases(some, text))
             for one, some, text in zip(read, words, texts, strict=True)
         ]
-        scores = [one.score for one in read]
-        return style_evidence(self.reading, exemplars, texts, scores), readings
+        return evidence, readings
 
     def style_evidence(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
         """What reading says of each text, as prompts show it."""

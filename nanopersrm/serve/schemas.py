@@ -5,7 +5,12 @@
 
 A writer is given as `exemplars`, or as the name of a `writer` that was put on the server before.
 What is left out has the server's own setting; an unknown field is an error. A judgement without a
-score is a reply like another: verdict "invalid", null for the score.
+score is a reply like another: verdict "invalid", null for the score. `readings` has of each
+candidate the words and phrases that sound like the writer (null: the judge does not read), as
+characters start to end of the candidate and gains in nats:
+
+    {"score": 1.9, "gain": 0.21, "words": [{"start": 0, "end": 3, "gain": 0.4, "topic": false}, …],
+     "phrases": [{"start": 0, "end": 11, "text": "The machine", "gain": 2.4, "topic": false}, …]}
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,244 @@
+"""The reading stage: its loss, its gradient in parts, and the writers of a step."""
+
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fixtures import COHORT, CPU, TRAIN, make_base, moved
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from nanopersrm import InputError
+from nanopersrm.model.base import Base
+from nanopersrm.model.cache import Layout
+from nanopersrm.model.lora import Lora, LoraConfig
+from nanopersrm.model.tokenizer import Tokenizer
+from nanopersrm.model.transformer import Model
+from nanopersrm.model.weights import load
+from nanopersrm.pairs import Pair
+from nanopersrm.style.reading import Reading, ReadingConfig, context_ids
+from nanopersrm.train import contrast
+from nanopersrm.train.contrast import Writers, WriterSource, read_matrix, reading_loss
+from nanopersrm.train.presets import PRESETS
+
+PRESET = replace(PRESETS["tiny"], budget=100_000)
+CONFIG = ReadingConfig(exemplar_tokens=48, candidate_tokens=16)
+T = 0.05
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Base:
+    return make_base(tmp_path_factory.mktemp("contrast") / "smollm", "smollm")
+
+
+@pytest.fixture(scope="module")
+def model(base) -> Model:
+    return load(base, torch.float32, CPU).train()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base) -> Tokenizer:
+    return Tokenizer.load(base)
+
+
+@pytest.fixture
+def lora(model) -> Any:
+    """On, and not zero."""
+    lora = moved(model, 3)
+    with lora.using(model):
+        yield lora
+
+
+@pytest.fixture(scope="module")
+def writers(tokenizer) -> Writers:
+    """Four, whose contexts and candidates have different lengths."""
+    texts = [pair.chosen for pair in TRAIN[::3]][:4]
+    exemplars = [pair.exemplars for pair in TRAIN[::3]][:4]
+    contexts = [context_ids(tokenizer, some, 30 + 9 * i) for i, some in enumerate(exemplars)]
+    candidates = [tokenizer.encode(text)[: 16 - 3 * i] for i, text in enumerate(texts)]
+    return Writers(list("abcd"), contexts, candidates)
+
+
+def source_of(pairs: list[Pair], tokenizer: Tokenizer, seed: int = 0) -> WriterSource:
+    return WriterSource(pairs, tokenizer, CONFIG, 12, seed)
+
+
+def pair_of(name: str, domain: str, n: int, kind: str = "cross_author", words: str = "") -> Pair:
+    """Texts of one letter and a number, so that their first tokens say whose they are."""
+    pair = TRAIN[0]
+    exemplars = (f"{name}{n} exemplar", f"{name}{n} another")
+    return replace(
+        pair, id=f"{name}{domain}{n}{kind}", twin="", author=name, domain=domain, kind=kind,
+        exemplars=exemplars, chosen=f" {name}{n} chosen {words}\n",
+    )  # fmt: skip
+
+
+# The loss
+
+
+def test_the_worked_number():
+    loss, right = reading_loss(torch.tensor([[-3.0, -3.5], [-3.2, -3.4]]), 0.1)
+    assert float(loss) == pytest.approx(0.220, abs=5e-4)
+    assert float(right) == 1
+    _, right = reading_loss(torch.tensor([[-2.0, -2.5], [-3.2, -3.4]]), 0.1)
+    assert float(right) == 0.5  # after the first writer's texts both candidates are likelier
+    assert float(reading_loss(torch.zeros(3, 3), 0.1)[0]) == pytest.approx(np.log(3))
+
+
+def test_the_loss_is_the_formula():
+    """By a loop over writers, and its slope by finite differences."""
+    M = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) / 9
+    total, wins = 0.0, 0
+    for i in range(5):
+        base = [np.mean([float(M[k, j]) for k in range(5) if k != j]) for j in range(5)]
+        row = np.array([(float(M[i, j]) - base[j]) / T for j in range(5)])
+        column = np.array([float(M[k, i]) / T for k in range(5)])
+        total += np.log(np.exp(row).sum()) - row[i] + np.log(np.exp(column).sum()) - column[i]
+        wins += int(row.argmax() == i) + int(column.argmax() == i)
+    loss, right = reading_loss(M, T)
+    assert float(loss) == pytest.approx(total / 10)
+    assert float(right) == pytest.approx(wins / 10)
+    assert gradcheck(lambda M: reading_loss(M, T)[0], M.requires_grad_())
+
+
+# The gradient
+
+
+def plain_matrix(model: Model, writers: Writers) -> Tensor:
+    """M (B, B), a forward of the whole text for each entry."""
+    rows = []
+    for context in writers.contexts:
+        row = []
+        for ids in writers.candidates:
+            flat = [*context, *ids]
+            hidden = model(torch.tensor(flat), Layout.of([len(flat)]))
+            log_p = model.logits(hidden).log_softmax(-1)[-len(ids) - 1 : -1]
+            row.append(log_p.gather(1, torch.tensor(ids)[:, None]).mean())
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def slopes_of(lora: Lora) -> list[Tensor]:
+    """Of every master, which has none afterwards."""
+    slopes = [part.grad for part in lora.parameters() if part.grad is not None]
+    for part in lora.parameters():
+        part.grad = None
+    return slopes
+
+
+def test_the_gradient_of_a_step_is_that_of_whole_texts(model, lora, writers):
+    """In one micro-batch, in two and in four; blocks kept or computed again."""
+    loss, right = reading_loss(plain_matrix(model, writers), T)
+    loss.backward()
+    expected, names = slopes_of(lora), list[list[str]]()
+
+    def backward(loss: Tensor, examples: list[str]) -> None:
+        names.append(examples)
+        loss.backward()
+
+    learner: Any = SimpleNamespace(model=model, backward=backward)
+    sizes = [tree.tokens for tree in writers.trees()]
+    for budget, count in ((sum(sizes), 1), (2 * max(sizes), 2), (1, 4)):
+        for recompute in (False, True):
+            names.clear()
+            preset = replace(PRESET, budget=budget, recompute=recompute)
+            found, share, tokens = contrast.gradient(learner, writers, preset, T)
+            assert found == pytest.approx(float(loss.detach()), rel=1e-4)
+            assert (share, tokens) == (float(right), sum(sizes) * (1 if count == 1 else 2))
+            assert len(names) == count
+            assert sorted(name for part in names for name in part) == list("abcd")
+            for slope, other in zip(slopes_of(lora), expected, strict=True):
+                rounding = 2e-5 * float(other.abs().max())
+                torch.testing.assert_close(slope, other, rtol=0, atol=rounding)
+
+
+def test_a_step_reads_as_judging_does(model, lora, writers, tokenizer):
+    """M is what `Reading` says of the same texts with the same adapter."""
+    pairs = TRAIN[::3][:4]
+    config = replace(CONFIG, exemplar_tokens=30)
+    contexts = [context_ids(tokenizer, pair.exemplars, 30) for pair in pairs]
+    some = replace(writers, contexts=contexts)
+    with torch.no_grad():
+        found = read_matrix(model, some.trees(), PRESET).view(4, 4)
+    reading = Reading(model, tokenizer, config, COHORT, lora)
+    rows = [reading.log_probs(pair.exemplars, some.candidates) for pair in pairs]
+    expected = torch.tensor([[float(log_p.mean()) for log_p in row] for row in rows])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_steps_lower_the_loss(model, writers):
+    lora = Lora(model, LoraConfig(rank=4), 0)
+    optimizer = torch.optim.AdamW(lora.parameters(), 5e-3)
+    learner: Any = SimpleNamespace(model=model, backward=lambda loss, _: loss.backward())
+    losses = []
+    with lora.using(model):
+        for _ in range(12):
+            loss, right, _ = contrast.gradient(learner, writers, PRESET, T)
+            losses.append(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            lora.refresh()
+    assert losses[-1] < losses[0] / 2
+    assert right == 1
+
+
+# The writers of a step
+
+
+def decoded(tokenizer: Tokenizer, writers: Writers) -> list[tuple[str, str, str]]:
+    """(author, exemplars, candidate) of each."""
+    texts = zip(writers.authors, writers.contexts, writers.candidates, strict=True)
+    return [(name, tokenizer.decode(a), tokenizer.decode(b)) for name, a, b in texts]
+
+
+def test_writers_of_one_domain_each_with_a_pair_of_theirs(tokenizer):
+    """By seed and number of the step. A domain of one author is left out, rewrites are too."""
+    letters = [pair_of(name, "letters", n) for name in "abcdefgh" for n in range(3)]
+    verse = [pair_of(name, "verse", n) for name in "vw" for n in range(3)]
+    alone = [pair_of("x", "plays", 0), pair_of("a", "letters", 7, kind="restyle")]
+    data = source_of([*letters, *verse, *alone], tokenizer)
+    again = source_of([*letters, *verse, *alone], tokenizer)
+    other = source_of([*letters, *verse, *alone], tokenizer, seed=1)
+    steps = [data.writers(step, 4) for step in range(100)]
+    assert [again.writers(step, 4) for step in (99, 5)] == [steps[99], steps[5]]
+    assert [other.writers(step, 4) for step in range(3)] != steps[:3]
+    domains = Counter("".join(sorted(step.authors)) == "vw" for step in steps)
+    assert 66 <= domains[False] <= 94  # 8 writers of 10: 80 expected, sd 4
+    seen = set[str]()
+    for step in steps:
+        assert len({*step.authors}) == len(step.authors) == (2 if "v" in step.authors else 4)
+        for name, exemplars, candidate in decoded(tokenizer, step):
+            number = exemplars[1]
+            assert exemplars == f"{name}{number} exemplar\n\n{name}{number} another\n\n"
+            assert f"{name}{number} chosen".startswith(candidate[:9])
+            assert len(tokenizer.encode(candidate)) <= 12
+            seen.add(name + number)
+    assert seen == {f"{name}{n}" for name in "abcdefghvw" for n in range(3)}
+
+
+def test_odd_steps_take_the_nearest(tokenizer):
+    """Of two kinds of writers in one domain, four each, those of the first one's kind: twice as
+    many as are wanted are the nearest, and here they are all of one kind."""
+    words = {"a": "perhaps somewhat rather", "b": "zyx qqq jjj"}
+    pairs = [
+        pair_of(f"{kind}{i}", "d", 0, words=words[kind] * 9) for kind in "ab" for i in range(5)
+    ]
+    data = source_of(pairs, tokenizer)
+    near = data.near("d")
+    assert all({name[0] for name in near[author][:4]} == {author[0]} for author in near)
+    assert all({author, *near[author]} == near.keys() for author in near)
+    kinds = [{name[0] for name in data.writers(step, 3).authors} for step in range(20)]
+    assert all(len(kind) == 1 for kind in kinds[1::2])
+    assert any(len(kind) == 2 for kind in kinds[::2])
+    assert len({tuple(data.writers(step, 3).authors[1:]) for step in range(1, 20, 2)}) > 3
+
+
+def test_two_authors_are_needed(tokenizer):
+    rewrites = [pair_of(name, "d", 0, kind="restyle") for name in "ab"]
+    assert len(source_of(rewrites, tokenizer).writers(0, 9).authors) == 2  # there is nothing else
+    with pytest.raises(InputError, match="two authors of one domain"):
+        source_of([pair_of("a", "d", 0), pair_of("b", "e", 0), *rewrites[:1]], tokenizer)

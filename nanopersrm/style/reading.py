@@ -188,6 +188,8 @@ class Reading:
         only = [only_exemplars(text, some, exemplars) for text, some in pairs]
         for left_out in range(len(exemplars)) if len(exemplars) > 1 else ():
             asked = [i for i, found in enumerate(only) if left_out in found.values()]
+            if not asked:
+                continue
             texts = [candidates[i] for i in asked]
             for i, gains in zip(asked, self.gains_without(exemplars, left_out, texts), strict=True):
                 words[i] = with_topics(words[i], words_with(i, gains), only[i], left_out)
@@ -197,8 +199,6 @@ class Reading:
         self, exemplars: Sequence[str], left_out: int, candidates: Sequence[str]
     ) -> list[list[float]]:
         """The gains of each token of each candidate without one of the exemplars."""
-        if not candidates:
-            return []
         ids = [self.candidate(text)[0] for text in candidates]
         rest = [text for i, text in enumerate(exemplars) if i != left_out]
         pairs = zip(self.log_probs(rest, ids, keep=False), self.baselines(ids), strict=True)

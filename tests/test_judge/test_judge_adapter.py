@@ -1,6 +1,9 @@
 """Judging with a trained adapter: it is the merged model, it is exact, and it says what it is."""
 
+import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +103,45 @@ def test_the_probability_of_all_instruments_stands_beside_the_score(judge, monke
         judgement = judge.judge(EXEMPLARS, texts, config=JudgeConfig(mode, think=False))
         assert judgement.measured == pytest.approx(expected)
         assert judgement.measured[0] == judgement.measured[2] != judgement.measured[1]
+
+
+def test_what_was_read_stands_beside_the_score(judge, monkeypatch):
+    """Of each candidate as it came, blanks around it or not; nothing is read twice."""
+    for config in (PLAIN, JudgeConfig(think=False, evidence=False, mode="pairwise")):
+        assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=config).readings is None
+    read, calls = judge.reading.read, list[Any]()
+    monkeypatch.setattr(judge.reading, "read", lambda *texts: calls.append(texts) or read(*texts))
+    texts = [CANDIDATES[2], CANDIDATES[0], f"\r\n  {CANDIDATES[2]} \n"]
+    judgement = judge.judge(EXEMPLARS, texts, config=JudgeConfig("pairwise", think=False))
+    assert calls == [(EXEMPLARS, sorted([CANDIDATES[0], CANDIDATES[2]]))]
+    for text, found in zip(texts, judgement.readings, strict=True):
+        (expected,) = read(EXEMPLARS, [text])
+        assert (found.score, found.gain) == pytest.approx((expected.score, expected.gain), abs=1e-4)
+        first, last = found.words[0], found.words[-1]
+        assert text[first.start : first.end] == text.split()[0]
+        assert text[last.start : last.end] in text.split()
+        gains = [
+            gain
+            for gain, (_, end) in zip(expected.gains, expected.spans, strict=True)
+            if end <= last.end
+        ]
+        assert sum(word.gain for word in found.words) == pytest.approx(sum(gains[1:]), abs=1e-2)
+        assert found.phrases
+        assert all(text[x.start : x.end] == x.text for x in found.phrases)
+    one, _, three = judgement.readings
+    assert one.moved(4) == three != one
+    record = json.loads(json.dumps(judgement.as_dict(), allow_nan=False))["readings"][0]
+    assert set(record) == {"score", "gain", "words", "phrases"}
+    assert set(record["words"][0]) == {"start", "end", "gain", "topic"}
+    assert set(record["phrases"][0]) == {"start", "end", "text", "gain", "topic"}
+
+
+def test_what_is_no_number_is_not_shown(base, folder):
+    judge = Judge.load(base.path, folder, dtype="fp32")
+    judge.model.norm.weight.fill_(math.nan)
+    judgement = judge.judge(EXEMPLARS, CANDIDATES[:2], config=JudgeConfig(think=False))
+    assert (judgement.verdict, judgement.readings) == ("invalid", None)
+    json.dumps(judgement.as_dict(), allow_nan=False)
 
 
 def test_a_model_in_training_can_judge(base, folder, judge):

@@ -4,7 +4,7 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from judge_command import DRAFTS, EDMUND, ROOT, SCRIPT, caller, script
 from rich.console import Console
 
 from nanopersrm.judge.judge import Judge
-from nanopersrm.judge.judgement import Judgement
+from nanopersrm.judge.judgement import CandidateReading, Judgement
 from nanopersrm.model.base import DEFAULT_BASE
+from nanopersrm.style.phrases import Phrase, Word
 
 FIELDS = {"candidates", "scores", "preference", "ranking", "verdict", "reasoning"}
 FIELDS |= {"well_formed", "tokens", "prompt_tokens", "seconds", "replies", "notes", "measured"}
+FIELDS |= {"readings"}
 TEXTS = ("--exemplar", EDMUND, "--candidates", *DRAFTS)
 RUDE = "One\x1b[2J\x1b]0;owned\x07 and\ttwo\r\x9b31m.\nThree.\x7f"
 SHOWN = "One[2J]0;owned and\ttwo31m.\nThree."
@@ -108,6 +110,81 @@ def test_nothing_printed_is_markup_or_moves_the_terminal(monkeypatch, capsys, ti
     record = json.loads(cli(*arguments, "--json")[1])
     assert record["candidates"][0] == name
     assert record["replies"][0]["reasoning"] == record["notes"][0] == RUDE
+
+
+TEXT = "\n So \x1b[2Jno[/b] machine,\nwe    saw cool."
+READ = CandidateReading(
+    1.5,
+    0.3,
+    [
+        Word(2, 4, 0.1),
+        Word(5, 15, 2.5),
+        Word(16, 24, 1.5),
+        Word(25, 27, -0.6),
+        Word(31, 34, 3.0, True),
+    ],
+    [
+        Phrase(5, 24, TEXT[5:24], 4.0),
+        Phrase(31, 34, "saw", 3.0, True),
+        Phrase(25, 27, "we", -0.6),
+    ],
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "So [+[2Jno[/b] machine,+]\n[-we-]    saw … (the rest was not read)"),
+        (
+            {"force_terminal": True, "color_system": "standard"},
+            "So \x1b[1;32m[2Jno[/b]\x1b[0m \x1b[32mmachine,\x1b[0m\n"
+            "\x1b[31mwe\x1b[0m    \x1b[2msaw\x1b[0m … (the rest was not read)",
+        ),
+    ],
+    ids=["marked", "coloured"],
+)
+def test_words_that_sound_like_the_writer(settings, text):
+    """What was not read is not shown, and a text is neither markup nor a command."""
+    written = io.StringIO()
+    out = Console(file=written, soft_wrap=True, highlight=False, **settings)
+    script._print_reading(out, READ, TEXT)
+    assert written.getvalue() == (
+        '  most like the writer:  "[2Jno[/b] machine," +4.0, "saw" +3.0 (topic)\n'
+        '  least like the writer: "we" -0.6\n'
+        f"{text}\n\n"
+    )
+
+
+def test_a_long_phrase_is_listed_in_part_and_none_is_said():
+    written = io.StringIO()
+    long = Phrase(0, 900, "x" * 900, -9.0)
+    reading = CandidateReading(0.0, 0.0, [Word(0, 900, -9.0)], [long])
+    script._print_reading(Console(file=written, width=2000), reading, "x" * 900)
+    lines = written.getvalue().splitlines()
+    assert lines[0].split() == ["most", "like", "the", "writer:", "nothing"]
+    assert lines[1].endswith(f'"{"x" * script.LONGEST}…" -9.0')
+    assert lines[2] == f"[-{'x' * 900}-]"
+
+
+def test_what_was_read_stands_between_the_table_and_the_verdict(monkeypatch, capsys, tiny_judge):
+    judge = Judge.judge
+
+    def read(*arguments: Any, **named: Any) -> Judgement:
+        return replace(judge(*arguments, **named), readings=[READ, READ])
+
+    monkeypatch.setattr(Judge, "judge", read)
+    cli = caller(monkeypatch, capsys, tiny_judge)
+    code, out, _ = cli(*TEXTS, "--no-think")
+    lines = out.splitlines()
+    assert code == 0
+    table = next(i for i, line in enumerate(lines) if "score  fits better" in line)
+    units = lines.index(script.NATS)
+    verdict = next(i for i, line in enumerate(lines) if "closest" in line or line == "a tie")
+    phrases = [i for i, line in enumerate(lines) if line.startswith("  most like the writer: ")]
+    assert table < phrases[0] < phrases[1] < units < verdict
+    assert sorted(lines[i - 1] for i in phrases) == sorted(DRAFTS)
+    record = json.loads(cli(*TEXTS, "--no-think", "--json")[1])
+    assert record["readings"] == [asdict(READ)] * 2
 
 
 def streamed(*calls: tuple[int, str, bool], names: Any = ("a.txt", "b.txt")) -> list[str]:

@@ -55,7 +55,7 @@ def test_every_kind_of_line(tmp_path):
     assert [record["verdict"] for record in records] == [1, 0, 1, 0, "tie"]
     right = [record.get("right", "none") for record in records]
     assert right == ["none", True, False, "none", None]
-    assert records[0]["ranking"] == [1, 0]
+    assert (records[0]["ranking"], records[0]["readings"]) == ([1, 0], None)
     assert {"seconds", "replies"} & set(records[0]) == set()
     assert tally == Tally(lines=5, judged=5, pairs=3, right=1.5)
     questions = [question for _, _, question, _ in judge.calls]

@@ -28,11 +28,12 @@ from starlette.testclient import TestClient
 
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
-from nanopersrm.judge.judgement import JudgeConfig
+from nanopersrm.judge.judgement import CandidateReading, JudgeConfig
 from nanopersrm.judge.verdict import beats, parse, soft_score
 from nanopersrm.serve import server
 from nanopersrm.serve.openai_chat import from_tags
 from nanopersrm.serve.server import JudgeQueue, Limits, bind, build_app, settled
+from nanopersrm.style.phrases import Phrase, Word
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-secret-of-the-tests"
@@ -146,6 +147,34 @@ def test_judge_and_rank(client):
     assert [place["candidate"] for place in ranked["ranking"]] == [best, 1 - best]
     steps = [place["beats_next"] for place in ranked["ranking"]]
     assert steps == [pytest.approx(max(beats(one, two), beats(two, one))), None]
+
+
+def test_what_was_read_is_in_a_judgement(client, judge):
+    """In the order of the candidates, in every form that a judgement travels in."""
+    assert client.post("/judge", json=BODY).json()["readings"] is None
+    words = [Word(0, 4, 1.25), Word(5, 6, -0.5, True)]
+    judge.readings = [
+        CandidateReading(1.9, 0.21, words, [Phrase(0, 4, "One.", 1.25)]),
+        CandidateReading(-0.4, -0.01, [], []),
+    ]
+    read = [
+        {
+            "score": 1.9,
+            "gain": 0.21,
+            "words": [
+                {"start": 0, "end": 4, "gain": 1.25, "topic": False},
+                {"start": 5, "end": 6, "gain": -0.5, "topic": True},
+            ],
+            "phrases": [{"start": 0, "end": 4, "text": "One.", "gain": 1.25, "topic": False}],
+        },
+        {"score": -0.4, "gain": -0.01, "words": [], "phrases": []},
+    ]
+    assert client.post("/judge", json=BODY).json()["readings"] == read
+    streamed = events_of(client.post("/judge", json=BODY | {"stream": True}).text)
+    assert streamed[-1][1]["readings"] == read
+    chat = {"model": "nanopersrm", "messages": [], "nanopersrm": BODY}
+    answer = client.post("/v1/chat/completions", json=chat).json()
+    assert answer["nanopersrm"]["readings"] == read
 
 
 def test_an_invalid_verdict_is_no_number(client):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from nanopersrm.style.fusion import FOLDS, fold_of
 from nanopersrm.style.reading import (
     Reading,
     ReadingConfig,
+    TextReading,
     context_ids,
     probabilities,
     quantiles_of,
@@ -188,6 +190,52 @@ def test_a_changed_adapter_reads_anew(model, tokenizer):
     lora.refresh()
     fresh = Reading(model, tokenizer, CONFIG, COHORT, lora).scores(EXEMPLARS, TEXTS)
     assert reading.scores(EXEMPLARS, TEXTS) == fresh != before
+
+
+# Words
+
+
+def test_gains_without_an_exemplar(reading):
+    """Those of the other exemplars by hand, and nothing that was kept is pushed out."""
+    exemplars = [*EXEMPLARS, "word " * 9]
+    reading.read(exemplars, TEXTS)
+    kept = [prefix.ids for prefix in reading._prefixes.kept]
+    rest = [exemplars[0], exemplars[2]]
+    for text, found in zip(TEXTS, reading.gains_without(exemplars, 1, TEXTS), strict=True):
+        ids, _ = reading.candidate(text)
+        cohort = torch.stack([plain(reading, [other], ids) for other in COHORT])  # (K, T)
+        expected = plain(reading, rest, ids) - cohort.mean(0)
+        assert found == pytest.approx(expected.tolist(), abs=1e-4)
+    assert [prefix.ids for prefix in reading._prefixes.kept] == kept
+
+
+def test_topic_is_what_an_exemplar_alone_has(reading, monkeypatch):
+    """Only such an exemplar is left out, and only candidates with a word of it are read again."""
+    exemplars = ["The tractor broke; Zelda wept.", "Zelda wept. Supper was cold.", "So be it."]
+    texts = ["So the tractor wept", "No Zelda, no supper", "So it goes"]
+    asked = []
+
+    def without(texts_of_the_writer, left_out, candidates):
+        asked.append((left_out, candidates))
+        assert texts_of_the_writer == exemplars
+        return [[9.0, 0.0, 0.0, 0.4 if "supper" in text else 9.0] for text in candidates]
+
+    monkeypatch.setattr(reading, "gains_without", without)
+    readings = [
+        TextReading(1.0, 1.0, gains, [m.span() for m in re.finditer(r"\S+", text)])
+        for text, gains in zip(texts, ([5, 0.2, 4, 3], [5, 3, 2, 1.5], [7, 0.1, 0.1]), strict=True)
+    ]
+    words = reading.words(exemplars, texts, readings)
+    assert asked == [(0, texts[:1]), (1, texts[1:2])]
+    assert [[word.gain for word in some] for some in words] == [
+        [0, 0.2, 4, 3],  # the first token says how many texts come before
+        [0, 3, 2, 1.5],
+        [0, 0.1, 0.1],
+    ]
+    assert [texts[i][w.start : w.end] for i in range(3) for w in words[i] if w.topic] == ["tractor"]
+    asked.clear()
+    alone = reading.words(exemplars[:1], texts, readings)  # of one exemplar nothing would be left
+    assert (asked, [word for some in alone for word in some if word.topic]) == ([], [])
 
 
 # Evidence

@@ -24,10 +24,10 @@ from nanopersrm.style import fusion
 from nanopersrm.train import checkpoint, validation
 from nanopersrm.train.validation import Metrics
 
-STYLE, JUDGE = 4, 5  # steps of the runs that are compared
-PINNED_STYLE = 2.1765  # loss_style of the first step
+READING, JUDGE = 4, 5  # steps of the runs that are compared
+PINNED_READING = 3.0113  # loss_reading of the first step
 PINNED_JUDGE = ((7.1523, 0.8659), (7.1691, 0.8939))  # imitation, contrast of the two after it
-FEW = ("--warmup-steps", "1", "--steps", "2", "--eval-pairs", "0", "--save-every", "1")
+FEW = ("--reading-steps", "1", "--steps", "2", "--eval-pairs", "0", "--save-every", "1")
 
 script = load_script("train_sft")
 
@@ -55,8 +55,10 @@ def flags(tmp_path_factory) -> list[str]:
     write(folder / "pairs.jsonl", short_pairs())
     return [
         *("--preset", "tiny", "--base", str(base.path), "--pairs", str(folder / "pairs.jsonl")),
-        *("--warmup-steps", str(STYLE), "--steps", str(JUDGE), "--save-every", "2"),
-        *("--writers", "4", "--eval-every", "3", "--eval-pairs", "2"),
+        *("--reading-steps", str(READING), "--steps", str(JUDGE), "--save-every", "2"),
+        *("--writers", "4", "--candidate-tokens", "24", "--reading.exemplar-tokens", "96"),
+        *("--reading.candidate-tokens", "48", "--budget", "600"),  # a step of reading in two parts
+        *("--eval-every", "3", "--eval-pairs", "2"),
         *("--examples.longest", "10000", "--examples.rivals", "2", "--lora.rank", "4"),
     ]
 
@@ -94,10 +96,10 @@ def refused(capsys) -> Callable[..., str]:
 
 def test_first_losses(flags, tmp_path):
     """Pinned: whatever moves these has changed what is learned."""
-    more = ("--warmup-steps", "1", "--steps", "2", "--examples.no-evidence", "--eval-pairs", "0")
+    more = ("--reading-steps", "1", "--steps", "2", "--examples.no-evidence", "--eval-pairs", "0")
     assert here(*flags, *more, "--optim.lr", "2e-4", "--out", tmp_path) == 0
-    style, *judge = curve(tmp_path)
-    assert style["loss_style"] == pytest.approx(PINNED_STYLE, abs=1e-4)
+    reading, *judge = curve(tmp_path)
+    assert reading["loss_reading"] == pytest.approx(PINNED_READING, abs=1e-4)
     for line, (imitation, contrast) in zip(judge, PINNED_JUDGE, strict=True):
         assert line["loss_imitation"] == pytest.approx(imitation, abs=1e-4)
         assert line["loss_contrast"] == pytest.approx(contrast, abs=1e-4)
@@ -105,21 +107,26 @@ def test_first_losses(flags, tmp_path):
 
 def test_the_files_and_lines_of_a_run(whole, flags):
     lines = curve(whole)
-    assert [line["step"] for line in lines] == list(range(1, STYLE + JUDGE + 1))
-    assert [line["phase"] for line in lines] == ["style"] * STYLE + ["judge"] * JUDGE
-    validated = [line["step"] for line in lines if "validation_accuracy" in line]
-    assert validated == [STYLE + 3, STYLE + JUDGE]
-    assert {"loss_style", "accuracy", "lr", "gradient_norm"} <= lines[0].keys()
+    assert [line["step"] for line in lines] == list(range(1, READING + JUDGE + 1))
+    assert [line["phase"] for line in lines] == ["reading"] * READING + ["judge"] * JUDGE
+    for name, steps in (("pairs", [3, READING]), ("accuracy", [READING + 3, READING + JUDGE])):
+        assert [line["step"] for line in lines if f"validation_{name}" in line] == steps
+    assert {"validation_twins", "validation_couples"} <= lines[2].keys()
+    assert {"loss_reading", "accuracy", "lr", "gradient_norm"} <= lines[0].keys()
     assert {"loss_imitation", "loss_contrast", "right", "lr", "gradient_norm"} <= lines[-1].keys()
     names = {path.name for path in whole.iterdir()}
     assert {"adapter", "checkpoints", "config.json", "metrics.jsonl", "replies"} <= names
     replies = {path.name for path in (whole / "replies").iterdir()}
-    assert replies == {f"step-{STYLE + step:06d}.txt" for step in (0, 3, JUDGE)}
+    assert replies == {f"step-{READING + step:06d}.txt" for step in (0, 3, JUDGE)}
     settings = adapter_settings.read(whole / "adapter")
     assert settings is not None
-    assert (settings.base, settings.evidence, settings.style) == (flags[3], True, True)
+    assert (settings.base, settings.evidence, settings.reading) == (flags[3], True, True)
     kept = {path.name for path in (whole / "checkpoints").iterdir()}
-    assert kept == {"best.pt", f"step-{STYLE + JUDGE - 1:06d}.pt", f"step-{STYLE + JUDGE:06d}.pt"}
+    assert kept == {
+        "best.pt",
+        f"step-{READING + JUDGE - 1:06d}.pt",
+        f"step-{READING + JUDGE:06d}.pt",
+    }
 
 
 def test_the_adapter_judges(whole, flags, capsys):
@@ -138,9 +145,9 @@ def test_the_adapter_judges(whole, flags, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("lines", "number"), [(3, 9), (STYLE + 3, 9), (2, 15)])
+@pytest.mark.parametrize(("lines", "number"), [(3, 9), (READING + 3, 9), (2, 15)])
 def test_stopped_and_resumed_is_never_interrupted(lines, number, whole, flags, tmp_path):
-    """SIGKILL while style or the judge is learned, and SIGTERM: the same curve and the same
+    """SIGKILL while reading or judging is learned, and SIGTERM: the same curve and the same
     adapter, byte for byte."""
     out, save = tmp_path / "run", "2" if number == signal.SIGKILL else "100"
     process = start("train_sft", *flags, "--out", out, "--save-every", save)
@@ -152,19 +159,20 @@ def test_stopped_and_resumed_is_never_interrupted(lines, number, whole, flags, t
     else:
         assert process.returncode == 128 + number
         assert err.endswith("train_sft.py: stopped and saved; --resume goes on\n")
-    assert len(curve(out)) < STYLE + JUDGE
+    assert len(curve(out)) < READING + JUDGE
     assert not (out / "adapter").exists()
     assert here(*flags, "--out", out, "--resume") == 0
     for ours, theirs in zip(curve(out), curve(whole), strict=True):
-        for name in theirs:  # the process wrote longer replies in validation
-            assert ours.get(name) == theirs[name] or name.startswith("validation_")
+        for name in theirs:
+            longer = name.startswith("validation_") and theirs["phase"] == "judge"  # replies
+            assert longer or ours.get(name) == theirs[name]
     assert files(out / "adapter") == files(whole / "adapter")
 
 
 @pytest.mark.slow
 def test_fp16_goes_on_bit_for_bit(flags, tmp_path, monkeypatch):
     """The loss scale has to come back; the instruments are not weighed again."""
-    flags = [*flags, "--dtype", "fp16", "--warmup-steps", "3", "--steps", "3"]
+    flags = [*flags, "--dtype", "fp16", "--reading-steps", "3", "--steps", "3"]
     assert here(*flags, "--out", tmp_path / "whole") == 0
     finish, steps, cuts = script.Run.finish_step, [], [3, 5]
 
@@ -193,7 +201,7 @@ def test_fp16_goes_on_bit_for_bit(flags, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_going_on_from_an_adapter(whole, flags, tmp_path, capsys, refused):
-    """The first validation is the last one of the run before; its style and rank stay."""
+    """The first validation is the last one of the run before; its reading and rank stay."""
     adapter, out = shutil.copytree(whole / "adapter", tmp_path / "adapter"), tmp_path / "more"
     flags = flags[: flags.index("--lora.rank")]
     assert here(*flags, "--adapter", adapter, "--out", out) == 0
@@ -206,7 +214,11 @@ def test_going_on_from_an_adapter(whole, flags, tmp_path, capsys, refused):
     assert [numbers[name] for name in names] == [curve(whole)[-1][name] for name in names]
     assert last["loss"] < first["loss"]
     before, after = files(adapter), files(out / "adapter")
-    for name in ("style/adapter_model.safetensors", "style/style.json", "adapter_config.json"):
+    for name in (
+        "reading/adapter_model.safetensors",
+        "reading/reading.json",
+        "adapter_config.json",
+    ):
         assert before[name] == after[name]
     assert before["adapter_model.safetensors"] != after["adapter_model.safetensors"]
     file = adapter / "judge.json"
@@ -219,7 +231,7 @@ def test_a_fusion_no_better_than_a_guess_is_not_shown(flags, tmp_path, monkeypat
     fit = fusion.fit
     monkeypatch.setattr(fusion, "fit", lambda *a: replace(fit(*a), loss=0.7))
     assert here(*flags, *FEW, "--out", tmp_path) == 0
-    assert json.loads((tmp_path / "adapter/style/style.json").read_text())["fusion"] is None
+    assert json.loads((tmp_path / "adapter/reading/reading.json").read_text())["fusion"] is None
 
 
 # Errors
@@ -242,7 +254,7 @@ def test_another_run_is_not_touched(flags, refused, tmp_path):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (lambda pairs: [replace(pair, author="one", twin="") for pair in pairs], "2 authors"),
+        (lambda pairs: [replace(pair, author="one", twin="") for pair in pairs], "two authors"),
         (lambda pairs: [replace(pair, split="test") for pair in pairs], "'train'"),
         (lambda pairs: [replace(pair, weight=0.0) for pair in pairs], "weight"),
         (lambda pairs: [], "got none"),
@@ -277,6 +289,7 @@ def test_some_pairs_too_long_do_no_harm(flags, tmp_path):
         (["--budget", "0"], "--budget"),
         (["--save-every", "0"], "--save-every"),
         (["--writers", "1"], "--writers"),
+        (["--reading-from", "nowhere"], "nowhere/reading.json"),
         (["--device", "tpu"], "--device"),
         (["--optim.eight-bit"], "GPU"),
         (["--examples.longest", "100"], "--examples.longest"),
@@ -294,8 +307,8 @@ def test_errors_of_use(arguments, word, flags, refused, tmp_path):
 
 def test_an_adapter_that_cannot_be_gone_on_from(whole, flags, refused, tmp_path):
     shutil.copytree(whole / "adapter", tmp_path / "bare")
-    shutil.rmtree(tmp_path / "bare/style")
-    refused(*flags, "--out", tmp_path / "a", "--adapter", tmp_path / "bare", word="folder style")
+    shutil.rmtree(tmp_path / "bare/reading")
+    refused(*flags, "--out", tmp_path / "a", "--adapter", tmp_path / "bare", word="folder reading")
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,8 @@ def gradient(
 
 def main(config: Config) -> None:
     """Set up, learn to read, learn to judge, save."""
-    check_numbers(vars(config), {"eval_every": 0, "eval_pairs": 0, "writers": 2, "fused": 0})
+    least = {"eval_every": 0, "eval_pairs": 0, "writers": 2, "candidate_tokens": 1, "fused": 0}
+    check_numbers(vars(config), least)
     check_out(config.out, config.resume, config.overwrite)
     folder, settings = setup.find_adapter(config.adapter, config.base)
     config = replace(config, **setup.defaults_from(settings, config.base, config.nf4, config.dtype))

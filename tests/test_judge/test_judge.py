@@ -22,13 +22,13 @@ from safetensors.torch import load_file, save_file
 
 from nanopersrm import InputError
 from nanopersrm.judge import claims, verdict
-from nanopersrm.judge import judge as judge_module
-from nanopersrm.judge.judge import PREFIXES, Judge
+from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig, Judgement
 from nanopersrm.judge.prompts import messages
 from nanopersrm.judge.reply import answer
+from nanopersrm.model import sampler
 from nanopersrm.model.base import Base
-from nanopersrm.model.sampler import Prefix, prefill
+from nanopersrm.model.sampler import PREFIXES, Prefix, prefill
 from nanopersrm.model.transformer import Model
 
 QUICK = JudgeConfig(think_tokens=8, evidence=False)
@@ -222,7 +222,7 @@ def test_a_writer_too_many_pushes_out_the_oldest(base, monkeypatch):
         computed.append(ids)
         return prefill(model, ids)
 
-    monkeypatch.setattr(judge_module, "prefill", counted)
+    monkeypatch.setattr(sampler, "prefill", counted)
     judge = fresh(base)
 
     def new_prefixes(k: int) -> int:

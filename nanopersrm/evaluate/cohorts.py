@@ -28,6 +28,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 from rich.progress import track
+from torch import Tensor
 
 from data.build import COHORT_WORDS, demo_cohort
 from nanopersrm import InputError
@@ -96,6 +97,11 @@ BASELINES: dict[str, Callable[[Couple], Array]] = {
 }
 
 
+def mean(log_p: Tensor) -> float:
+    """log p (T,) of the tokens of a text -> their mean; the first counts for nothing."""
+    return float(log_p[1:].sum()) / len(log_p)
+
+
 def symmetric(couple: Couple) -> Array:
     """Half of z either way (2, 2)."""
     back = [[z(couple.back[i, j], couple.back_cohort[i]) for j in (0, 1)] for i in (0, 1)]
@@ -108,11 +114,11 @@ def measure(reading: Reading, pairs: Sequence[Pair], also_back: bool) -> Couple:
     ids = [reading.candidate(text)[0] for text in texts]
 
     def means(exemplars: Sequence[str], candidates: Sequence[list[int]]) -> list[float]:
-        return [float(part.mean()) for part in reading.log_probs(exemplars, candidates)]
+        return [mean(part) for part in reading.log_probs(exemplars, candidates)]
 
     def after_cohort(candidates: Sequence[list[int]]) -> Array:
         table = reading.cohort_log_probs(candidates)
-        return np.array([[float(part.mean()) for part in row] for row in table]).T
+        return np.array([[mean(part) for part in row] for row in table]).T
 
     own = np.array([means(pair.exemplars, ids) for pair in pairs])
     back, back_cohort = np.zeros((0, 0)), np.zeros((0, 0))

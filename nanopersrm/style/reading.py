@@ -4,14 +4,15 @@ A language model expects. After texts by one person it expects more of that pers
 and rhythm, and a text that has them becomes likelier:
 
     log p[t | e]   of token t of the candidate c, after the exemplars e and c_<t
-    gain[t]        = log p[t | e] - mean over k of log p[t | k]                         nats
+    gain[t]        = log p[t | e] - mean over k of log p[t | k]          nats; 0 for the first token
     reading(c | e) = mean over t of gain[t]  /  deviation over k of the mean over t of log p[t | k]
 
 k goes over a *cohort*: short texts by other people, read in the place of the exemplars. They say
 how likely the candidate is after anybody's text, and how much that varies. Speaker verification
 calls this the T-norm of a score (Auckenthaler et al., Digital Signal Processing 10, 2000). Worked
 number: a text has -3.1 nats a token after its writer, and -3.30, -3.24 and -3.36 after a cohort of
-three. The gain is 0.20 nats, the deviation 0.06, the reading 3.3.
+three. The gain is 0.20 nats, the deviation 0.06, the reading 3.3. The first token counts for
+nothing: it says how many texts came before it, hardly whose they are.
 
 Tokens with a great gain are the words that sound like the writer; `phrases.py` gathers them.
 
@@ -162,7 +163,7 @@ class Reading:
         after = self.log_probs(exemplars, ids)
         results = []
         for log_p, base, (_, spans) in zip(after, self.baselines(ids), pieces, strict=True):
-            gains = log_p - base.log_p  # (T,)
+            gains = (log_p - base.log_p).index_fill_(0, self._ints([0]), 0)  # (T,)
             gain = float(gains.mean())
             results.append(TextReading(gain / base.deviation, gain, gains.tolist(), spans))
         return results
@@ -174,14 +175,10 @@ class Reading:
     def words(
         self, exemplars: Sequence[str], candidates: Sequence[str], readings: Sequence[TextReading]
     ) -> list[list[Word]]:
-        """The words of each candidate, those of topic marked; readings: what `read` gave.
-
-        The first token counts for none: it says how many texts come before, hardly whose they are.
-        After one text the base expects the end, after several another one.
-        """
+        """The words of each candidate, those of topic marked; readings: what `read` gave."""
 
         def words_with(i: int, gains: Sequence[float]) -> list[Word]:
-            return words_of(candidates[i], readings[i].spans, [0.0, *gains[1:]])
+            return words_of(candidates[i], readings[i].spans, gains)
 
         words = [words_with(i, reading.gains) for i, reading in enumerate(readings)]
         pairs = zip(candidates, words, strict=True)
@@ -202,7 +199,7 @@ class Reading:
         ids = [self.candidate(text)[0] for text in candidates]
         rest = [text for i, text in enumerate(exemplars) if i != left_out]
         pairs = zip(self.log_probs(rest, ids, keep=False), self.baselines(ids), strict=True)
-        return [(log_p - base.log_p).tolist() for log_p, base in pairs]
+        return [[0.0, *(log_p - base.log_p).tolist()[1:]] for log_p, base in pairs]
 
     def candidate(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of what is read of a candidate, and their places in it.
@@ -240,7 +237,8 @@ class Reading:
             after = self.cohort_log_probs([list(key) for key in new])
             for key, texts in zip(new, zip(*after, strict=True), strict=True):
                 table = torch.stack(texts)  # (cohort, T)
-                deviation = max(float(table.mean(1).std()), LEAST_DEVIATION)
+                means = table[:, 1:].sum(1) / table.shape[1]  # (cohort,)
+                deviation = max(float(means.std()), LEAST_DEVIATION)
                 known[key] = Baseline(table.mean(0), deviation)
         self._baselines |= known
         for key in list(self._baselines)[: max(0, len(self._baselines) - REMEMBERED)]:

@@ -123,15 +123,15 @@ def test_what_is_read_of_a_candidate(reading):
 
 def test_the_worked_number(reading, monkeypatch):
     """And a cohort of one mind: its deviation counts as a thousandth."""
-    after = [torch.tensor([-3.0, -3.2])]
+    after = [torch.tensor([-9.0, -3.0, -3.2])]  # the first token counts for nothing
     monkeypatch.setattr(reading, "log_probs", lambda *_: after)
-    for levels, deviation in (((-3.3, -3.24, -3.36), 0.06), ((-3.3,) * 3, 1e-3)):
-        rows = [[torch.tensor([level + 0.2, level - 0.2])] for level in levels]
+    for levels, deviation in (((-3.3, -3.24, -3.36), 0.04), ((-3.3,) * 3, 1e-3)):
+        rows = [[torch.tensor([level, level + 0.2, level - 0.2])] for level in levels]
         monkeypatch.setattr(reading, "cohort_log_probs", lambda ids, rows=rows: rows)
-        (result,) = reading.read(EXEMPLARS, ["So" + "." * round(1 / deviation)])
-        assert result.gain == pytest.approx(0.2, abs=1e-6)
-        assert result.gains == pytest.approx([0.1, 0.3], abs=1e-6)
-        assert result.score == pytest.approx(0.2 / deviation, rel=1e-4)
+        (result,) = reading.read(EXEMPLARS, [f"So {deviation}"])
+        assert result.gain == pytest.approx(0.4 / 3, abs=1e-6)
+        assert result.gains == pytest.approx([0, 0.1, 0.3], abs=1e-6)
+        assert result.score == pytest.approx(0.4 / 3 / deviation, rel=1e-4)
 
 
 def test_a_reading_by_hand(reading):
@@ -139,7 +139,8 @@ def test_a_reading_by_hand(reading):
         ids, _ = reading.candidate(text)
         cohort = torch.stack([plain(reading, [other], ids) for other in COHORT])  # (K, T)
         gains = plain(reading, EXEMPLARS, ids) - cohort.mean(0)
-        means = cohort.mean(1)
+        gains[0] = 0
+        means = cohort[:, 1:].sum(1) / len(ids)
         deviation = math.sqrt(float(((means - means.mean()) ** 2).sum()) / (len(COHORT) - 1))
         assert result.gains == pytest.approx(gains.tolist(), abs=1e-4)
         assert result.gain == pytest.approx(float(gains.mean()), abs=1e-4)
@@ -205,6 +206,7 @@ def test_gains_without_an_exemplar(reading):
         ids, _ = reading.candidate(text)
         cohort = torch.stack([plain(reading, [other], ids) for other in COHORT])  # (K, T)
         expected = plain(reading, rest, ids) - cohort.mean(0)
+        expected[0] = 0
         assert found == pytest.approx(expected.tolist(), abs=1e-4)
     assert [prefix.ids for prefix in reading._prefixes.kept] == kept
 
@@ -223,12 +225,12 @@ def test_topic_is_what_an_exemplar_alone_has(reading, monkeypatch):
     monkeypatch.setattr(reading, "gains_without", without)
     readings = [
         TextReading(1.0, 1.0, gains, [m.span() for m in re.finditer(r"\S+", text)])
-        for text, gains in zip(texts, ([5, 0.2, 4, 3], [5, 3, 2, 1.5], [7, 0.1, 0.1]), strict=True)
+        for text, gains in zip(texts, ([0, 0.2, 4, 3], [0, 3, 2, 1.5], [0, 0.1, 0.1]), strict=True)
     ]
     words = reading.words(exemplars, texts, readings)
     assert asked == [(0, texts[:1]), (1, texts[1:2])]
     assert [[word.gain for word in some] for some in words] == [
-        [0, 0.2, 4, 3],  # the first token says how many texts come before
+        [0, 0.2, 4, 3],
         [0, 3, 2, 1.5],
         [0, 0.1, 0.1],
     ]

@@ -12,7 +12,7 @@
     NAME=FOLDER   another adapter of the same base: a judge, or a scalar reward (`rivals/scalar.py`)
 
 A prediction is a verdict, the index of the text that fits better, "tie" (equal scores) or
-"invalid", and where the judge has a probability a preference; a cosine is none. torch is only
+"invalid", and where the judge has a probability a preference; a reading is none. torch is only
 imported for judges that need it.
 """
 

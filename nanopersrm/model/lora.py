@@ -14,7 +14,7 @@ on *masters* in fp32, and the model multiplies with *copies* in its own type, ma
 Several adapters can share one model; one is on at a time, and none is merged into the weights:
 
     policy = Lora(model, LoraConfig(), seed=0); policy.on(model)
-    with style.using(model): ...          another one for a moment
+    with other.using(model): ...          another one for a moment
     with adapter_off(model): ...          the base alone: the reference of reinforcement learning
 
 On disk an adapter is PEFT's two files: adapter_config.json with rank, alpha and targets (names of

@@ -9,18 +9,7 @@ from typing import Any
 import pytest
 
 from data import build
-from data.build import (
-    DEMO,
-    FILES,
-    LIGHT,
-    Config,
-    check_recipe,
-    demo_cohort,
-    demo_pairs,
-    main,
-    run,
-    shares,
-)
+from data.build import DEMO, FILES, LIGHT, Config, check_recipe, demo_pairs, main, run, shares
 from data.proposals import Rejection
 from nanopersrm.pairs import KINDS, SPLITS, check_twins, digest, read
 
@@ -207,8 +196,8 @@ def test_a_kind_with_a_model_makes_many_at_once(monkeypatch):
 
 
 def test_the_cohort_is_a_stretch_of_each_demo_writer():
-    cohort, folders = demo_cohort(), sorted(path for path in DEMO.iterdir() if path.is_dir())
-    assert demo_cohort() == cohort
+    cohort, folders = build.demo_cohort(), sorted(path for path in DEMO.iterdir() if path.is_dir())
+    assert build.demo_cohort() == cohort
     for folder, text in zip(folders, cohort, strict=True):
         assert any(text in path.read_text("utf-8") for path in folder.glob("*.txt"))
         assert 100 <= len(text.split()) <= 130

@@ -8,28 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import CANDIDATES, COHORT, CPU, EXEMPLARS, FUSED, QUANTILES, make_base, moved
+from fixtures import CANDIDATES, COHORT, EXEMPLARS, FUSED, QUANTILES, fresh, make_base, moved
 from torch import Tensor
 
 from nanopersrm import InputError
-from nanopersrm.model.base import Base
+from nanopersrm.judge.judge import Judge
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.linear import matrices
 from nanopersrm.model.lora import adapter_off
-from nanopersrm.model.tokenizer import Tokenizer
-from nanopersrm.model.transformer import Model
-from nanopersrm.model.weights import load
 from nanopersrm.style import reading as module
 from nanopersrm.style.fusion import FOLDS, fold_of
-from nanopersrm.style.reading import (
-    Reading,
-    ReadingConfig,
-    TextReading,
-    context_ids,
-    probabilities,
-    quantiles_of,
-    style_evidence_fn,
-)
+from nanopersrm.style.reading import Reading, ReadingConfig, TextReading, context_ids
 
 CONFIG = ReadingConfig(exemplar_tokens=60, candidate_tokens=24)
 TEXTS = ["So.", *CANDIDATES[:4]]  # the last ones are cut
@@ -37,24 +26,19 @@ OTHERS = [[text] for text in CANDIDATES[3:]]  # more writers than are kept
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Base:
-    return make_base(tmp_path_factory.mktemp("reading") / "smollm", "smollm")
+def judge(tmp_path_factory) -> Judge:
+    """A model and its tokenizer."""
+    return fresh(make_base(tmp_path_factory.mktemp("reading") / "smollm", "smollm"))
 
 
-@pytest.fixture(scope="module")
-def model(base) -> Model:
-    return load(base, torch.float32, CPU)
+def reader(judge: Judge, adapter: bool = True) -> Reading:
+    lora = moved(judge.model, 2) if adapter else None
+    return Reading(judge.model, judge.tokenizer, CONFIG, COHORT, lora)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(base) -> Tokenizer:
-    return Tokenizer.load(base)
-
-
-@pytest.fixture(params=["base alone", "adapter"])
-def reading(request, model, tokenizer) -> Reading:
-    lora = moved(model, 2) if request.param == "adapter" else None
-    return Reading(model, tokenizer, CONFIG, COHORT, lora)
+@pytest.fixture(params=[False, True], ids=["base alone", "adapter"])
+def reading(request, judge) -> Reading:
+    return reader(judge, request.param)
 
 
 def plain(reading: Reading, exemplars: list[str], ids: list[int]) -> Tensor:
@@ -106,11 +90,7 @@ def test_what_is_read_of_a_candidate(reading):
     ids, spans = reading.candidate(text)
     whole, _ = reading.tokenizer.encode_with_spans(text.strip())
     assert ids == whole[:24] != whole
-    assert text[spans[0][0] :].startswith("Für")
-    assert (
-        "".join(text[i] for i in sorted({i for span in spans for i in range(*span)}))
-        == (text[3 : spans[-1][1]])
-    )
+    assert sorted({i for span in spans for i in range(*span)}) == [*range(3, spans[-1][1])]
     (result,) = reading.read(EXEMPLARS, [text])
     assert (len(result.gains), result.spans) == (24, spans)
     for blank in ("", " \n\t"):
@@ -147,13 +127,11 @@ def test_a_reading_by_hand(reading):
         assert result.score == pytest.approx(float(gains.mean()) / deviation, rel=1e-3)
 
 
-def test_nothing_else_matters(reading, model, tokenizer, monkeypatch):
+def test_nothing_else_matters(reading, judge, monkeypatch):
     """Neither the texts beside a candidate nor their order, what was read before, what is
     remembered of it, or the adapter that the model judges with, which stays."""
-    alone = [
-        Reading(model, tokenizer, CONFIG, COHORT, reading.lora).scores(EXEMPLARS, [text])[0]
-        for text in TEXTS
-    ]
+    adapter, model = reading.lora is not None, judge.model
+    alone = [reader(judge, adapter).scores(EXEMPLARS, [text])[0] for text in TEXTS]
     with moved(model, 9).using(model):
         before = {name: matrix.adapter for name, matrix in matrices(model).items()}
         for remembered in (256, 2):
@@ -166,31 +144,31 @@ def test_nothing_else_matters(reading, model, tokenizer, monkeypatch):
         assert all(matrices(model)[name].adapter is adapter for name, adapter in before.items())
 
 
-def test_what_was_read_is_not_computed_again(reading, model, monkeypatch):
+def test_what_was_read_is_not_computed_again(reading, monkeypatch):
     """The exemplars, the cohort and what it says of a candidate; a candidate is, each time."""
     first = reading.scores(EXEMPLARS, TEXTS)
-    rows, forward = list[int](), type(model).forward
+    kind, rows = type(reading.model), list[int]()
+    forward = kind.forward
 
     def counting(self, ids, *rest, **named):
         rows.append(len(ids))
         return forward(self, ids, *rest, **named)
 
-    monkeypatch.setattr(type(model), "forward", counting)
+    monkeypatch.setattr(kind, "forward", counting)
     assert reading.scores(EXEMPLARS, TEXTS) == first
     assert rows == [sum(len(reading.candidate(text)[0]) for text in TEXTS)]
 
 
-def test_a_changed_adapter_reads_anew(model, tokenizer):
-    """However it was changed: bitsandbytes writes into masters and leaves no trace in
-    `_version`."""
-    lora = moved(model, 2)
-    reading = Reading(model, tokenizer, CONFIG, COHORT, lora)
-    before = reading.scores(EXEMPLARS, TEXTS)
+def test_a_changed_adapter_reads_anew(judge):
+    """Also where bitsandbytes changed it, which leaves no trace in `_version`."""
+    reading = reader(judge)
+    before, lora = reading.scores(EXEMPLARS, TEXTS), reading.lora
+    assert lora is not None
     for part in lora.parameters():
         part.data.mul_(1.5)
     lora.refresh()
-    fresh = Reading(model, tokenizer, CONFIG, COHORT, lora).scores(EXEMPLARS, TEXTS)
-    assert reading.scores(EXEMPLARS, TEXTS) == fresh != before
+    anew = Reading(judge.model, judge.tokenizer, CONFIG, COHORT, lora).scores(EXEMPLARS, TEXTS)
+    assert reading.scores(EXEMPLARS, TEXTS) == anew != before
 
 
 # Words
@@ -244,7 +222,7 @@ def test_topic_is_what_an_exemplar_alone_has(reading, monkeypatch):
 
 
 def test_quantiles_of_strangers():
-    quantiles = quantiles_of([3.0, 0.0, 1.0, 2.0])
+    quantiles = module.quantiles_of([3.0, 0.0, 1.0, 2.0])
     assert len(quantiles) == 101
     assert [quantiles[i] for i in (0, 25, 50, 100)] == pytest.approx([0, 0.75, 1.5, 3])
 
@@ -252,30 +230,32 @@ def test_quantiles_of_strangers():
 def test_evidence_is_of_a_fusion_that_has_not_seen_the_writer(reading, monkeypatch):
     monkeypatch.setattr(reading, "scores", lambda *_: [-9.0, 0.0])
     reading.quantiles = QUANTILES
-    shown = style_evidence_fn(reading)(EXEMPLARS, TEXTS[:2])
+    shown = module.style_evidence_fn(reading)(EXEMPLARS, TEXTS[:2])
     assert [evidence.percentile for evidence in shown] == pytest.approx([0, 50], abs=1)
-    assert probabilities(shown) is None
+    assert module.probabilities(shown) is None
     folds = tuple(replace(FUSED, offset=float(k)) for k in range(FOLDS))
     reading.fusion = replace(FUSED, folds=folds)
     writers = {tuple(EXEMPLARS): "cole"}
     spaced = [f" {text}\n" for text in EXEMPLARS]
     for exemplars, fused in ((spaced, folds[fold_of("cole")]), (EXEMPLARS[:1], FUSED)):
-        found = probabilities(style_evidence_fn(reading, writers)(exemplars, TEXTS[:2]))
+        found = module.probabilities(
+            module.style_evidence_fn(reading, writers)(exemplars, TEXTS[:2])
+        )
         assert found == fused.probabilities(exemplars, TEXTS[:2], [-9.0, 0.0])
 
 
 # The file
 
 
-def test_what_is_saved_is_loaded(base, model, tokenizer, tmp_path):
-    made = Reading(model, tokenizer, replace(CONFIG, temperature=0.1), COHORT, moved(model, 2))
-    made.quantiles, made.fusion = QUANTILES, FUSED
-    made.save(tmp_path, base.name)
+def test_what_is_saved_is_loaded(judge, tmp_path):
+    made = reader(judge)
+    made.config, made.quantiles, made.fusion = replace(CONFIG, temperature=0.1), QUANTILES, FUSED
+    made.save(tmp_path, "some/base")
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["adapter_config.json", "adapter_model.safetensors", "reading.json"]
-    found = Reading.load(tmp_path, model, tokenizer)
-    assert (found.config, found.cohort, found.facts()) == (made.config, made.cohort, made.facts())
-    assert found.fusion == FUSED
+    found = Reading.load(tmp_path, judge.model, judge.tokenizer)
+    for name in ("config", "cohort", "quantiles", "fusion"):
+        assert getattr(found, name) == getattr(made, name)
     assert found.scores(EXEMPLARS, TEXTS) == made.scores(EXEMPLARS, TEXTS)
     assert found.lora is not None
     assert not any(part.requires_grad for part in found.lora.parameters())
@@ -292,8 +272,8 @@ def test_what_is_saved_is_loaded(base, model, tokenizer, tmp_path):
         ("fusion", [3, {"weights": {}}]),
     ],
 )
-def test_a_broken_file_is_refused(base, model, tokenizer, tmp_path, field, values):
-    Reading(model, tokenizer, CONFIG, COHORT, moved(model, 2)).save(tmp_path, base.name)
+def test_a_broken_file_is_refused(judge, tmp_path, field, values):
+    reader(judge).save(tmp_path, "some/base")
     file = tmp_path / "reading.json"
     sound = json.loads(file.read_text())
     broken = [sound | {field: value} for value in values]
@@ -301,14 +281,6 @@ def test_a_broken_file_is_refused(base, model, tokenizer, tmp_path, field, value
     for record in broken:
         file.write_text(json.dumps(record))
         with pytest.raises(InputError, match=field) as caught:
-            Reading.load(tmp_path, model, tokenizer)
+            Reading.load(tmp_path, judge.model, judge.tokenizer)
         assert str(caught.value).startswith(str(file))
         assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"exemplar_tokens": 15}, {"candidate_tokens": 0}, {"temperature": 0.0}]
-)
-def test_sizes_that_make_no_sense(wrong):
-    with pytest.raises(InputError, match=f"reading: .*got .*{next(iter(wrong.values()))}"):
-        ReadingConfig(**wrong)

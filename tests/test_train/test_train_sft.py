@@ -317,6 +317,7 @@ def test_an_adapter_that_cannot_be_gone_on_from(whole, flags, refused, tmp_path)
     [
         (["--bogus"], "--bogus"),
         (["--weight.pair", "-1"], "numbers from 0"),
+        (["--reading.temperature", "0"], "a temperature above 0"),
     ],
 )
 def test_flags_that_do_not_exist(arguments, word, flags, capsys):

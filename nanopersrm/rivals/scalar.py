@@ -1,7 +1,7 @@
 """A reward without words: the usual reward model, to know what reasoning is worth.
 
     python -m nanopersrm.rivals.scalar --pairs train.jsonl --out runs/scalar \\
-                                       --style-from runs/sft/adapter/style
+                                       --reading-from runs/sft/adapter/reading
     python -m nanopersrm.evaluate --pairs test.jsonl --adapter runs/sft/adapter \\
                                   --beside scalar=runs/scalar
 

@@ -88,9 +88,9 @@ class Trait:
 
 
 class StyleEvidence(NamedTuple):
-    """What the trained instruments say of a candidate (`similarity.py`)."""
+    """What reading and the fusion of all features say of a candidate."""
 
-    percentile: float  # of its style similarity among those of strangers
+    percentile: float  # of its reading among those of strangers
     probability: float | None = None  # percent, of all instruments together (`fusion.py`)
 
 

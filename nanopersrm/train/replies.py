@@ -1,10 +1,10 @@
 """Replies to imitate: honest reasoning about a candidate, with its verdict, in the judge's grammar.
 
     <think>
-    The writer has no contractions and many semicolons, as in "ran freely; the pump". A keeps to
-    that: many semicolons ("it stopped; I"). But the text has few long words. On balance, A fits.
+    The writer has many semicolons, for instance "ran freely; the pump", and A has no semicolons.
+    The writer has few long words, and A has many long words. On balance A is not by this writer.
     </think>
-    <scores>A=8</scores>
+    <scores>A=2</scores>
 
 Per factor, with z the deviation from many writers and r its reliability, two guesses for the z of
 the candidate are compared: by the same writer it is near r·z(writer), by a stranger anywhere. The
@@ -22,49 +22,50 @@ the sum of the evidence, the percentile of the n-grams, the percentile of the fa
     rejected    the mirror image:  1 below -0.6, 2, 3, 4, and 5 from 0.4 on (4 if chosen got a 5)
 
 The verdict is the pair's, the margin is the evidence's, and a reply whose counts do not carry its
-verdict says so. Some three habits are drawn out of those that the measured block of the prompt
+verdict says so. Two to four habits are drawn out of those that the measured block of the prompt
 shows, the heavy ones and those that bear out the verdict more often; the strongest fact against the
-verdict is always told when it outweighs all that speak for it. The words are drawn from
-reply_phrases.json, quotes come from `reply_quotes.py`; all that is said is measured.
+verdict is always told when it outweighs all that speak for it. All that is said is measured.
 """
 
-import json
 import math
 import random
 import re
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 from nanopersrm import InputError
 from nanopersrm.judge import verdict
-from nanopersrm.judge.claims import WRITER, percentiles
+from nanopersrm.judge.claims import contains, percentiles
 from nanopersrm.judge.verdict import LABELS
 from nanopersrm.pairs import Pair
-from nanopersrm.style.features import COUNTED, SHAPE
+from nanopersrm.style.features import COUNTED
 from nanopersrm.style.profile import ALIKE, BY_NAME, Trait, profile, reference, salient
-from nanopersrm.train.reply_quotes import show
+from nanopersrm.style.text import FOLD, read
 
-PHRASES: dict[str, Any] = json.loads(
-    Path(__file__).with_name("reply_phrases.json").read_text(encoding="utf-8")
-)
 ROLES = ("chosen", "rejected")
 CUTS = (-0.4, 0.0, 0.3, 0.6)  # of the fit
 EVIDENCE_SCALE = 2.0  # sums of evidence differ by about 1 to 2 between human writers
 CENTRES = {"evidence": 0.8, "n-grams": 54.0, "factors": 62.0}  # between writers and strangers
-TOKENS = (75, 160)  # by `size`; the tokens of a real vocabulary are within about a tenth
-TRIES = 12
 POOL = 14  # habits among which the ones to tell are drawn
-QUOTES = 4  # at most
-FIGURES = 0.3  # share of levels told with their number
-BARE_SHARE = 0.7  # of "A has none" where it may stand for "A has no semicolons"
-DIFFERS = 0.8  # deviations between writer and candidate from which another level is a break
-# Fits below which the counts do not carry the verdict, or are against it.
-THIN, OUTRIGHT = 0.0, -0.3
+QUOTED = 0.6  # share of habits told with a quote, where one is found
+QUOTE_WORDS = 6
+PERCENTS = 0.5  # share of replies that tell the percentiles
+THIN = 0.0  # a fit below which the counts do not carry the verdict
 FIGURE = re.compile(r"(?:, about .*| \([^()]*\))$")
-PART = re.compile(r"\w+|[^\w\s]")
+FORBIDDEN = re.compile(r'["<>]')  # a quote with these could not be closed
+# Habits that six words of the middle of a line do not show.
+UNSHOWN = frozenset({"quotes", "paragraphs", "list_lines", "conjunction_openings"})
+UNSHOWN |= {"pronoun_openings", "lowercase_starts", "short_sentences"}
+VERDICTS = {  # of a digit and those below it, down to the next
+    1: "A is surely not by this writer",
+    2: "A is not by this writer",
+    4: "A is rather not by this writer",
+    5: "A can be by this writer or not",
+    6: "A is rather by this writer",
+    7: "A fits the writer",
+    9: "A fits the writer very well",
+}
 
 
 # Facts
@@ -86,9 +87,9 @@ def traits(texts: tuple[str, ...]) -> dict[str, Trait]:
     return {trait.factor: trait for trait in profile(texts)}
 
 
-def level_of(trait: Trait, figure: bool = False) -> str:
-    """The level in words, with its number or without."""
-    return trait.phrase if figure else FIGURE.sub("", trait.phrase)
+def level_of(trait: Trait) -> str:
+    """The level in words, without its number."""
+    return FIGURE.sub("", trait.phrase)
 
 
 def evidence_of(reliability: float, writer: float, text: float) -> float:
@@ -157,8 +158,8 @@ def digits(chosen_fit: float, rejected_fit: float) -> tuple[int, int]:
 
 
 def reply(pair: Pair, role: str, rng: random.Random, evidence: bool = True) -> str:
-    """A reply about the chosen or the rejected text of a pair; evidence: with numbers, for prompts
-    that carry the measured block."""
+    """A reply about the chosen or the rejected text of a pair; evidence: for prompts that carry the
+    measured block."""
     candidate = str(getattr(pair, role))
     sign = 1 if role == "chosen" else -1
     fits = [fit(pair.exemplars, text) for text in (pair.chosen, pair.rejected)]
@@ -167,27 +168,51 @@ def reply(pair: Pair, role: str, rng: random.Random, evidence: bool = True) -> s
     measured = facts(pair.exemplars, candidate, block) or facts(pair.exemplars, candidate)
     if not measured:
         raise InputError(f"pair {pair.id!r}: expected texts with words, nothing can be measured")
-    best: tuple[int, str] | None = None
-    for _ in range(TRIES):
-        writing = Writing(rng, pair.exemplars, candidate, evidence)
-        drawn = _draw_facts(measured, sign, rng)
-        sentences = [*_body(writing, drawn), _conclusion(writing, sign, score)]
-        text = verdict.write(writing.finish(sentences), {LABELS[0]: score})
-        off = max(TOKENS[0] - size(text), size(text) - TOKENS[1], 0)
-        if best is None or off < best[0]:
-            best = off, text
-        if off == 0:
-            break
-    assert best is not None
-    return best[1]
+    sentences = []
+    for fact in _draw_facts(measured, sign, rng):
+        writer = _told(fact.writer, pair.exemplars, rng)
+        sentences.append(
+            f"The writer has {writer}, and A has {_told(fact.text, [candidate], rng)}."
+        )
+    if evidence and rng.random() < PERCENTS:
+        near = percentiles(pair.exemplars, candidate)
+        sentences.append(
+            f"A is closer than {near['n-grams']:.0f}% of strangers by n-grams and "
+            f"{near['factors']:.0f}% by factors."
+        )
+    thin = sign * fits[ROLES.index(role)] < THIN
+    opening = "The counts do not settle this; " if thin else "On balance "
+    band = max(digit for digit in VERDICTS if digit <= score)
+    sentences.append(f"{opening}{VERDICTS[band]}.")
+    return verdict.write(" ".join(sentences), {LABELS[0]: score})
 
 
-def size(text: str) -> int:
-    """Words and marks, long words as two, emoji as four: about the tokens of a reply."""
-    return sum(
-        1 + (len(part) > 8) + 3 * (not part.isascii() and not part.isalpha())
-        for part in PART.findall(text)
-    )
+def _told(trait: Trait, texts: Sequence[str], rng: random.Random) -> str:
+    """A level in words, perhaps with a quote that shows it."""
+    level = level_of(trait)
+    few = level.split()[0] in ("no", "few", "medium")
+    if BY_NAME[trait.factor].words != COUNTED or few or rng.random() > QUOTED:
+        return level
+    quote = quote_of(trait.factor, texts, rng)
+    return level if quote is None else f'{level}, for instance "{quote}"'
+
+
+def quote_of(name: str, texts: Sequence[str], rng: random.Random) -> str | None:
+    """A few words of one line in which the factor itself counts something, as they stand there."""
+    places = [
+        (text, line.start() + words[i].start(), line.start() + words[i + QUOTE_WORDS - 1].end())
+        for text in texts
+        for line in re.finditer(r".+", text)
+        for words in [list(re.finditer(r"\S+", line[0]))]
+        for i in range(0, len(words) - QUOTE_WORDS + 1, QUOTE_WORDS // 2)
+    ]
+    rng.shuffle(places)
+    for text, start, end in places if name not in UNSHOWN else ():
+        quote = text[start:end].strip(",:;-–—() ")
+        shows = bool(BY_NAME[name].measure(read([quote])))
+        if shows and contains(text, quote) and not FORBIDDEN.search(quote.translate(FOLD)):
+            return quote
+    return None
 
 
 def _draw_facts(measured: list[Fact], sign: int, rng: random.Random) -> list[Fact]:
@@ -206,184 +231,3 @@ def _draw_facts(measured: list[Fact], sign: int, rng: random.Random) -> list[Fac
         drawn[-1] = against  # what speaks loudest against the verdict is told
     rng.shuffle(drawn)
     return drawn
-
-
-# Sentences
-
-
-@dataclass
-class Writing:
-    """The sentences of one reply in the making. Quotes are put in last, as they stand in their
-    text, so that no tidying of commas can touch them."""
-
-    rng: random.Random
-    exemplars: tuple[str, ...]
-    candidate: str
-    evidence: bool
-    quotes: list[str] = field(default_factory=list)
-
-    def draw(self, phrases: str) -> str:
-        """One of the phrases of this name."""
-        return str(self.rng.choice(PHRASES[phrases]))
-
-    def habit(self, fact: Fact, subject: str, last: bool = True, bare: bool = False) -> str:
-        """A level in words, perhaps with its number and a quote; quotes are put in at the end."""
-        trait = fact.writer if subject == WRITER else fact.text
-        level = level_of(trait).split()[0]
-        if bare and BY_NAME[fact.factor].words == COUNTED and self.rng.random() < BARE_SHARE:
-            return "none" if level == "no" else level
-        phrase = level_of(trait, self.evidence and self.rng.random() < FIGURES)
-        quote = self.quote(fact.factor, subject, level)
-        if quote is None:
-            return phrase
-        tails = PHRASES["quoted_last" if last else "quoted"]
-        if phrase.endswith(")"):
-            tails = [tail for tail in tails if "(" not in tail]
-        return phrase + str(self.rng.choice(tails)).replace("{q}", _mark(quote))
-
-    def quote(self, name: str, subject: str, level: str) -> int | None:
-        """The number of a new quote that shows the level, or None."""
-        levels = BY_NAME[name].words
-        wanted = 0.75 if len(self.quotes) < 2 else 0.4
-        if len(self.quotes) >= QUOTES or self.rng.random() > wanted or level in ("few", "medium"):
-            return None
-        if level == levels[-2] and levels != COUNTED:
-            return None
-        texts = list(self.exemplars) if subject == WRITER else [self.candidate]
-        self.rng.shuffle(texts)
-        for text in texts[:2]:
-            quote = show(name, text, self.rng, level not in (levels[0], "short"))
-            if quote is not None and quote not in self.quotes:
-                self.quotes.append(quote)
-                return len(self.quotes) - 1
-        return None
-
-    def finish(self, sentences: list[str]) -> str:
-        """Sentences, joined and with capitals, commas tidied, and the quotes put in."""
-        text = ""
-        for sentence in sentences:
-            sentence = re.sub(r",\s*([,;.)]|$)", r"\1", sentence.strip())
-            joint = self.draw("joints")
-            begins = not text or text.endswith(". ")
-            text += (_capital if begins else _small)(sentence) + joint
-        text = text.rstrip("; .") + "."
-        for number, quote in enumerate(self.quotes):
-            text = text.replace(_mark(number), quote)
-        return text
-
-
-def _mark(number: int) -> str:
-    return f"\x00{number}\x00"
-
-
-def _capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
-
-
-def _small(sentence: str) -> str:
-    """The first letter small, unless it is a label."""
-    return sentence if not sentence[1:2].isalpha() else sentence[:1].lower() + sentence[1:]
-
-
-def _listed(items: list[str], rng: random.Random) -> str:
-    if len(items) == 1:
-        return items[0]
-    joint = rng.choice((" and ", " and ", ", and ", ", then ", " plus "))
-    return ", ".join(items[:-1]) + joint + items[-1]
-
-
-def _relation(fact: Fact) -> str:
-    """Whether the candidate keeps a habit, comes near it or breaks it."""
-    if level_of(fact.writer).split()[0] == level_of(fact.text).split()[0]:
-        return "keeps"
-    return "breaks" if abs(fact.writer.z - fact.text.z) >= DIFFERS else "near"
-
-
-def _body(writing: Writing, drawn: list[Fact]) -> list[str]:
-    """The writer's habits and the candidate against them, in one of several layouts."""
-    rng = writing.rng
-    listed = drawn if rng.random() < 0.45 else drawn[: rng.choice((0, 0, 1, 1, 2))]
-    rest = drawn[len(listed) :]
-    sentences = []
-    if listed:
-        cut = len(listed) if len(listed) < 3 or rng.random() < 0.5 else rng.randint(1, 2)
-        sentences.append(_writer_list(writing, listed[:cut], "writer"))
-        if listed[cut:]:
-            sentences.append(_writer_list(writing, listed[cut:], "writer_more"))
-    sentences += _candidate_list(writing, listed)
-    sentences += [_side_by_side(writing, fact) for fact in rest]
-    if writing.evidence and rng.random() < 0.55:
-        sentences.insert(rng.choice((len(sentences), len(sentences), 0)), _percent(writing))
-    return sentences
-
-
-def _writer_list(writing: Writing, listed: list[Fact], phrases: str) -> str:
-    items = [writing.habit(fact, WRITER, last=fact is listed[-1]) for fact in listed]
-    return writing.draw(phrases).replace("{p}", _listed(items, writing.rng))
-
-
-def _candidate_list(writing: Writing, listed: list[Fact]) -> list[str]:
-    """What is said of the candidate after the writer's habits have been told."""
-    rng, sentences = writing.rng, []
-    groups: dict[str, list[Fact]] = {}
-    for fact in listed:
-        groups.setdefault(_relation(fact), []).append(fact)
-    for relation, members in groups.items():
-        together = [members] if rng.random() < 0.6 else [[fact] for fact in members]
-        for part in together:
-            compared = None
-            if len(part) == 1 and relation == "breaks" and rng.random() < 0.2:
-                compared = _compared(writing, part[0])
-            if compared:
-                sentences.append(compared)
-                continue
-            items = [writing.habit(fact, LABELS[0], last=fact is part[-1]) for fact in part]
-            template = writing.draw(relation).replace("{c}", writing.draw("names"))
-            sentences.append(template.replace("{p}", _listed(items, rng)))
-    return sentences
-
-
-def _compared(writing: Writing, fact: Fact) -> str | None:
-    """ "A has fewer semicolons than the writer"; None where the factor has no such words."""
-    factor = BY_NAME[fact.factor]
-    if factor.words not in (COUNTED, SHAPE) or fact.text.value == fact.writer.value:
-        return None
-    more = fact.text.value > fact.writer.value
-    word = ("longer" if more else "shorter") if factor.words == SHAPE else ("fewer", "more")[more]
-    return f"{writing.draw('names')} has {word} {factor.noun or factor.label} than the writer"
-
-
-def _side_by_side(writing: Writing, fact: Fact) -> str:
-    """Writer and candidate in one sentence."""
-    template = writing.draw(f"side_{_relation(fact)}")
-    template = template.replace("{w}", writing.draw("side_writer"))
-    template = template.replace("{c}", writing.draw("names"))
-    label = PHRASES["named"].get(fact.factor, BY_NAME[fact.factor].label)
-    parts = re.split(r"(\{pw\}|\{p\})", template.replace("{name}", label))
-    out, known = "", False  # known: the factor has been named in this sentence
-    for i, part in enumerate(parts):
-        subject = {"{pw}": WRITER, "{p}": LABELS[0]}.get(part)
-        if subject is None:
-            out += part
-            continue
-        ends = parts[i + 1][:1] in ("", ",", ";") or parts[i + 1].startswith((" and ", " but "))
-        bare = known and out.endswith("has ") and ends
-        out += writing.habit(fact, subject, not parts[i + 1], bare)
-        known = True
-    return out
-
-
-def _percent(writing: Writing) -> str:
-    near = percentiles(writing.exemplars, writing.candidate)
-    name, template = writing.draw("names"), writing.draw("percent")
-    return template.format(c=name, n=f"{near['n-grams']:.0f}", f=f"{near['factors']:.0f}")
-
-
-def _conclusion(writing: Writing, sign: int, score: int) -> str:
-    """The last sentence: what the digit says, and how far the counts carry it."""
-    carried = sign * fit(writing.exemplars, writing.candidate)
-    lead = "against_counts" if carried < OUTRIGHT else "close_counts" if carried < THIN else ""
-    opening = writing.draw(lead or "openers")
-    band = {8: 9, 2: 1}.get(score, score)
-    template = str(writing.rng.choice(PHRASES["verdicts"][str(band)]))
-    return opening + template.replace("{c}", writing.draw("names"))

@@ -132,8 +132,6 @@ def learn_to_read(
         run.finish_step(done, learner, numbers, tokens)
     lora.off(model)
     lora.freeze()
-    run.note("reading: measuring how near strangers come")
-    reading.quantiles = data.stranger_scores(reading)
 
 
 def validation_of_reading(

@@ -47,7 +47,6 @@ COHORT = [
     "ok so. we went out again",
     "One waits; one hopes.",
 ]
-QUANTILES = tuple(i / 10 - 5 for i in range(101))
 FUSED = Fusion({NGRAMS: 2.0, READING: 1.0}, {NGRAMS: 0.0, READING: 0.0}, 1.0, 0.5)
 KINDS = {  # the layout of the vocabulary, with a model family
     "smollm": "LlamaConfig",
@@ -122,7 +121,7 @@ def make_adapter(folder: Path, base: Base, **changed: object) -> Path:
     save_lora(folder, moved(model, 1), base.name)
     config, tokenizer = ReadingConfig(exemplar_tokens=40, candidate_tokens=20), Tokenizer.load(base)
     reading = Reading(model, tokenizer, config, COHORT, moved(model, 2))
-    reading.quantiles = QUANTILES
+    reading.fusion = FUSED
     reading.save(folder / "reading", base.name)
     facts: dict[str, Any] = {"base": base.name, "base_sha256": None, "nf4": False, "dtype": "fp32"}
     facts |= {"evidence": True, "form": "both", "reading": True, **changed}

@@ -66,34 +66,31 @@ class Config:
 class Couple:
     """Mean log p of what is read about two texts (c) and two writers (e), nats a token."""
 
-    own: Array  # (2, 2) of c_j after e_i
+    after: Array  # (2, 2) of c_j after e_i
     blank: Array  # (2,) of c_j after a blank line
     cohort: Array  # (2, K) of c_j after each text of the cohort
-    back: Array  # (2, 2) of e_i after c_j; empty without --symmetric
+    back: Array  # (2, 2) of e_i after c_j; zeros without --symmetric
     back_cohort: Array  # (2, K) of e_i after each text of the cohort
-
-    def scores(self, of: Callable[[Array, Array], Array]) -> Array:
-        """of(s, m) for each c_j after e_i (2, 2)."""
-        return np.array([[of(self.own[i, j], self.cohort[j]) for j in (0, 1)] for i in (0, 1)])
 
 
 def z(s: Array, m: Array) -> Array:
-    """(s - mean) / deviation over the cohort m (K,)."""
-    return (s - m.mean()) / m.std(ddof=1)
+    """s (…), m (…, K) of a cohort -> (s - mean) / deviation."""
+    return (s - m.mean(-1)) / m.std(-1, ddof=1)
 
 
 def top(m: Array) -> Array:
-    """The greatest of m (K,)."""
-    return np.sort(m)[-TOP:]
+    """m (…, K) -> the greatest (…, TOP)."""
+    return np.sort(m)[..., -TOP:]
 
 
-BASELINES: dict[str, Callable[[Couple], Array]] = {
-    "none": lambda c: c.own,
-    "blank": lambda c: c.own - c.blank,
-    "mean": lambda c: c.scores(lambda s, m: s - m.mean()),
-    "z": lambda c: c.scores(z),
-    f"mean, top {TOP}": lambda c: c.scores(lambda s, m: s - top(m).mean()),
-    f"z, top {TOP}": lambda c: c.scores(lambda s, m: z(s, top(m))),
+BASELINES: dict[str, Callable[[Couple], Array]] = {  # -> the score of c_j after e_i (2, 2)
+    "none": lambda c: c.after,
+    "blank": lambda c: c.after - c.blank,
+    "mean": lambda c: c.after - c.cohort.mean(-1),
+    "z": lambda c: z(c.after, c.cohort),
+    f"mean, top {TOP}": lambda c: c.after - top(c.cohort).mean(-1),
+    f"z, top {TOP}": lambda c: z(c.after, top(c.cohort)),
+    "symmetric": lambda c: (z(c.after, c.cohort) + z(c.back.T, c.back_cohort).T) / 2,
 }
 
 
@@ -102,87 +99,72 @@ def mean(log_p: Tensor) -> float:
     return float(log_p[1:].sum()) / len(log_p)
 
 
-def symmetric(couple: Couple) -> Array:
-    """Half of z either way (2, 2)."""
-    back = [[z(couple.back[i, j], couple.back_cohort[i]) for j in (0, 1)] for i in (0, 1)]
-    return (couple.scores(z) + np.array(back)) / 2
-
-
 def measure(reading: Reading, pairs: Sequence[Pair], also_back: bool) -> Couple:
     """Read one pair and its twin."""
     texts = [pair.chosen for pair in pairs]
     ids = [reading.candidate(text)[0] for text in texts]
 
-    def means(exemplars: Sequence[str], candidates: Sequence[list[int]]) -> list[float]:
+    def after(exemplars: Sequence[str], candidates: Sequence[list[int]]) -> list[float]:
         return [mean(part) for part in reading.log_probs(exemplars, candidates)]
 
     def after_cohort(candidates: Sequence[list[int]]) -> Array:
         table = reading.cohort_log_probs(candidates)
         return np.array([[mean(part) for part in row] for row in table]).T
 
-    own = np.array([means(pair.exemplars, ids) for pair in pairs])
-    back, back_cohort = np.zeros((0, 0)), np.zeros((0, 0))
+    back, back_cohort = np.zeros((2, 2)), np.zeros((2, len(reading.cohort)))
     if also_back:
         writers = [reading.candidate("\n\n".join(pair.exemplars))[0] for pair in pairs]
-        back = np.array([means([text], writers) for text in texts]).T
+        back = np.array([after([text], writers) for text in texts]).T
         back_cohort = after_cohort(writers)
-    blank = np.array(means([""], ids))
-    return Couple(own, blank, after_cohort(ids), back, back_cohort)
+    table = np.array([after(pair.exemplars, ids) for pair in pairs])
+    return Couple(table, np.array(after([""], ids)), after_cohort(ids), back, back_cohort)
 
 
 def rows_of(couples: Sequence[Couple], with_symmetric: bool) -> list[list[str]]:
     """The table: each baseline with its pairs and twins."""
-    rules = BASELINES | ({"symmetric": symmetric} if with_symmetric else {})
     rows = [["baseline", "pairs %", "twins %"]]
-    for name, rule in rules.items():
-        right = np.array(
-            [(s[0, 0] > s[0, 1], s[1, 1] > s[1, 0]) for couple in couples for s in [rule(couple)]]
-        )
-        rows.append([name, f"{100 * right.mean():.1f}", f"{100 * right.all(1).mean():.1f}"])
+    for name, rule in BASELINES.items():
+        if name != "symmetric" or with_symmetric:
+            tables = [rule(couple) for couple in couples]
+            right = np.array([(s[0, 0] > s[0, 1], s[1, 1] > s[1, 0]) for s in tables])
+            rows.append([name, f"{100 * right.mean():.1f}", f"{100 * right.all(1).mean():.1f}"])
     return rows
+
+
+def cohort_of(pairs: Sequence[Pair], judged: Sequence[Pair], seed: int) -> list[str]:
+    """A short text by each of some writers of `pairs` who are not judged."""
+    texts = {pair.author: pair.chosen for pair in reversed(pairs)}
+    names = sorted({*texts} - {pair.author for pair in judged})
+    drawn = random.Random(f"{seed}/cohort").sample(names, min(KEPT, len(names)))
+    return [" ".join(texts[name].split()[:COHORT_WORDS]) for name in drawn]
 
 
 def main(config: Config) -> None:
     """Read all couples and print the table."""
-    pairs = read(config.pairs)
+    pairs = [
+        replace(pair, exemplars=pair.exemplars[: config.exemplars]) for pair in read(config.pairs)
+    ]
     couples = [both for both in twin_pairs(pairs) if len(both) == 2]
     couples = couples[: None if config.limit is None else config.limit // 2]
     if not couples:
         raise InputError(f"{config.pairs}: expected pairs with their twins, found none")
-    cohort = demo_cohort()
-    if config.others is not None:
-        first = {pair.author: pair.chosen for pair in reversed(read(config.others))}
-        for pair in pairs:
-            first.pop(pair.author, None)
-        drawn = random.Random(f"{config.seed}/cohort").sample(sorted(first), min(KEPT, len(first)))
-        cohort = [" ".join(first[author].split()[:COHORT_WORDS]) for author in drawn]
-    if config.exemplars is not None:
-        couples = [
-            tuple(cut_exemplars(pair, config.exemplars) for pair in both) for both in couples
-        ]
     device = device_of(config.device)
     base = resolve(config.base, lambda line: print(line, file=sys.stderr))
     tokenizer = Tokenizer.load(base)
     model = weights.load(base, dtype_of(config.dtype, device), device)
-    if config.adapter is None:
-        reading = Reading(model, tokenizer, ReadingConfig(), cohort)
-    else:
+    reading = Reading(model, tokenizer, ReadingConfig(), demo_cohort())
+    if config.adapter is not None:
         reading = Reading.load(config.adapter, model, tokenizer)
-        if config.others is not None:
-            reading.cohort = tuple(cohort)
+    if config.others is not None:
+        reading.cohort = tuple(cohort_of(read(config.others), pairs, config.seed))
     model.pack()
     shown = track(couples, "couples", transient=True, disable=not sys.stderr.isatty())
     measured = [measure(reading, both, config.symmetric) for both in shown]
     print("\n".join(table(rows_of(measured, config.symmetric))))
-    crossed = [couple.own for couple in measured]
+    crossed = [couple.after for couple in measured]
     share = np.mean([m[0, 0] + m[1, 1] > m[0, 1] + m[1, 0] for m in crossed])
-    cohort_words = f"cohort of {len(reading.cohort)}"
-    print(f"\ncouples, without a baseline: {100 * share:.1f} % of {len(measured)}; {cohort_words}")
-
-
-def cut_exemplars(pair: Pair, count: int) -> Pair:
-    """The pair with its first exemplars."""
-    return replace(pair, exemplars=pair.exemplars[:count])
+    print(f"\ncouples, without a baseline: {100 * share:.1f} % of {len(measured)}")
+    print(f"cohort of {len(reading.cohort)}; {device}, {model.norm.weight.dtype}")
 
 
 def run(config: Config) -> int:

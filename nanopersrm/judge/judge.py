@@ -35,8 +35,8 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import device_of, dtype_of
 from nanopersrm.style.phrases import phrases
-from nanopersrm.style.profile import StyleEvidence, measured_block
-from nanopersrm.style.reading import Reading, probabilities, style_evidence
+from nanopersrm.style.profile import measured_block
+from nanopersrm.style.reading import Reading
 
 ROWS_AT_ONCE = 32  # replies in one batch: bounds memory, and more is hardly faster
 UNTRAINED = "this base has not been trained to judge: its scores do not tell who wrote what"
@@ -119,14 +119,13 @@ class Judge:
         orders = judgement.orders_of(len(unique), config.mode)  # the candidates of each prompt
         shown = [[unique[i] for i in order] for order in orders]
 
-        evidence, readings = list[StyleEvidence](), list[CandidateReading]()  # of each of `unique`
+        chances, readings = list[float](), list[CandidateReading]()  # of each of `unique`
         blocks: list[str | None] = [None] * len(orders)
-        if config.evidence and self.shows_style():
-            evidence, readings = self._read(exemplars, unique)
-        chances = probabilities(evidence)
+        if config.evidence and self.reading is not None:
+            chances, readings = self._read(self.reading, exemplars, unique)
         if config.evidence:
             blocks = [
-                measured_block(exemplars, texts, [evidence[i] for i in order if evidence])
+                measured_block(exemplars, texts, [chances[i] for i in order if chances])
                 for order, texts in zip(orders, shown, strict=True)
             ]
 
@@ -185,7 +184,7 @@ class Judge:
             prompt_tokens=shared + sum(len(prompt) - shared for prompt in prompts),
             seconds=time.perf_counter() - start,
             notes=[*notes, *cuts],
-            measured=None if chances is None else [chances[i] for i in index],
+            measured=[chances[i] for i in index if chances] or None,
             readings=[
                 readings[i].moved(len(candidate) - len(candidate.lstrip()))
                 for i, candidate in zip(index, candidates, strict=True)
@@ -195,32 +194,27 @@ class Judge:
         )
 
     def _read(
-        self, exemplars: Sequence[str], texts: Sequence[str]
-    ) -> tuple[list[StyleEvidence], list[CandidateReading]]:
-        """What reading says of each text, for the prompt and for people; the latter only finite."""
-        assert self.reading is not None, "this judge has no reading"
-        read = self.reading.read(exemplars, texts)
+        self, reading: Reading, exemplars: Sequence[str], texts: Sequence[str]
+    ) -> tuple[list[float], list[CandidateReading]]:
+        """Of each text the probability that prompts show, in percent, and what people see; nothing
+        where they show none, or a number is not finite."""
+        read = reading.read(exemplars, texts)
         scores = [one.score for one in read]
-        evidence = style_evidence(self.reading, exemplars, texts, scores)
+        chances = list[float]()
+        if self.shows_style() and reading.fusion is not None:
+            chances = reading.fusion.probabilities(exemplars, texts, scores)
         if not all(map(math.isfinite, scores)):
-            return evidence, []
-        words = self.reading.words(exemplars, texts, read)
-        readings = [
+            return chances, []
+        words = reading.words(exemplars, texts, read)
+        return chances, [
             CandidateReading(round(one.score, 4), round(one.gain, 4), some, phrases(some, text))
             for one, some, text in zip(read, words, texts, strict=True)
         ]
-        return evidence, readings
-
-    def style_evidence(self, exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
-        """What reading says of each text, as prompts show it."""
-        assert self.reading is not None, "this judge has no reading"
-        scores = self.reading.scores(exemplars, texts)
-        return style_evidence(self.reading, exemplars, texts, scores)
 
     def shows_style(self) -> bool:
         """Whether prompts have what reading says: unless the adapter was trained without."""
         wanted = self.settings is None or self.settings.reading
-        return wanted and self.reading is not None and bool(self.reading.quantiles)
+        return wanted and self.reading is not None and self.reading.fusion is not None
 
     def _notes(
         self, candidates: Sequence[str], question: str | None, config: JudgeConfig

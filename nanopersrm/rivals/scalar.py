@@ -39,7 +39,7 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import device_of, dtype_of
 from nanopersrm.pairs import Pair, read
 from nanopersrm.style.profile import measured_block
-from nanopersrm.style.reading import Reading
+from nanopersrm.style.reading import Reading, style_evidence_fn
 from nanopersrm.train.run import save_adapter
 from nanopersrm.train.setup import adapter_settings
 
@@ -75,10 +75,11 @@ def prompts_of(
     """The ids of a prompt a candidate, up to the row where the judge reads its digit."""
     exemplars, candidates = ([text.strip() for text in some] for some in (exemplars, candidates))
     score_line = judge.tokenizer.encode(verdict.closing("")[1])
-    shown = judge.style_evidence(exemplars, candidates) if judge.shows_style() else None
+    style_evidence = None if judge.reading is None else style_evidence_fn(judge.reading)
+    shown = style_evidence(exemplars, candidates) if style_evidence else []
     prompts = []
     for i, text in enumerate(candidates):
-        measured = measured_block(exemplars, [text], shown and [shown[i]]) if evidence else None
+        measured = measured_block(exemplars, [text], shown[i : i + 1]) if evidence else None
         ids = prompt_ids(judge.tokenizer, exemplars, [text], question.strip() or None, (), measured)
         prompts.append(ids + score_line)
     return prompts

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from string import ascii_uppercase
-from typing import NamedTuple
 
 from nanopersrm.style.features import COUNTED, FACTORS, PER_100, SENTENCE_SHARE, Factor, measure
 from nanopersrm.style.text import FOLD
@@ -85,13 +84,6 @@ class Trait:
     percentile: float  # among the writers of the reference
     salience: float
     phrase: str
-
-
-class StyleEvidence(NamedTuple):
-    """What reading and the fusion of all features say of a candidate."""
-
-    percentile: float  # of its reading among those of strangers
-    probability: float | None = None  # percent, of all instruments together (`fusion.py`)
 
 
 @lru_cache(maxsize=1)
@@ -268,15 +260,16 @@ def salient(exemplars: Sequence[str], top: int = SHOWN) -> list[Trait]:
 def measured_block(
     exemplars: Sequence[str],
     candidates: Sequence[str],
-    style_evidence: Sequence[StyleEvidence] | None = None,
+    style_evidence: Sequence[float] = (),
 ) -> str:
     """What stands between the measured tags of a prompt: one line a factor, one a candidate.
 
     Rates without a unit are per 100 words. Then come how many strangers are farther from the
-    exemplars than the candidate is, and how probable all of it makes the candidate.
+    exemplars than the candidate is, and of each candidate the style evidence: how probable all that
+    is measured makes it, in percent (`fusion.py`).
     """
-    evidence = style_evidence or ()
-    assert len(evidence) in (0, len(candidates)), f"{evidence} for {len(candidates)} texts"
+    count = len(style_evidence)
+    assert count in (0, len(candidates)), f"{count} probabilities for {len(candidates)} texts"
     labels = ["candidate"] if len(candidates) == 1 else ascii_uppercase[: len(candidates)]
     values = [measured((candidate,)) for candidate in candidates]
     lines: list[str] = []
@@ -285,13 +278,11 @@ def measured_block(
         named = zip(["writer", *labels], row, strict=True)
         parts = [f"{whose} {_reading(trait.factor, value)}" for whose, value in named]
         lines.append(f"{BY_NAME[trait.factor].label}: {', '.join(parts)}")
-    for i, (label, candidate) in enumerate(zip(labels, candidates, strict=True)):
+    for label, candidate in zip(labels, candidates, strict=True):
         ngrams, factors = strangers_farther(tuple(exemplars), candidate)
-        style = f", style {evidence[i].percentile:.0f}%" if evidence else ""
         lines.append(
-            f"{label} closer than strangers: n-grams {ngrams:.0f}%, factors {factors:.0f}%{style}"
+            f"{label} closer than strangers: n-grams {ngrams:.0f}%, factors {factors:.0f}%"
         )
-    for label, shown in zip(labels, evidence, strict=False):
-        if shown.probability is not None:
-            lines.append(f"{label} by this writer: {shown.probability:.0f}% likely")
+    for label, probability in zip(labels, style_evidence, strict=False):
+        lines.append(f"{label} by this writer: {probability:.0f}% likely")
     return "\n".join(lines)

@@ -27,14 +27,13 @@ An adapter on the base, trained by contrast (`train/contrast.py`), makes gains t
 Source of the idea: Teahan and Harper 2003; measured with large models in arXiv 2510.13302.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from pydantic import BaseModel, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, Field, TypeAdapter
 from torch import Tensor
 
 from kernels.linear import Adapter
@@ -48,14 +47,12 @@ from nanopersrm.model.sampler import PrefixCache
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.pairs import Text, validate
-from nanopersrm.style.fusion import SCHEMA, Fusion, Number
+from nanopersrm.style.fusion import SCHEMA, Fusion
 from nanopersrm.style.phrases import Word, only_exemplars, with_topics, words_of
-from nanopersrm.style.profile import StyleEvidence, percentile
 
 ROWS_AT_ONCE = 8192  # of candidates in one forward: bounds memory
 LEAST_DEVIATION = 1e-3  # nats a token, of a cohort that is of one mind
 REMEMBERED = 256  # candidates whose baselines are kept
-QUANTILES = 101  # a step of one percent
 BLANK = "\n\n"  # between texts
 FILE = "reading.json"
 
@@ -85,14 +82,7 @@ class ReadingFile(BaseModel):
     candidate_tokens: int = Field(strict=True, ge=16)
     temperature: float = Field(strict=True, gt=0, allow_inf_nan=False)
     cohort: list[Text] = Field(min_length=2)
-    quantiles: list[Number] = Field(max_length=QUANTILES)
     fusion: Fusion | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> "ReadingFile":
-        if self.quantiles != sorted(self.quantiles) or len(self.quantiles) not in (0, QUANTILES):
-            raise ValueError(f"quantiles: expected {QUANTILES} numbers or none, the least first")
-        return self
 
 
 @dataclass(frozen=True)
@@ -142,7 +132,6 @@ class Reading:
         assert len(cohort) >= 2, f"expected a cohort of 2 texts or more, got {len(cohort)}"
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.cohort, self.lora = tuple(cohort), lora
-        self.quantiles: tuple[float, ...] = ()  # of the scores of strangers; may come later
         self.fusion: Fusion | None = None  # this and all other features as one
         self._forget()
 
@@ -295,11 +284,10 @@ class Reading:
     def facts(self) -> dict[str, Any]:
         """What was measured, as plain numbers."""
         fusion = None if self.fusion is None else self.fusion.to_json()
-        return {"quantiles": list(self.quantiles), "fusion": fusion}
+        return {"fusion": fusion}
 
     def measured(self, facts: Mapping[str, Any]) -> "Reading":
         """Put back what `facts` gave."""
-        self.quantiles = tuple(facts["quantiles"])
         record = facts.get("fusion")
         self.fusion = None if record is None else validate(SCHEMA, record, FILE)
         return self
@@ -321,55 +309,24 @@ class Reading:
         return Reading(model, tokenizer, config, file.cohort, lora).measured(record)
 
 
-# (exemplars, texts) -> the style evidence of each text
-StyleEvidenceFn = Callable[[Sequence[str], Sequence[str]], list[StyleEvidence]]
+# (exemplars, texts) -> how probable all features make each text, in percent
+StyleEvidenceFn = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
 def style_evidence_fn(
     reading: Reading, writers: Mapping[tuple[str, ...], str] | None = None
-) -> StyleEvidenceFn:
-    """`style_evidence` of texts that are read for it.
+) -> StyleEvidenceFn | None:
+    """The fusion's probability of texts that are read for it; None where features are not fused.
 
     writers: of exemplars that are trained on, whose they are: the fusion is then the one that was
     fitted without this writer.
     """
-
-    def evidence(exemplars: Sequence[str], texts: Sequence[str]) -> list[StyleEvidence]:
-        writer = (writers or {}).get(tuple(text.strip() for text in exemplars))
-        return style_evidence(reading, exemplars, texts, reading.scores(exemplars, texts), writer)
-
-    return evidence
-
-
-def style_evidence(
-    reading: Reading,
-    exemplars: Sequence[str],
-    texts: Sequence[str],
-    scores: Sequence[float],
-    writer: str | None = None,
-) -> list[StyleEvidence]:
-    """The percentile of each score and, where features are fused, the probability.
-
-    scores: of the texts, by `reading`. writer: who had no part in the fusion.
-    """
-    assert reading.quantiles, "the scores of strangers are not measured yet"
-    percents = [percentile(reading.quantiles, score) for score in scores]
     if (fusion := reading.fusion) is None:
-        return [StyleEvidence(percent) for percent in percents]
-    if writer is not None:
-        fusion = fusion.without(writer)
-    probabilities = fusion.probabilities(exemplars, texts, scores)
-    return [StyleEvidence(*both) for both in zip(percents, probabilities, strict=True)]
+        return None
 
+    def style_evidence(exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
+        writer = (writers or {}).get(tuple(text.strip() for text in exemplars))
+        fold = fusion if writer is None else fusion.without(writer)
+        return fold.probabilities(exemplars, texts, reading.scores(exemplars, texts))
 
-def probabilities(evidence: Iterable[StyleEvidence]) -> list[float] | None:
-    """By all features together, of each text; None where they were not fused."""
-    values = [shown.probability for shown in evidence]
-    known = [value for value in values if value is not None]
-    return known if known and len(known) == len(values) else None
-
-
-def quantiles_of(scores: Sequence[float]) -> tuple[float, ...]:
-    """Scores of texts by strangers -> their 101 quantiles, least to greatest."""
-    assert len(scores) >= 2, f"expected 2 scores or more, got {len(scores)}"
-    return tuple(sorted(np.quantile(scores, np.linspace(0, 1, QUANTILES)).tolist()))
+    return style_evidence

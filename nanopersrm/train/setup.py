@@ -164,7 +164,7 @@ def load_reading(
     if folder is None or not (folder / "reading").is_dir():
         return None, None
     reading = Reading.load(folder / "reading", model, tokenizer)
-    shows = bool(reading.quantiles) and (settings is None or settings.reading)
+    shows = settings is None or settings.reading
     return reading, style_evidence_fn(reading, authors) if shows else None
 
 

@@ -38,7 +38,6 @@ from nanopersrm.style.profile import measured_block
 from nanopersrm.style.reading import (
     Reading,
     StyleEvidenceFn,
-    quantiles_of,
     style_evidence_fn,
 )
 from nanopersrm.train.packing import Branch, PrefixTree, build_tree
@@ -46,9 +45,7 @@ from nanopersrm.train.replies import ROLES, reply
 from nanopersrm.train.run import Run
 
 PairsByAuthor = dict[str, dict[str, list[Pair]]]  # domain -> author of the exemplars -> their pairs
-STRANGERS = 48  # writers whose texts are read after each other's
 HELD_OUT = 0.1  # share of the writers whose pairs are for validation
-FEWEST = 20  # with fewer readings within domains, strangers of other domains count too
 
 
 @dataclass(frozen=True)
@@ -112,20 +109,6 @@ class SftData:
 
     # What reading measures
 
-    def stranger_scores(self, reading: Reading) -> tuple[float, ...]:
-        """Quantiles of the readings of texts by others of the writer's domain."""
-        rng = random.Random(f"{self.seed}/strangers")
-        sample = [rng.choice(ps) for authors in self.by_author.values() for ps in authors.values()]
-        sample = rng.sample(sample, min(STRANGERS, len(sample)))
-        within, across = list[float](), list[float]()
-        for writer in sample:
-            near = [p for p in sample if p.author != writer.author and p.domain == writer.domain]
-            far = [p for p in sample if p.author != writer.author and p.domain != writer.domain]
-            for scores, others in ((within, near), (across, far[:FEWEST])):
-                texts = [other.chosen for other in others]
-                scores += reading.scores(writer.exemplars, texts) if texts else []
-        return quantiles_of(within if len(within) >= FEWEST else within + across)
-
     def fit_fusion(self, reading: Reading, count: int, run: Run) -> None:
         """Weigh all features as one on some `count` pairs, where it has not been done: what each
         is worth beside the others. Not used where it is no better than a guess."""
@@ -177,14 +160,14 @@ def prompts_of(
     candidates: by default the chosen and the rejected text.
     """
     candidates = candidates or (pair.chosen, pair.rejected)
-    shown = None
+    shown = list[float]()
     if style_evidence is not None and config.evidence:
         shown = style_evidence(pair.exemplars, candidates)
     prompts = []
     for i, text in enumerate(candidates):
         measured = None
         if config.evidence:
-            measured = measured_block(pair.exemplars, [text], shown and [shown[i]])
+            measured = measured_block(pair.exemplars, [text], shown[i : i + 1])
         texts = (pair.exemplars, [text], pair.question or None)
         prompts.append(prompt_ids(tokenizer, *texts, measured=measured))
     return prompts

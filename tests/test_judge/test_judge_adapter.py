@@ -13,7 +13,6 @@ from fixtures import (
     EXEMPLARS,
     FUSED,
     PLAIN,
-    QUANTILES,
     QUICK,
     make_adapter,
     make_base,
@@ -30,7 +29,7 @@ from nanopersrm.model.linear import Linear
 from nanopersrm.model.lora import load_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
-from nanopersrm.style.profile import StyleEvidence, measured_block, percentile
+from nanopersrm.style.profile import measured_block
 from nanopersrm.style.reading import Reading
 
 
@@ -78,11 +77,11 @@ def test_the_percentile_of_the_reading_stands_in_the_measured_block(
     bare = load(base, torch.float32, CPU)  # the adapter that reads replaces the judge's
     reading = Reading.load(folder / "reading", bare, judge.tokenizer)
     scores = reading.scores(EXEMPLARS, CANDIDATES[:2])
-    percents = [percentile(QUANTILES, score) for score in scores]
-    assert len({round(percent) for percent in percents}) == 2
-    for candidate, percent in zip(CANDIDATES[:2], percents, strict=True):
-        block = measured_block(EXEMPLARS, [candidate], style_evidence=[StyleEvidence(percent)])
-        assert block.endswith(f", style {percent:.0f}%")
+    chances = FUSED.probabilities(EXEMPLARS, CANDIDATES[:2], scores)
+    assert len({round(chance) for chance in chances}) == 2
+    for candidate, chance in zip(CANDIDATES[:2], chances, strict=True):
+        block = measured_block(EXEMPLARS, [candidate], style_evidence=[chance])
+        assert block.endswith(f"{chance:.0f}% likely")
         assert any(block in text and candidate in text for text in shown)
     shown.clear()
     judge.judge(EXEMPLARS, CANDIDATES[:2], config=PLAIN)
@@ -92,17 +91,16 @@ def test_the_percentile_of_the_reading_stands_in_the_measured_block(
 def test_the_probability_of_all_instruments_stands_beside_the_score(judge, monkeypatch):
     """Of each candidate in the order of the call, as the prompts show it; none without."""
     assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=PLAIN).measured is None
-    assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=JudgeConfig(think=False)).measured is None
-    monkeypatch.setattr(judge.reading, "fusion", FUSED)
     texts = [CANDIDATES[1], CANDIDATES[0], f" {CANDIDATES[1]}\n"]
-    expected = [
-        evidence.probability
-        for evidence in judge.style_evidence(EXEMPLARS, [text.strip() for text in texts])
-    ]
+    stripped = [text.strip() for text in texts]
+    scores = judge.reading.scores(EXEMPLARS, stripped)
+    expected = FUSED.probabilities(EXEMPLARS, stripped, scores)
     for mode in ("pointwise", "pairwise"):
         judgement = judge.judge(EXEMPLARS, texts, config=JudgeConfig(mode, think=False))
         assert judgement.measured == pytest.approx(expected)
         assert judgement.measured[0] == judgement.measured[2] != judgement.measured[1]
+    monkeypatch.setattr(judge.reading, "fusion", None)
+    assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=JudgeConfig(think=False)).measured is None
 
 
 def test_what_was_read_stands_beside_the_score(judge, monkeypatch):
@@ -156,7 +154,7 @@ def test_a_model_in_training_can_judge(base, folder, judge):
     found = live.judge(EXEMPLARS, CANDIDATES[:2], config=QUICK)
     assert found.scores == pytest.approx(expected.scores, abs=1e-4)
     assert found.notes == []
-    reading.quantiles = ()  # not measured yet: the block goes without
+    reading.fusion = None  # not fitted yet: the block goes without
     assert live.judge(EXEMPLARS, CANDIDATES[:2], config=QUICK).scores != found.scores
     assert all(part.requires_grad and part.grad is None for part in policy.parameters())
 

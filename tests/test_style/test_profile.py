@@ -12,7 +12,6 @@ from nanopersrm.style import reference as builder
 from nanopersrm.style.features import COUNTED, FACTORS, measure
 from nanopersrm.style.profile import (
     Stats,
-    StyleEvidence,
     _figure,
     factor_distance,
     level,
@@ -129,18 +128,13 @@ def test_block_numbers_are_measured() -> None:
         near = 100 - percentile(reference().distance, factor_distance(exemplars, candidate))
         expected = f"{who} closer than strangers: n-grams {alike:.0f}%, factors {near:.0f}%"
         assert lines["AB".index(who) + 6] == expected
-    styled = measured_block(
-        exemplars, candidates, style_evidence=[StyleEvidence(90.6), StyleEvidence(3.0)]
-    ).splitlines()
-    assert styled == [*lines[:6], f"{lines[6]}, style 91%", f"{lines[7]}, style 3%"]
-    weighed = [StyleEvidence(90.6, 71.5), StyleEvidence(3.0, 1.0)]
-    assert measured_block(exemplars, candidates, style_evidence=weighed).splitlines() == [
-        *styled,
+    assert measured_block(exemplars, candidates, style_evidence=[71.5, 1.0]).splitlines() == [
+        *lines,
         "A by this writer: 72% likely",
         "B by this writer: 1% likely",
     ]
     with pytest.raises(AssertionError, match="for 2 texts"):
-        measured_block(exemplars, candidates, style_evidence=[StyleEvidence(90.6)])
+        measured_block(exemplars, candidates, style_evidence=[90.6])
 
 
 def test_builder_is_deterministic_and_refuses_in_one_line(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import CANDIDATES, COHORT, EXEMPLARS, FUSED, QUANTILES, fresh, make_base, moved
+from fixtures import CANDIDATES, COHORT, EXEMPLARS, FUSED, fresh, make_base, moved
 from torch import Tensor
 
 from nanopersrm import InputError
@@ -221,27 +221,16 @@ def test_topic_is_what_an_exemplar_alone_has(reading, monkeypatch):
 # Evidence
 
 
-def test_quantiles_of_strangers():
-    quantiles = module.quantiles_of([3.0, 0.0, 1.0, 2.0])
-    assert len(quantiles) == 101
-    assert [quantiles[i] for i in (0, 25, 50, 100)] == pytest.approx([0, 0.75, 1.5, 3])
-
-
 def test_evidence_is_of_a_fusion_that_has_not_seen_the_writer(reading, monkeypatch):
     monkeypatch.setattr(reading, "scores", lambda *_: [-9.0, 0.0])
-    reading.quantiles = QUANTILES
-    shown = module.style_evidence_fn(reading)(EXEMPLARS, TEXTS[:2])
-    assert [evidence.percentile for evidence in shown] == pytest.approx([0, 50], abs=1)
-    assert module.probabilities(shown) is None
+    assert module.style_evidence_fn(reading) is None
     folds = tuple(replace(FUSED, offset=float(k)) for k in range(FOLDS))
     reading.fusion = replace(FUSED, folds=folds)
-    writers = {tuple(EXEMPLARS): "cole"}
+    evidence = module.style_evidence_fn(reading, {tuple(EXEMPLARS): "cole"})
     spaced = [f" {text}\n" for text in EXEMPLARS]
     for exemplars, fused in ((spaced, folds[fold_of("cole")]), (EXEMPLARS[:1], FUSED)):
-        found = module.probabilities(
-            module.style_evidence_fn(reading, writers)(exemplars, TEXTS[:2])
-        )
-        assert found == fused.probabilities(exemplars, TEXTS[:2], [-9.0, 0.0])
+        expected = fused.probabilities(exemplars, TEXTS[:2], [-9.0, 0.0])
+        assert evidence(exemplars, TEXTS[:2]) == expected
 
 
 # The file
@@ -249,12 +238,12 @@ def test_evidence_is_of_a_fusion_that_has_not_seen_the_writer(reading, monkeypat
 
 def test_what_is_saved_is_loaded(judge, tmp_path):
     made = reader(judge)
-    made.config, made.quantiles, made.fusion = replace(CONFIG, temperature=0.1), QUANTILES, FUSED
+    made.config, made.fusion = replace(CONFIG, temperature=0.1), FUSED
     made.save(tmp_path, "some/base")
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["adapter_config.json", "adapter_model.safetensors", "reading.json"]
     found = Reading.load(tmp_path, judge.model, judge.tokenizer)
-    for name in ("config", "cohort", "quantiles", "fusion"):
+    for name in ("config", "cohort", "fusion"):
         assert getattr(found, name) == getattr(made, name)
     assert found.scores(EXEMPLARS, TEXTS) == made.scores(EXEMPLARS, TEXTS)
     assert found.lora is not None
@@ -268,7 +257,6 @@ def test_what_is_saved_is_loaded(judge, tmp_path):
         ("candidate_tokens", ["24", 0]),
         ("temperature", [0, -1, "warm"]),
         ("cohort", [None, [], ["one"], ["one", " \n"], ["one", 2]]),
-        ("quantiles", [None, [0.5] * 100, [1.0, *[0.5] * 100], ["a"] * 101]),
         ("fusion", [3, {"weights": {}}]),
     ],
 )

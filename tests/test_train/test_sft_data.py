@@ -2,12 +2,11 @@
 
 import random
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from fixtures import COHORT, CPU, KINDS, QUANTILES, make_base, moved
+from fixtures import COHORT, CPU, FUSED, KINDS, make_base, moved
 
 from data.build import demo_pairs
 from nanopersrm import InputError
@@ -19,8 +18,7 @@ from nanopersrm.model.base import Base
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
 from nanopersrm.pairs import Pair
-from nanopersrm.style.profile import StyleEvidence
-from nanopersrm.style.reading import Reading, ReadingConfig, quantiles_of
+from nanopersrm.style.reading import Reading, ReadingConfig
 from nanopersrm.train.packing import TAIL_WEIGHT, Branch
 from nanopersrm.train.replies import reply
 from nanopersrm.train.sft_data import (
@@ -165,16 +163,16 @@ def test_a_reply_is_spelt_in_the_pieces_of_the_judge():
 def test_style_evidence_stands_at_its_candidates(tokenizer, pairs):
     pair = pairs[0]
 
-    def style(exemplars: Any, candidates: Any) -> list[StyleEvidence]:
+    def style(exemplars: Any, candidates: Any) -> list[float]:
         assert exemplars == pair.exemplars
-        return [StyleEvidence(91.0 if text == pair.chosen else 7.0) for text in candidates]
+        return [91.0 if text == pair.chosen else 7.0 for text in candidates]
 
     prompts = prompts_of(pair, tokenizer, LONG, style)
     for percent, prompt in zip((91, 7), prompts, strict=True):
-        assert f", style {percent}%" in tokenizer.decode(prompt)
+        assert f"by this writer: {percent}% likely" in tokenizer.decode(prompt)
     texts = pair_texts(pair, {}, tokenizer, LONG, "0", style)
     assert texts is not None
-    assert ", style 91%" in tokenizer.decode(list(texts[0][texts[1]].ids))
+    assert "by this writer: 91% likely" in tokenizer.decode(list(texts[0][texts[1]].ids))
     blind = replace(LONG, evidence=False)
     assert prompts_of(pair, tokenizer, blind, style) == prompts_of(pair, tokenizer, blind, None)
 
@@ -273,31 +271,13 @@ def test_what_prompts_show_of_a_reading(pairs, tokenizer, base):
     model = load(base, torch.float32, CPU)
     config = ReadingConfig(exemplar_tokens=32, candidate_tokens=16)
     reading = Reading(model, tokenizer, config, COHORT, moved(model, 2))
-    reading.quantiles = QUANTILES
+    reading.fusion = FUSED
     data = data_of(pairs[:4], tokenizer)
     without = data.trees(0, 1)
     data.show(reading)
     assert data.trees(0, 1) != without
     with pytest.raises(InputError, match=r"--examples\.longest"):
         data_of(pairs[:4], tokenizer, longest=100).show(reading)
-
-
-@pytest.mark.parametrize(("count", "across"), [(5, 0), (4, 16)])
-def test_strangers_are_of_the_domain_where_it_has_enough(tokenizer, count, across):
-    """Of 5 and 2 writers 22 readings; of 4 and 2 they are 14, too few."""
-    some = [writer(f"w{i}", n=n) for i in range(count) for n in range(3)]
-    some += [writer(f"v{i}", "verse") for i in range(2)]
-
-    def scores(exemplars: Any, texts: Any) -> list[float]:
-        name, domain = exemplars[0].split()[2:4]
-        others = [text.split()[2:4] for text in texts]
-        assert all(other != name for other, _ in others)
-        return [float(other != domain) for _, other in others]
-
-    reading: Any = SimpleNamespace(scores=scores)
-    within = count * (count - 1) + 2
-    expected = quantiles_of([0.0] * within + [1.0] * across)
-    assert data_of(some, tokenizer).stranger_scores(reading) == expected
 
 
 # Who is held out

@@ -71,10 +71,7 @@ def test_a_wrong_field_is_named(place: str, wrong: object, tmp_path: Path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["[]", "{", '{"weight": NaN}', "[" * 100_000, '{"a": "\\ud800"}'],
-)
+@pytest.mark.parametrize("line", ["[]", "{", '{"weight": NaN}', "[" * 100_000, '{"a": "\\ud800"}'])
 def test_a_line_that_is_no_object_is_named(line: str, tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text(f"\n{line}\n", "utf-8")

@@ -10,13 +10,7 @@ from data.corpus import Corpus, Lengths, Piece, split_corpora
 from data.kinds import style_mimicking, style_randomization
 from data.kinds.model_text import Request
 from data.kinds.style_randomization import OPENINGS, PERSONAS, Persona, personas_of
-from data.proposals import (
-    Proposal,
-    Rejection,
-    Taken,
-    fault,
-    pair_and_twin,
-)
+from data.proposals import Proposal, Rejection, Taken, fault, pair_and_twin
 from nanopersrm.pairs import check_twins
 from nanopersrm.style.features import FACTORS, measure
 

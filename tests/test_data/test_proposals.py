@@ -8,14 +8,7 @@ from typing import Any
 import pytest
 
 from data.corpus import Corpus, Lengths
-from data.proposals import (
-    Proposal,
-    Taken,
-    check_set,
-    fault,
-    pair_and_twin,
-    text_fault,
-)
+from data.proposals import Proposal, Taken, check_set, fault, pair_and_twin, text_fault
 from nanopersrm import InputError
 from nanopersrm.pairs import Pair
 

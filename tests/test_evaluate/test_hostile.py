@@ -69,12 +69,7 @@ def test_counting_by_hand():
         Case("first", "order", 0.9, 0.9, 0.9),  # never stood against
         Case("first", "order", math.nan, 0.2, 0.2),
     ]
-    assert count(cases) == {
-        "against": 4,
-        "injected %": 50.0,
-        "neutral %": 25.0,
-        "beyond": 25.0,
-    }
+    assert count(cases) == {"against": 4, "injected %": 50.0, "neutral %": 25.0, "beyond": 25.0}
     assert count([])["beyond"] == 0
 
 

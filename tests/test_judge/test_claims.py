@@ -4,14 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanopersrm.judge.claims import (
-    EVERY,
-    LONGEST_QUOTE,
-    WRITER,
-    Report,
-    check,
-    contains,
-)
+from nanopersrm.judge.claims import EVERY, LONGEST_QUOTE, WRITER, Report, check, contains
 from nanopersrm.judge.verdict import write
 
 WRITER_TEXT = (

@@ -123,11 +123,7 @@ READ = CandidateReading(
         Word(25, 27, -0.6),
         Word(31, 34, 3.0, True),
     ],
-    [
-        Phrase(5, 24, TEXT[5:24], 4.0),
-        Phrase(31, 34, "saw", 3.0, True),
-        Phrase(25, 27, "we", -0.6),
-    ],
+    [Phrase(5, 24, TEXT[5:24], 4.0), Phrase(31, 34, "saw", 3.0, True), Phrase(25, 27, "we", -0.6)],
 )
 
 

@@ -81,8 +81,7 @@ def test_a_probability_that_is_no_number_is_invalid_pairwise(n):
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"think_tokens": 0}, {"samples": -1}, {"temperature": NAN}, {"mode": "listwise"}],
+    "wrong", [{"think_tokens": 0}, {"samples": -1}, {"temperature": NAN}, {"mode": "listwise"}]
 )
 def test_a_wrong_setting_is_named(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):

@@ -95,13 +95,7 @@ def test_no_text_keeps_a_tag(spoof):
 
 
 @pytest.mark.parametrize(
-    "unit",
-    [
-        "< " * 20_000,
-        "</" * 20_000,
-        "<c" + "\u200b" * 40_000,
-        "<\u200b" * 20_000,
-    ],
+    "unit", ["< " * 20_000, "</" * 20_000, "<c" + "\u200b" * 40_000, "<\u200b" * 20_000]
 )
 def test_rude_texts_take_no_time(unit):
     start = time.perf_counter()

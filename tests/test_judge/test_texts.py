@@ -8,12 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanopersrm import InputError
-from nanopersrm.judge.texts import (
-    decode,
-    read_standard_input,
-    read_texts,
-    split_texts,
-)
+from nanopersrm.judge.texts import decode, read_standard_input, read_texts, split_texts
 
 BOM = b"\xef\xbb\xbf"
 

@@ -24,13 +24,7 @@ from oracle import (
 from torch import Tensor
 
 from kernels import attention
-from kernels.attention import (
-    merge,
-    partial,
-    partial_reference,
-    segments,
-    segments_reference,
-)
+from kernels.attention import merge, partial, partial_reference, segments, segments_reference
 
 TYPES = [FP32, BF16]
 INF = float("inf")

@@ -28,13 +28,7 @@ from torch import Tensor
 from kernels import nf4_linear as file
 from kernels.linear import Adapter
 from kernels.nf4 import CODEBOOK, NF4, decode_asm, decode_tables, dequantize, quantize
-from kernels.nf4_linear import (
-    _parts,
-    lora_linear,
-    nf4_linear,
-    nf4_linear_reference,
-    product,
-)
+from kernels.nf4_linear import _parts, lora_linear, nf4_linear, nf4_linear_reference, product
 
 # rows, in, out, rank: few rows and many, whole blocks in a row or not, outputs of any number
 SHAPES = [(1, 64, 1, 1), (3, 128, 70, 4), (33, 64, 40, 16), (65, 64, 6, 3), (2, 32, 4, 2)]

@@ -5,13 +5,7 @@ import torch
 from oracle import BF16, FP16, INTERPRETED, KINDS, gappy, no_worse_than_plain, spread, strided
 from torch import Tensor
 
-from kernels.rms_norm import (
-    _AddRMSNorm,
-    _RMSNorm,
-    add_rms_norm,
-    rms_norm,
-    rms_norm_reference,
-)
+from kernels.rms_norm import _AddRMSNorm, _RMSNorm, add_rms_norm, rms_norm, rms_norm_reference
 
 EPS = 1e-5
 SHAPES = [(1, 1), (1, 576), (3, 7), (2, 5, 33), (17, 64)]

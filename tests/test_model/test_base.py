@@ -173,9 +173,7 @@ def test_llama3_rotary_factors_in_a_gguf(tmp_path):
     scaling = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0}
     scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     theirs = LlamaConfig(
-        hidden_size=64,
-        num_attention_heads=4,
-        rope_parameters=scaling | {"rope_theta": 500000.0},
+        hidden_size=64, num_attention_heads=4, rope_parameters=scaling | {"rope_theta": 500000.0}
     )
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs, "cpu")
     bare = 500000.0 ** (-np.arange(0, 16, 2) / 16)

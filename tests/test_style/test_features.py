@@ -8,12 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanopersrm.style.features import FACTORS, measure
-from nanopersrm.style.profile import (
-    factor_distance,
-    measured_block,
-    ngram_similarity,
-    profile,
-)
+from nanopersrm.style.profile import factor_distance, measured_block, ngram_similarity, profile
 
 DEMO = Path(__file__).parents[2] / "data" / "demo"
 WRITERS = {

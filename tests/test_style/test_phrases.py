@@ -95,10 +95,7 @@ def test_a_word_that_was_cut_is_left_out(text, read, expected):
 def test_the_worked_example():
     gains = {"The": 0.1, "machine": 2, "has": 1.5, "since": 3, "failed": -1, "twice.": -2}
     found = phrases(words(gains), " ".join(gains))
-    assert found == [
-        Phrase(4, 21, "machine has since", 6.5),
-        Phrase(22, 35, "failed twice.", -3),
-    ]
+    assert found == [Phrase(4, 21, "machine has since", 6.5), Phrase(22, 35, "failed twice.", -3)]
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,7 @@ from test_rewards import CONFIG, column, reply_of, rewarded
 from torch import Tensor
 
 from nanopersrm.judge.verdict import DIGITS
-from nanopersrm.train.grpo import (
-    GrpoConfig,
-    ScoreDigits,
-    advantages,
-    expected_advantages,
-)
+from nanopersrm.train.grpo import GrpoConfig, ScoreDigits, advantages, expected_advantages
 from nanopersrm.train.rewards import RewardConfig
 from nanopersrm.train.rollout import Rollout
 

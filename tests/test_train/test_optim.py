@@ -14,10 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not support
 SHAPES = ((16, 300), (300, 16), (7, 5), (1, 1))  # the first two are large enough for 8 bits
 GPU = pytest.param(
     "cuda",
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-    ],
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")],
 )
 
 

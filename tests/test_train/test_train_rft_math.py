@@ -23,13 +23,7 @@ from nanopersrm.train import rewards
 from nanopersrm.train.grpo import GrpoConfig
 from nanopersrm.train.presets import PRESETS
 from nanopersrm.train.rewards import RewardConfig
-from nanopersrm.train.rollout import (
-    ROLES,
-    Rollout,
-    RolloutConfig,
-    RolloutGroup,
-    draw,
-)
+from nanopersrm.train.rollout import ROLES, Rollout, RolloutConfig, RolloutGroup, draw
 
 script = load_script("train_rft")
 CPU = torch.device("cpu")

@@ -82,3 +82,11 @@ def tiny_base(tmp_path_factory) -> Base:
 def smollm() -> Base:
     """The embedded default base."""
     return resolve(DEFAULT_BASE)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Base:
+    """A random model with a tokenizer of SmolLM2's kind, and room for 16,384 tokens."""
+    from fixtures import make_base  # which needs this file
+
+    return make_base(tmp_path_factory.mktemp("base") / "smollm", "smollm", 16_384)

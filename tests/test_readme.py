@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from fixtures import PAIRS, make_adapter, make_base
+from fixtures import PAIRS, make_adapter
 
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.model.base import Base
 from nanopersrm.pairs import write
 
 ROOT = Path(__file__).parents[1]
@@ -30,11 +29,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 WRITER = ["I came home late. No supper; no letters, either.", "So be it! We shall see."]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Base:
-    return make_base(tmp_path_factory.mktemp("readme") / "smollm", "smollm")
 
 
 @pytest.fixture

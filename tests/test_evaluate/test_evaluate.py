@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import tyro
-from fixtures import PAIRS, TRAIN, make_adapter, make_base
+from fixtures import PAIRS, TRAIN, make_adapter
 
 from nanopersrm import InputError
 from nanopersrm.evaluate import evaluate, judges
 from nanopersrm.evaluate.judges import Prediction, from_scores
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.model.base import resolve
 from nanopersrm.pairs import write
 
 ROOT = Path(__file__).parents[2]
@@ -29,16 +28,6 @@ def files(tmp_path) -> tuple[Path, Path]:
     write(tmp_path / "test.jsonl", PAIRS)
     write(tmp_path / "train.jsonl", TRAIN)
     return tmp_path / "test.jsonl", tmp_path / "train.jsonl"
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory) -> Path:
-    return make_base(tmp_path_factory.mktemp("evaluate") / "smollm", "smollm").path
-
-
-@pytest.fixture(scope="module")
-def adapter(tiny_folder, tmp_path_factory) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), resolve(str(tiny_folder)))
 
 
 @pytest.fixture
@@ -161,9 +150,9 @@ def test_text_judges_without_torch(files):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["pointwise", "pairwise"])
-def test_all_judges_on_a_tiny_base(call, files, tiny_folder, mode):
+def test_all_judges_on_a_tiny_base(call, files, base, mode):
     code, out, error = call(
-        *("--pairs", files[0], "--base", tiny_folder, "--dtype", "fp32", "--limit", 5),
+        *("--pairs", files[0], "--base", base.path, "--dtype", "fp32", "--limit", 5),
         *("--exemplars", 1, "--mode", mode, "--baselines", "--json"),
     )
     assert code == 0, error
@@ -177,11 +166,11 @@ def test_all_judges_on_a_tiny_base(call, files, tiny_folder, mode):
 
 
 @pytest.mark.slow
-def test_an_adapter_and_the_same_base_without_it(call, files, tmp_path, tiny_folder, adapter):
+def test_an_adapter_and_the_same_base_without_it(call, files, tmp_path, base):
     """untrained is what model is without --adapter; reading has an adapter of its own."""
-    common = ("--pairs", files[0], "--base", tiny_folder, "--dtype", "fp32", "--limit", 4)
+    common = ("--pairs", files[0], "--base", base.path, "--dtype", "fp32", "--limit", 4)
     predictions: list[dict[tuple[str, str], Any]] = []
-    with_adapter = ("reading,untrained,model", "--adapter", adapter)
+    with_adapter = ("reading,untrained,model", "--adapter", make_adapter(tmp_path / "a", base))
     for names, *more in (with_adapter, ("model,reading",)):
         code, _, error = call(*common, "--judges", names, *more, "--out", tmp_path / "r.json")
         assert code == 0, error
@@ -190,19 +179,16 @@ def test_an_adapter_and_the_same_base_without_it(call, files, tmp_path, tiny_fol
         file.unlink()
         scores = {(line["judge"], line["pair"]): line["prediction"]["scores"] for line in lines}
         predictions.append(scores)
-    tuned, base = predictions
-    for pair in {pair for _, pair in base}:
-        assert tuned["untrained", pair] == base["model", pair]
-        assert all(tuned[name, pair] != base[name, pair] for name in ("model", "reading"))
+    tuned, bare = predictions
+    for pair in {pair for _, pair in bare}:
+        assert tuned["untrained", pair] == bare["model", pair]
+        assert all(tuned[name, pair] != bare[name, pair] for name in ("model", "reading"))
 
 
-def test_every_file_of_an_adapter_is_in_the_settings(tiny_folder, tmp_path):
+def test_every_file_of_an_adapter_is_in_the_settings(base, tmp_path):
     """A changed file can never meet an old prediction."""
-    folder = make_adapter(tmp_path / "a", resolve(str(tiny_folder)))
-
-    config = JudgeConfig(think=False)
-    setup = judges.Setup(str(tiny_folder), str(folder), "cpu", "fp32", config, [], {}, print)
-
+    folder, config = make_adapter(tmp_path / "a", base), JudgeConfig(think=False)
+    setup = judges.Setup(str(base.path), str(folder), "cpu", "fp32", config, [], {}, print)
     seen = set()
     names = sorted(file for file in folder.rglob("*") if file.is_file())
     for name in names:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import tyro
-from fixtures import PAIRS, make_base
+from fixtures import PAIRS
 
 from nanopersrm.evaluate import hostile
 from nanopersrm.evaluate.hostile import INJECTIONS, PLACES, Case, attack, count, summary
@@ -74,9 +74,8 @@ def test_counting_by_hand():
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path, capsys, monkeypatch):
+def test_the_command(base, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hostile, "INJECTIONS", {"order": INJECTIONS["order"][:1]})
-    base = make_base(tmp_path / "smollm", "smollm", 16_384)
     short = [
         replace(p, exemplars=p.exemplars[:1], chosen=p.chosen[:60], rejected=p.rejected[:60])
         for p in PAIRS[:4]

@@ -8,15 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanopersrm.evaluate.judges import Prediction, from_scores
-from nanopersrm.evaluate.metrics import (
-    GROUPS,
-    Outcome,
-    Record,
-    compare,
-    measure,
-    record,
-    sign_test,
-)
+from nanopersrm.evaluate.metrics import GROUPS, Outcome, Record, compare, measure, record, sign_test
 from nanopersrm.pairs import Pair
 
 OTHER: dict[Outcome, Outcome] = {"right": "wrong", "wrong": "right"}

@@ -27,7 +27,6 @@ from nanopersrm.judge.judgement import JudgeConfig, Judgement
 from nanopersrm.judge.prompts import messages
 from nanopersrm.judge.reply import answer
 from nanopersrm.model import sampler
-from nanopersrm.model.base import Base
 from nanopersrm.model.sampler import PREFIXES, Prefix, prefill
 from nanopersrm.model.transformer import Model
 
@@ -35,11 +34,6 @@ QUICK = JudgeConfig(think_tokens=8, evidence=False)
 PAIRS = JudgeConfig(mode="pairwise", think_tokens=4, evidence=False)
 BOTH_MODES = pytest.mark.parametrize("config", [QUICK, PAIRS], ids=["pointwise", "pairwise"])
 WRITERS = [EXEMPLARS] + [[f"Writer {k} wrote this. " * 6, "And so on."] for k in range(PREFIXES)]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Base:
-    return make_base(tmp_path_factory.mktemp("judge") / "smollm", "smollm")
 
 
 @pytest.fixture(scope="module")

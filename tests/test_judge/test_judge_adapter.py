@@ -7,16 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import (
-    CANDIDATES,
-    CPU,
-    EXEMPLARS,
-    FUSED,
-    PLAIN,
-    QUICK,
-    make_adapter,
-    make_base,
-)
+from fixtures import CANDIDATES, CPU, EXEMPLARS, FUSED, PLAIN, QUICK, make_adapter
 from safetensors.torch import load_file, save_file
 
 from data.build import demo_pairs
@@ -24,18 +15,13 @@ from nanopersrm import InputError
 from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.judge import UNTRAINED, Judge
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.model.base import DEFAULT_BASE, Base
+from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.model.linear import Linear
 from nanopersrm.model.lora import load_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
 from nanopersrm.style.profile import measured_block
 from nanopersrm.style.reading import Reading
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Base:
-    return make_base(tmp_path_factory.mktemp("judge") / "smollm", "smollm")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import make_base
 from judge_command import DRAFTS, EDMUND, ROOT, SCRIPT, caller, script
 from rich.console import Console
 
@@ -27,13 +26,8 @@ SHOWN = "One[2J]0;owned and\ttwo31m.\nThree."
 
 
 @pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory) -> Path:
-    return make_base(tmp_path_factory.mktemp("cli") / "smollm", "smollm").path
-
-
-@pytest.fixture(scope="module")
-def tiny_judge(tiny_folder) -> Judge:
-    return Judge.load(str(tiny_folder), dtype="fp32")
+def tiny_judge(base) -> Judge:
+    return Judge.load(base.path, dtype="fp32")
 
 
 @pytest.fixture

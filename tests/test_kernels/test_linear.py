@@ -8,16 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.linear import (
-    BLOCK,
-    MOST_ROWS,
-    can_pack,
-    dequantize,
-    linear,
-    pack,
-    q4_linear,
-    quantize,
-)
+from kernels.linear import BLOCK, MOST_ROWS, can_pack, dequantize, linear, pack, q4_linear, quantize
 
 BF16 = torch.bfloat16
 HAS_PACK = can_pack(torch.empty(0, dtype=BF16))

@@ -2,17 +2,7 @@
 
 import pytest
 import torch
-from oracle import (
-    BF16,
-    FP16,
-    FP32,
-    INTERPRETED,
-    KINDS,
-    gappy,
-    no_worse_than_plain,
-    spread,
-    strided,
-)
+from oracle import BF16, FP16, FP32, INTERPRETED, KINDS, gappy, no_worse_than_plain, spread, strided
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 

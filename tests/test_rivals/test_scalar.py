@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import tyro
-from fixtures import CANDIDATES, EXEMPLARS, PAIRS, make_adapter, make_base
+from fixtures import CANDIDATES, EXEMPLARS, PAIRS, make_adapter
 from safetensors.torch import load_file, save_file
 
 from nanopersrm import InputError
@@ -14,7 +14,6 @@ from nanopersrm.evaluate import evaluate
 from nanopersrm.judge import verdict
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.prompts import messages
-from nanopersrm.model.base import Base
 from nanopersrm.model.cache import Layout
 from nanopersrm.pairs import write
 from nanopersrm.rivals import scalar
@@ -23,11 +22,6 @@ SHORT = [
     replace(p, exemplars=(p.exemplars[0][:40],), chosen=p.chosen[:40], rejected=p.rejected[:40])
     for p in PAIRS[:2]
 ]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Base:
-    return make_base(tmp_path_factory.mktemp("scalar") / "smollm", "smollm", 16_384)
 
 
 @pytest.fixture(scope="module")

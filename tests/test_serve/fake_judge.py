@@ -8,13 +8,7 @@ from typing import Any
 
 from nanopersrm import InputError
 from nanopersrm.judge import judgement
-from nanopersrm.judge.judgement import (
-    CandidateReading,
-    JudgeConfig,
-    JudgedReply,
-    Judgement,
-    OnText,
-)
+from nanopersrm.judge.judgement import CandidateReading, JudgeConfig, JudgedReply, Judgement, OnText
 from nanopersrm.judge.verdict import write
 
 WRITER = ("I came home late; no supper.", "So be it!")

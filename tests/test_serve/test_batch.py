@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from fake_judge import LONG, OTHER, WRITER, RuleJudge
-from fixtures import make_base
 
 from nanopersrm import InputError
 from nanopersrm.judge.judgement import JudgeConfig
@@ -302,11 +301,10 @@ def start(*arguments: object, ray: bool = True) -> subprocess.CompletedProcess[s
 
 @pytest.mark.slow
 @with_ray
-def test_two_workers_write_what_one_process_writes(tmp_path: Path):
-    base = make_base(tmp_path / "smollm", "smollm").path
+def test_two_workers_write_what_one_process_writes(base, tmp_path):
     source, alone, out = (tmp_path / f"{name}.jsonl" for name in ("in", "alone", "out"))
     source.write_bytes(lines_of(*GOOD * 4, b"[", *GOOD * 4))
-    flags = ("--batch", source, "--base", base, "--think-tokens", 8)
+    flags = ("--batch", source, "--base", base.path, "--think-tokens", 8)
     done = start(*flags, "--out", alone, ray=False)
     assert done.returncode == 1, done.stderr
     assert "40 judged, 1 bad" in done.stdout

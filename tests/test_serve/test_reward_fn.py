@@ -15,7 +15,6 @@ import pytest
 import torch
 import transformers
 from fake_judge import LONG, OTHER, WRITER, RuleJudge
-from fixtures import make_base
 
 from nanopersrm import InputError
 from nanopersrm.judge.judge import Judge
@@ -157,13 +156,8 @@ def test_refused_settings(exemplars: Any, more: Any, word: str):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Any:
-    return make_base(tmp_path_factory.mktemp("reward") / "smollm", "smollm").path
-
-
-@pytest.fixture(scope="module")
-def judge(folder) -> Judge:
-    return Judge.load(str(folder), dtype="fp32")
+def judge(base) -> Judge:
+    return Judge.load(base.path, dtype="fp32")
 
 
 def test_rewards_are_the_scores_of_the_judge(judge):
@@ -185,7 +179,7 @@ def test_rewards_are_the_scores_of_the_judge(judge):
     assert too_long == [None, pytest.approx(rewards[0], abs=1e-5)]
 
 
-def test_names_of_a_judge_can_be_pickled(folder, judge, monkeypatch):
+def test_names_of_a_judge_can_be_pickled(base, judge, monkeypatch):
     """What travels to a worker has no weights; they are loaded once, by the first call."""
     loads: list[Any] = []
 
@@ -194,7 +188,7 @@ def test_names_of_a_judge_can_be_pickled(folder, judge, monkeypatch):
         return judge
 
     monkeypatch.setattr(Judge, "load", load)
-    names = LazyJudge(str(folder), None, "cpu", "fp32")
+    names = LazyJudge(str(base.path), None, "cpu", "fp32")
     reward = reward_fn(names, ONE, config=QUICK, name="mine")
     assert reward.__name__ == "mine"
     data = pickle.dumps([reward, verl_score(names, ONE, config=QUICK), openrlhf_reward(names, ONE)])
@@ -204,12 +198,12 @@ def test_names_of_a_judge_can_be_pickled(folder, judge, monkeypatch):
     assert reward.__name__ == "mine"
     expected = reward_fn(judge, ONE, config=QUICK)([""], [TEXTS[0]])[0]
     assert score("", TEXTS[0], "") == expected
-    assert loads == [(str(folder), None, "cpu", "fp32")]
+    assert loads == [(str(base.path), None, "cpu", "fp32")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True])
-def test_trl_trains_with_it(chat, folder, judge, tmp_path):
+def test_trl_trains_with_it(chat, base, judge, tmp_path):
     """Two steps of GRPO, each on the prompts of two writers and of nobody."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     G = 4
@@ -226,9 +220,9 @@ def test_trl_trains_with_it(chat, folder, judge, tmp_path):
         seen.append((prompts, completions, again))
         return [None] * len(completions)
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base.path, padding_side="left")
     tokenizer.pad_token = "<|endoftext|>"
-    policy = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    policy = transformers.AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
     before = [weight.detach().clone() for weight in policy.parameters()]
     options = trl.GRPOConfig(
         output_dir=str(tmp_path), use_cpu=True, bf16=False, max_steps=2, learning_rate=1e-2,

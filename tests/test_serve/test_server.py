@@ -23,7 +23,6 @@ import openai
 import pytest
 import uvicorn
 from fake_judge import FakeJudge, digits_of
-from fixtures import make_base
 from starlette.testclient import TestClient
 
 from nanopersrm import InputError
@@ -630,11 +629,10 @@ def test_nothing_is_lost_under_load():
 
 
 @pytest.mark.slow
-def test_a_real_server_judges_and_ends_in_good_order(tmp_path):
+def test_a_real_server_judges_and_ends_in_good_order(base):
     """A tiny random model, a process of its own, SIGTERM while it judges."""
-    make_base(tmp_path / "base", "smollm")
     env = os.environ | {"NANOPERSRM_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "nanopersrm.serve", "--base", str(tmp_path / "base")]
+    command = [sys.executable, "-m", "nanopersrm.serve", "--base", str(base.path)]
     command += ["--port", "0", "--device", "cpu", "--dtype", "fp32"]
     process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import CANDIDATES, COHORT, EXEMPLARS, FUSED, fresh, make_base, moved
+from fixtures import CANDIDATES, COHORT, EXEMPLARS, FUSED, fresh, moved
 from torch import Tensor
 
 from nanopersrm import InputError
@@ -26,9 +26,9 @@ OTHERS = [[text] for text in CANDIDATES[3:]]  # more writers than are kept
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory) -> Judge:
+def judge(base) -> Judge:
     """A model and its tokenizer."""
-    return fresh(make_base(tmp_path_factory.mktemp("reading") / "smollm", "smollm"))
+    return fresh(base)
 
 
 def reader(judge: Judge, adapter: bool = True) -> Reading:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fixtures import digits_after, make_base, moved
+from fixtures import CPU, digits_after, moved
 from fixtures import prompts_of as judge_prompts
 from training_runs import short_pairs
 
@@ -37,7 +37,6 @@ from nanopersrm.train.rollout import (
     trees,
 )
 
-CPU = torch.device("cpu")
 GOOD = "It fits.\n</think>\n<scores>A=7</scores>"
 FORCED = verdict.closing("")[1]
 PAIR = short_pairs()[0]
@@ -46,9 +45,8 @@ Known = tuple[Model, Tokenizer]
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory) -> Known:
+def known(base) -> Known:
     """A random model, its adapter on and not zero, and its tokenizer."""
-    base = make_base(tmp_path_factory.mktemp("rollouts") / "smollm", "smollm", 16_384)
     model = load(base, torch.float32, CPU)
     moved(model, 3).on(model)
     return model, Tokenizer.load(base)

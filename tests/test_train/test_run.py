@@ -161,10 +161,7 @@ def test_the_best_is_kept_where_it_is_better_than_the_start(model, tmp_path, sco
     train(learner, 3, [], score=score, validation=[start])
     best = masters(learner)
     train(learner, 6, [], score=None, validation=[start])
-    settings = AdapterSettings(
-        base="b", base_sha256=None, nf4=False, dtype="fp32", evidence=True, form="pointwise",
-        reading=False,
-    )  # fmt: skip
+    settings = AdapterSettings("b", None, False, "fp32", True, "pointwise", False)
     end = masters(learner)
     line = save_final(learner.run, "judge", settings, learner.lora, None)
     kept = load_lora(tmp_path / "adapter", model).tensors()

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fixtures import CPU, make_adapter, make_base
+from fixtures import CPU, make_adapter
 
 from nanopersrm import InputError
 from nanopersrm.judge import adapter_settings as settings_file
 from nanopersrm.judge.adapter_settings import AdapterSettings, weights_sha256
-from nanopersrm.model.base import DEFAULT_BASE, Base
+from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.model.lora import LoraConfig
 from nanopersrm.model.transformer import Model
 from nanopersrm.train import setup
@@ -19,20 +19,7 @@ from nanopersrm.train.setup import RANDOM, TINY, defaults_from, find_adapter, re
 
 ROOT = Path(__file__).parents[2]
 PRESET = PRESETS["tiny"]
-MADE = AdapterSettings(
-    base="b",
-    base_sha256=None,
-    nf4=True,
-    dtype="fp16",
-    evidence=True,
-    form="pointwise",
-    reading=True,
-)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Base:
-    return make_base(tmp_path_factory.mktemp("setup") / "smollm", "smollm")
+MADE = AdapterSettings("b", None, True, "fp16", True, "pointwise", True)
 
 
 @pytest.fixture(scope="module")

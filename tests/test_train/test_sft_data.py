@@ -14,7 +14,6 @@ from nanopersrm.judge import judge as judging
 from nanopersrm.judge import verdict
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.model.base import Base
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import load
 from nanopersrm.pairs import Pair
@@ -49,11 +48,6 @@ def pairs() -> list[Pair]:
     some = demo_pairs(seed=1, pairs=24, kinds=("cross_author", "restyle"))
     train = [stripped(pair) for pair in some if pair.split == "train"]
     return sorted(train, key=lambda pair: len("".join((*pair.exemplars, pair.chosen))))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Base:
-    return make_base(tmp_path_factory.mktemp("data") / "smollm", "smollm", 16_384)
 
 
 @pytest.fixture(scope="module")

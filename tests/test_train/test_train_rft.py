@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import make_adapter, make_base
+from fixtures import make_adapter
 from safetensors.torch import load_file, save_file
 from training_runs import ROOT, call, curve, files, load_script, short_pairs, until
 
@@ -79,10 +79,9 @@ def quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def small_run(tmp_path_factory) -> list[str]:
+def small_run(base, tmp_path_factory) -> list[str]:
     """Arguments of a small run: base, adapter, pairs, sizes."""
     folder = tmp_path_factory.mktemp("rft")
-    base = make_base(folder / "smollm", "smollm", 16_384)
     adapter = make_adapter(
         folder / "adapter", base, evidence=False, form="pointwise", reading=False
     )

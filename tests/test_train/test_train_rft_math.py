@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import make_base, moved
+from fixtures import CPU, moved
 from tiny_bases import random_ids
 from torch import Tensor
 from training_runs import load_script, short_pairs
@@ -26,7 +26,6 @@ from nanopersrm.train.rewards import RewardConfig
 from nanopersrm.train.rollout import ROLES, Rollout, RolloutConfig, RolloutGroup, draw
 
 script = load_script("train_rft")
-CPU = torch.device("cpu")
 G, LONGEST = 3, 14
 ALL = 100_000  # a budget that holds everything
 
@@ -68,8 +67,7 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory) -> tuple[Model, Tokenizer, Lora]:
-    base = make_base(tmp_path_factory.mktemp("math") / "smollm", "smollm")
+def known(base) -> tuple[Model, Tokenizer, Lora]:
     model = load(base, torch.float32, CPU)
     lora = moved(model, 3)
     lora.on(model)

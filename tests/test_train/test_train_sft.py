@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import tyro
-from fixtures import make_base
 from training_runs import ROOT, call, curve, files, load_script, short_pairs, start, until
 
 from nanopersrm.judge import adapter_settings
@@ -48,10 +47,9 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory) -> list[str]:
+def flags(base, tmp_path_factory) -> list[str]:
     """Arguments of a small run: base, pairs, sizes."""
     folder = tmp_path_factory.mktemp("sft")
-    base = make_base(folder / "smollm", "smollm", 16_384)
     write(folder / "pairs.jsonl", short_pairs())
     return [
         *("--preset", "tiny", "--base", str(base.path), "--pairs", str(folder / "pairs.jsonl")),

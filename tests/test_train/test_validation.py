@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import CPU, make_base
+from fixtures import CPU
 from training_runs import short_pairs
 
 from nanopersrm.judge import verdict
@@ -30,8 +30,7 @@ PAIRS = short_pairs()[:4]  # two couples of twins
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory) -> tuple[Model, Tokenizer]:
-    base = make_base(tmp_path_factory.mktemp("validation") / "smollm", "smollm", 16_384)
+def known(base) -> tuple[Model, Tokenizer]:
     return load(base, torch.float32, CPU), Tokenizer.load(base)
 
 

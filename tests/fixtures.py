@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SIZES
-from tiny_bases import make_folder
+from tiny_bases import CPU, make_folder, random_lora
 from torch import Tensor
 
 from nanopersrm.judge import verdict
@@ -19,7 +19,7 @@ from nanopersrm.judge.judgement import JudgeConfig, Judgement
 from nanopersrm.judge.prompts import messages
 from nanopersrm.model.base import Base, resolve
 from nanopersrm.model.cache import Layout
-from nanopersrm.model.lora import Lora, LoraConfig, save_lora
+from nanopersrm.model.lora import Lora, save_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
@@ -27,7 +27,6 @@ from nanopersrm.pairs import Pair
 from nanopersrm.style.fusion import NGRAMS, READING, Fusion
 from nanopersrm.style.reading import Reading, ReadingConfig
 
-CPU = torch.device("cpu")
 EXEMPLARS = ["I came home late. No supper; no letters, either.", "So be it! We shall see."]
 CANDIDATES = [
     "We arrived late, and there was no supper.",
@@ -106,13 +105,7 @@ def fond_of_quotes(model: Model, tokenizer: Tokenizer, patch: pytest.MonkeyPatch
 
 def moved(model: Model, seed: int) -> Lora:
     """An adapter that has learned something."""
-    lora = Lora(model, LoraConfig(rank=4, alpha=8), seed)
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, B in lora.masters.values():
-            B.normal_(0, 0.2, generator=random)
-    lora.refresh()
-    return lora
+    return random_lora(model, seed=seed, size=0.2)
 
 
 def make_adapter(folder: Path, base: Base, **changed: object) -> Path:

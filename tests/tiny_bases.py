@@ -167,13 +167,15 @@ def logits(model: Model, ids: list[int]) -> Tensor:
         return model.logits(model(torch.tensor(ids), Layout.of([len(ids)])))
 
 
-def random_lora(model: Model, config: LoraConfig | None = None, seed: int = 0) -> Lora:
+def random_lora(
+    model: Model, config: LoraConfig | None = None, seed: int = 0, size: float = 0.3
+) -> Lora:
     """An adapter whose B is not zero, so that it matters."""
     lora = Lora(model, config or LoraConfig(rank=4, alpha=8), seed)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, B in lora.masters.values():
-            B.normal_(0, 0.3, generator=random)
+            B.normal_(0, size, generator=random)
     lora.refresh()
     return lora
 

@@ -42,14 +42,10 @@ def corpus_of(lines: tuple[str, ...], texts: int = 6) -> Corpus:
     return split_corpora(pieces, 0, (), LENGTHS)["train"]
 
 
-def proposals_of(exemplars: int) -> list[Proposal]:
-    corpus = corpus_of(LINES)
-    found = [propose(corpus, random.Random(seed), exemplars) for seed in range(40)]
-    return [one for one in found if isinstance(one, Proposal)]
-
-
 def test_a_few_words_change_and_the_exemplars_tell():
-    found, exemplars = proposals_of(2), 2
+    corpus, exemplars = corpus_of(LINES), 2
+    drawn = [propose(corpus, random.Random(seed), exemplars) for seed in range(40)]
+    found = [one for one in drawn if isinstance(one, Proposal)]
     assert len(found) > 20
     for one in found:
         old, new = WORD.findall(one.text_1), WORD.findall(one.text_2)

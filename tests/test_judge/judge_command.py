@@ -1,29 +1,22 @@
 """judge.py for the tests, called in this process."""
 
-import importlib.util
 import io
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import tyro
+from training_runs import ROOT, load_script
 
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import Judgement
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "judge.py"
 DEMO = ROOT / "data" / "demo"
 EDMUND = str(DEMO / "edmund" / "1.txt")
 DRAFTS = [str(DEMO / "edmund" / "2.txt"), str(DEMO / "grubb" / "1.txt")]
 
-spec = importlib.util.spec_from_file_location("judge_script", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-script: Any = importlib.util.module_from_spec(spec)
-sys.modules["judge_script"] = script  # dataclasses look their module up
-spec.loader.exec_module(script)
+script = load_script("judge")
 
 
 def caller(monkeypatch, capsys, judge: Judge | None = None) -> Any:

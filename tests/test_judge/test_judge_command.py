@@ -51,18 +51,6 @@ def test_json_is_one_object(cli):
         assert all(1 <= score <= 9 for score in record["scores"])
 
 
-def test_the_table_and_the_profile(cli):
-    code, out, error = cli(*TEXTS, "--think-tokens", "6")
-    assert (code, error) == (0, "")
-    lines = out.splitlines()
-    words = len(Path(EDMUND).read_text(encoding="utf-8").split())
-    assert lines[0] == f"The writer, from 1 exemplar of {words} words"
-    for name in DRAFTS:
-        assert sum(name in line for line in lines) >= 2  # its reasoning and its row
-    assert any(line.startswith(("closest to the writer: ", "a tie")) for line in lines)
-    assert "not been trained" in out
-
-
 def test_texts_come_from_files_folders_dividers_and_standard_input(cli, tmp_path):
     folder = tmp_path / "letters"
     folder.mkdir()
@@ -156,7 +144,8 @@ def test_a_long_phrase_is_listed_in_part_and_none_is_said():
     assert lines[2] == f"[-{'x' * 900}-]"
 
 
-def test_what_was_read_stands_between_the_table_and_the_verdict(monkeypatch, capsys, tiny_judge):
+def test_profile_reasoning_table_words_and_verdict(monkeypatch, capsys, tiny_judge):
+    """In this order; and a note of the judge."""
     judge = Judge.judge
 
     def read(*arguments: Any, **named: Any) -> Judgement:
@@ -164,12 +153,18 @@ def test_what_was_read_stands_between_the_table_and_the_verdict(monkeypatch, cap
 
     monkeypatch.setattr(Judge, "judge", read)
     cli = caller(monkeypatch, capsys, tiny_judge)
-    code, out, _ = cli(*TEXTS, "--no-think")
+    code, out, error = cli(*TEXTS, "--think-tokens", "6")
     lines = out.splitlines()
-    assert code == 0
+    assert (code, error) == (0, "")
+    count = len(Path(EDMUND).read_text(encoding="utf-8").split())
+    assert lines[0] == f"The writer, from 1 exemplar of {count} words"
+    assert "not been trained" in out
+    for name in DRAFTS:  # its reasoning, its row and its words
+        assert sum(name in line for line in lines) >= 3
     table = next(i for i, line in enumerate(lines) if "score  fits better" in line)
     units = lines.index(script.NATS)
-    verdict = next(i for i, line in enumerate(lines) if "closest" in line or line == "a tie")
+    ends = ("closest to the writer: ", "a tie")
+    verdict = next(i for i, line in enumerate(lines) if line.startswith(ends))
     phrases = [i for i, line in enumerate(lines) if line.startswith("  most like the writer: ")]
     assert table < phrases[0] < phrases[1] < units < verdict
     assert sorted(lines[i - 1] for i in phrases) == sorted(DRAFTS)
@@ -228,15 +223,6 @@ def test_help_is_quick_and_complete():
 # Mistakes
 
 
-def refused(result: tuple[int, str, str], *parts: str) -> None:
-    code, _, error = result
-    assert code == 2, error
-    assert error.startswith("judge.py: error:")
-    assert error.count("\n") == 1
-    for part in parts:
-        assert part in error, error
-
-
 @pytest.mark.parametrize(
     ("arguments", "stdin", "part"),
     [
@@ -264,7 +250,10 @@ def refused(result: tuple[int, str, str], *parts: str) -> None:
 )
 def test_mistakes(monkeypatch, capsys, tmp_path, arguments, stdin, part):
     monkeypatch.chdir(tmp_path)
-    refused(caller(monkeypatch, capsys)(*arguments, stdin=stdin), part)
+    code, _, error = caller(monkeypatch, capsys)(*arguments, stdin=stdin)
+    assert (code, error.count("\n")) == (2, 1), error
+    assert error.startswith("judge.py: error:")
+    assert part in error
 
 
 def test_an_empty_batch_and_a_bad_line(cli, tmp_path):

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 from fixtures import KINDS, digits_after, make_base, prompts_of
-from tiny_bases import make_folder
+from tiny_bases import CPU, make_folder
 
 from nanopersrm.judge import verdict
 from nanopersrm.judge.judgement import JudgeConfig
@@ -21,8 +21,6 @@ from nanopersrm.model.sampler import prefill
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model, ModelConfig
 from nanopersrm.model.weights import load
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -125,19 +123,10 @@ def chain(tokenizer: Tokenizer, table: dict[int, dict[int, float]]) -> Model:
     V = tokenizer.vocab_size
     D = V + V % 2
     config = ModelConfig.of(
-        {
-            "model_type": "llama",
-            "hidden_size": D,
-            "num_attention_heads": 1,
-            "head_dim": 2,
-            "num_hidden_layers": 1,
-            "intermediate_size": 2,
-            "vocab_size": V,
-            "rms_norm_eps": 1e-12,
-            "max_position_embeddings": 4096,
-            "rope_theta": 1e4,
-        }
-    )
+        {"model_type": "llama", "hidden_size": D, "num_attention_heads": 1, "head_dim": 2,
+         "num_hidden_layers": 1, "intermediate_size": 2, "vocab_size": V, "rms_norm_eps": 1e-12,
+         "max_position_embeddings": 4096, "rope_theta": 1e4}
+    )  # fmt: skip
     model = Model(config).requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.fill_(1.0 if "norm" in name else 0.0)

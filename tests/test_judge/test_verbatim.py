@@ -13,11 +13,6 @@ TEXT = (
 )
 
 
-def quotable(texts: list[str], *further: str, single: list[bytes] = BYTES) -> Quotable:
-    """A vocabulary of these bytes and of some longer tokens, ids 256 and on."""
-    return Quotable(texts, QuoteTokens([*single, *(word.encode() for word in further)]))
-
-
 def walk(own: Quotable, reply: str | bytes) -> Place | None:
     """The place after a reply that is drawn character by character, or byte by byte."""
     place: Place | None = OUTSIDE
@@ -49,7 +44,7 @@ def walk(own: Quotable, reply: str | bytes) -> Place | None:
     ],
 )
 def test_copies(reply, copied):
-    own = quotable([TEXT])
+    own = Quotable([TEXT], QuoteTokens(BYTES))
     assert (walk(own, reply) is not None) == copied
     if copied and reply.endswith(('"', "»", ".")):
         report = check(f"<think>\n{reply}\n</think>", [], {"A": TEXT})

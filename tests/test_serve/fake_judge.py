@@ -4,11 +4,13 @@ import math
 import threading
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from nanopersrm import InputError
 from nanopersrm.judge import judgement
-from nanopersrm.judge.judgement import CandidateReading, JudgeConfig, JudgedReply, Judgement, OnText
+from nanopersrm.judge.judgement import CandidateReading, JudgeConfig, JudgedReply, Judgement
 from nanopersrm.judge.verdict import write
 
 WRITER = ("I came home late; no supper.", "So be it!")
@@ -25,15 +27,6 @@ def digits_of(text: str) -> list[float]:
     return [x / sum(raw) for x in raw]
 
 
-class Drawn:
-    """What is read of an answer."""
-
-    joint = None
-
-    def __init__(self, digits: list[float]):
-        self.digits = digits
-
-
 class FakeJudge:
     """Scores by a checksum of the candidate; remembers its calls; fails where a text says so."""
 
@@ -46,13 +39,7 @@ class FakeJudge:
         self.begun = threading.Event()
 
     def judge(
-        self,
-        exemplars: Sequence[str],
-        candidates: Sequence[str],
-        question: str | None = None,
-        principles: Sequence[str] = (),
-        config: JudgeConfig | None = None,
-        on_text: OnText | None = None,
+        self, exemplars, candidates, question=None, principles=(), config=None, on_text=None
     ) -> Judgement:
         judgement.check(exemplars, candidates, config or JudgeConfig(), question, principles)
         assert not self.busy, "two calls at once"
@@ -76,27 +63,16 @@ class FakeJudge:
             for i, thought in enumerate(thoughts):
                 on_text((i,), thought[:end], end == 999)
         n = len(candidates)
-        drawn: Any = [[Drawn(digits_of(text))] for text in candidates]
+        drawn: Any = [[SimpleNamespace(digits=digits_of(text), joint=None)] for text in candidates]
         scores, table = judgement.pointwise(n, [], drawn)
         order = judgement.ranked(table, scores)
-        return Judgement(
-            scores=scores,
-            preference=table,
-            ranking=order,
-            verdict=judgement.verdict_of(scores, table, order),
-            reasoning=thoughts,
-            well_formed=True,
-            tokens=10 * n,
-            prompt_tokens=100,
-            seconds=0.0,
-            replies=[
-                JudgedReply((i,), write(t, {"A": 5}), t, None, False)
-                for i, t in enumerate(thoughts)
-            ],
-            notes=["not trained"],
-            measured=[float(len(text.strip())) for text in candidates],
-            readings=self.readings,
-        )
+        verdict = judgement.verdict_of(scores, table, order)
+        replies = [
+            JudgedReply((i,), write(t, {"A": 5}), t, None, False) for i, t in enumerate(thoughts)
+        ]
+        made = Judgement(scores, table, order, verdict, thoughts, True, 10 * n, 100, 0.0, replies)
+        lengths = [float(len(text.strip())) for text in candidates]
+        return replace(made, notes=["not trained"], measured=lengths, readings=self.readings)
 
 
 class RuleJudge:
@@ -107,13 +83,7 @@ class RuleJudge:
         self.calls: list[tuple[tuple[str, ...], list[str], str | None, tuple[str, ...]]] = []
 
     def judge(
-        self,
-        exemplars: Sequence[str],
-        candidates: Sequence[str],
-        question: str | None = None,
-        principles: Sequence[str] = (),
-        config: JudgeConfig | None = None,
-        on_text: OnText | None = None,
+        self, exemplars, candidates, question=None, principles=(), config=None, on_text=None
     ) -> Judgement:
         assert self.lock.locked()
         judgement.check(exemplars, candidates, config or JudgeConfig(), question, principles)

@@ -290,13 +290,9 @@ def start(*arguments: object, ray: bool = True) -> subprocess.CompletedProcess[s
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     script = ["-c", local] if ray else [str(ROOT / "judge.py")]
-    return subprocess.run(
-        [sys.executable, *script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)},
-    )
+    command = [sys.executable, *script, *map(str, arguments)]
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
 
 
 @pytest.mark.slow

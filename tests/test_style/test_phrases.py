@@ -183,21 +183,16 @@ def test_a_word_whose_gain_vanishes_is_topic(without, only, topic):
 
 def test_what_was_topic_stays_so():
     before = words({"a": 3.0, "saw": 4.0}, topics="saw")
-    assert with_topics(before, words({"a": 0.0, "saw": 0.0}), {0: 1, 1: 0}, 1) == [
-        Word(0, 1, 3.0, True),
-        before[1],
-    ]
+    after = with_topics(before, words({"a": 0.0, "saw": 0.0}), {0: 1, 1: 0}, 1)
+    assert after == [Word(0, 1, 3.0, True), before[1]]
 
 
 def test_topic_comes_after_style():
     """A phrase is topic where topic words have more than half of its gain."""
     gains = {"saw": 9.0, "no": -2.0, "more": 3.0, "rain": 2.0, "ever": 2.0}
     found = phrases(words(gains, "saw rain"), " ".join(gains))
-    assert [(p.text, p.topic) for p in found] == [
-        ("more rain ever", False),
-        ("saw", True),
-        ("no", False),
-    ]
+    expected = [("more rain ever", False), ("saw", True), ("no", False)]
+    assert [(p.text, p.topic) for p in found] == expected
     half = phrases(words({"rain": 2.0, "ever": 2.0}, "rain"), "rain ever")
     assert [(p.text, p.topic) for p in half] == [("rain ever", False)]
 

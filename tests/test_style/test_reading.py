@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fixtures import CANDIDATES, COHORT, EXEMPLARS, FUSED, fresh, moved
+from tiny_bases import refused
 from torch import Tensor
 
 from nanopersrm import InputError
@@ -115,14 +116,21 @@ def test_the_worked_number(reading, monkeypatch):
 
 
 def test_a_reading_by_hand(reading):
-    for text, result in zip(TEXTS, reading.read(EXEMPLARS, TEXTS), strict=True):
+    """And gains without an exemplar, for which nothing that was kept is pushed out."""
+    exemplars = [*EXEMPLARS, "word " * 9]
+    results = reading.read(exemplars, TEXTS)
+    kept = [prefix.ids for prefix in reading._prefixes.kept]
+    without = reading.gains_without(exemplars, 1, TEXTS)
+    assert [prefix.ids for prefix in reading._prefixes.kept] == kept
+    for text, result, gains_without in zip(TEXTS, results, without, strict=True):
         ids, _ = reading.candidate(text)
         cohort = torch.stack([plain(reading, [other], ids) for other in COHORT])  # (K, T)
-        gains = plain(reading, EXEMPLARS, ids) - cohort.mean(0)
-        gains[0] = 0
+        for found, texts in ((gains_without, exemplars[::2]), (result.gains, exemplars)):
+            gains = plain(reading, texts, ids) - cohort.mean(0)
+            gains[0] = 0
+            assert found == pytest.approx(gains.tolist(), abs=1e-4)
         means = cohort[:, 1:].sum(1) / len(ids)
         deviation = math.sqrt(float(((means - means.mean()) ** 2).sum()) / (len(COHORT) - 1))
-        assert result.gains == pytest.approx(gains.tolist(), abs=1e-4)
         assert result.gain == pytest.approx(float(gains.mean()), abs=1e-4)
         assert result.score == pytest.approx(float(gains.mean()) / deviation, rel=1e-3)
 
@@ -174,26 +182,11 @@ def test_a_changed_adapter_reads_anew(judge):
 # Words
 
 
-def test_gains_without_an_exemplar(reading):
-    """Those of the other exemplars by hand, and nothing that was kept is pushed out."""
-    exemplars = [*EXEMPLARS, "word " * 9]
-    reading.read(exemplars, TEXTS)
-    kept = [prefix.ids for prefix in reading._prefixes.kept]
-    rest = [exemplars[0], exemplars[2]]
-    for text, found in zip(TEXTS, reading.gains_without(exemplars, 1, TEXTS), strict=True):
-        ids, _ = reading.candidate(text)
-        cohort = torch.stack([plain(reading, [other], ids) for other in COHORT])  # (K, T)
-        expected = plain(reading, rest, ids) - cohort.mean(0)
-        expected[0] = 0
-        assert found == pytest.approx(expected.tolist(), abs=1e-4)
-    assert [prefix.ids for prefix in reading._prefixes.kept] == kept
-
-
 def test_topic_is_what_an_exemplar_alone_has(reading, monkeypatch):
     """Only such an exemplar is left out, and only candidates with a word of it are read again."""
     exemplars = ["The tractor broke; Zelda wept.", "Zelda wept. Supper was cold.", "So be it."]
     texts = ["So the tractor wept", "No Zelda, no supper", "So it goes"]
-    asked = []
+    asked, gains = [], [[0, 0.2, 4, 3], [0, 3, 2, 1.5], [0, 0.1, 0.1]]
 
     def without(texts_of_the_writer, left_out, candidates):
         asked.append((left_out, candidates))
@@ -202,16 +195,12 @@ def test_topic_is_what_an_exemplar_alone_has(reading, monkeypatch):
 
     monkeypatch.setattr(reading, "gains_without", without)
     readings = [
-        TextReading(1.0, 1.0, gains, [m.span() for m in re.finditer(r"\S+", text)])
-        for text, gains in zip(texts, ([0, 0.2, 4, 3], [0, 3, 2, 1.5], [0, 0.1, 0.1]), strict=True)
+        TextReading(1.0, 1.0, some, [m.span() for m in re.finditer(r"\S+", text)])
+        for text, some in zip(texts, gains, strict=True)
     ]
     words = reading.words(exemplars, texts, readings)
     assert asked == [(0, texts[:1]), (1, texts[1:2])]
-    assert [[word.gain for word in some] for some in words] == [
-        [0, 0.2, 4, 3],
-        [0, 3, 2, 1.5],
-        [0, 0.1, 0.1],
-    ]
+    assert [[word.gain for word in some] for some in words] == gains
     assert [texts[i][w.start : w.end] for i in range(3) for w in words[i] if w.topic] == ["tractor"]
     asked.clear()
     alone = reading.words(exemplars[:1], texts, readings)  # of one exemplar nothing would be left
@@ -268,7 +257,4 @@ def test_a_broken_file_is_refused(judge, tmp_path, field, values):
     broken += [{k: v for k, v in sound.items() if k != field}] * (field != "fusion")
     for record in broken:
         file.write_text(json.dumps(record))
-        with pytest.raises(InputError, match=field) as caught:
-            Reading.load(tmp_path, judge.model, judge.tokenizer)
-        assert str(caught.value).startswith(str(file))
-        assert "\n" not in str(caught.value)
+        refused(lambda: Reading.load(tmp_path, judge.model, judge.tokenizer), str(file), field)

@@ -8,14 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from test_rewards import CONFIG, column, reply_of, rewarded
-from torch import Tensor
 
 from nanopersrm.judge.verdict import DIGITS
 from nanopersrm.train.grpo import GrpoConfig, ScoreDigits, advantages, expected_advantages
 from nanopersrm.train.rewards import RewardConfig
 from nanopersrm.train.rollout import Rollout
 
-EXPECTED = replace(CONFIG, expected=True)
+EXPECTED, DR_GRPO = replace(CONFIG, expected=True), GrpoConfig(variant="dr_grpo")
 GROUP = torch.tensor([0, 0, 1, 1, 1])
 
 
@@ -35,11 +34,6 @@ def random_digits(seed: int, certain: bool = False) -> ScoreDigits:
         p = torch.nn.functional.one_hot(p.argmax(-1), 9).double()
     rewards = torch.rand(5, 9, generator=generator, dtype=torch.float64)
     return ScoreDigits(torch.tensor([1, 2, 0, 1, 2]), p / p.sum(-1, keepdim=True), rewards)
-
-
-def group_advantages(rewards: Tensor, group: Tensor, groups: int, by_std: bool) -> Tensor:
-    config = GrpoConfig(variant="grpo" if by_std else "dr_grpo")
-    return advantages(rewards[:, None], torch.ones(1), group, groups, config)
 
 
 # Rewards
@@ -113,7 +107,7 @@ def test_they_are_the_means_of_grpos_over_all_draws(G):
     for draw in itertools.product((1, 4, 7), repeat=G):
         chance_of = math.prod(float(p[i, d]) for i, d in enumerate(draw))
         rewarded = torch.stack([worth[i, d] for i, d in enumerate(draw)])
-        A = group_advantages(rewarded, group, 1, by_std=False).double()
+        A = advantages(rewarded[:, None], torch.ones(1), group, 1, DR_GRPO).double()
         square += chance_of * float(rewarded.var())
         replies += chance_of * A
         for i, d in enumerate(draw):

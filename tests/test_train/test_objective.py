@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures import CPU
+from tiny_bases import CPU, random_lora
 from torch import Tensor
 
 from nanopersrm import InputError
@@ -86,11 +86,7 @@ def model(tiny_base) -> Model:
 @pytest.fixture
 def lora(model):
     """An adapter that is on and does something."""
-    lora, random = Lora(model, LoraConfig(rank=4), 0), torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for _, B in lora.masters.values():
-            B.normal_(0, 0.1, generator=random)
-    lora.refresh()
+    lora = random_lora(model, LoraConfig(rank=4), size=0.1)
     lora.on(model)
     yield lora
     lora.off(model)

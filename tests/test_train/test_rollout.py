@@ -57,13 +57,11 @@ def pairs() -> list[Pair]:
     return short_pairs()[:8]  # four, each with its twin
 
 
-def groups_of(prompts: list[list[int]], opening: str = verdict.OPEN) -> list[RolloutGroup]:
-    return [RolloutGroup(PAIR, "chosen", prompt, opening) for prompt in prompts]
-
-
-def drawn(known: Known, prompts: list[list[int]], config: RolloutConfig, seed: int = 0, **more):
+def drawn(
+    known: Known, prompts: list[list[int]], config: RolloutConfig, seed=0, opening=verdict.OPEN
+) -> list[list[Rollout]]:
     """Prompts -> the replies to each."""
-    groups = groups_of(prompts, **more)
+    groups = [RolloutGroup(PAIR, "chosen", prompt, opening) for prompt in prompts]
     draw(*known, groups, config, seed)
     return [group.rollouts for group in groups]
 
@@ -156,11 +154,6 @@ def test_ids_are_kept_as_drawn(known, monkeypatch):
 # Memory
 
 
-def room_of(decoder: Decoder) -> int:
-    """Tokens whose keys and values its levels have room for."""
-    return sum(level.keys.shape[1] * level.keys.shape[3] for level in decoder.cache.levels)
-
-
 @pytest.fixture(scope="module")
 def free(known) -> tuple[list[list[int]], list[list[Rollout]]]:
     """Prompts, and replies that nothing forced, all side by side."""
@@ -177,7 +170,8 @@ def test_memory_does_not_move_a_reply(known, free, rows, most, turns, monkeypatc
 
     def watched(self: Decoder, counts: list[int], room: int, first: int = 0) -> None:
         fork(self, counts, room, first)
-        held.append((room_of(self), sum(counts)))
+        levels = (level.keys for level in self.cache.levels)  # tokens that they have room for:
+        held.append((sum(keys.shape[1] * keys.shape[3] for keys in levels), sum(counts)))
 
     monkeypatch.setattr(Decoder, "fork", watched)
     monkeypatch.setattr(rollout, "slots_of", lambda *_: most)

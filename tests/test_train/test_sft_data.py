@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import COHORT, CPU, FUSED, KINDS, make_base, moved
+from fixtures import COHORT, CPU, FUSED, KINDS, TRAIN, make_base, moved
 
 from data.build import demo_pairs
 from nanopersrm import InputError
@@ -64,20 +64,10 @@ def data_of(
 def writer(name: str, domain: str = "letters", kind: str = "cross_author", n: int = 0) -> Pair:
     """A pair of a made-up writer; its texts say whose they are."""
     text = f"{name} {domain} {n}"
-    return Pair(
-        id=f"{text} {kind}",
-        twin="",
-        author=name,
-        domain=domain,
-        split="train",
-        kind=kind,
-        exemplars=(f" exemplar of {text}\n", f"another of {text}"),
-        question="",
-        chosen=f"chosen of {text} ",
-        rejected=f"rejected for {text}",
-        chosen_from=f"{name}/x",
-        rejected_from="y/z",
-    )
+    names = {"id": f"{text} {kind}", "twin": "", "author": name, "domain": domain, "kind": kind}
+    names |= {"chosen": f"chosen of {text} ", "rejected": f"rejected for {text}"}
+    exemplars = (f" exemplar of {text}\n", f"another of {text}")
+    return replace(TRAIN[0], **names, split="train", exemplars=exemplars)
 
 
 def couple(one: str, two: str, n: int = 0) -> list[Pair]:

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ import pytest
 import torch
 from fixtures import make_adapter
 from safetensors.torch import load_file, save_file
-from training_runs import ROOT, call, curve, files, load_script, short_pairs, until
+from training_runs import ROOT, call, curve, files, load_script, mistake, short_pairs, start, until
 
 from nanopersrm.judge import adapter_settings
 from nanopersrm.pairs import write
@@ -30,7 +29,7 @@ from nanopersrm.train.rollout import RolloutGroup
 STEPS = 6
 ADAPTER = 5  # its place among the arguments
 script = load_script("train_rft")
-here = partial(call, script)
+here, refused = partial(call, script), partial(mistake, script)
 
 
 def by_letters(groups: Sequence[RolloutGroup], config: RewardConfig) -> None:
@@ -53,18 +52,6 @@ def patched(arguments: list[str]) -> int:
     make_quick(pytest.MonkeyPatch())
     torch.set_num_threads(1)
     return here(*arguments)
-
-
-def start(*arguments: object) -> "subprocess.Popen[str]":
-    code = "import sys, test_train_rft as t; sys.exit(t.patched(sys.argv[1:]))"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *map(str, sys.path)])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -188,7 +175,9 @@ def test_killed_and_resumed_is_never_interrupted(more, small_run, tmp_path):
     assert all(("right_at_once" in line) == ("--at-once" in more) for line in lines)
     step = random.Random("killed").randint(1, STEPS - 2)
     out = tmp_path / "run"
-    process = start(*small_run, "--out", out)
+    code = "import sys, test_train_rft as t; sys.exit(t.patched(sys.argv[1:]))"
+    places = os.pathsep.join([str(ROOT), *map(str, sys.path)])
+    process = start("-c", code, *small_run, "--out", out, PYTHONPATH=places)
     until(process, out, step)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -209,17 +198,6 @@ def smallest(small_run, tmp_path) -> list[str]:
     """Arguments of the smallest run, into tmp_path/run."""
     more = ["--steps", "1", "--eval-pairs", "0", "--reply", "6"]
     return [*small_run, *more, "--out", str(tmp_path / "run")]
-
-
-def refused(capsys, arguments: Sequence[object], *words: str) -> str:
-    """The line."""
-    capsys.readouterr()
-    assert here(*arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("train_rft.py: error: ")
-    assert error.count("\n") == 1
-    assert all(word in error for word in words), error
-    return str(error)
 
 
 WRONG = (

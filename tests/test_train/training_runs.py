@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import tyro
@@ -35,16 +37,22 @@ def call(script: Any, *arguments: object) -> int:
     return int(script.run(tyro.cli(script.Config, args=[str(a) for a in arguments])))
 
 
-def start(name: str, *arguments: object) -> "subprocess.Popen[str]":
-    """The script in a process of its own, with one thread."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / f"{name}.py"), *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def mistake(script: Any, capsys: Any, arguments: Iterable[object], *words: str) -> str:
+    """The one line on standard error, which holds the words."""
+    capsys.readouterr()
+    assert call(script, *arguments) == 2
+    error = str(capsys.readouterr().err)
+    assert error.startswith(f"{Path(script.__file__).name}: error: ")
+    assert error.count("\n") == 1
+    assert all(word in error for word in words), error
+    return error
+
+
+def start(*arguments: object, **variables: str) -> "subprocess.Popen[str]":
+    """Python in a process of its own, with one thread."""
+    command = [sys.executable, *map(str, arguments)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **variables}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=PIPE, stderr=PIPE, text=True)
 
 
 def until(process: "subprocess.Popen[str]", out: Path, lines: int) -> None:

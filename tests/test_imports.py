@@ -15,10 +15,10 @@ def test_the_contract_of_pyproject_holds():
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["judge", "nanopersrm.judge.prompts", "nanopersrm.style.profile", "nanopersrm.pairs"],
-)
+TEXT = ["judge.prompts", "style.profile", "pairs", "model.tokenizer", "model.base", "train.replies"]
+
+
+@pytest.mark.parametrize("module", ["judge", *(f"nanopersrm.{name}" for name in TEXT)])
 def test_text_needs_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     imported = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)

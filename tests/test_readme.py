@@ -2,15 +2,12 @@
 one; so is its command for files. What a block leaves to its reader (texts, a policy, a data set) is
 given here."""
 
-import asyncio
 import importlib.util
 import json
 import re
 import shlex
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,26 +111,17 @@ def test_from_verl(names):
 @pytest.fixture
 def url(names) -> Iterator[str]:
     """Where a server with the tiny judge is, without reasoning."""
-    uvicorn = pytest.importorskip("uvicorn")
-    from nanopersrm.serve.server import bind, build_app
+    pytest.importorskip("openai")
+    from test_server import serving
+
+    from nanopersrm.serve.server import build_app
 
     app, _ = build_app(Judge.load(), JudgeConfig(think=False))
-    bound = bind("127.0.0.1", 0, None)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
-    thread.start()
-    try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        bound.close()
+    with serving(app) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_from_openai(names, url, capsys):
-    pytest.importorskip("openai")
     exec(block("OpenAI").replace("http://127.0.0.1:8000", url), names)
     printed = capsys.readouterr().out
     assert re.search(r"<scores>A=[1-9] B=[1-9]</scores>\n$", printed), printed

@@ -31,6 +31,7 @@ PROPOSAL = Proposal(
     from_2="Walter Scott/Waverley",
     meta={"author_2": "Walter Scott"},
 )
+NAMED = {"exemplars_2": (text("a", end="Heathcliff."),), "text_2": text("f", end="Heathcliff!")}
 
 
 @pytest.mark.parametrize(
@@ -49,13 +50,7 @@ PROPOSAL = Proposal(
         ({"text_1": text("f", end="by Austen.")}, "writer's name"),
         ({"exemplars_2": (text("c", end="is Scott's."),)}, "writer's name"),
         ({"exemplars_1": (text("f", 26),)}, "passage of an exemplar"),
-        (
-            {
-                "exemplars_2": (text("a", end="Heathcliff."),),
-                "text_2": text("f", end="Heathcliff!"),
-            },
-            "tell-tale name",
-        ),
+        (NAMED, "tell-tale name"),
     ],
 )
 def test_a_broken_rule_is_named(change: dict[str, Any], reason: str):

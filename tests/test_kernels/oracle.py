@@ -19,9 +19,8 @@ from kernels._dispatch import INTERPRETED
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-CUDA = [
-    pytest.param("cuda", dtype, marks=[pytest.mark.gpu, NO_GPU]) for dtype in (FP32, BF16, FP16)
-]
+TYPES = (FP32, BF16, FP16)
+CUDA = [pytest.param("cuda", dtype, marks=[pytest.mark.gpu, NO_GPU]) for dtype in TYPES]
 # (device, dtype) that an operation is tried on
 KINDS = [("cpu", FP32)] if INTERPRETED else [("cpu", FP32), ("cpu", BF16), ("cpu", FP16), *CUDA]
 

@@ -1,6 +1,5 @@
 """Attention in parts against one naive softmax a row in fp64; packed segments on trees, with every
-gradient, in parts, by flash-attn's contract, and by PyTorch's own attention.
-"""
+gradient, in parts, by flash-attn's contract, and by PyTorch's own attention."""
 
 import inspect
 import math

@@ -1,6 +1,5 @@
 """Attention over cached levels against one naive softmax a row; alone or in a crowd; and a cache in
-use against the packed whole. The kernels themselves run under the interpreter and on a GPU.
-"""
+use against the packed whole. The kernels themselves run under the interpreter and on a GPU."""
 
 import math
 from itertools import accumulate

@@ -5,18 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from oracle import (
-    BF16,
-    FP16,
-    FP32,
-    INTERPRETED,
-    KINDS,
-    gappy,
-    no_worse_than_plain,
-    off,
-    spread,
-    strided,
-)
+from oracle import INTERPRETED, KINDS, TYPES, gappy, no_worse_than_plain, off, spread, strided
 from torch import Tensor
 
 from kernels.rope import _NormTurn, _Turn, rope, rope_reference, rotation
@@ -91,7 +80,7 @@ def test_no_worse_than_plain_pytorch(N, H, K, E, device, dtype, layout, norm):
 def test_angles_are_fp32_for_every_type():
     """At position 8,000 a bf16 angle would be off by many turns."""
     positions = torch.tensor([8000, 8001])
-    for dtype in (FP32, BF16, FP16):
+    for dtype in TYPES:
         cos, sin = rotation(positions, frequencies(64), 1.0, dtype)
         assert cos.shape == sin.shape == (2, 1, 64)
         assert cos.dtype == sin.dtype == dtype

@@ -183,8 +183,7 @@ def check_logits(decoder: Decoder, texts: Sequence[list[int]]) -> None:
 @pytest.mark.parametrize("replies", [1, 2])
 def test_feed_after_generate(tiny_pair, replies):
     """One row stopped, one was observed, others used their budget; then all are fed unequally,
-    twice, and generate once more.
-    """
+    twice, and generate once more."""
     model = load(tiny_pair[1], torch.float32, CPU)
     prompts = [random_ids(18, 1) + random_ids(n, n) for n in (4, 11, 30)]
     decoder = Decoder(model, prompts, room=60 if replies == 1 else 0)

@@ -69,8 +69,7 @@ def test_gradients_equal_transformers(tiny_pair):
 
 def test_shared_prefix_equals_plain(tiny_pair):
     """prompt -> two middles -> three endings, and a text alone, in one forward, against seven plain
-    texts; every position.
-    """
+    texts; every position."""
     model = load(tiny_pair[1], torch.float32, CPU)
     lengths, parents = [20, 7, 5, 3, 1, 6, 17], [-1, 0, 0, 1, 1, 2, -1]
     parts = [random_ids(n, seed=10 + n) for n in lengths]
@@ -103,8 +102,7 @@ def test_shared_prefix_gradients_add_up(tiny_base):
 @pytest.mark.parametrize("fanout", [(0, 0, 0, 1, 1, 1), (1, 0, 0)])
 def test_cached_equals_plain(tiny_pair, fanout):
     """Root, two middles of unequal length, replies fed in unequal pieces: every position against
-    the plain forward.
-    """
+    the plain forward."""
     model = load(tiny_pair[1], torch.float32, CPU)
     cache = model.new_cache()
     root, middles = random_ids(20, 1), [random_ids(7, 2), random_ids(4, 3)]
@@ -149,8 +147,7 @@ def test_logits_of_some_ids_are_exact(tiny_pair):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_stays_close(tiny_base, dtype):
     """16-bit forwards, packed for the CPU or not, stay within a few roundings of fp32 (spread of
-    logits: 1 to 2).
-    """
+    logits: 1 to 2)."""
     ids = random_ids(60)
     exact = plain(load(tiny_base, torch.float32, CPU), ids)
     model = load(tiny_base, dtype, CPU)

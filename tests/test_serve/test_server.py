@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,22 +71,31 @@ class Live:
         return f"http://127.0.0.1:{self.port}"
 
 
-def live(limits: Limits, token: str | None = None) -> Iterator[Live]:
-    judge = FakeJudge()
-    app, queue = build_app(judge, limits=limits, token=token)
+@contextmanager
+def serving(app: Any, token: str | None = None) -> Iterator[int]:
+    """The port of a server in a thread."""
     bound = bind("127.0.0.1", 0, token)
-    served = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", http="h11"))  # type: ignore[arg-type]
+    served = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", http="h11"))
     thread = threading.Thread(target=lambda: asyncio.run(served.serve(sockets=[bound])))
     thread.start()
     try:
         until(lambda: served.started)
-        yield Live(judge, queue, bound.getsockname()[1])
+        yield bound.getsockname()[1]
     finally:
-        judge.gate.set()
         served.should_exit = True
         thread.join(10)
         bound.close()
     assert not thread.is_alive()
+
+
+def live(limits: Limits, token: str | None = None) -> Iterator[Live]:
+    judge = FakeJudge()
+    app, queue = build_app(judge, limits=limits, token=token)
+    with serving(app, token) as port:
+        try:
+            yield Live(judge, queue, port)
+        finally:
+            judge.gate.set()
 
 
 @pytest.fixture

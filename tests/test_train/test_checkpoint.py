@@ -7,18 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_bases import refused
 
 from nanopersrm import InputError
 from nanopersrm.train import checkpoint
 from nanopersrm.train.checkpoint import load_best, load_latest, save
 
-STATE: dict[str, Any] = {
-    "step": 120,
-    "score": 0.25,
-    "half": torch.randn(5).bfloat16(),
-    "random": torch.get_rng_state(),
-    "name": "é",
-}
+STATE: dict[str, Any] = {"step": 120, "score": 0.25, "name": "é"}
+STATE |= {"half": torch.randn(5).bfloat16(), "random": torch.get_rng_state()}
 
 
 def names(folder: Path) -> list[str]:
@@ -71,7 +67,5 @@ def test_a_damaged_or_strange_one_is_named_and_runs_no_code(tmp_path, damage, ca
     save(tmp_path, {"step": 1})
     path = tmp_path / "step-000002.pt"
     path.write_bytes(damage) if isinstance(damage, bytes) else torch.save(damage, path)
-    with pytest.raises(InputError, match=r"step-000002\.pt") as raised:
-        load_latest(tmp_path)
-    assert "\n" not in str(raised.value)
+    refused(lambda: load_latest(tmp_path), "step-000002.pt")
     assert capsys.readouterr().out == ""

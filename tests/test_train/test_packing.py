@@ -41,17 +41,10 @@ def test_every_tree_once_and_the_budget_kept(lengths, budget):
 
 def test_a_batch_by_hand():
     """The example of the file's docstring, and a list of two candidates."""
-    tree = PrefixTree(
-        "tree",
-        (
-            Branch((10, 11, 12, 13), 4),
-            Branch((20, 21, 22, 23), 2, parent=0, tail=1),
-            Branch((30, 31, 32), 0, parent=0),
-        ),
-    )
-    line = PrefixTree(
-        "list", (Branch((40, 41), 2, digit_at=1), Branch((50, 51, 52), 3, digit_at=2)), chosen=1
-    )
+    replies = Branch((20, 21, 22, 23), 2, parent=0, tail=1), Branch((30, 31, 32), 0, parent=0)
+    tree = PrefixTree("tree", (Branch((10, 11, 12, 13), 4), *replies))
+    lines = Branch((40, 41), 2, digit_at=1), Branch((50, 51, 52), 3, digit_at=2)
+    line = PrefixTree("list", lines, chosen=1)
     packed = batch([tree, line], CPU)
     assert packed.ids.tolist() == [10, 11, 12, 13, 20, 21, 22, 23, 30, 31, 32, 40, 41, 50, 51, 52]
     assert packed.layout.starts == (0, 4, 8, 11, 13, 16)

@@ -24,14 +24,9 @@ from nanopersrm.train.optim import OptimConfig
 from nanopersrm.train.run import Learner, Run, Stopped, memory_guard, save_final
 
 IDS, LAYOUT = torch.tensor([5, 90, 17, 33, 2]), Layout.of([5])
-SETTINGS: dict[str, Any] = {
-    "seed": 0,
-    "texts": "a",
-    "budget": 64,
-    "save_every": 2,
-    "optim": {"lr": 1e-3, "clip": 1.0},
-    "lora": {"rank": 4, "targets": ("q_proj", "v_proj")},
-}
+SETTINGS: dict[str, Any] = {"seed": 0, "texts": "a", "budget": 64, "save_every": 2}
+SETTINGS |= {"optim": {"lr": 1e-3, "clip": 1.0}}
+SETTINGS |= {"lora": {"rank": 4, "targets": ("q_proj", "v_proj")}}
 
 
 @pytest.fixture(scope="module")

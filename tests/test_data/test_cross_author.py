@@ -11,18 +11,13 @@ from data.proposals import Proposal, Rejection
 LENGTHS = Lengths((20, 30), (30, 40))
 
 
-def prose(stem: str) -> str:
-    return " ".join(f"{stem}{i} went away again." for i in range(30))
-
-
 def corpus_of(pieces: list[Piece]) -> Corpus:
     return split_corpora(pieces, 0, (), LENGTHS)["train"]
 
 
 def works(author: str, year: int | None, domain: str = "d", question: str = "") -> list[Piece]:
-    return [
-        Piece(author, f"t{k}", year, prose(f"{author}{k}x"), domain, question) for k in range(3)
-    ]
+    texts = [" ".join(f"{author}{k}x{i} went away again." for i in range(30)) for k in range(3)]
+    return [Piece(author, f"t{k}", year, text, domain, question) for k, text in enumerate(texts)]
 
 
 def proposals_of(corpus: Corpus, exemplars: int = 2) -> list[Proposal]:

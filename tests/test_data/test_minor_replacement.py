@@ -7,16 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.corpus import Corpus, Lengths, Piece, split_corpora
-from data.kinds.minor_replacement import (
-    CHANGES,
-    KIND,
-    SHOWN,
-    choose,
-    lexicon,
-    places,
-    propose,
-    swap,
-)
+from data.kinds.minor_replacement import CHANGES, SHOWN, choose, lexicon, places, propose, swap
 from data.proposals import Proposal, Rejection, pair_and_twin
 from nanopersrm.pairs import check_twins
 from nanopersrm.style.text import WORD
@@ -55,7 +46,8 @@ def test_a_few_words_change_and_the_exemplars_tell():
         assert WORD.split(one.text_1) == WORD.split(one.text_2)  # marks and blanks
         assert all(a[0].isupper() == b[0].isupper() for a, b in changed)
         assert len(one.exemplars_1) == len(one.exemplars_2) == exemplars
-        assert (one.kind, one.from_1.split("/")[0], one.from_2) == (KIND, "ann", f"{KIND}:ann")
+        assert one.kind == "minor_replacement"
+        assert (one.from_1.split("/")[0], one.from_2) == ("ann", "minor_replacement:ann")
         assert one.question == "Why?"
         told = 0
         mine, theirs = (WORD.findall(" ".join(e)) for e in (one.exemplars_1, one.exemplars_2))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fixtures import CANDIDATES, COHORT, EXEMPLARS, fresh, make_base
+from fixtures import CANDIDATES, COHORT, EXEMPLARS, fresh
 
 from nanopersrm.evaluate.cohorts import BASELINES, TOP, Couple, cohort_of, measure, rows_of
 from nanopersrm.pairs import Pair
@@ -38,9 +38,8 @@ def test_the_rules_by_hand():
     assert rows[3] == ["mean", "100.0", "100.0"]
 
 
-def test_what_is_read(tmp_path):
-    judge = fresh(make_base(tmp_path / "smollm", "smollm"))
-    config = ReadingConfig(exemplar_tokens=60, candidate_tokens=24)
+def test_what_is_read(base):
+    judge, config = fresh(base), ReadingConfig(exemplar_tokens=60, candidate_tokens=24)
     reading = Reading(judge.model, judge.tokenizer, config, COHORT)
     twins = [pair("ann", CANDIDATES[0]), pair("bea", CANDIDATES[1])]
     couple = measure(reading, twins, also_back=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -19,8 +20,8 @@ from fixtures import (
     sane,
 )
 from safetensors.torch import load_file, save_file
+from tiny_bases import refused
 
-from nanopersrm import InputError
 from nanopersrm.judge import claims, verdict
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig, Judgement
@@ -278,15 +279,12 @@ def test_long_exemplars_are_cut_at_a_sentence_and_noted(short, monkeypatch):
 
 
 def test_too_long_candidates_are_refused(short):
-    for texts, question in (
-        ([CANDIDATES[0], "word " * 2000], None),
-        (CANDIDATES[:1], "why " * 2000),
-    ):
-        with pytest.raises(InputError, match="context of 1200") as caught:
-            short.judge(EXEMPLARS, texts, question, config=QUICK)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="context"):
-        short.judge(EXEMPLARS, CANDIDATES[:1], config=JudgeConfig(think_tokens=5000))
+    long = ([CANDIDATES[0], "word " * 2000], None), (CANDIDATES[:1], "why " * 2000)
+    for texts, question in long:
+        call = partial(short.judge, EXEMPLARS, texts, question, config=QUICK)
+        refused(call, "context of 1200")
+    config = JudgeConfig(think_tokens=5000)
+    refused(lambda: short.judge(EXEMPLARS, CANDIDATES[:1], config=config), "context")
 
 
 @pytest.mark.parametrize(
@@ -303,9 +301,7 @@ def test_too_long_candidates_are_refused(short):
     ],
 )
 def test_refused(judge, arguments, mode, part):
-    with pytest.raises(InputError, match=part) as caught:
-        judge.judge(*arguments, config=JudgeConfig(mode))
-    assert "\n" not in str(caught.value)
+    refused(lambda: judge.judge(*arguments, config=JudgeConfig(mode)), part)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
@@ -316,10 +312,8 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     fewer = {name: x[: V - 3].clone() if len(x) == V else x for name, x in tensors.items()}
     save_file(fewer, folder / "model.safetensors")
-    with pytest.raises(InputError, match=f"at most {V - 3} ids") as caught:
-        Judge.load(str(folder), device="cpu", dtype="fp32")
-    assert str(folder) in str(caught.value)
-    assert str(V) in str(caught.value)
+    load = partial(Judge.load, str(folder), device="cpu", dtype="fp32")
+    refused(load, f"at most {V - 3} ids", str(folder), str(V))
 
 
 @pytest.mark.slow

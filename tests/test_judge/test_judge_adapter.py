@@ -9,9 +9,9 @@ import pytest
 import torch
 from fixtures import CANDIDATES, CPU, EXEMPLARS, FUSED, PLAIN, QUICK, make_adapter
 from safetensors.torch import load_file, save_file
+from tiny_bases import refused as call_refused
 
 from data.build import demo_pairs
-from nanopersrm import InputError
 from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.judge import UNTRAINED, Judge
 from nanopersrm.judge.judgement import JudgeConfig
@@ -177,9 +177,7 @@ def test_notes(base, folder, judge, tmp_path):
 
 def test_refused_folders(base, tmp_path):
     def refused(folder: Path, part: str) -> None:
-        with pytest.raises(InputError, match=part) as caught:
-            Judge.load(base.path, folder, dtype="fp32")
-        assert str(folder) in str(caught.value)
+        call_refused(lambda: Judge.load(base.path, folder, dtype="fp32"), str(folder), part)
 
     refused(tmp_path / "nowhere", "--adapter")
     refused(tmp_path, "adapter_config.json")

@@ -95,18 +95,9 @@ def test_nothing_printed_is_markup_or_moves_the_terminal(monkeypatch, capsys, ti
 
 
 TEXT = "\n So \x1b[2Jno[/b] machine,\nwe    saw cool."
-READ = CandidateReading(
-    1.5,
-    0.3,
-    [
-        Word(2, 4, 0.1),
-        Word(5, 15, 2.5),
-        Word(16, 24, 1.5),
-        Word(25, 27, -0.6),
-        Word(31, 34, 3.0, True),
-    ],
-    [Phrase(5, 24, TEXT[5:24], 4.0), Phrase(31, 34, "saw", 3.0, True), Phrase(25, 27, "we", -0.6)],
-)
+WORDS: list[Any] = [(2, 4, 0.1), (5, 15, 2.5), (16, 24, 1.5), (25, 27, -0.6), (31, 34, 3.0, True)]
+PHRASES: list[Any] = [(5, 24, TEXT[5:24], 4.0), (31, 34, "saw", 3.0, True), (25, 27, "we", -0.6)]
+READ = CandidateReading(1.5, 0.3, [Word(*x) for x in WORDS], [Phrase(*x) for x in PHRASES])
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,8 @@ from nanopersrm.model.transformer import Model, ModelConfig
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="the references run anyway")
 # the file whose `on_triton` decides
-OPS = {
-    "rms_norm": rms_norm,
-    "rope": rope,
-    "swiglu": swiglu,
-    "logprob": sys.modules["kernels.logprob"],
-}
+OPS = {"rms_norm": rms_norm, "rope": rope, "swiglu": swiglu}
+OPS["logprob"] = sys.modules["kernels.logprob"]
 LAYOUT = Layout.of([5, 3, 4], [-1, 0, 0])  # a prompt and two replies
 IDS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8])
 

@@ -15,18 +15,11 @@ from tiny_bases import CPU, peft_adapter, random_lora, refused
 from nanopersrm.model.base import Base
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.linear import TARGETS, Linear, matrices
-from nanopersrm.model.lora import (
-    CONFIG_FILE,
-    TENSORS_FILE,
-    Lora,
-    LoraConfig,
-    adapter_off,
-    load_lora,
-    save_lora,
-)
+from nanopersrm.model.lora import Lora, LoraConfig, adapter_off, load_lora, save_lora
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
 
+CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"  # as PEFT's
 FP32, BF16 = torch.float32, torch.bfloat16
 IDS = torch.tensor([5, 90, 17, 33, 2, 64, 128, 9, 77, 41, 3, 8])
 FLAT = Layout.of([7, 5])

@@ -11,16 +11,7 @@ from tiny_bases import logits as plain
 from torch import Tensor
 
 from nanopersrm.model import sampler
-from nanopersrm.model.sampler import (
-    SHARED_LEAST,
-    Decoder,
-    Prefix,
-    Reply,
-    SamplingConfig,
-    families,
-    prefill,
-    sample,
-)
+from nanopersrm.model.sampler import Decoder, Reply, SamplingConfig, families, prefill, sample
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
 
@@ -157,7 +148,7 @@ def test_what_is_forbidden_is_not_drawn(model, prompts, temperature, top_k):
 @pytest.mark.parametrize("with_prefix", [False, True])
 def test_every_token_is_computed_once(model, prompts, forwards, with_prefix):
     """Prompt tokens once however many replies; a reply's last token, or a stop token, never."""
-    prefix: Prefix | None = prefill(model, prompts[0][:20]) if with_prefix else None
+    prefix = prefill(model, prompts[0][:20]) if with_prefix else None
     forwards.clear()
     free = sample(model, prompts, CONFIG, replies=4, prefix=prefix)
     prompt_tokens = 21 + 1 + 40 + 9 + (0 if with_prefix else 20)
@@ -298,8 +289,8 @@ def held(decoder: Decoder) -> list[list[int]]:
     [
         # (length of the common beginning with the text before, length of the rest)
         ([(0, 30)], ([0], [29])),
-        ([(0, 30), (SHARED_LEAST - 1, 5)], ([0, 1], [29, 19])),
-        ([(0, 30), (SHARED_LEAST, 5)], ([0, 0], [16])),
+        ([(0, 30), (sampler.SHARED_LEAST - 1, 5)], ([0, 1], [29, 19])),
+        ([(0, 30), (sampler.SHARED_LEAST, 5)], ([0, 0], [16])),
         ([(0, 30), (20, 5), (0, 9), (0, 40), (25, 3)], ([0, 0, 1, 2, 2], [20, 8, 25])),
         ([(0, 30), (25, 5), (18, 7)], ([0, 0, 0], [18])),  # the third shortens what is shared
         ([(0, 30), (30, 0)], ([0, 0], [29])),  # equal: each keeps an id

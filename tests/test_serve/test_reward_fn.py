@@ -11,10 +11,12 @@ import pickle
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from fake_judge import LONG, OTHER, WRITER, RuleJudge
+from tiny_bases import refused
 
 from nanopersrm import InputError
 from nanopersrm.judge.judge import Judge
@@ -27,16 +29,6 @@ TEXTS = ["We arrived late, and there was no supper.", "lol no", "", "It is what 
 QUICK = JudgeConfig(think=False, evidence=False)
 LABEL = {"exemplars": ["I came; I saw."], "question": "Q?", "principles": ["Be brief."]}
 PROMPT = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
-
-
-class Array:
-    """As numpy's, which parquet files give."""
-
-    def __init__(self, *texts: str):
-        self.texts = list(texts)
-
-    def tolist(self) -> list[str]:
-        return self.texts
 
 
 def scored(judge: RuleJudge, completions: list[Any], exemplars: Any = WRITER, **more: Any) -> Any:
@@ -55,9 +47,8 @@ def test_empty_completions():
 
 def test_what_has_no_score():
     judge = RuleJudge()
-    assert scored(judge, ["what?", LONG + "9", "is a 5", "longer " * 20, "is a 7"]) == [
-        *(None, None, 0.5, None, 0.75),
-    ]
+    texts = ["what?", LONG + "9", "is a 5", "longer " * 20, "is a 7"]
+    assert scored(judge, texts) == [None, None, 0.5, None, 0.75]
     assert judge.calls[0][1] == ["what?", "is a 5", "is a 7"]
     assert scored(judge, [LONG]) == [None]
     assert not judge.lock.locked()
@@ -71,7 +62,7 @@ def test_one_call_a_group_and_groups_of_a_writer_in_a_row():
         ("How?", WRITER, "c 3"),
         ("Why?", list(WRITER), "d 4"),
         ("How?", OTHER[0], "e 5"),  # one text is a list of one
-        ("Why?", Array(*WRITER), "f 6"),
+        ("Why?", np.array(WRITER), "f 6"),  # as parquet files give it
     ]
     prompts, exemplars, completions = (list(column) for column in zip(*rows, strict=True))
     rewards = reward_fn(judge)(prompts, completions, exemplars=exemplars)
@@ -86,9 +77,8 @@ def test_one_call_a_group_and_groups_of_a_writer_in_a_row():
 
 def test_large_groups_are_cut_evenly():
     judge = RuleJudge()
-    assert scored(judge, [f"{k} is a {1 + k % 9}" for k in range(53)]) == [
-        *(k % 9 / 8 for k in range(53)),
-    ]
+    texts = [f"{k} is a {1 + k % 9}" for k in range(53)]
+    assert scored(judge, texts) == [k % 9 / 8 for k in range(53)]
     assert [len(call[1]) for call in judge.calls] == [17, 18, 18]
 
 
@@ -136,9 +126,7 @@ def test_a_row_without_exemplars_is_not_for_this_judge():
 )
 def test_refused_rows(prompt: Any, completion: Any, columns: dict[str, Any], word: str):
     judge = RuleJudge()
-    with pytest.raises(InputError, match=word) as caught:
-        reward_fn(judge)([prompt], [completion], **columns)
-    assert "\n" not in str(caught.value)
+    refused(lambda: reward_fn(judge)([prompt], [completion], **columns), word)
     assert not judge.calls
 
 
@@ -151,8 +139,7 @@ def test_refused_rows(prompt: Any, completion: Any, columns: dict[str, Any], wor
     ],
 )
 def test_refused_settings(exemplars: Any, more: Any, word: str):
-    with pytest.raises(InputError, match=word):
-        verl_score(RuleJudge(), exemplars, **more)
+    refused(lambda: verl_score(RuleJudge(), exemplars, **more), word)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +259,7 @@ def test_verl():
     async def batch() -> list[float]:
         rows: list[tuple[str, Any]] = []
         rows += [("is a 7", {"exemplars": list(WRITER), "question": "Why?"})]
-        rows += [("is a 3", {"exemplars": Array(*WRITER)}), ("", {"exemplars": OTHER[0]})]
+        rows += [("is a 3", {"exemplars": np.array(WRITER)}), ("", {"exemplars": OTHER[0]})]
         rows += [(f"is a {k % 9 + 1}", {"exemplars": OTHER}) for k in range(40)]
         return await asyncio.gather(*(verl_reward(score, *row) for row in rows))
 
@@ -288,13 +275,12 @@ def test_verl():
     ("text", "extra_info", "word"),
     [
         ("x", None, "extra_info"),
-        ("x", {"exemplars": [7]}, r"exemplars\[0\]"),
+        ("x", {"exemplars": [7]}, "exemplars[0]"),
         (LONG, {"exemplars": "a"}, "no score"),
     ],
 )
 def test_verl_refuses(text: Any, extra_info: Any, word: str):
-    with pytest.raises(InputError, match=word):
-        verl_score(RuleJudge())("letters", text, "", extra_info)
+    refused(lambda: verl_score(RuleJudge())("letters", text, "", extra_info), word)
 
 
 async def openrlhf_sample(reward_func: Any, query: str, prompt: str, label: Any) -> Any:
@@ -349,7 +335,7 @@ def heard(label: Any, exemplars: Any = None, principles: Any = ()) -> Any:
         (LABEL, (("I came; I saw.",), "Q?", ("Be brief.",))),
         (f"\n {json.dumps(LABEL)}", (("I came; I saw.",), "Q?", ("Be brief.",))),
         ({"exemplars": "So.", "question": None, "note": None}, (("So.",), None, ())),
-        ({"exemplars": Array("So."), "principles": Array()}, (("So.",), None, ())),
+        ({"exemplars": np.array(["So."]), "principles": np.array([])}, (("So.",), None, ())),
     ],
 )
 def test_labels(label: Any, expected: Any):
@@ -395,5 +381,4 @@ def test_where_a_reply_begins_and_ends(prompt: str, query: str, reply: str | Non
     if reply is not None:
         assert reply_in(query, prompt, "queries[0]") == reply
     else:
-        with pytest.raises(InputError, match=r"queries\[0\]"):
-            reply_in(query, prompt, "queries[0]")
+        refused(lambda: reply_in(query, prompt, "queries[0]"), "queries[0]")

@@ -53,9 +53,6 @@ def plain(reading: Reading, exemplars: list[str], ids: list[int]) -> Tensor:
     return log_p[-len(ids) - 1 : -1].gather(1, torch.tensor(ids)[:, None])[:, 0]
 
 
-# Log-probabilities
-
-
 @pytest.mark.parametrize("rows", [module.ROWS_AT_ONCE, 1])
 def test_log_probs_are_those_of_whole_texts(reading, monkeypatch, rows):
     """All candidates in one forward or each in its own; exemplars cut, whole, too short to keep."""
@@ -97,9 +94,6 @@ def test_what_is_read_of_a_candidate(reading):
     for blank in ("", " \n\t"):
         with pytest.raises(InputError, match="blank"):
             reading.read(EXEMPLARS, [CANDIDATES[0], blank])
-
-
-# The score
 
 
 def test_the_worked_number(reading, monkeypatch):
@@ -179,9 +173,6 @@ def test_a_changed_adapter_reads_anew(judge):
     assert reading.scores(EXEMPLARS, TEXTS) == anew != before
 
 
-# Words
-
-
 def test_topic_is_what_an_exemplar_alone_has(reading, monkeypatch):
     """Only such an exemplar is left out, and only candidates with a word of it are read again."""
     exemplars = ["The tractor broke; Zelda wept.", "Zelda wept. Supper was cold.", "So be it."]
@@ -207,9 +198,6 @@ def test_topic_is_what_an_exemplar_alone_has(reading, monkeypatch):
     assert (asked, [word for some in alone for word in some if word.topic]) == ([], [])
 
 
-# Evidence
-
-
 def test_evidence_is_of_a_fusion_that_has_not_seen_the_writer(reading, monkeypatch):
     monkeypatch.setattr(reading, "scores", lambda *_: [-9.0, 0.0])
     assert module.style_evidence_fn(reading) is None
@@ -220,9 +208,6 @@ def test_evidence_is_of_a_fusion_that_has_not_seen_the_writer(reading, monkeypat
     for exemplars, fused in ((spaced, folds[fold_of("cole")]), (EXEMPLARS[:1], FUSED)):
         expected = fused.probabilities(exemplars, TEXTS[:2], [-9.0, 0.0])
         assert evidence(exemplars, TEXTS[:2]) == expected
-
-
-# The file
 
 
 def test_what_is_saved_is_loaded(judge, tmp_path):

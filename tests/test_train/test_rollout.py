@@ -86,9 +86,6 @@ def spelt(tokenizer: Tokenizer, text: str) -> list[int]:
     return [*tokenizer.encode(text), min(tokenizer.eos_ids)]
 
 
-# Drawing
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_digits_are_a_plain_forwards(known, monkeypatch, temperature):
     """At temperature 1 whatever the drawing has: they are the judge's probabilities."""
@@ -151,9 +148,6 @@ def test_ids_are_kept_as_drawn(known, monkeypatch):
     assert [reply.text for reply in group] == [verdict.OPEN + text for text in texts]
 
 
-# Memory
-
-
 @pytest.fixture(scope="module")
 def free(known) -> tuple[list[list[int]], list[list[Rollout]]]:
     """Prompts, and replies that nothing forced, all side by side."""
@@ -188,9 +182,6 @@ def test_memory_does_not_move_a_reply(known, free, rows, most, turns, monkeypatc
             assert reply.log_probs == pytest.approx(other.log_probs, abs=1e-4)
 
 
-# Prompts
-
-
 @pytest.mark.parametrize("at_once", [False, True])
 def test_the_four_prompts_are_those_of_a_judge(known, pairs, at_once):
     _, tokenizer = known
@@ -206,9 +197,6 @@ def test_the_four_prompts_are_those_of_a_judge(known, pairs, at_once):
         prompt = tokenizer.chat(chat, continuation=verdict.OPEN)
         assert group.prompt == prompt + tokenizer.encode(FORCED if at_once else "")
         assert tokenizer.decode(group.prompt).endswith(group.opening)
-
-
-# Collecting
 
 
 def test_every_epoch_has_every_pair_in_another_order(known: Known, pairs):
@@ -263,9 +251,6 @@ def test_pairs_too_long_give_way(known: Known, pairs):
             Collector(*known, few, config, None)
 
 
-# Training
-
-
 @pytest.fixture
 def groups(known, pairs) -> list[RolloutGroup]:
     """Of a pair and its twin, with replies of ids that stand in no prompt."""
@@ -299,9 +284,6 @@ def test_every_kept_reply_once_as_it_was_drawn(groups, budget, kept):
     assert seen == {i: reply.ids for i, reply in enumerate(rollouts) if keep[i]}
     if budget == 100_000 and all(kept):
         assert [tree.name for tree in grown] == [groups[0].pair.id, groups[2].pair.id]
-
-
-# For people
 
 
 def test_numbers_and_page(known, groups):

@@ -180,9 +180,6 @@ def same(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 2e-5) -> N
         assert float((our - other).abs().max()) <= tolerance * scale
 
 
-# Shared prefix
-
-
 @pytest.mark.parametrize(
     ("variant", "temperature", "budget"),  # one tree a pair, halves, each reply alone
     [("grpo", 1.0, ALL), ("grpo", 0.7, 130), ("grpo", 1.0, 1), ("dr_grpo", 1.0, 130),
@@ -206,9 +203,6 @@ def test_shared_prefix_equals_row_by_row(known, variant, temperature, budget):
         assert len(learner.names) == 3 if budget == ALL else 3 < len(learner.names) < 6 * G
 
 
-# Sampler and trainer
-
-
 @pytest.mark.parametrize(("budget", "temperature"), [(ALL, 1.0), (130, 0.7)])
 def test_sampler_and_trainer_agree(known, temperature, budget):
     """Token by token in fp32; and where they differ it is seen."""
@@ -226,9 +220,6 @@ def test_sampler_and_trainer_agree(known, temperature, budget):
     assert numbers["gap_outside"] == pytest.approx(share)
 
 
-# Groups without variance
-
-
 def test_flat_groups_are_left_out_exactly(known, monkeypatch):
     """The twin and half of the last pair are flat: to the bit where trees stand alone."""
     drawn = step_drawn(known, flat=(2, 3, 4))
@@ -242,9 +233,6 @@ def test_flat_groups_are_left_out_exactly(known, monkeypatch):
     assert skipped.loss == whole.loss != 0
     assert any(gradient.any() for gradient in skipped.gradients)
     assert all(map(torch.equal, skipped.gradients, whole.gradients))
-
-
-# In expectation
 
 
 def with_digits(drawn: list) -> list:

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -93,11 +93,11 @@ def test_what_was_read_stands_beside_the_score(judge, monkeypatch):
     """Of each candidate as it came, blanks around it or not; nothing is read twice."""
     for config in (PLAIN, JudgeConfig(think=False, evidence=False, mode="pairwise")):
         assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=config).readings is None
-    read, calls = judge.reading.read, list[Any]()
-    monkeypatch.setattr(judge.reading, "read", lambda *texts: calls.append(texts) or read(*texts))
+    read = judge.reading.read
+    monkeypatch.setattr(judge.reading, "read", watched := Mock(side_effect=read))
     texts = [CANDIDATES[2], CANDIDATES[0], f"\r\n  {CANDIDATES[2]} \n"]
     judgement = judge.judge(EXEMPLARS, texts, config=JudgeConfig("pairwise", think=False))
-    assert calls == [(EXEMPLARS, sorted([CANDIDATES[0], CANDIDATES[2]]))]
+    watched.assert_called_once_with(EXEMPLARS, sorted([CANDIDATES[0], CANDIDATES[2]]))
     for text, found in zip(texts, judgement.readings, strict=True):
         (expected,) = read(EXEMPLARS, [text])
         assert (found.score, found.gain) == pytest.approx((expected.score, expected.gain), abs=1e-4)

@@ -204,6 +204,7 @@ def test_evidence_is_of_a_fusion_that_has_not_seen_the_writer(reading, monkeypat
     folds = tuple(replace(FUSED, offset=float(k)) for k in range(FOLDS))
     reading.fusion = replace(FUSED, folds=folds)
     evidence = module.style_evidence_fn(reading, {tuple(EXEMPLARS): "cole"})
+    assert evidence is not None
     spaced = [f" {text}\n" for text in EXEMPLARS]
     for exemplars, fused in ((spaced, folds[fold_of("cole")]), (EXEMPLARS[:1], FUSED)):
         expected = fused.probabilities(exemplars, TEXTS[:2], [-9.0, 0.0])

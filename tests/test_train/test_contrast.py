@@ -52,7 +52,7 @@ def writers(tokenizer) -> Writers:
 def pair_of(name: str, domain: str, n: int, kind: str = "cross_author", words: str = "") -> Pair:
     """Its texts begin with whose they are."""
     exemplars, text = (f"{name}{n} exemplar", f"{name}{n} another"), f" {name}{n} chosen {words}\n"
-    names = {"id": f"{name}{domain}{n}{kind}", "twin": "", "author": name}
+    names: dict[str, Any] = {"id": f"{name}{domain}{n}{kind}", "twin": "", "author": name}
     return replace(TRAIN[0], **names, domain=domain, kind=kind, exemplars=exemplars, chosen=text)
 
 

@@ -64,10 +64,10 @@ def data_of(
 def writer(name: str, domain: str = "letters", kind: str = "cross_author", n: int = 0) -> Pair:
     """A pair of a made-up writer; its texts say whose they are."""
     text = f"{name} {domain} {n}"
-    names = {"id": f"{text} {kind}", "twin": "", "author": name, "domain": domain, "kind": kind}
+    names: dict[str, Any] = {"id": f"{text} {kind}", "author": name, "domain": domain, "kind": kind}
     names |= {"chosen": f"chosen of {text} ", "rejected": f"rejected for {text}"}
     exemplars = (f" exemplar of {text}\n", f"another of {text}")
-    return replace(TRAIN[0], **names, split="train", exemplars=exemplars)
+    return replace(TRAIN[0], **names, twin="", split="train", exemplars=exemplars)
 
 
 def couple(one: str, two: str, n: int = 0) -> list[Pair]:

@@ -290,13 +290,12 @@ class Model(nn.Module):
         self,
         ids: Tensor,
         place: Layout | Step,
-        layers: int | None = None,
         recompute: bool = False,
     ) -> Tensor:
         """ids (N,) int64 -> hidden states after the last norm (N, D).
 
         A `Layout` packs whole texts and shared prefixes, with gradients. A `Step` of a cache
-        continues what earlier forwards left there, without. `layers`: only so many blocks.
+        continues what earlier forwards left there, without.
         """
         step = place if isinstance(place, Step) else None
         layout = place.layout if isinstance(place, Step) else place
@@ -306,7 +305,7 @@ class Model(nn.Module):
         rows = ids.to(self.embed_tokens.device)  # in host memory this waits for the GPU
         y, h = F.embedding(rows, self.embed_tokens).to(ids.device), None  # (N, D)
         cos, sin = rotation(layout.positions, self.frequencies, self.attention_factor, y.dtype)
-        for i, block in enumerate(self.layers[:layers]):
+        for i, block in enumerate(self.layers):
             if recompute and torch.is_grad_enabled():
                 assert isinstance(block, Block)
                 y = block.recomputed(y, cos, sin, layout)

@@ -79,7 +79,7 @@ class Config:
     nf4: bool | None = None  # the matrices of the base in 4 bits
     recompute: bool | None = None  # compute each block again in its backward: less memory
     reading_from: Path | None = None  # a folder to read with as it is; default: that in --adapter
-    fused: int = 200  # pairs on which all features are weighed into a chance to show; 0: no
+    fused: int = 200  # pairs read to weigh reading beside other features, as prompts show; 0: no
     writers: int = 8  # a step of reading, of one domain where it has so many
     candidate_tokens: int = 112  # of each candidate in a step of reading
     reading_lr: float = 1e-3

@@ -10,7 +10,7 @@ log p(c | e) and m[k] = mean log p(c | k) over a cohort k, each row of the table
     blank            s - log p(c | a blank line)                      nothing was read before
     mean             s - mean m                                       of the whole cohort
     z                (s - mean m) / deviation m                       T-norm in speaker verification
-    mean, z top k    the same over the k texts after which c is likeliest         adaptive T-norm
+    mean, z, nearest the same over the k texts after which c is likeliest         adaptive T-norm
     symmetric        ½ z of c after e, and ½ z of e after c           S-norm
 
 (Auckenthaler et al. 2000; Matějka et al., Interspeech 2017 for the adaptive ones.) The cohort is
@@ -39,10 +39,9 @@ from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import device_of, dtype_of
 from nanopersrm.pairs import Pair, read, twin_pairs
-from nanopersrm.style.reading import Reading, ReadingConfig
+from nanopersrm.style.reading import NEAREST, Reading, ReadingConfig
 
 Array = NDArray[np.float64]
-TOP = 4  # of the cohort, in the adaptive forms
 KEPT = 24  # texts of other writers that are drawn for --others
 
 
@@ -79,8 +78,8 @@ def z(s: Array, m: Array) -> Array:
 
 
 def top(m: Array) -> Array:
-    """m (…, K) -> the greatest (…, TOP)."""
-    return np.sort(m)[..., -TOP:]
+    """m (…, K) -> the greatest (…, NEAREST)."""
+    return np.sort(m)[..., -NEAREST:]
 
 
 BASELINES: dict[str, Callable[[Couple], Array]] = {  # -> the score of c_j after e_i (2, 2)
@@ -88,8 +87,8 @@ BASELINES: dict[str, Callable[[Couple], Array]] = {  # -> the score of c_j after
     "blank": lambda c: c.after - c.blank,
     "mean": lambda c: c.after - c.cohort.mean(-1),
     "z": lambda c: z(c.after, c.cohort),
-    f"mean, top {TOP}": lambda c: c.after - top(c.cohort).mean(-1),
-    f"z, top {TOP}": lambda c: z(c.after, top(c.cohort)),
+    "mean, nearest": lambda c: c.after - top(c.cohort).mean(-1),
+    "z, nearest": lambda c: z(c.after, top(c.cohort)),
     "symmetric": lambda c: (z(c.after, c.cohort) + z(c.back.T, c.back_cohort).T) / 2,
 }
 

@@ -199,7 +199,7 @@ class Judge:
         """Of each text the probability that prompts show, in percent, and what people see; nothing
         where they show none, or a number is not finite."""
         read = reading.read(exemplars, texts)
-        scores = [one.score for one in read]
+        scores = [one.gain for one in read]
         chances = list[float]()
         if self.shows_style() and reading.fusion is not None:
             chances = reading.fusion.probabilities(exemplars, texts, scores)
@@ -207,7 +207,7 @@ class Judge:
             return chances, []
         words = reading.words(exemplars, texts, read)
         return chances, [
-            CandidateReading(round(one.score, 4), round(one.gain, 4), some, phrases(some, text))
+            CandidateReading(round(one.gain, 4), some, phrases(some, text))
             for one, some, text in zip(read, words, texts, strict=True)
         ]
 

@@ -108,7 +108,6 @@ class JudgedReply:
 class CandidateReading:
     """How much likelier a candidate and its words are after the writer's texts (`reading.py`)."""
 
-    score: float  # the gain in deviations of the cohort
     gain: float  # nats a token
     words: list[Word]  # as far as it was read; characters of the candidate as the caller gave it
     phrases: list[Phrase]  # most like the writer first, then least; of each, those of topic last

@@ -113,15 +113,21 @@ def fold_of(writer: str) -> int:
     return hashlib.sha256(writer.encode()).digest()[0] % FOLDS
 
 
-def fit(pairs: Sequence[Pair], readings: Readings | None = None) -> Fusion:
-    """Weigh the instruments on training pairs; with `readings` the reading is one."""
+def fit(pairs: Sequence[Pair], readings: Readings | None = None, read: int | None = None) -> Fusion:
+    """Weigh the instruments on training pairs; with `readings` the reading is one.
+
+    Reading is slow and the other instruments are many. So only the first `read` pairs are read. The
+    others have no gap in the reading, and say nothing of its weight; a, b and `loss` are of pairs
+    that were read.
+    """
     assert pairs, "expected training pairs"
+    read = len(pairs) if read is None else read
     names = [*FACTOR_NAMES, NGRAMS, *([READING] if readings is not None else [])]
     table = np.empty((len(pairs), 2, len(names)))  # of chosen and rejected
     for i, pair in enumerate(pairs):
         texts = [pair.chosen, pair.rejected]
-        read = [None, None] if readings is None else readings(pair.exemplars, texts)
-        for side, (text, reading) in enumerate(zip(texts, read, strict=True)):
+        scores = readings(pair.exemplars, texts) if readings and i < read else [None, None]
+        for side, (text, reading) in enumerate(zip(texts, scores, strict=True)):
             distances = _distances(pair.exemplars, text, reading)
             table[i, side] = [distances[name] for name in names]
     authors = {pair.id: pair.author for pair in pairs}
@@ -136,7 +142,7 @@ def fit(pairs: Sequence[Pair], readings: Readings | None = None) -> Fusion:
         if others.any():
             rows = np.where(np.isfinite(table), table, means)[fold == k]
             held_out[fold == k] = -((rows - means) @ weights)
-    held_out = held_out[np.isfinite(held_out[:, 0])]
+    held_out = held_out[:read][np.isfinite(held_out[:read, 0])]
     slope, middle, loss = 0.0, 0.0, GUESS
     if len(held_out):
         slope, middle = _platt(held_out)

@@ -5,14 +5,16 @@ and rhythm, and a text that has them becomes likelier:
 
     log p[t | e]   of token t of the candidate c, after the exemplars e and c_<t
     gain[t]        = log p[t | e] - mean over k of log p[t | k]          nats; 0 for the first token
-    reading(c | e) = mean over t of gain[t]  /  deviation over k of the mean over t of log p[t | k]
+    reading(c | e) = mean over t of gain[t]                              nats a token
 
-k goes over a *cohort*: short texts by other people, read in the place of the exemplars. They say
-how likely the candidate is after anybody's text, and how much that varies. Speaker verification
-calls this the T-norm of a score (Auckenthaler et al., Digital Signal Processing 10, 2000). Worked
-number: a text has -3.1 nats a token after its writer, and -3.30, -3.24 and -3.36 after a cohort of
-three. The gain is 0.20 nats, the deviation 0.06, the reading 3.3. The first token counts for
-nothing: it says how many texts came before it, hardly whose they are.
+k goes over the NEAREST of a *cohort*: short texts by other people, read in the place of the
+exemplars. They say how likely the candidate is after somebody else's text of its kind; nearest are
+those after which it is likeliest. In speaker verification a score is normalised like this with an
+adaptive cohort (T-norm, Auckenthaler et al., Digital Signal Processing 10, 2000; Sturim and
+Reynolds, ICASSP 2005); dividing by the cohort's deviation, as they do, made it worse here.
+Worked number: a text has -3.1 nats a token after its writer, and -3.30, -3.24, -3.36, -3.26 and
+-3.9 after a cohort of five. The last is not near, the others have -3.29 in the mean: the reading is
+0.19. The first token counts for nothing: it says how many texts came before it, hardly whose.
 
 Tokens with a great gain are the words that sound like the writer; `phrases.py` gathers them.
 
@@ -30,7 +32,7 @@ Source of the idea: Teahan and Harper 2003; measured with large models in arXiv 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pydantic import BaseModel, Field, TypeAdapter
@@ -51,7 +53,7 @@ from nanopersrm.style.fusion import SCHEMA, Fusion
 from nanopersrm.style.phrases import Word, only_exemplars, with_topics, words_of
 
 ROWS_AT_ONCE = 8192  # of candidates in one forward: bounds memory
-LEAST_DEVIATION = 1e-3  # nats a token, of a cohort that is of one mind
+NEAREST = 4  # texts of the cohort that are the baseline of a candidate
 REMEMBERED = 256  # candidates whose baselines are kept
 BLANK = "\n\n"  # between texts
 FILE = "reading.json"
@@ -89,17 +91,9 @@ class ReadingFile(BaseModel):
 class TextReading:
     """What reading says of one candidate after the exemplars of one writer."""
 
-    score: float  # in deviations of the cohort
     gain: float  # nats a token
     gains: list[float]  # of each token, nats
     spans: list[tuple[int, int]]  # characters of each token in the candidate
-
-
-class Baseline(NamedTuple):
-    """What the cohort says of one candidate."""
-
-    log_p: Tensor  # (T,) of each token, the mean over the cohort
-    deviation: float  # over the cohort, of the mean over the tokens
 
 
 def context_ids(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> list[int]:
@@ -138,7 +132,7 @@ class Reading:
     def _forget(self) -> None:
         self._prefixes = PrefixCache(self.model)
         self._cohort: tuple[KVCache, list[int]] | None = None  # and the last token of each text
-        self._baselines: dict[tuple[int, ...], Baseline] = {}  # of candidates by their ids
+        self._baselines: dict[tuple[int, ...], Tensor] = {}  # of candidates by their ids
         self._copy = self._first_copy()
 
     def _first_copy(self) -> Adapter | None:
@@ -152,14 +146,13 @@ class Reading:
         after = self.log_probs(exemplars, ids)
         results = []
         for log_p, base, (_, spans) in zip(after, self.baselines(ids), pieces, strict=True):
-            gains = (log_p - base.log_p).index_fill_(0, self._ints([0]), 0)  # (T,)
-            gain = float(gains.mean())
-            results.append(TextReading(gain / base.deviation, gain, gains.tolist(), spans))
+            gains = (log_p - base).index_fill_(0, self._ints([0]), 0)  # (T,)
+            results.append(TextReading(float(gains.mean()), gains.tolist(), spans))
         return results
 
     def scores(self, exemplars: Sequence[str], candidates: Sequence[str]) -> list[float]:
-        """`TextReading.score` of each candidate."""
-        return [reading.score for reading in self.read(exemplars, candidates)]
+        """`TextReading.gain` of each candidate."""
+        return [reading.gain for reading in self.read(exemplars, candidates)]
 
     def words(
         self, exemplars: Sequence[str], candidates: Sequence[str], readings: Sequence[TextReading]
@@ -188,7 +181,7 @@ class Reading:
         ids = [self.candidate(text)[0] for text in candidates]
         rest = [text for i, text in enumerate(exemplars) if i != left_out]
         pairs = zip(self.log_probs(rest, ids, keep=False), self.baselines(ids), strict=True)
-        return [[0.0, *(log_p - base.log_p).tolist()[1:]] for log_p, base in pairs]
+        return [[0.0, *(log_p - base).tolist()[1:]] for log_p, base in pairs]
 
     def candidate(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of what is read of a candidate, and their places in it.
@@ -215,8 +208,8 @@ class Reading:
             tree = prefix.cache if prefix is not None else self._roots([ids[:-1]])
             return self._under(tree, [ids[-1]], candidates)[0]
 
-    def baselines(self, candidates: Sequence[list[int]]) -> list[Baseline]:
-        """What the cohort says of each candidate; of the last texts it is kept."""
+    def baselines(self, candidates: Sequence[list[int]]) -> list[Tensor]:
+        """log p (T,) of each candidate after the nearest of the cohort; the last are kept."""
         with self._reading():  # which drops what an older adapter said
             pass
         keys = [tuple(ids) for ids in candidates]
@@ -226,9 +219,8 @@ class Reading:
             after = self.cohort_log_probs([list(key) for key in new])
             for key, texts in zip(new, zip(*after, strict=True), strict=True):
                 table = torch.stack(texts)  # (cohort, T)
-                means = table[:, 1:].sum(1) / table.shape[1]  # (cohort,)
-                deviation = max(float(means.std()), LEAST_DEVIATION)
-                known[key] = Baseline(table.mean(0), deviation)
+                nearest = table[:, 1:].sum(1).topk(min(NEAREST, len(table))).indices
+                known[key] = table[nearest].mean(0)  # (T,)
         self._baselines |= known
         for key in list(self._baselines)[: max(0, len(self._baselines) - REMEMBERED)]:
             del self._baselines[key]

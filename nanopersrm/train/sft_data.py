@@ -45,6 +45,7 @@ from nanopersrm.train.replies import ROLES, reply
 from nanopersrm.train.run import Run
 
 PairsByAuthor = dict[str, dict[str, list[Pair]]]  # domain -> author of the exemplars -> their pairs
+MEASURED = 2000  # pairs on which features that need no model are weighed
 HELD_OUT = 0.1  # share of the writers whose pairs are for validation
 
 
@@ -110,29 +111,34 @@ class SftData:
     # What reading measures
 
     def fit_fusion(self, reading: Reading, count: int, run: Run) -> None:
-        """Weigh all features as one on some `count` pairs, where it has not been done: what each
-        is worth beside the others. Not used where it is no better than a guess."""
+        """Weigh all features as one, where it has not been done: what each is worth beside the
+        others. `count` pairs are read. Not used where it is no better than a guess."""
         if not count or not self.config.evidence:
             reading.fusion = None
         elif reading.fusion is not None:
             run.note("features: weighed before, with the reading")
         else:
-            run.note(f"features: weighing them on {min(count, len(self.pairs)):,} pairs")
-            couples, sample = twin_pairs(self.pairs), list[Pair]()
-            random.Random(f"{self.seed}/fused").shuffle(couples)
-            for couple in couples:
-                sample += couple if len(sample) < count else ()
+            sample = self._sample(max(count, MEASURED))
+            run.note(f"features: weighing them on {len(sample):,} pairs, {count:,} of them read")
 
             def readings(exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
                 run.check_signal()
                 return reading.scores(exemplars, texts)
 
-            fused = fusion.fit(sample, readings)
+            fused = fusion.fit(sample, readings, count)
             assert fused.loss is not None, "a fit measures it"
             reading.fusion = fused if fused.loss < GUESS else None
             run.note(
                 f"features: {fused.loss:.2f} nats a pair by other writers, a guess {GUESS:.2f}"
             )
+
+    def _sample(self, count: int) -> list[Pair]:
+        """Some `count` of the pairs, with their twins, or all."""
+        couples, sample = twin_pairs(self.pairs), list[Pair]()
+        random.Random(f"{self.seed}/fused").shuffle(couples)
+        for couple in couples:
+            sample += couple if len(sample) < count else ()
+        return sample
 
 
 # One pair, `stripped`

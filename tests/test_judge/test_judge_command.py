@@ -97,7 +97,7 @@ def test_nothing_printed_is_markup_or_moves_the_terminal(monkeypatch, capsys, ti
 TEXT = "\n So \x1b[2Jno[/b] machine,\nwe    saw cool."
 WORDS: list[Any] = [(2, 4, 0.1), (5, 15, 2.5), (16, 24, 1.5), (25, 27, -0.6), (31, 34, 3.0, True)]
 PHRASES: list[Any] = [(5, 24, TEXT[5:24], 4.0), (31, 34, "saw", 3.0, True), (25, 27, "we", -0.6)]
-READ = CandidateReading(1.5, 0.3, [Word(*x) for x in WORDS], [Phrase(*x) for x in PHRASES])
+READ = CandidateReading(0.3, [Word(*x) for x in WORDS], [Phrase(*x) for x in PHRASES])
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_words_that_sound_like_the_writer(settings, text):
 def test_a_long_phrase_is_listed_in_part_and_none_is_said():
     written = io.StringIO()
     long = Phrase(0, 900, "x" * 900, -9.0)
-    reading = CandidateReading(0.0, 0.0, [Word(0, 900, -9.0)], [long])
+    reading = CandidateReading(0.0, [Word(0, 900, -9.0)], [long])
     script._print_reading(Console(file=written, width=2000), reading, "x" * 900)
     lines = written.getvalue().splitlines()
     assert lines[0].split() == ["most", "like", "the", "writer:", "nothing"]

@@ -162,14 +162,14 @@ def test_what_was_read_is_in_a_judgement(client, judge):
     """In the order of the candidates, in every form that a judgement travels in."""
     assert client.post("/judge", json=BODY).json()["readings"] is None
     judge.readings = [
-        CandidateReading(1.9, 0.21, [Word(0, 4, 1.25, True)], [Phrase(0, 4, "One.", 1.25)]),
-        CandidateReading(-0.4, -0.01, [], []),
+        CandidateReading(0.21, [Word(0, 4, 1.25, True)], [Phrase(0, 4, "One.", 1.25)]),
+        CandidateReading(-0.01, [], []),
     ]
     word = {"start": 0, "end": 4, "gain": 1.25, "topic": True}
     phrase = {"start": 0, "end": 4, "text": "One.", "gain": 1.25, "topic": False}
     read = [
-        {"score": 1.9, "gain": 0.21, "words": [word], "phrases": [phrase]},
-        {"score": -0.4, "gain": -0.01, "words": [], "phrases": []},
+        {"gain": 0.21, "words": [word], "phrases": [phrase]},
+        {"gain": -0.01, "words": [], "phrases": []},
     ]
     assert client.post("/judge", json=BODY).json()["readings"] == read
     streamed = events_of(client.post("/judge", json=BODY | {"stream": True}).text)

@@ -84,6 +84,21 @@ def test_a_reading_that_is_always_right_outweighs_the_others(monkeypatch):
     assert READING not in fusion.fit(TRAIN).weights
 
 
+def test_pairs_that_are_not_read_say_nothing_of_reading():
+    asked = []
+
+    def some(exemplars, texts) -> list[float]:
+        asked.append(exemplars)
+        return readings(exemplars, texts)
+
+    few = fusion.fit(TRAIN, some, read=20)
+    assert asked == [pair.exemplars for pair in TRAIN[:20]]
+    assert few.weights[READING] > 0
+    assert few.means[READING] == pytest.approx(-0.45)
+    assert few.loss is not None
+    assert few.loss < fusion.GUESS == fusion.fit(TRAIN, readings, read=0).loss
+
+
 def loss(pairs, fusion_for) -> float:
     """Nats a text, of the probability that each is by the writer."""
     total = 0.0

@@ -152,18 +152,18 @@ def test_reasoning_is_the_judges(known):
 
 
 def test_how_often_reading_is_right():
-    """Of the first couple one is wrong, by less than its twin is right; of the second one is
-    equal, which is wrong, and its gains outweigh those of its twin."""
+    """Of the first couple one is wrong, by more than its twin is right; of the second one is
+    equal, which is wrong, and the twin decides."""
     a, b, c, d = sorted(PAIRS, key=lambda pair: pair.id)
-    table = {  # (score, gain) of the chosen text and of the rejected one
-        a.exemplars: ((3.0, 0.3), (1.0, 0.1)),
-        b.exemplars: ((1.0, 0.1), (2.0, 0.2)),
-        c.exemplars: ((1.0, 0.1), (1.0, 0.3)),
-        d.exemplars: ((2.0, 0.2), (1.0, 0.1)),
+    table = {  # the gain of the chosen text and of the rejected one
+        a.exemplars: (0.3, 0.1),
+        b.exemplars: (0.1, 0.4),
+        c.exemplars: (0.1, 0.1),
+        d.exemplars: (0.2, 0.1),
     }
 
     def read(exemplars: Any, texts: Any) -> list[TextReading]:
-        return [TextReading(*both, [], []) for both in table[exemplars]]
+        return [TextReading(gain, [], []) for gain in table[exemplars]]
 
     reading: Any = SimpleNamespace(read=read)
     shares = {"pairs": 0.5, "twins": 0.0, "couples": 0.5}

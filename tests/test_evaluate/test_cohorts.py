@@ -18,8 +18,8 @@ COUPLE = Couple(
 
 
 def pair(author: str, chosen: str) -> Pair:
-    names = (f"{author}a", "", author, "letters", "train", "cross_author")
-    return Pair(*names, (*EXEMPLARS,), "", chosen, CANDIDATES[0], "", "")
+    texts = (tuple(EXEMPLARS), "", chosen, CANDIDATES[0], "", "")
+    return Pair(f"{author}a", "", author, "letters", "train", "cross_author", *texts)
 
 
 def test_the_rules_by_hand():

@@ -166,11 +166,12 @@ class Reading:
         pairs = zip(candidates, words, strict=True)
         only = [only_exemplars(text, some, exemplars) for text, some in pairs]
         for left_out in range(len(exemplars)) if len(exemplars) > 1 else ():
-            asked = [i for i, found in enumerate(only) if left_out in found.values()]
-            if not asked:
+            sharing = [i for i, sources in enumerate(only) if left_out in sources.values()]
+            if not sharing:
                 continue
-            texts = [candidates[i] for i in asked]
-            for i, gains in zip(asked, self.gains_without(exemplars, left_out, texts), strict=True):
+            texts = [candidates[i] for i in sharing]
+            without = self.gains_without(exemplars, left_out, texts)
+            for i, gains in zip(sharing, without, strict=True):
                 words[i] = with_topics(words[i], words_with(i, gains), only[i], left_out)
         return words
 

@@ -153,8 +153,8 @@ def reading_loss(matrix: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """M (B, B) -> the loss (), and the share of rows and columns that find their own ()."""
     B = len(matrix)
     assert matrix.shape == (B, B) != (1, 1), f"expected (B, B), got {tuple(matrix.shape)}"
-    own = torch.eye(B, dtype=torch.bool, device=matrix.device)
-    base = matrix.masked_fill(own, 0).sum(0) / (B - 1)  # (B,) of each candidate
+    diagonal = torch.eye(B, dtype=torch.bool, device=matrix.device)
+    base = matrix.masked_fill(diagonal, 0).sum(0) / (B - 1)  # (B,) of each candidate
     rows, columns = (matrix - base) / temperature, matrix.T / temperature
     writers = torch.arange(B, device=matrix.device)
     loss = (F.cross_entropy(rows, writers) + F.cross_entropy(columns, writers)) / 2

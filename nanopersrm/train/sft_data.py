@@ -119,7 +119,8 @@ class SftData:
             run.note("features: weighed before, with the reading")
         else:
             sample = self._sample(max(count, MEASURED))
-            run.note(f"features: weighing them on {len(sample):,} pairs, {count:,} of them read")
+            read = min(count, len(sample))
+            run.note(f"features: weighing them on {len(sample):,} pairs, {read:,} of them read")
 
             def readings(exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
                 run.check_signal()

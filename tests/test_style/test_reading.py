@@ -172,10 +172,10 @@ def test_topic_is_what_an_exemplar_alone_has(reading, monkeypatch):
     """Only such an exemplar is left out, and only candidates with a word of it are read again."""
     exemplars = ["The tractor broke; Zelda wept.", "Zelda wept. Supper was cold.", "So be it."]
     texts = ["So the tractor wept", "No Zelda, no supper", "So it goes"]
-    asked, gains = [], [[0, 0.2, 4, 3], [0, 3, 2, 1.5], [0, 0.1, 0.1]]
+    calls, gains = [], [[0, 0.2, 4, 3], [0, 3, 2, 1.5], [0, 0.1, 0.1]]
 
     def without(texts_of_the_writer, left_out, candidates):
-        asked.append((left_out, candidates))
+        calls.append((left_out, candidates))
         assert texts_of_the_writer == exemplars
         return [[9.0, 0.0, 0.0, 0.4 if "supper" in text else 9.0] for text in candidates]
 
@@ -185,12 +185,12 @@ def test_topic_is_what_an_exemplar_alone_has(reading, monkeypatch):
         for text, some in zip(texts, gains, strict=True)
     ]
     words = reading.words(exemplars, texts, readings)
-    assert asked == [(0, texts[:1]), (1, texts[1:2])]
+    assert calls == [(0, texts[:1]), (1, texts[1:2])]
     assert [[word.gain for word in some] for some in words] == gains
     assert [texts[i][w.start : w.end] for i in range(3) for w in words[i] if w.topic] == ["tractor"]
-    asked.clear()
+    calls.clear()
     alone = reading.words(exemplars[:1], texts, readings)  # of one exemplar nothing would be left
-    assert (asked, [word for some in alone for word in some if word.topic]) == ([], [])
+    assert (calls, [word for some in alone for word in some if word.topic]) == ([], [])
 
 
 def test_evidence_is_of_a_fusion_that_has_not_seen_the_writer(reading, monkeypatch):

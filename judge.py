@@ -43,8 +43,8 @@ HABITS = 8  # factors that the profile shows
 LONGEST = 60  # characters of a phrase that is listed
 COLOURED, BOLD = 0.5, 2.0  # nats of a word from which on it stands out
 NATS = (
-    "How much likelier words become after the writer's texts than after other people's, in nats: "
-    "+1 is 2.7 times, -1 is 2.7 times less."
+    "How much likelier words become after the writer's texts than after nothing, in nats: +1 is "
+    "2.7 times, -1 is 2.7 times less."
 )
 PROGRESS_EVERY = 30  # seconds between two lines of progress, where there is no terminal
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[PATH [PATH ...]]")]
@@ -277,6 +277,9 @@ def _print_reading(out: Console, reading: CandidateReading, text: str) -> None:
     for label, sign in (("most like the writer: ", 1), ("least like the writer:", -1)):
         listed = [_listed(phrase) for phrase in reading.phrases if sign * phrase.gain > 0]
         _print(out, f"  {label} {', '.join(listed) or 'nothing'}")
+    forward, back = reading.forward, reading.back
+    mean = f"the mean of {forward:+.2f} of its own and {back:+.2f} of the writer's"
+    _print(out, f"  reading {(forward + back) / 2:+.2f} nats a token: {mean}")
     marks = out.no_color or out.color_system is None
     by_place = sorted(reading.phrases, key=lambda phrase: phrase.start)
     parts: Sequence[Word | Phrase] = by_place if marks else reading.words

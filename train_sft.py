@@ -34,11 +34,11 @@ from typing import Any, Literal
 
 import tyro
 
-from data.build import demo_cohort, demo_pairs
+from data.build import demo_pairs
 from nanopersrm.command import exit_code
 from nanopersrm.judge.adapter_settings import fingerprint
 from nanopersrm.model.base import DEFAULT_BASE, resolve
-from nanopersrm.model.lora import Lora, LoraConfig
+from nanopersrm.model.lora import Lora, LoraConfig, load_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import ModelConfig
 from nanopersrm.model.weights import device_of
@@ -78,8 +78,9 @@ class Config:
     dtype: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # fp16 with loss scaling
     nf4: bool | None = None  # the matrices of the base in 4 bits
     recompute: bool | None = None  # compute each block again in its backward: less memory
-    reading_from: Path | None = None  # a folder to read with as it is; default: that in --adapter
-    fused: int = 200  # pairs read to weigh reading beside other features, as prompts show; 0: no
+    # a folder reading/ to use, default: that in --adapter; as it is without --reading-steps
+    reading_from: Path | None = None
+    evidence_pairs: int = 200  # read to weigh reading beside other features for prompts; 0: no
     writers: int = 8  # a step of reading, of one domain where it has so many
     candidate_tokens: int = 112  # of each candidate in a step of reading
     reading_lr: float = 1e-3
@@ -206,7 +207,13 @@ def gradient(
 
 def main(config: Config) -> None:
     """Set up, learn to read, learn to judge, save."""
-    least = {"eval_every": 0, "eval_pairs": 0, "writers": 2, "candidate_tokens": 1, "fused": 0}
+    least = {
+        "eval_every": 0,
+        "eval_pairs": 0,
+        "writers": 2,
+        "candidate_tokens": 1,
+        "evidence_pairs": 0,
+    }
     check_numbers(vars(config), least)
     check_out(config.out, config.resume, config.overwrite)
     folder, settings = setup.find_adapter(config.adapter, config.base)
@@ -214,7 +221,8 @@ def main(config: Config) -> None:
     reading_from = setup.reading_folder(config.reading_from, folder, settings)
     device = device_of(config.device)
     preset = setup.preset_of(config.preset, device, asdict(config))
-    preset = replace(preset, reading_steps=0 if reading_from else preset.reading_steps)
+    if reading_from and config.reading_steps is None:
+        preset = replace(preset, reading_steps=0)
     base = resolve(config.base, lambda line: print(line, file=sys.stderr))
     tiny = setup.is_random(config.preset, config.base)
     notes = [setup.check_base(settings, folder, base, tiny)]
@@ -248,13 +256,14 @@ def main(config: Config) -> None:
             f"{preset.steps} of {preset.batch_pairs} pairs"
         )
         run.note(memory_note(model.config, config.lora.rank, preset, model.norm.weight.itemsize))
-        if reading_from is not None:
+        if reading_from and not preset.reading_steps:
             reading = Reading.load(reading_from, model, tokenizer)
         else:
-            reader = Lora(model, config.lora, config.seed)
-            reading = Reading(model, tokenizer, config.reading, demo_cohort(), reader)
+            reader = load_lora(reading_from, model) if reading_from else None
+            reader = reader or Lora(model, config.lora, config.seed)
+            reading = Reading(model, tokenizer, config.reading, reader)
             learn_to_read(config, preset, data, reading, held_out[: config.eval_pairs], run)
-        data.fit_fusion(reading, config.fused, run)
+        data.weigh_features(reading, config.evidence_pairs, run)
         data.show(reading)
         lora = lora or Lora(model, config.lora, config.seed + 1)
         learner = Learner(run, "judge", model, lora, config.optim)

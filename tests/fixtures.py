@@ -24,7 +24,7 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
 from nanopersrm.pairs import Pair
-from nanopersrm.style.fusion import NGRAMS, READING, Fusion
+from nanopersrm.style.evidence import NGRAMS, READING, Evidence
 from nanopersrm.style.reading import Reading, ReadingConfig
 
 EXEMPLARS = ["I came home late. No supper; no letters, either.", "So be it! We shall see."]
@@ -41,12 +41,7 @@ CANDIDATES = [
 ]
 PLAIN = JudgeConfig(think=False, evidence=False)
 QUICK = JudgeConfig(think_tokens=4)
-COHORT = [
-    "It was a bright day, and nobody came.",
-    "ok so. we went out again",
-    "One waits; one hopes.",
-]
-FUSED = Fusion({NGRAMS: 2.0, READING: 1.0}, {NGRAMS: 0.0, READING: 0.0}, 1.0, 0.5)
+WEIGHED = Evidence({NGRAMS: 9.0, READING: 4.0}, {NGRAMS: 0.0, READING: 0.0}, 1.0, 2.0)
 KINDS = {  # the layout of the vocabulary, with a model family
     "smollm": "LlamaConfig",
     "qwen2": "Qwen3Config",  # <think> and </think> are tokens of their own
@@ -112,9 +107,9 @@ def make_adapter(folder: Path, base: Base, **changed: object) -> Path:
     """What train_sft.py leaves behind: two random adapters for `base`, and judge.json."""
     model = load(base, torch.float32, CPU)
     save_lora(folder, moved(model, 1), base.name)
-    config, tokenizer = ReadingConfig(exemplar_tokens=40, candidate_tokens=20), Tokenizer.load(base)
-    reading = Reading(model, tokenizer, config, COHORT, moved(model, 2))
-    reading.fusion = FUSED
+    config, tokenizer = ReadingConfig(40, 30, 20), Tokenizer.load(base)
+    reading = Reading(model, tokenizer, config, moved(model, 2))
+    reading.evidence = WEIGHED
     reading.save(folder / "reading", base.name)
     facts: dict[str, Any] = {"base": base.name, "base_sha256": None, "nf4": False, "dtype": "fp32"}
     facts |= {"evidence": True, "form": "both", "reading": True, **changed}

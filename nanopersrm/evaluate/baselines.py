@@ -4,7 +4,7 @@
     factors   minus w · d(c), d the |z difference| of each factor; w by logistic regression on
               training pairs. Without such pairs minus `profile.factor_distance`, whose weights are
               the reliabilities
-    fused     everything that a fusion knows
+    together  everything that an `Evidence` knows, in decibans
 
 Each gives `score(exemplars, question, candidates)`: a number a candidate, more for a better fit.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nanopersrm.pairs import Pair
-from nanopersrm.style.fusion import Fusion, Readings, factor_distances, logistic, weigh
+from nanopersrm.style.evidence import Evidence, Readings, factor_distances, one_slope, weigh
 from nanopersrm.style.profile import factor_distance, ngram_similarity
 
 # (exemplars, question, candidates) -> a number a candidate, or None: nothing valid was said
@@ -48,13 +48,13 @@ def factors(pairs: Sequence[Pair] = ()) -> Score:
     return _each(score)
 
 
-def fused(fusion: Fusion, readings: Readings | None = None) -> Score:
-    """All instruments in one number; without `readings` those that need no model."""
+def together(evidence: Evidence, readings: Readings | None = None) -> Score:
+    """All features in one number; without `readings` those that need no model."""
 
     def score(exemplars: Sequence[str], question: str, candidates: Sequence[str]) -> list[float]:
         read = [None] * len(candidates) if readings is None else readings(exemplars, candidates)
         return [
-            fusion.score(exemplars, text, reading)
+            evidence.total(exemplars, text, reading)
             for text, reading in zip(candidates, read, strict=True)
         ]
 
@@ -62,18 +62,10 @@ def fused(fusion: Fusion, readings: Readings | None = None) -> Score:
 
 
 def slope_of(score: Score, pairs: Sequence[Pair]) -> float:
-    """What turns a gap of this judge's scores into log-odds, fitted on training pairs (Platt 1999).
-
-    Worked example: gaps 1, 1, 1 and -1 are won three times of four; without the ridge σ(w) = 3/4,
-    w = 1.1.
-    """
+    """What turns a gap of this judge's scores into log-odds, fitted on training pairs."""
     gaps = []
     for pair in pairs:
         scores = score(pair.exemplars, pair.question, (pair.chosen, pair.rejected))
         if scores is not None:
             gaps.append(scores[0] - scores[1])
-    x = np.array(gaps)
-    size = float(np.sqrt((x**2).mean())) if len(x) else 0.0
-    if not np.isfinite(size) or size == 0:
-        return 0.0
-    return float(logistic(x[:, None] / size)[0]) / size  # the ridge knows no unit
+    return one_slope(np.array(gaps))

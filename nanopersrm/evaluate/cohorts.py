@@ -1,24 +1,27 @@
 """Baselines of reading side by side: what must be taken from the likelihood of a candidate?
 
     python -m nanopersrm.evaluate.cohorts --pairs validation.jsonl --limit 200
-    python -m nanopersrm.evaluate.cohorts --pairs validation.jsonl --symmetric True
+    python -m nanopersrm.evaluate.cohorts --pairs validation.jsonl --s-norm True
 
 One candidate is likelier than another after anybody's text, because it is simpler. With s = mean
-log p(c | e) and m[k] = mean log p(c | k) over a cohort k, each row of the table scores c by
+log p(c | e), b = mean log p(c), m[k] = mean log p(c | k) over a cohort of texts k by other people,
+and the same for the exemplars after the candidate (back), each row of the table scores c by
 
     none             s
-    blank            s - log p(c | a blank line)                      nothing was read before
-    mean             s - mean m                                       of the whole cohort
-    z                (s - mean m) / deviation m                       T-norm in speaker verification
-    mean, z, nearest the same over the k texts after which c is likeliest         adaptive T-norm
-    symmetric        ½ z of c after e, and ½ z of e after c           S-norm
+    forward          s - b                                    nothing was read before
+    mean             s - mean m                               of the whole cohort
+    z                (s - mean m) / deviation m               T-norm in speaker verification
+    mean, z, nearest the same over the k texts after which c is likeliest     adaptive T-norm
+    back             mean log p(e | c)                        of one writer, e needs no baseline
+    reading          forward + back                           what `style/reading.py` does
+    nearest + back   mean, nearest + back
+    s-norm           z of c after e + z of e after c          the cohort read before both
 
 (Auckenthaler et al. 2000; Matějka et al., Interspeech 2017 for the adaptive ones.) The cohort is
-the demo writers, or with --others writers of other pairs. The last line needs no baseline:
-*couples* asks of two texts and two writers who wrote which, s[1,1] + s[2,2] > s[1,2] + s[2,1].
+a text by each demo writer. The last line needs no baseline: *couples* asks of two texts and two
+writers who wrote which, s[1,1] + s[2,2] > s[1,2] + s[2,1].
 """
 
-import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +33,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from data.build import COHORT_WORDS, demo_cohort
+from data.build import demo_cohort
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
 from nanopersrm.evaluate.scoreboard import table
@@ -39,10 +42,10 @@ from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import device_of, dtype_of
 from nanopersrm.pairs import Pair, read, twin_pairs
-from nanopersrm.style.reading import NEAREST, Reading, ReadingConfig
+from nanopersrm.style.reading import Reading, ReadingConfig, Roots, context_ids
 
 Array = NDArray[np.float64]
-KEPT = 24  # texts of other writers that are drawn for --others
+NEAREST = 4  # texts of the cohort
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,12 @@ class Config:
 
     pairs: Path  # to judge
     adapter: Path | None = None  # a folder reading/; default: the base as it is
-    others: Path | None = None  # pairs whose writers are the cohort; default: the demo writers
     exemplars: int | None = None  # so many of each pair; default: all
     limit: int | None = None  # so many pairs
-    symmetric: bool = False  # the symmetric form as well: several times as long
+    s_norm: bool = False  # the last row as well: three times as long
     base: str = DEFAULT_BASE
     device: str = "auto"
     dtype: str = "auto"
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ class Couple:
     """Mean log p of what is read about two texts (c) and two writers (e), nats a token."""
 
     after: Array  # (2, 2) of c_j after e_i
-    blank: Array  # (2,) of c_j after a blank line
+    alone: Array  # (2,) of c_j after a blank line
     cohort: Array  # (2, K) of c_j after each text of the cohort
-    back: Array  # (2, 2) of e_i after c_j; zeros without --symmetric
-    back_cohort: Array  # (2, K) of e_i after each text of the cohort
+    back: Array  # (2, 2) gain of e_i after c_j
+    back_cohort: Array  # (2, K) of e_i after each text of the cohort; NaN without --s-norm
 
 
 def z(s: Array, m: Array) -> Array:
@@ -82,14 +83,22 @@ def top(m: Array) -> Array:
     return np.sort(m)[..., -NEAREST:]
 
 
+def nearest(c: Couple) -> Array:
+    """The baseline of a few texts of the cohort taken off."""
+    return c.after - top(c.cohort).mean(-1)
+
+
 BASELINES: dict[str, Callable[[Couple], Array]] = {  # -> the score of c_j after e_i (2, 2)
     "none": lambda c: c.after,
-    "blank": lambda c: c.after - c.blank,
+    "forward": lambda c: c.after - c.alone,
     "mean": lambda c: c.after - c.cohort.mean(-1),
     "z": lambda c: z(c.after, c.cohort),
-    "mean, nearest": lambda c: c.after - top(c.cohort).mean(-1),
+    "mean, nearest": nearest,
     "z, nearest": lambda c: z(c.after, top(c.cohort)),
-    "symmetric": lambda c: (z(c.after, c.cohort) + z(c.back.T, c.back_cohort).T) / 2,
+    "back": lambda c: c.back,
+    "reading": lambda c: c.after - c.alone + c.back,
+    "nearest + back": lambda c: nearest(c) + c.back,
+    "s-norm": lambda c: z(c.after, c.cohort) + z(c.back.T, c.back_cohort).T,
 }
 
 
@@ -98,44 +107,33 @@ def mean(log_p: Tensor) -> float:
     return float(log_p[1:].sum()) / len(log_p)
 
 
-def measure(reading: Reading, pairs: Sequence[Pair], also_back: bool) -> Couple:
+def measure(reading: Reading, cohort: Roots, pairs: Sequence[Pair], also_back: bool) -> Couple:
     """Read one pair and its twin."""
-    texts = [pair.chosen for pair in pairs]
-    ids = [reading.candidate(text)[0] for text in texts]
+    ids = [reading.candidate(pair.chosen)[0] for pair in pairs]
 
-    def after(exemplars: Sequence[str], candidates: Sequence[list[int]]) -> list[float]:
-        return [mean(part) for part in reading.log_probs(exemplars, candidates)]
+    def after_cohort(texts: Sequence[list[int]]) -> Array:
+        return np.array([[mean(part) for part in row] for row in reading.under(cohort, texts)]).T
 
-    def after_cohort(candidates: Sequence[list[int]]) -> Array:
-        table = reading.cohort_log_probs(candidates)
-        return np.array([[mean(part) for part in row] for row in table]).T
-
-    back, back_cohort = np.zeros((2, 2)), np.zeros((2, len(reading.cohort)))
+    after = [[mean(part) for part in reading.log_probs(pair.exemplars, ids)] for pair in pairs]
+    back = [reading.back(pair.exemplars, ids) for pair in pairs]
+    back_cohort = np.full((2, len(cohort.lasts)), np.nan)
     if also_back:
-        writers = [reading.candidate("\n\n".join(pair.exemplars))[0] for pair in pairs]
-        back = np.array([after([text], writers) for text in texts]).T
-        back_cohort = after_cohort(writers)
-    table = np.array([after(pair.exemplars, ids) for pair in pairs])
-    return Couple(table, np.array(after([""], ids)), after_cohort(ids), back, back_cohort)
+        writers = [reading.exemplars(pair.exemplars) for pair in pairs]
+        alone = np.array([mean(part) for part in reading.alone(writers)])
+        back_cohort = after_cohort(writers) - alone[:, None]
+    alone = np.array([mean(part) for part in reading.alone(ids)])
+    return Couple(np.array(after), alone, after_cohort(ids), np.array(back), back_cohort)
 
 
-def rows_of(couples: Sequence[Couple], with_symmetric: bool) -> list[list[str]]:
+def rows_of(couples: Sequence[Couple], s_norm: bool) -> list[list[str]]:
     """The table: each baseline with its pairs and twins."""
     rows = [["baseline", "pairs %", "twins %"]]
     for name, rule in BASELINES.items():
-        if name != "symmetric" or with_symmetric:
+        if name != "s-norm" or s_norm:
             tables = [rule(couple) for couple in couples]
             right = np.array([(s[0, 0] > s[0, 1], s[1, 1] > s[1, 0]) for s in tables])
             rows.append([name, f"{100 * right.mean():.1f}", f"{100 * right.all(1).mean():.1f}"])
     return rows
-
-
-def cohort_of(pairs: Sequence[Pair], judged: Sequence[Pair], seed: int) -> list[str]:
-    """A short text by each of some writers of `pairs` who are not judged."""
-    texts = {pair.author: pair.chosen for pair in reversed(pairs)}
-    names = sorted({*texts} - {pair.author for pair in judged})
-    drawn = random.Random(f"{seed}/cohort").sample(names, min(KEPT, len(names)))
-    return [" ".join(texts[name].split()[:COHORT_WORDS]) for name in drawn]
 
 
 def main(config: Config) -> None:
@@ -151,19 +149,19 @@ def main(config: Config) -> None:
     base = resolve(config.base, lambda line: print(line, file=sys.stderr))
     tokenizer = Tokenizer.load(base)
     model = weights.load(base, dtype_of(config.dtype, device), device)
-    reading = Reading(model, tokenizer, ReadingConfig(), demo_cohort())
+    reading = Reading(model, tokenizer, ReadingConfig())
     if config.adapter is not None:
         reading = Reading.load(config.adapter, model, tokenizer)
-    if config.others is not None:
-        reading.cohort = tuple(cohort_of(read(config.others), pairs, config.seed))
     model.pack()
+    most = reading.config.exemplar_tokens
+    cohort = reading.roots([context_ids(tokenizer, [text], most) for text in demo_cohort()])
     shown = track(couples, "couples", transient=True, disable=not sys.stderr.isatty())
-    measured = [measure(reading, both, config.symmetric) for both in shown]
-    print("\n".join(table(rows_of(measured, config.symmetric))))
+    measured = [measure(reading, cohort, both, config.s_norm) for both in shown]
+    print("\n".join(table(rows_of(measured, config.s_norm))))
     crossed = [couple.after for couple in measured]
     share = np.mean([m[0, 0] + m[1, 1] > m[0, 1] + m[1, 0] for m in crossed])
     print(f"\ncouples, without a baseline: {100 * share:.1f} % of {len(measured)}")
-    print(f"cohort of {len(reading.cohort)}; {device}, {model.norm.weight.dtype}")
+    print(f"cohort of {len(cohort.lasts)}; {device}, {model.norm.weight.dtype}")
 
 
 def run(config: Config) -> int:

@@ -4,8 +4,8 @@
     no_evidence   the same without what was measured of the texts
     untrained     the base without the adapter, in the same weights
     reading       how much likelier a text becomes after the writer's own, see `style/reading.py`;
-                  without --adapter by the base alone, with the demo writers as its cohort
-    fusion        all features of the adapter in one number, without the model's judgement
+                  without --adapter by the base alone
+    evidence      all features of the adapter in one number, without the model's judgement
     ngrams        character n-grams
     factors       distance over all measured habits
     together      n-grams and factors in one number, fitted on training pairs
@@ -27,13 +27,13 @@ from nanopersrm import __version__
 from nanopersrm.evaluate import baselines
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.pairs import Pair, digest
-from nanopersrm.style import fusion
+from nanopersrm.style import evidence
 
 if TYPE_CHECKING:
     from nanopersrm.judge.judge import Judge
 
 TEXT = ("ngrams", "factors", "together")  # need no model
-NAMES = ("model", "no_evidence", "untrained", "reading", "fusion", *TEXT)
+NAMES = ("model", "no_evidence", "untrained", "reading", "evidence", *TEXT)
 WEIGHTS = ("config.json", "tokenizer.json", "*.safetensors", "*.gguf")  # files of a base
 
 
@@ -103,11 +103,10 @@ def make(name: str, setup: Setup) -> NamedJudge | str:
     """The judge of this name, or a line that says why it is left out."""
     if name in TEXT:
         return _text_judge(name, setup.train)
-    from data.build import demo_cohort  # imports torch, as does the next
-    from nanopersrm.style.reading import Reading, ReadingConfig
+    from nanopersrm.style.reading import Reading, ReadingConfig  # imports torch
 
     adapter = setup.beside.get(name, setup.adapter)
-    if adapter is None and name in ("untrained", "fusion"):
+    if adapter is None and name in ("untrained", "evidence"):
         return "there is no --adapter"
     judge = load(setup.base, adapter, setup.device, setup.dtype, setup.say)
     files = _stamps(setup.base, adapter)
@@ -116,19 +115,20 @@ def make(name: str, setup: Setup) -> NamedJudge | str:
     if name == "reading":
         reading, source = judge.reading, f"{adapter}, reading alone"
         if reading is None:
-            cohort = demo_cohort()
-            reading = Reading(judge.model, judge.tokenizer, ReadingConfig(), cohort)
+            reading = Reading(judge.model, judge.tokenizer, ReadingConfig())
             source = f"{setup.base}, reading untrained"
         scores = reading.scores
         predict = predict_by(lambda exemplars, _, candidates: scores(exemplars, candidates))
         return NamedJudge(predict, settings, source)
-    if name == "fusion":
+    if name == "evidence":
         if judge.reading is None:
             return f"{adapter} has no folder reading"
-        if judge.reading.fusion is None:
-            return f"the features of {adapter} were not weighed (train_sft.py --fused 0)"
-        score = baselines.fused(judge.reading.fusion, judge.reading.scores)
-        return NamedJudge(predict_by(score, 1.0), settings, f"{adapter}, all features alone")
+        if judge.reading.evidence is None:
+            return f"the features of {adapter} were not weighed (train_sft.py --evidence-pairs 0)"
+        score = baselines.together(judge.reading.evidence, judge.reading.scores)
+        return NamedJudge(
+            predict_by(score, evidence.DECIBAN), settings, f"{adapter}, all features alone"
+        )
     return _model_judge(name, setup, judge, settings)
 
 
@@ -138,7 +138,7 @@ def _text_judge(name: str, train: Sequence[Pair]) -> NamedJudge | str:
     if name == "together" and not train:
         return "needs pairs to fit on: --train"
     if name == "together":
-        score = baselines.fused(fusion.fit(train))
+        score = baselines.together(evidence.fit(train))
     else:
         score = baselines.ngrams() if name == "ngrams" else baselines.factors(train)
     slope = baselines.slope_of(score, train) if train else None  # gaps of scores to log-odds

@@ -199,22 +199,22 @@ class Judge:
         """Of each text the probability that prompts show, in percent, and what people see; nothing
         where they show none, or a number is not finite."""
         read = reading.read(exemplars, texts)
-        scores = [one.gain for one in read]
+        scores = [one.score for one in read]
         chances = list[float]()
-        if self.shows_style() and reading.fusion is not None:
-            chances = reading.fusion.probabilities(exemplars, texts, scores)
+        if self.shows_style() and reading.evidence is not None:
+            chances = reading.evidence.probabilities(exemplars, texts, scores)
         if not all(map(math.isfinite, scores)):
             return chances, []
         words = reading.words(exemplars, texts, read)
         return chances, [
-            CandidateReading(round(one.gain, 4), some, phrases(some, text))
+            CandidateReading(round(one.forward, 4), round(one.back, 4), some, phrases(some, text))
             for one, some, text in zip(read, words, texts, strict=True)
         ]
 
     def shows_style(self) -> bool:
         """Whether prompts have what reading says: unless the adapter was trained without."""
         wanted = self.settings is None or self.settings.reading
-        return wanted and self.reading is not None and self.reading.fusion is not None
+        return wanted and self.reading is not None and self.reading.evidence is not None
 
     def _notes(
         self, candidates: Sequence[str], question: str | None, config: JudgeConfig

@@ -108,7 +108,8 @@ class JudgedReply:
 class CandidateReading:
     """How much likelier a candidate and its words are after the writer's texts (`reading.py`)."""
 
-    gain: float  # nats a token
+    forward: float  # gain of the candidate after the writer's texts, nats a token
+    back: float  # gain of the writer's texts after the candidate
     words: list[Word]  # as far as it was read; characters of the candidate as the caller gave it
     phrases: list[Phrase]  # most like the writer first, then least; of each, those of topic last
 
@@ -135,7 +136,7 @@ class Judgement:
     replies: list[JudgedReply]
     notes: list[str] = field(default_factory=list)  # warnings for the caller
     # The probability of all instruments that each candidate is by the writer, 1 to 99 percent
-    # (`fusion.py`); None: the prompts do not show it.
+    # (`evidence.py`); None: the prompts do not show it.
     measured: list[float] | None = None
     # Of each candidate; None: the prompts do not show what was read, or nothing reads.
     readings: list[CandidateReading] | None = None

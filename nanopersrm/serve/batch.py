@@ -13,7 +13,7 @@ What comes out (`right` for pairs only: is the chosen text the verdict? null for
 
     {"line": 1, "key": "5f0c…", "id": "…", "scores": [6.1, 3.2], "preference": [[…]], "ranking":
      [0, 1], "verdict": 0, "reasoning": ["…"], "well_formed": true, "notes": [],
-     "measured": [58.2, 41.0], "readings": [{"gain": 0.21, "words": […],
+     "measured": [58.2, 41.0], "readings": [{"forward": 0.21, "back": 0.08, "words": […],
      "phrases": […]}, …], "right": true}
     {"line": 2, "key": "…", "error": "line 2: expected at least one exemplar, got none"}
 

@@ -9,7 +9,8 @@ score is a reply like another: verdict "invalid", null for the score. `readings`
 candidate the words and phrases that sound like the writer (null: the judge does not read), as
 characters start to end of the candidate and gains in nats:
 
-    {"gain": 0.21, "words": [{"start": 0, "end": 3, "gain": 0.4, "topic": false}, …],
+    {"forward": 0.21, "back": 0.08,
+     "words": [{"start": 0, "end": 3, "gain": 0.4, "topic": false}, …],
      "phrases": [{"start": 0, "end": 11, "text": "The machine", "gain": 2.4, "topic": false}, …]}
 """
 

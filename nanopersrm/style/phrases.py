@@ -1,7 +1,7 @@
 """Words and phrases: which parts of a text sound like the writer.
 
-`reading.py` says how much likelier each token becomes after the writer's texts than after other
-people's: its gain in nats. People read words, so the gains of the tokens of a word are added up:
+`reading.py` says how much likelier each token becomes after the writer's texts than after nothing:
+its gain in nats. People read words, so the gains of the tokens of a word are added up:
 
     The    machine    has    since    failed    twice.
     0.1    2.0        1.5    3.0      -1.0      -2.0
@@ -44,7 +44,7 @@ class Word:
 
     start: int  # characters start to end of the text
     end: int
-    gain: float  # nats: log of how much likelier it is after the writer's texts than after others'
+    gain: float  # nats: log of how much likelier it is after the writer's texts than after nothing
     topic: bool = False  # says what the text is about, not whose it is
 
 

@@ -266,7 +266,7 @@ def measured_block(
 
     Rates without a unit are per 100 words. Then come how many strangers are farther from the
     exemplars than the candidate is, and of each candidate the style evidence: how probable all that
-    is measured makes it, in percent (`fusion.py`).
+    is measured makes it, in percent (`evidence.py`).
     """
     count = len(style_evidence)
     assert count in (0, len(candidates)), f"{count} probabilities for {len(candidates)} texts"

@@ -1,17 +1,18 @@
 """The reading stage: writers of one domain, each of whom must find their own text.
 
 A step has B writers. Of each there are some exemplars e and another text c, and every candidate is
-read after every writer's exemplars, in one tree a writer (`packing.py`):
+read after every writer's exemplars, in one tree a writer (`packing.py`), and once after nothing:
 
-    M[i, j] = mean over tokens t of  log p(c_j[t] | e_i, c_j[<t])                    nats a token
-    base[j] = mean over k other than j of  M[k, j]            after what other people wrote
+    M[i, j] = mean over tokens t of  log p(c_j[t] | e_i, c_j[<t])     nats a token; 0 for the first
+    base[j] = the same after a blank line
     loss    = ½ mean over j of  CE over i of  M[i, j] / τ                    whose exemplars are it?
             + ½ mean over i of  CE over j of  (M[i, j] - base[j]) / τ        whose text is it?
 
 A column needs no baseline, because one text stands in all of it. A row does, and so does a judge
-with one candidate: other writers of the step are the cohort of `style/reading.py`. Worked number:
-two writers, M = [[-3.0, -3.5], [-3.2, -3.4]], τ = 0.1. The columns lead by 2 and 1. The baselines
-are -3.2 and -3.5, which leaves [[0.2, 0.0], [0.0, 0.1]]: the rows lead by 2 and 1 as well. The loss
+with one candidate, who has the same one (`style/reading.py`): the adapter learns both of its terms.
+The best M - base there can be is log p(c | e) / p(c), up to a constant (InfoNCE, arXiv 1807.03748).
+Worked number: two writers, M = [[-3.0, -3.5], [-3.2, -3.4]], base = [-3.2, -3.5], τ = 0.1. The
+columns lead by 2 and 1; the rows are [[0.2, 0.0], [0.0, 0.1]] and lead by 2 and 1 as well. The loss
 is ½ (0.127 + 0.313) = 0.220, where a guess has log 2 = 0.693.
 
 Half of the steps take writers who are hard to tell apart: a random one and some of those nearest to
@@ -39,7 +40,7 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.pairs import Pair
 from nanopersrm.style.profile import grams
-from nanopersrm.style.reading import ReadingConfig, context_ids
+from nanopersrm.style.reading import BLANK, ReadingConfig, context_ids
 from nanopersrm.train import packing
 from nanopersrm.train.packing import Branch, PrefixTree
 from nanopersrm.train.presets import Preset
@@ -58,17 +59,21 @@ class Writers:
     authors: list[str]
     contexts: list[list[int]]  # ids of the exemplars, see `context_ids`
     candidates: list[list[int]]
+    blank: list[int]  # ids of a blank line
 
     def trees(self) -> list[PrefixTree]:
-        """A tree a writer: the exemplars, and under them every candidate."""
-        trees = []
+        """A tree a writer: the exemplars, and under them every candidate. Then every candidate
+        alone after a blank line."""
+        trees, B = [], len(self.authors)
         for i, (author, ids) in enumerate(zip(self.authors, self.contexts, strict=True)):
             branches = [Branch(tuple(ids[:-1]), len(ids) - 1)]
             for j, candidate in enumerate(self.candidates):
-                number = i * len(self.authors) + j
                 text = (ids[-1], *candidate)
-                branches.append(Branch(text, 1, parent=0, number=number))
+                branches.append(Branch(text, 1, parent=0, number=i * B + j))
             trees.append(PrefixTree(author, tuple(branches)))
+        for j, (author, candidate) in enumerate(zip(self.authors, self.candidates, strict=True)):
+            branch = Branch((*self.blank, *candidate), len(self.blank), number=B * B + j)
+            trees.append(PrefixTree(author, (branch,)))
         return trees
 
 
@@ -114,6 +119,7 @@ class WriterSource:
             authors,
             [context_ids(self.tokenizer, pair.exemplars, most) for pair in drawn],
             [self.tokenizer.encode(pair.chosen.strip())[:length] for pair in drawn],
+            self.tokenizer.encode(BLANK),
         )
 
     def _weight(self, domain: str) -> float:
@@ -140,25 +146,25 @@ class WriterSource:
 
 
 def read_matrix(model: Model, trees: Sequence[PrefixTree], preset: Preset) -> Tensor:
-    """The entries of M that some of a step's trees have, in the order of their branches (n,)."""
+    """The entries of M and base of some of a step's trees, in the order of their branches (n,)."""
     batch = packing.batch(trees, model.device)
     hidden = model(batch.ids, batch.layout, recompute=preset.recompute)  # (N, D)
     chunk = preset.chunk_mb << 20
     log_p, _ = logprob(hidden[batch.rows], model.head(), batch.targets, chunk_bytes=chunk)
     lengths = [len(b.ids) - b.reply_from for tree in trees for b in tree.branches if b.number >= 0]
-    return torch.stack([part.mean() for part in log_p.split(lengths)])
+    return torch.stack([part[1:].sum() / len(part) for part in log_p.split(lengths)])
 
 
-def reading_loss(matrix: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """M (B, B) -> the loss (), and the share of rows and columns that find their own ()."""
-    B = len(matrix)
-    assert matrix.shape == (B, B) != (1, 1), f"expected (B, B), got {tuple(matrix.shape)}"
-    diagonal = torch.eye(B, dtype=torch.bool, device=matrix.device)
-    base = matrix.masked_fill(diagonal, 0).sum(0) / (B - 1)  # (B,) of each candidate
+def reading_loss(table: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """M (B, B) and under it base (1, B) -> the loss (), and the share of rows and columns of M that
+    find their own ()."""
+    matrix, base = table[:-1], table[-1]
+    B = len(base)
+    assert matrix.shape == (B, B) != (1, 1), f"expected (B + 1, B), got {tuple(table.shape)}"
     rows, columns = (matrix - base) / temperature, matrix.T / temperature
-    writers = torch.arange(B, device=matrix.device)
+    writers = torch.arange(B, device=table.device)
     loss = (F.cross_entropy(rows, writers) + F.cross_entropy(columns, writers)) / 2
-    right = [(table.argmax(1) == writers).float().mean() for table in (rows, columns)]
+    right = [(side.argmax(1) == writers).float().mean() for side in (rows, columns)]
     return loss, (right[0] + right[1]) / 2
 
 
@@ -172,14 +178,14 @@ def gradient(
     order = torch.tensor(numbers, device=learner.model.device).argsort()
     tokens = sum(tree.tokens for tree in trees)
     if len(parts) == 1:
-        matrix = read_matrix(learner.model, parts[0], preset)[order].view(B, B)
-        loss, right = reading_loss(matrix, temperature)
+        table = read_matrix(learner.model, parts[0], preset)[order].view(B + 1, B)
+        loss, right = reading_loss(table, temperature)
         learner.backward(loss, writers.authors)
         return float(loss.detach()), float(right), tokens
     with torch.no_grad():
         flat = torch.cat([read_matrix(learner.model, part, preset) for part in parts])
     flat.requires_grad_()
-    loss, right = reading_loss(flat[order].view(B, B), temperature)
+    loss, right = reading_loss(flat[order].view(B + 1, B), temperature)
     (slopes,) = torch.autograd.grad(loss, flat)
     first = 0
     for part in parts:

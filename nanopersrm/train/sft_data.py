@@ -32,8 +32,8 @@ from nanopersrm.judge import verdict
 from nanopersrm.judge.prompts import prompt_ids
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.pairs import Pair, read, twin_pairs
-from nanopersrm.style import fusion
-from nanopersrm.style.fusion import GUESS
+from nanopersrm.style import evidence
+from nanopersrm.style.evidence import GUESS
 from nanopersrm.style.profile import measured_block
 from nanopersrm.style.reading import (
     Reading,
@@ -95,7 +95,7 @@ class SftData:
         return None if texts is None else build_tree(pair.id, *texts)
 
     def show(self, reading: Reading) -> None:
-        """Have prompts show what reading measures, by a fusion that has not seen their
+        """Have prompts show what reading measures, by weights that have not seen their
         writer. An error where then even the pair with the least text is too long."""
         authors = authors_by_exemplars(self.pairs)
         self.style_evidence = style_evidence_fn(reading, authors)
@@ -110,12 +110,12 @@ class SftData:
 
     # What reading measures
 
-    def fit_fusion(self, reading: Reading, count: int, run: Run) -> None:
+    def weigh_features(self, reading: Reading, count: int, run: Run) -> None:
         """Weigh all features as one, where it has not been done: what each is worth beside the
         others. `count` pairs are read. Not used where it is no better than a guess."""
         if not count or not self.config.evidence:
-            reading.fusion = None
-        elif reading.fusion is not None:
+            reading.evidence = None
+        elif reading.evidence is not None:
             run.note("features: weighed before, with the reading")
         else:
             sample = self._sample(max(count, MEASURED))
@@ -126,17 +126,17 @@ class SftData:
                 run.check_signal()
                 return reading.scores(exemplars, texts)
 
-            fused = fusion.fit(sample, readings, count)
-            assert fused.loss is not None, "a fit measures it"
-            reading.fusion = fused if fused.loss < GUESS else None
+            found = evidence.fit(sample, readings, count)
+            assert found.loss is not None, "a fit measures it"
+            reading.evidence = found if found.loss < GUESS else None
             run.note(
-                f"features: {fused.loss:.2f} nats a pair by other writers, a guess {GUESS:.2f}"
+                f"features: {found.loss:.2f} nats a pair by other writers, a guess {GUESS:.2f}"
             )
 
     def _sample(self, count: int) -> list[Pair]:
         """Some `count` of the pairs, with their twins, or all."""
         couples, sample = twin_pairs(self.pairs), list[Pair]()
-        random.Random(f"{self.seed}/fused").shuffle(couples)
+        random.Random(f"{self.seed}/evidence").shuffle(couples)
         for couple in couples:
             sample += couple if len(sample) < count else ()
         return sample
@@ -261,7 +261,7 @@ def pairs_by_author(pairs: Sequence[Pair]) -> PairsByAuthor:
 
 
 def authors_by_exemplars(pairs: Sequence[Pair]) -> dict[tuple[str, ...], str]:
-    """Whose the exemplars are: the fusion that prompts show must not have seen them."""
+    """Whose the exemplars are: the weights of what prompts show must not have seen them."""
     return {stripped(pair).exemplars: pair.author for pair in pairs}
 
 

@@ -198,9 +198,9 @@ def reading_shares(reading: Reading, pairs: Sequence[Pair]) -> dict[str, float]:
     for both in twin_pairs(pairs):
         tables = [reading.read(pair.exemplars, [pair.chosen, pair.rejected]) for pair in both]
         for pair, (chosen, rejected) in zip(both, tables, strict=True):
-            right[pair.id] = chosen.gain > rejected.gain
+            right[pair.id] = chosen.score > rejected.score
         if len(both) == 2:
-            couples.append(sum(chosen.gain - rejected.gain for chosen, rejected in tables) > 0)
+            couples.append(sum(chosen.score - rejected.score for chosen, rejected in tables) > 0)
     twins = both_right(right, {pair.id: pair.twin for pair in pairs})
     shares = {"pairs": fmean(right.values())} if right else {}
     shares |= {} if twins is None else {"twins": twins}

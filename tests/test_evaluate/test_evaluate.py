@@ -162,7 +162,7 @@ def test_all_judges_on_a_tiny_base(call, files, base, mode):
     assert result["invalid_rate"]["value"] == 0
     assert set(result["judges"]) == {"model", "no_evidence", "ngrams", "factors", "reading"}
     left_out = {k for k, note in result["facts"]["notes"].items() if "left out" in note}
-    assert left_out == {"untrained", "fusion", "together"}
+    assert left_out == {"untrained", "evidence", "together"}
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from fixtures import CANDIDATES, CPU, EXEMPLARS, FUSED, PLAIN, QUICK, make_adapter
+from fixtures import CANDIDATES, CPU, EXEMPLARS, PLAIN, QUICK, WEIGHED, make_adapter
 from safetensors.torch import load_file, save_file
 from tiny_bases import refused as call_refused
 
@@ -63,7 +63,7 @@ def test_the_percentile_of_the_reading_stands_in_the_measured_block(
     bare = load(base, torch.float32, CPU)  # the adapter that reads replaces the judge's
     reading = Reading.load(folder / "reading", bare, judge.tokenizer)
     scores = reading.scores(EXEMPLARS, CANDIDATES[:2])
-    chances = FUSED.probabilities(EXEMPLARS, CANDIDATES[:2], scores)
+    chances = WEIGHED.probabilities(EXEMPLARS, CANDIDATES[:2], scores)
     assert len({round(chance) for chance in chances}) == 2
     for candidate, chance in zip(CANDIDATES[:2], chances, strict=True):
         block = measured_block(EXEMPLARS, [candidate], style_evidence=[chance])
@@ -80,12 +80,12 @@ def test_the_probability_of_all_instruments_stands_beside_the_score(judge, monke
     texts = [CANDIDATES[1], CANDIDATES[0], f" {CANDIDATES[1]}\n"]
     stripped = [text.strip() for text in texts]
     scores = judge.reading.scores(EXEMPLARS, stripped)
-    expected = FUSED.probabilities(EXEMPLARS, stripped, scores)
+    expected = WEIGHED.probabilities(EXEMPLARS, stripped, scores)
     for mode in ("pointwise", "pairwise"):
         judgement = judge.judge(EXEMPLARS, texts, config=JudgeConfig(mode, think=False))
         assert judgement.measured == pytest.approx(expected)
         assert judgement.measured[0] == judgement.measured[2] != judgement.measured[1]
-    monkeypatch.setattr(judge.reading, "fusion", None)
+    monkeypatch.setattr(judge.reading, "evidence", None)
     assert judge.judge(EXEMPLARS, CANDIDATES[:2], config=JudgeConfig(think=False)).measured is None
 
 
@@ -100,7 +100,9 @@ def test_what_was_read_stands_beside_the_score(judge, monkeypatch):
     watched.assert_called_once_with(EXEMPLARS, sorted([CANDIDATES[0], CANDIDATES[2]]))
     for text, found in zip(texts, judgement.readings, strict=True):
         (expected,) = read(EXEMPLARS, [text])
-        assert found.gain == pytest.approx(expected.gain, abs=1e-4)
+        assert (found.forward, found.back) == pytest.approx(
+            (expected.forward, expected.back), abs=1e-4
+        )
         first, last = found.words[0], found.words[-1]
         assert text[first.start : first.end] == text.split()[0]
         assert text[last.start : last.end] in text.split()
@@ -115,7 +117,7 @@ def test_what_was_read_stands_beside_the_score(judge, monkeypatch):
     one, _, three = judgement.readings
     assert one.moved(4) == three != one
     record = json.loads(json.dumps(judgement.as_dict(), allow_nan=False))["readings"][0]
-    assert set(record) == {"gain", "words", "phrases"}
+    assert set(record) == {"forward", "back", "words", "phrases"}
     assert set(record["words"][0]) == {"start", "end", "gain", "topic"}
     assert set(record["phrases"][0]) == {"start", "end", "text", "gain", "topic"}
 
@@ -140,7 +142,7 @@ def test_a_model_in_training_can_judge(base, folder, judge):
     found = live.judge(EXEMPLARS, CANDIDATES[:2], config=QUICK)
     assert found.scores == pytest.approx(expected.scores, abs=1e-4)
     assert found.notes == []
-    reading.fusion = None  # not fitted yet: the block goes without
+    reading.evidence = None  # not fitted yet: the block goes without
     assert live.judge(EXEMPLARS, CANDIDATES[:2], config=QUICK).scores != found.scores
     assert all(part.requires_grad and part.grad is None for part in policy.parameters())
 
@@ -214,7 +216,7 @@ def test_it_knows_writers_it_was_not_trained_on():
     judge = Judge.load()
     assert judge.trained
     assert judge.reading is not None
-    assert judge.reading.fusion is not None
+    assert judge.reading.evidence is not None
     pairs = demo_pairs(seed=3, pairs=40)[:40]
     right = {}
     for pair in pairs:

@@ -97,7 +97,7 @@ def test_nothing_printed_is_markup_or_moves_the_terminal(monkeypatch, capsys, ti
 TEXT = "\n So \x1b[2Jno[/b] machine,\nwe    saw cool."
 WORDS: list[Any] = [(2, 4, 0.1), (5, 15, 2.5), (16, 24, 1.5), (25, 27, -0.6), (31, 34, 3.0, True)]
 PHRASES: list[Any] = [(5, 24, TEXT[5:24], 4.0), (31, 34, "saw", 3.0, True), (25, 27, "we", -0.6)]
-READ = CandidateReading(0.3, [Word(*x) for x in WORDS], [Phrase(*x) for x in PHRASES])
+READ = CandidateReading(0.3, 0.1, [Word(*x) for x in WORDS], [Phrase(*x) for x in PHRASES])
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,7 @@ def test_words_that_sound_like_the_writer(settings, text):
     assert written.getvalue() == (
         '  most like the writer:  "[2Jno[/b] machine," +4.0, "saw" +3.0 (topic)\n'
         '  least like the writer: "we" -0.6\n'
+        "  reading +0.20 nats a token: the mean of +0.30 of its own and +0.10 of the writer's\n"
         f"{text}\n\n"
     )
 
@@ -127,12 +128,12 @@ def test_words_that_sound_like_the_writer(settings, text):
 def test_a_long_phrase_is_listed_in_part_and_none_is_said():
     written = io.StringIO()
     long = Phrase(0, 900, "x" * 900, -9.0)
-    reading = CandidateReading(0.0, [Word(0, 900, -9.0)], [long])
+    reading = CandidateReading(0.0, 0.0, [Word(0, 900, -9.0)], [long])
     script._print_reading(Console(file=written, width=2000), reading, "x" * 900)
     lines = written.getvalue().splitlines()
     assert lines[0].split() == ["most", "like", "the", "writer:", "nothing"]
     assert lines[1].endswith(f'"{"x" * script.LONGEST}…" -9.0')
-    assert lines[2] == f"[-{'x' * 900}-]"
+    assert lines[3] == f"[-{'x' * 900}-]"
 
 
 def test_profile_reasoning_table_words_and_verdict(monkeypatch, capsys, tiny_judge):

@@ -127,7 +127,7 @@ def reading(text: str) -> CandidateReading:
 
     words = [Word(start, start + len(part), *rest) for start, part, *rest in spans(WORDS)]
     phrases = [Phrase(start, start + len(x), x, *rest) for start, x, *rest in spans(PHRASES)]
-    return CandidateReading(0.2, words, phrases)
+    return CandidateReading(0.2, 0.1, words, phrases)
 
 
 @pytest.mark.slow

@@ -162,14 +162,14 @@ def test_what_was_read_is_in_a_judgement(client, judge):
     """In the order of the candidates, in every form that a judgement travels in."""
     assert client.post("/judge", json=BODY).json()["readings"] is None
     judge.readings = [
-        CandidateReading(0.21, [Word(0, 4, 1.25, True)], [Phrase(0, 4, "One.", 1.25)]),
-        CandidateReading(-0.01, [], []),
+        CandidateReading(0.21, 0.08, [Word(0, 4, 1.25, True)], [Phrase(0, 4, "One.", 1.25)]),
+        CandidateReading(-0.01, 0.0, [], []),
     ]
     word = {"start": 0, "end": 4, "gain": 1.25, "topic": True}
     phrase = {"start": 0, "end": 4, "text": "One.", "gain": 1.25, "topic": False}
     read = [
-        {"gain": 0.21, "words": [word], "phrases": [phrase]},
-        {"gain": -0.01, "words": [], "phrases": []},
+        {"forward": 0.21, "back": 0.08, "words": [word], "phrases": [phrase]},
+        {"forward": -0.01, "back": 0.0, "words": [], "phrases": []},
     ]
     assert client.post("/judge", json=BODY).json()["readings"] == read
     streamed = events_of(client.post("/judge", json=BODY | {"stream": True}).text)

@@ -2,12 +2,13 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from fixtures import CANDIDATES, COHORT, EXEMPLARS, FUSED, fresh, moved
+from fixtures import CANDIDATES, EXEMPLARS, WEIGHED, fresh, moved
 from tiny_bases import refused
 from torch import Tensor
 
@@ -17,10 +18,10 @@ from nanopersrm.model.cache import Layout
 from nanopersrm.model.linear import matrices
 from nanopersrm.model.lora import adapter_off
 from nanopersrm.style import reading as module
-from nanopersrm.style.fusion import FOLDS, fold_of
+from nanopersrm.style.evidence import FOLDS, fold_of
 from nanopersrm.style.reading import Reading, ReadingConfig, TextReading, context_ids
 
-CONFIG = ReadingConfig(exemplar_tokens=60, candidate_tokens=24)
+CONFIG = ReadingConfig(exemplar_tokens=60, back_tokens=30, candidate_tokens=24)
 TEXTS = ["So.", *CANDIDATES[:4]]  # the last ones are cut
 OTHERS = [[text] for text in CANDIDATES[3:]]  # more writers than are kept
 
@@ -33,7 +34,7 @@ def judge(base) -> Judge:
 
 def reader(judge: Judge, adapter: bool = True) -> Reading:
     lora = moved(judge.model, 2) if adapter else None
-    return Reading(judge.model, judge.tokenizer, CONFIG, COHORT, lora)
+    return Reading(judge.model, judge.tokenizer, CONFIG, lora)
 
 
 @pytest.fixture(params=[False, True], ids=["base alone", "adapter"])
@@ -41,10 +42,12 @@ def reading(request, judge) -> Reading:
     return reader(judge, request.param)
 
 
-def plain(reading: Reading, exemplars: list[str], ids: list[int]) -> Tensor:
-    """log p of each id (T,) from one forward of the whole text, nothing kept."""
+def plain(reading: Reading, exemplars: Sequence[str] | list[int], ids: list[int]) -> Tensor:
+    """log p of each id (T,) from one forward of the whole text, nothing kept; after exemplars, or
+    after these ids."""
     model, most = reading.model, reading.config.exemplar_tokens
-    flat = [*context_ids(reading.tokenizer, exemplars, most), *ids]
+    texts = [text for text in exemplars if isinstance(text, str)]
+    flat = [*(context_ids(reading.tokenizer, texts, most) if texts else exemplars), *ids]
     on = reading.lora.using(model) if reading.lora else adapter_off(model)
     with torch.no_grad(), on:
         hidden = model(torch.tensor(flat), Layout.of([len(flat)]))
@@ -61,9 +64,11 @@ def test_log_probs_are_those_of_whole_texts(reading, monkeypatch, rows):
     for exemplars in ([*EXEMPLARS, "word " * 90], EXEMPLARS, ["So."], [""]):
         for found, text in zip(reading.log_probs(exemplars, ids), ids, strict=True):
             torch.testing.assert_close(found, plain(reading, exemplars, text), rtol=0, atol=1e-4)
-    for text, row in zip(COHORT, reading.cohort_log_probs(ids), strict=True):
-        for found, candidate in zip(row, ids, strict=True):
-            torch.testing.assert_close(found, plain(reading, [text], candidate), rtol=0, atol=1e-4)
+    for contexts in ([[*ids[2], *reading.blank], ids[1]], [reading.blank]):
+        rows = reading.under(reading.roots(contexts), ids)
+        for before, row in zip(contexts, rows, strict=True):
+            for found, text in zip(row, ids, strict=True):
+                torch.testing.assert_close(found, plain(reading, before, text), rtol=0, atol=1e-4)
 
 
 def test_exemplars_share_the_room():
@@ -96,15 +101,18 @@ def test_what_is_read_of_a_candidate(reading):
 
 
 def test_the_worked_number(reading, monkeypatch):
-    """The baseline is of the nearest of the cohort alone."""
-    after = [torch.tensor([-9.0, -3.0, -3.2])]  # the first token counts for nothing
-    monkeypatch.setattr(reading, "log_probs", lambda *_: after)
-    levels = (-3.3, -3.24, -3.9, -3.36, -3.26)
-    rows = [[torch.tensor([-level, level + 0.2, level - 0.2])] for level in levels]
-    monkeypatch.setattr(reading, "cohort_log_probs", lambda ids: rows)
+    """The first token counts for nothing."""
+    texts = {"c": [-3.4] * 4, "e": [-3.35] * 4}
+    after = {"c": [-9.0, -3.0, -3.0, -2.9], "e": [-9.0, -3.2, -3.25, -3.2]}
+    monkeypatch.setattr(reading, "log_probs", lambda *_: [torch.tensor(after["c"])])
+    monkeypatch.setattr(reading, "under", lambda *_: [[torch.tensor(after["e"])]])
+    monkeypatch.setattr(reading, "exemplars", lambda _: [7])
+    alone = lambda ids: [torch.tensor(texts["e" if ids == [[7]] else "c"])]  # noqa: E731
+    monkeypatch.setattr(reading, "alone", alone)
     (result,) = reading.read(EXEMPLARS, ["So much."])
-    assert result.gains == pytest.approx([0, 0.09, 0.29], abs=1e-6)
-    assert result.gain == pytest.approx(0.38 / 3, abs=1e-6)
+    assert result.gains == pytest.approx([0, 0.4, 0.4, 0.5], abs=1e-6)
+    assert (result.forward, result.back) == pytest.approx((1.3 / 4, 0.4 / 4), abs=1e-6)
+    assert result.score == pytest.approx(1.7 / 8, abs=1e-6)
 
 
 def test_a_reading_by_hand(reading):
@@ -112,16 +120,23 @@ def test_a_reading_by_hand(reading):
     exemplars = [*EXEMPLARS, "word " * 9]
     results = reading.read(exemplars, TEXTS)
     kept = [prefix.ids for prefix in reading._prefixes.kept]
-    without = reading.gains_without(exemplars, 1, TEXTS)
+    ids = [reading.candidate(text)[0] for text in TEXTS]
+    without = reading.gains(exemplars[::2], ids, keep=False)
     assert [prefix.ids for prefix in reading._prefixes.kept] == kept
-    for text, result, gains_without in zip(TEXTS, results, without, strict=True):
-        ids, _ = reading.candidate(text)
-        cohort = torch.stack([plain(reading, [other], ids) for other in COHORT])  # (K, T)
-        for found, texts in ((gains_without, exemplars[::2]), (result.gains, exemplars)):
-            gains = plain(reading, texts, ids) - cohort.mean(0)
+    writer = reading.exemplars(exemplars)
+    assert 20 < len(writer) <= 30
+    for text, result, gains_without in zip(ids, results, without, strict=True):
+        alone = plain(reading, reading.blank, text)
+        for found, texts in ((gains_without.tolist(), exemplars[::2]), (result.gains, exemplars)):
+            gains = plain(reading, texts, text) - alone
             gains[0] = 0
             assert found == pytest.approx(gains.tolist(), abs=1e-4)
-        assert result.gain == pytest.approx(float(gains.mean()), abs=1e-4)
+        assert result.forward == pytest.approx(float(gains.mean()), abs=1e-4)
+        back = plain(reading, [*text, *reading.blank], writer) - plain(
+            reading, reading.blank, writer
+        )
+        assert result.back == pytest.approx(float(back[1:].sum()) / len(back), abs=1e-4)
+    assert [result.back for result in reading.read([" "], TEXTS)] == [0.0] * len(TEXTS)
 
 
 def test_nothing_else_matters(reading, judge, monkeypatch):
@@ -137,12 +152,13 @@ def test_nothing_else_matters(reading, judge, monkeypatch):
             for other in OTHERS:
                 reading.scores(other, CANDIDATES[-2:])
             assert reading.scores(EXEMPLARS, TEXTS[::-1]) == pytest.approx(alone[::-1], abs=1e-4)
-            assert len(reading._baselines) <= remembered
+            assert len(reading._alone) <= remembered
         assert all(matrices(model)[name].adapter is adapter for name, adapter in before.items())
 
 
 def test_what_was_read_is_not_computed_again(reading, monkeypatch):
-    """The exemplars, the cohort and what it says of a candidate; a candidate is, each time."""
+    """The exemplars, and how likely texts are alone; a candidate after them is, and they after
+    it."""
     first = reading.scores(EXEMPLARS, TEXTS)
     kind, rows = type(reading.model), list[int]()
     forward = kind.forward
@@ -153,7 +169,9 @@ def test_what_was_read_is_not_computed_again(reading, monkeypatch):
 
     monkeypatch.setattr(kind, "forward", counting)
     assert reading.scores(EXEMPLARS, TEXTS) == first
-    assert rows == [sum(len(reading.candidate(text)[0]) for text in TEXTS)]
+    lengths, n = [len(reading.candidate(text)[0]) for text in TEXTS], len(TEXTS)
+    contexts = sum(lengths) + n * (len(reading.blank) - 1)
+    assert rows == [sum(lengths), contexts, n * len(reading.exemplars(EXEMPLARS))]
 
 
 def test_a_changed_adapter_reads_anew(judge):
@@ -164,7 +182,7 @@ def test_a_changed_adapter_reads_anew(judge):
     for part in lora.parameters():
         part.data.mul_(1.5)
     lora.refresh()
-    anew = Reading(judge.model, judge.tokenizer, CONFIG, COHORT, lora).scores(EXEMPLARS, TEXTS)
+    anew = Reading(judge.model, judge.tokenizer, CONFIG, lora).scores(EXEMPLARS, TEXTS)
     assert reading.scores(EXEMPLARS, TEXTS) == anew != before
 
 
@@ -174,18 +192,20 @@ def test_topic_is_what_an_exemplar_alone_has(reading, monkeypatch):
     texts = ["So the tractor wept", "No Zelda, no supper", "So it goes"]
     calls, gains = [], [[0, 0.2, 4, 3], [0, 3, 2, 1.5], [0, 0.1, 0.1]]
 
-    def without(texts_of_the_writer, left_out, candidates):
-        calls.append((left_out, candidates))
-        assert texts_of_the_writer == exemplars
-        return [[9.0, 0.0, 0.0, 0.4 if "supper" in text else 9.0] for text in candidates]
+    def without(rest, candidates, keep):
+        calls.append((rest, candidates))
+        assert not keep
+        some = [ids == reading.candidate(texts[1])[0] for ids in candidates]
+        return [torch.tensor([9.0, 0.0, 0.0, 0.4 if supper else 9.0]) for supper in some]
 
-    monkeypatch.setattr(reading, "gains_without", without)
+    monkeypatch.setattr(reading, "gains", without)
     readings = [
-        TextReading(1.0, some, [m.span() for m in re.finditer(r"\S+", text)])
+        TextReading(1.0, 0.0, some, [m.span() for m in re.finditer(r"\S+", text)])
         for text, some in zip(texts, gains, strict=True)
     ]
     words = reading.words(exemplars, texts, readings)
-    assert calls == [(0, texts[:1]), (1, texts[1:2])]
+    first, second = ([reading.candidate(text)[0]] for text in texts[:2])
+    assert calls == [(exemplars[1:], first), (exemplars[::2], second)]
     assert [[word.gain for word in some] for some in words] == gains
     assert [texts[i][w.start : w.end] for i in range(3) for w in words[i] if w.topic] == ["tractor"]
     calls.clear()
@@ -193,27 +213,27 @@ def test_topic_is_what_an_exemplar_alone_has(reading, monkeypatch):
     assert (calls, [word for some in alone for word in some if word.topic]) == ([], [])
 
 
-def test_evidence_is_of_a_fusion_that_has_not_seen_the_writer(reading, monkeypatch):
+def test_evidence_is_of_weights_that_have_not_seen_the_writer(reading, monkeypatch):
     monkeypatch.setattr(reading, "scores", lambda *_: [-9.0, 0.0])
     assert module.style_evidence_fn(reading) is None
-    folds = tuple(replace(FUSED, offset=float(k)) for k in range(FOLDS))
-    reading.fusion = replace(FUSED, folds=folds)
+    folds = tuple(replace(WEIGHED, offset=float(k)) for k in range(FOLDS))
+    reading.evidence = replace(WEIGHED, folds=folds)
     evidence = module.style_evidence_fn(reading, {tuple(EXEMPLARS): "cole"})
     assert evidence is not None
     spaced = [f" {text}\n" for text in EXEMPLARS]
-    for exemplars, fused in ((spaced, folds[fold_of("cole")]), (EXEMPLARS[:1], FUSED)):
-        expected = fused.probabilities(exemplars, TEXTS[:2], [-9.0, 0.0])
+    for exemplars, weighed in ((spaced, folds[fold_of("cole")]), (EXEMPLARS[:1], WEIGHED)):
+        expected = weighed.probabilities(exemplars, TEXTS[:2], [-9.0, 0.0])
         assert evidence(exemplars, TEXTS[:2]) == expected
 
 
 def test_what_is_saved_is_loaded(judge, tmp_path):
     made = reader(judge)
-    made.config, made.fusion = replace(CONFIG, temperature=0.1), FUSED
+    made.config, made.evidence = replace(CONFIG, temperature=0.1), WEIGHED
     made.save(tmp_path, "some/base")
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["adapter_config.json", "adapter_model.safetensors", "reading.json"]
     found = Reading.load(tmp_path, judge.model, judge.tokenizer)
-    for name in ("config", "cohort", "fusion"):
+    for name in ("config", "evidence"):
         assert getattr(found, name) == getattr(made, name)
     assert found.scores(EXEMPLARS, TEXTS) == made.scores(EXEMPLARS, TEXTS)
     assert found.lora is not None
@@ -226,8 +246,8 @@ def test_what_is_saved_is_loaded(judge, tmp_path):
         ("exemplar_tokens", [None, 15, 20.5, True]),
         ("candidate_tokens", ["24", 0]),
         ("temperature", [0, -1, "warm"]),
-        ("cohort", [None, [], ["one"], ["one", " \n"], ["one", 2]]),
-        ("fusion", [3, {"weights": {}}]),
+        ("back_tokens", [None, 15, "x"]),
+        ("evidence", [3, {"weights": {}}]),
     ],
 )
 def test_a_broken_file_is_refused(judge, tmp_path, field, values):
@@ -235,7 +255,7 @@ def test_a_broken_file_is_refused(judge, tmp_path, field, values):
     file = tmp_path / "reading.json"
     sound = json.loads(file.read_text())
     broken = [sound | {field: value} for value in values]
-    broken += [{k: v for k, v in sound.items() if k != field}] * (field != "fusion")
+    broken += [{k: v for k, v in sound.items() if k != field}] * (field != "evidence")
     for record in broken:
         file.write_text(json.dumps(record))
         refused(lambda: Reading.load(tmp_path, judge.model, judge.tokenizer), str(file), field)

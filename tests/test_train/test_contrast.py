@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures import COHORT, CPU, TRAIN, moved
+from fixtures import CPU, TRAIN, moved
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -20,7 +20,7 @@ from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
 from nanopersrm.pairs import Pair
-from nanopersrm.style.reading import Reading, ReadingConfig, context_ids
+from nanopersrm.style.reading import BLANK, Reading, ReadingConfig, context_ids
 from nanopersrm.train import contrast
 from nanopersrm.train.contrast import Writers, WriterSource, read_matrix, reading_loss
 from nanopersrm.train.presets import PRESETS
@@ -46,7 +46,7 @@ def writers(tokenizer) -> Writers:
     """Four, whose contexts and candidates have different lengths."""
     contexts = [context_ids(tokenizer, [exemplar], 48) for exemplar, _ in WRITERS]
     candidates = [tokenizer.encode(text)[: 16 - 3 * i] for i, (_, text) in enumerate(WRITERS)]
-    return Writers(list("abcd"), contexts, candidates)
+    return Writers(list("abcd"), contexts, candidates, tokenizer.encode(BLANK))
 
 
 def pair_of(name: str, domain: str, n: int, kind: str = "cross_author", words: str = "") -> Pair:
@@ -64,41 +64,41 @@ def source_of(pairs: list[Pair], tokenizer: Tokenizer, seed: int = 0) -> WriterS
 
 
 def test_the_worked_number():
-    loss, right = reading_loss(torch.tensor([[-3.0, -3.5], [-3.2, -3.4]]), 0.1)
+    base = [-3.2, -3.5]
+    loss, right = reading_loss(torch.tensor([[-3.0, -3.5], [-3.2, -3.4], base]), 0.1)
     assert float(loss) == pytest.approx(0.220, abs=5e-4)
     assert float(right) == 1
-    _, right = reading_loss(torch.tensor([[-2.0, -2.5], [-3.2, -3.4]]), 0.1)
-    assert float(right) == 0.5  # after the first writer's texts both candidates are likelier
-    assert float(reading_loss(torch.zeros(3, 3), 0.1)[0]) == pytest.approx(np.log(3))
+    _, right = reading_loss(torch.tensor([[-3.0, -3.2], [-3.2, -3.1], base]), 0.1)
+    assert float(right) == 0.75  # after the first writer's texts the second candidate gains more
+    assert float(reading_loss(torch.zeros(4, 3), 0.1)[0]) == pytest.approx(np.log(3))
 
 
 def test_the_loss_is_the_formula():
     """By a loop over writers, and its slope by finite differences."""
-    M = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) / 9
-    total, wins = 0.0, 0
+    table = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) / 9
+    total, wins, M = 0.0, 0, table.tolist()
     for i in range(5):
-        base = [np.mean([float(M[k, j]) for k in range(5) if k != j]) for j in range(5)]
-        row = np.array([(float(M[i, j]) - base[j]) / T for j in range(5)])
-        column = np.array([float(M[k, i]) / T for k in range(5)])
+        row = np.array([(M[i][j] - M[5][j]) / T for j in range(5)])
+        column = np.array([M[k][i] / T for k in range(5)])
         total += np.log(np.exp(row).sum()) - row[i] + np.log(np.exp(column).sum()) - column[i]
         wins += int(row.argmax() == i) + int(column.argmax() == i)
-    loss, right = reading_loss(M, T)
+    loss, right = reading_loss(table, T)
     assert float(loss) == pytest.approx(total / 10)
     assert float(right) == pytest.approx(wins / 10)
-    assert gradcheck(lambda M: reading_loss(M, T)[0], M.requires_grad_())
+    assert gradcheck(lambda table: reading_loss(table, T)[0], table.requires_grad_())
 
 
 # The gradient
 
 
 def plain_matrix(model: Model, writers: Writers) -> Tensor:
-    """M (B, B), a forward of the whole text for each entry."""
+    """M (B, B) and base (1, B), a forward of the whole text for each entry."""
     entries = []
-    for context, ids in product(writers.contexts, writers.candidates):
+    for context, ids in product([*writers.contexts, writers.blank], writers.candidates):
         hidden = model(torch.tensor([*context, *ids]), Layout.of([len(context) + len(ids)]))
         log_p = model.logits(hidden).log_softmax(-1)[-len(ids) - 1 : -1]
-        entries.append(log_p.gather(1, torch.tensor(ids)[:, None]).mean())
-    return torch.stack(entries).view(4, 4)
+        entries.append(log_p.gather(1, torch.tensor(ids)[:, None])[1:].sum() / len(ids))
+    return torch.stack(entries).view(5, 4)
 
 
 def slopes_of(lora: Lora) -> list[Tensor]:
@@ -123,7 +123,7 @@ def test_the_gradient_of_a_step_is_that_of_whole_texts(model, writers):
 
     learner: Any = SimpleNamespace(model=model, backward=backward)
     sizes = [tree.tokens for tree in writers.trees()]
-    for budget, count in ((sum(sizes), 1), (2 * max(sizes), 2), (1, 4)):
+    for budget, count in ((sum(sizes), 1), (2 * max(sizes), 3), (1, 8)):
         for recompute in (False, True):
             names.clear()
             preset = replace(PRESET, budget=budget, recompute=recompute)
@@ -131,7 +131,8 @@ def test_the_gradient_of_a_step_is_that_of_whole_texts(model, writers):
             assert found == pytest.approx(float(loss.detach()), rel=1e-4)
             assert (share, tokens) == (float(right), sum(sizes) * (1 if count == 1 else 2))
             assert len(names) == count
-            assert sorted(name for part in names for name in part) == list("abcd")
+            listed = sorted(name for part in names for name in part)
+            assert listed == list("abcd" if count == 1 else "aabbccdd")
             for slope, other in zip(slopes_of(lora), expected, strict=True):
                 rounding = 2e-5 * float(other.abs().max())
                 torch.testing.assert_close(slope, other, rtol=0, atol=rounding)
@@ -139,12 +140,13 @@ def test_the_gradient_of_a_step_is_that_of_whole_texts(model, writers):
 
 
 def test_a_step_reads_as_judging_does(model, writers, tokenizer):
-    """M is what `Reading` says of the same texts with the same adapter."""
-    reading = Reading(model, tokenizer, CONFIG, COHORT, lora := moved(model, 3))
+    """M and base are what `Reading` says of the same texts with the same adapter."""
+    reading = Reading(model, tokenizer, CONFIG, lora := moved(model, 3))
     with torch.no_grad(), lora.using(model):
         found = read_matrix(model, writers.trees(), PRESET)
     rows = [reading.log_probs([exemplar], writers.candidates) for exemplar, _ in WRITERS]
-    expected = torch.tensor([float(log_p.mean()) for row in rows for log_p in row])
+    rows.append(reading.alone(writers.candidates))
+    expected = torch.tensor([float(log_p[1:].sum()) / len(log_p) for row in rows for log_p in row])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import COHORT, CPU, FUSED, KINDS, TRAIN, make_base, moved
+from fixtures import CPU, KINDS, TRAIN, WEIGHED, make_base, moved
 
 from data.build import demo_pairs
 from nanopersrm import InputError
@@ -254,8 +254,8 @@ def test_steps_across_the_end_of_an_epoch_are_reworded(pairs, tokenizer):
 def test_what_prompts_show_of_a_reading(pairs, tokenizer, base):
     model = load(base, torch.float32, CPU)
     config = ReadingConfig(exemplar_tokens=32, candidate_tokens=16)
-    reading = Reading(model, tokenizer, config, COHORT, moved(model, 2))
-    reading.fusion = FUSED
+    reading = Reading(model, tokenizer, config, moved(model, 2))
+    reading.evidence = WEIGHED
     data = data_of(pairs[:4], tokenizer)
     without = data.trees(0, 1)
     data.show(reading)

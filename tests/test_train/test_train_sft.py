@@ -19,12 +19,12 @@ from training_runs import ROOT, call, curve, files, load_script, mistake, short_
 
 from nanopersrm.judge import adapter_settings
 from nanopersrm.pairs import write
-from nanopersrm.style import fusion
+from nanopersrm.style import evidence
 from nanopersrm.train import checkpoint, validation
 from nanopersrm.train.validation import Metrics
 
 READING, JUDGE = 4, 5  # steps of the runs that are compared
-PINNED_READING = 3.0113  # loss_reading of the first step
+PINNED_READING = 5.3350  # loss_reading of the first step
 PINNED_JUDGE = [(7.205, 0.8659), (7.209, 0.8947)]
 FEW = ("--reading-steps", "1", "--steps", "2", "--eval-pairs", "0", "--save-every", "1")
 
@@ -173,7 +173,7 @@ def test_fp16_goes_on_bit_for_bit(flags, tmp_path, monkeypatch):
             with pytest.raises(EOFError):
                 here(*flags, "--out", tmp_path / "cut", *resume)
             torch.manual_seed(123)  # the next process knows nothing of this one
-    monkeypatch.setattr(fusion, "fit", lambda *_: pytest.fail("weighed again"))
+    monkeypatch.setattr(evidence, "fit", lambda *_: pytest.fail("weighed again"))
     assert here(*flags, "--out", tmp_path / "cut", "--resume") == 0
     assert steps == [1, 2, 3, 3, 4, 5]  # saved after every second
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
@@ -188,7 +188,9 @@ def test_going_on_from_an_adapter(whole, flags, tmp_path, capsys, refused):
     """The first validation is the last one of the run before; its reading and rank stay."""
     adapter, out = shutil.copytree(whole / "adapter", tmp_path / "adapter"), tmp_path / "more"
     flags = flags[: flags.index("--lora.rank")]
-    assert here(*flags, "--adapter", adapter, "--out", out) == 0
+    steps = flags.index("--reading-steps")
+    kept = [*flags[:steps], *flags[steps + 2 :]]
+    assert here(*kept, "--adapter", adapter, "--out", out) == 0
     assert "a tenth of --optim.lr may be enough" in capsys.readouterr().err
     state = checkpoint.load_latest(out / "checkpoints")
     assert state is not None
@@ -204,15 +206,19 @@ def test_going_on_from_an_adapter(whole, flags, tmp_path, capsys, refused):
     assert before["adapter_model.safetensors"] != after["adapter_model.safetensors"]
     file = adapter / "judge.json"
     file.write_text(file.read_text() + "\n")  # a resumed run goes on from the same adapter
-    refused(*flags, "--adapter", adapter, "--out", out, "--resume", word="adapters")
+    refused(*kept, "--adapter", adapter, "--out", out, "--resume", word="adapters")
+    assert here(*flags, "--adapter", adapter, "--out", tmp_path / "read") == 0
+    assert curve(tmp_path / "read")[0]["loss_reading"] != curve(whole)[0]["loss_reading"]
+    name = "reading/adapter_model.safetensors"
+    assert files(tmp_path / "read/adapter")[name] != before[name]
 
 
 @pytest.mark.slow
-def test_a_fusion_no_better_than_a_guess_is_not_shown(flags, tmp_path, monkeypatch):
-    fit = fusion.fit
-    monkeypatch.setattr(fusion, "fit", lambda *a: replace(fit(*a), loss=0.7))
+def test_evidence_no_better_than_a_guess_is_not_shown(flags, tmp_path, monkeypatch):
+    fit = evidence.fit
+    monkeypatch.setattr(evidence, "fit", lambda *a: replace(fit(*a), loss=0.7))
     assert here(*flags, *FEW, "--out", tmp_path) == 0
-    assert json.loads((tmp_path / "adapter/reading/reading.json").read_text())["fusion"] is None
+    assert json.loads((tmp_path / "adapter/reading/reading.json").read_text())["evidence"] is None
 
 
 # Errors
@@ -271,7 +277,7 @@ def test_some_pairs_too_long_do_no_harm(flags, tmp_path):
         (["--save-every", "0"], "--save-every"),
         (["--writers", "1"], "--writers"),
         (["--candidate-tokens", "0"], "--candidate-tokens"),
-        (["--reading-from", "nowhere"], "nowhere/reading.json"),
+        (["--reading-from", "nowhere"], "nowhere/adapter_config.json"),
         (["--device", "tpu"], "--device"),
         (["--optim.eight-bit"], "GPU"),
         (["--examples.longest", "100"], "--examples.longest"),

@@ -163,7 +163,7 @@ def test_how_often_reading_is_right():
     }
 
     def read(exemplars: Any, texts: Any) -> list[TextReading]:
-        return [TextReading(gain, [], []) for gain in table[exemplars]]
+        return [TextReading(gain, 0.0, [], []) for gain in table[exemplars]]
 
     reading: Any = SimpleNamespace(read=read)
     shares = {"pairs": 0.5, "twins": 0.0, "couples": 0.5}

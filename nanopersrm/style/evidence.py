@@ -1,28 +1,32 @@
-"""Fusion: all instruments in one number, the probability that a text is by the writer.
+"""Evidence: what each feature says of a text, in one unit, so that it adds up.
 
-Each instrument gives a distance between exemplars and candidate: |z difference| of each factor
+Each feature gives a distance between exemplars and candidate: |z difference| of each measured habit
 (`profile.py`), minus the character n-gram similarity and, with a model at hand, minus what reading
-gives (`reading.py`). A regression on training pairs says how much each is worth:
+gives (`reading.py`). With weights w and the mean distances of the training pairs, feature k gives
 
-    s(candidate)  = - Σ w · distance       w by logistic regression on s(chosen) - s(rejected)
-    probability   = σ(a · s + b)           a, b on chosen and rejected texts one by one
+    e_k(c)    = w_k (mean_k - distance_k(c))       its weight of evidence for c, in decibans
+    total(c)  = Σ_k e_k(c)
+    10 log10 odds(c rather than c' is the writer's) = total(c) - total(c')
 
-Fusing scores rather than features is what speaker verification does (Brümmer and du Preez, Computer
-Speech & Language 20, 2006). Worked example: w = (2, 1), distances (0.5, -0.8) give s = -0.2; with
-a = 1, b = 0.2 that is even.
+Ten decibans are ten to one for, minus ten are ten to one against, 0 says nothing (Good, Probability
+and the Weighing of Evidence, 1950; the unit is Turing's). A distance that cannot be measured gives
+0. Worked example: w = (20, 10), means (0.6, -0.5), distances (0.5, -0.8) give 2 + 3 = 5: three to
+one beside a text of the mean.
 
-The regression. A pair has the features x = d(rejected) - d(chosen) and P(right) = σ(w · x), with no
-intercept, because neither place of a pair is special. We maximise
+The weights. A pair has the features x = d(rejected) - d(chosen) and P(right) = σ(w · x), with no
+intercept, because neither place of a pair is special (Bradley and Terry 1952). We maximise
 
     Σ log σ(w · x) - ½ |w|²         by Newton's steps      w += (XᵀSX + I)⁻¹ (Xᵀ(1 - p) - w)
 
-with S = diag(p (1 - p)); a and b come from the same regression (Platt 1999).
+with S = diag(p (1 - p)). A regression knows the pairs it was fitted on too well. So writers are
+dealt into FOLDS by a hash of their name, and w is found once more without each fold. From the
+totals of writers left out come three things: one factor that makes the odds as often right as they
+say, `loss` in nats a pair, 0.69 for a guess, and the odds of a text *alone*
 
-A regression knows the pairs it was fitted on too well. So writers are dealt into FOLDS by a hash of
-their name, and w is found once more without each fold. The scores of the writers left out give a
-and b, and `loss`: nats a pair, 0.69 for a guess. A model that learns from the same pairs is shown
-the fold without their writer, or it would trust the probability too much. A distance that a text
-cannot show counts as the mean of the training pairs.
+    10 log10 odds(c is the writer's) = slope · total(c) + offset
+
+whose slope is another, because some texts are likely to be anybody's. A model that learns from the
+same pairs is shown the fold without their writer, or it would trust the evidence too much.
 """
 
 import hashlib
@@ -41,8 +45,9 @@ from nanopersrm.style.profile import measured, ngram_similarity, reference
 
 FACTOR_NAMES = tuple(factor.name for factor in FACTORS)
 NGRAMS, READING = "n-grams", "reading"  # beside the factors
-INSTRUMENTS = {*FACTOR_NAMES, NGRAMS, READING}
-LEAST_UNIT = 1e-9  # of scores that are all the same
+FEATURES = {*FACTOR_NAMES, NGRAMS, READING}
+DECIBAN = math.log(10) / 10  # nats
+LEAST_UNIT = 1e-9  # of distances that are all the same
 FOLDS = 5
 GUESS = math.log(2)  # nats a pair
 STEPS = 100  # of Newton, at most; 5 to 10 are usual
@@ -50,62 +55,69 @@ CLOSE = 1e-9  # a step this small ends the fit
 
 Array = NDArray[np.float64]
 Number = Annotated[float, Strict(), AllowInfNan(False)]
-ByInstrument = Annotated[dict[str, Number], Field(min_length=1)]
+ByFeature = Annotated[dict[str, Number], Field(min_length=1)]
 # (exemplars, texts) -> the reading of each text
 Readings = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
 @dataclass(frozen=True)
-class Fusion:
-    """What each instrument is worth; all instruments that it knows, by name."""
+class Evidence:
+    """What each feature is worth."""
 
-    weights: ByInstrument  # w, of distances in their own units
-    # The distance that stands in for one that cannot be measured: the mean of the training pairs.
-    means: Annotated[ByInstrument, Field(alias="usual")]
-    slope: Number  # a
-    offset: Number  # b
+    weights: ByFeature  # w, decibans for a unit of distance
+    means: ByFeature  # distances
+    slope: Number  # of a text alone
+    offset: Number  # decibans
     loss: Number | None = None  # nats a pair by writers held out; None: not measured
     # By fold: fitted without the pairs of its writers.
-    folds: Annotated[tuple["Fusion", ...], Field(alias="apart")] = ()
+    folds: tuple["Evidence", ...] = ()
 
     def __post_init__(self) -> None:
-        if not {*self.weights} <= {*self.means} <= INSTRUMENTS:
-            raise ValueError(f"expected weights and means of instruments, got {[*self.means]}")
+        if not self.weights.keys() == self.means.keys() <= FEATURES:
+            raise ValueError(f"expected weights and means of features, got {[*self.means]}")
         if len(self.folds) not in (0, FOLDS):
             raise ValueError(f"expected {FOLDS} folds or none, found {len(self.folds)}")
 
-    def without(self, writer: str) -> "Fusion":
-        """The fusion that was fitted without this writer of the training pairs."""
+    def without(self, writer: str) -> "Evidence":
+        """What was fitted without this writer of the training pairs."""
         return self.folds[fold_of(writer)] if self.folds else self
 
-    def score(self, exemplars: Sequence[str], text: str, reading: float | None = None) -> float:
-        """s of the docstring. reading: None where it was not measured."""
-        distances = _distances(exemplars, text, reading)
-        distances = {
-            k: d if math.isfinite(d) else self.means.get(k, d) for k, d in distances.items()
+    def ledger(
+        self, exemplars: Sequence[str], text: str, reading: float | None = None
+    ) -> dict[str, float]:
+        """e_k of each feature, in decibans. reading: None where it was not measured."""
+        distances = distances_of(exemplars, text, reading)
+        return {
+            name: weight * (self.means[name] - distances[name])
+            if math.isfinite(distances[name])
+            else 0.0
+            for name, weight in self.weights.items()
         }
-        return -sum(weight * distances[name] for name, weight in self.weights.items())
 
-    def probability(self, score: float) -> float:
-        """In percent, from 1 to 99."""
-        p = 1 / (1 + math.exp(-max(-50.0, min(50.0, self.slope * score + self.offset))))
-        return max(1.0, min(99.0, 100.0 * p))
+    def total(self, exemplars: Sequence[str], text: str, reading: float | None = None) -> float:
+        """The sum of `ledger`, in decibans."""
+        return sum(self.ledger(exemplars, text, reading).values())
+
+    def probability(self, total: float) -> float:
+        """That a text with this total is the writer's, in percent, from 1 to 99."""
+        odds = DECIBAN * (self.slope * total + self.offset)
+        return max(1.0, min(99.0, 100 / (1 + math.exp(-max(-50.0, min(50.0, odds))))))
 
     def probabilities(
         self, exemplars: Sequence[str], texts: Sequence[str], readings: Sequence[float]
     ) -> list[float]:
         """Of each text, in percent."""
         return [
-            self.probability(self.score(exemplars, text, reading))
+            self.probability(self.total(exemplars, text, reading))
             for text, reading in zip(texts, readings, strict=True)
         ]
 
     def to_json(self) -> dict[str, Any]:
         """As plain numbers."""
-        return SCHEMA.dump_python(self, by_alias=True, mode="json")
+        return SCHEMA.dump_python(self, mode="json")
 
 
-SCHEMA = TypeAdapter(Fusion)
+SCHEMA = TypeAdapter(Evidence)
 
 
 def fold_of(writer: str) -> int:
@@ -113,12 +125,14 @@ def fold_of(writer: str) -> int:
     return hashlib.sha256(writer.encode()).digest()[0] % FOLDS
 
 
-def fit(pairs: Sequence[Pair], readings: Readings | None = None, read: int | None = None) -> Fusion:
-    """Weigh the instruments on training pairs; with `readings` the reading is one.
+def fit(
+    pairs: Sequence[Pair], readings: Readings | None = None, read: int | None = None
+) -> Evidence:
+    """Weigh the features on training pairs; with `readings` the reading is one.
 
-    Reading is slow and the other instruments are many. So only the first `read` pairs are read. The
-    others have no gap in the reading, and say nothing of its weight; a, b and `loss` are of pairs
-    that were read.
+    Reading is slow and the other features are many. So only the first `read` pairs are read. The
+    others have no gap in the reading, and say nothing of its weight; what is measured on writers
+    held out is of pairs that were read.
     """
     assert pairs, "expected training pairs"
     read = len(pairs) if read is None else read
@@ -128,37 +142,39 @@ def fit(pairs: Sequence[Pair], readings: Readings | None = None, read: int | Non
         texts = [pair.chosen, pair.rejected]
         scores = readings(pair.exemplars, texts) if readings and i < read else [None, None]
         for side, (text, reading) in enumerate(zip(texts, scores, strict=True)):
-            distances = _distances(pair.exemplars, text, reading)
+            distances = distances_of(pair.exemplars, text, reading)
             table[i, side] = [distances[name] for name in names]
     authors = {pair.id: pair.author for pair in pairs}
     fold = np.array([fold_of(pair.author) for pair in pairs])  # (pairs,)
     twin_fold = np.array([fold_of(authors.get(pair.twin, pair.author)) for pair in pairs])
     fits = []
-    held_out = np.full(table.shape[:2], np.nan)  # s of writers held out, less that of means
+    held_out = np.full(table.shape[:2], np.nan)  # totals of writers held out, in nats
     for k in range(FOLDS):
         others = (fold != k) & (twin_fold != k)
         weights, means = weigh(table[others])
         fits.append((weights, means))
         if others.any():
             rows = np.where(np.isfinite(table), table, means)[fold == k]
-            held_out[fold == k] = -((rows - means) @ weights)
+            held_out[fold == k] = (means - rows) @ weights
     held_out = held_out[:read][np.isfinite(held_out[:read, 0])]
-    slope, middle, loss = 0.0, 0.0, GUESS
+    factor, slope, offset, loss = 1.0, 0.0, 0.0, GUESS
     if len(held_out):
-        slope, middle = _platt(held_out)
+        factor = max(0.0, one_slope(held_out[:, 0] - held_out[:, 1]))
+        held_out = held_out * factor
+        slope, offset = _platt(held_out)
         loss = float(np.logaddexp(0, held_out[:, 1] - held_out[:, 0]).mean())
 
-    def fusion(weights: Array, means: Array) -> Fusion:
-        offset = middle + slope * float(means @ weights)  # s of a mean text is minus the last
-        values = dict(zip(names, weights.tolist(), strict=True))
-        return Fusion(values, dict(zip(names, means.tolist(), strict=True)), slope, offset)
+    def evidence(weights: Array, means: Array) -> Evidence:
+        values = dict(zip(names, (factor * weights / DECIBAN).tolist(), strict=True))
+        by_name = dict(zip(names, means.tolist(), strict=True))
+        return Evidence(values, by_name, slope, offset / DECIBAN)
 
-    folds = tuple(fusion(*fitted) for fitted in fits)
-    return replace(fusion(*weigh(table)), loss=loss, folds=folds)
+    folds = tuple(evidence(*fitted) for fitted in fits)
+    return replace(evidence(*weigh(table)), loss=loss, folds=folds)
 
 
 def weigh(table: Array) -> tuple[Array, Array]:
-    """Distances (pairs, 2, k) of chosen and rejected -> w (k,) and the mean distances (k,)."""
+    """Distances (pairs, 2, k) of chosen and rejected -> w (k,) in nats, the mean distances (k,)."""
     known = np.isfinite(table)
     means = np.where(known, table, 0.0).sum((0, 1)) / np.maximum(known.sum((0, 1)), 1)  # (k,)
     table = np.where(known, table, means)
@@ -185,6 +201,18 @@ def logistic(x: Array, ridge: float = 1.0) -> Array:
     return w
 
 
+def one_slope(gaps: Array) -> float:
+    """Gaps (pairs,) of winners over losers -> what turns a gap into log-odds (Platt 1999).
+
+    Worked example: gaps 1, 1, 1 and -1 are won three times of four; without the ridge σ(w) = 3/4,
+    w = 1.1.
+    """
+    size = float(np.sqrt((gaps**2).mean())) if len(gaps) else 0.0
+    if not np.isfinite(size) or size == 0:
+        return 0.0
+    return float(logistic(gaps[:, None] / size)[0]) / size  # the ridge knows no unit
+
+
 def _platt(scores: Array) -> tuple[float, float]:
     """scores (pairs, 2) of chosen and rejected -> a, b with σ(a · s + b) for chosen."""
     middle, spread = float(scores.mean()), float(scores.std()) or 1.0
@@ -207,8 +235,8 @@ def factor_distances(exemplars: Sequence[str], candidate: str) -> list[float]:
     return distances
 
 
-def _distances(exemplars: Sequence[str], text: str, reading: float | None) -> dict[str, float]:
-    """By instrument; NaN where it cannot be measured."""
+def distances_of(exemplars: Sequence[str], text: str, reading: float | None) -> dict[str, float]:
+    """By feature; NaN where it cannot be measured."""
     distances = dict(zip(FACTOR_NAMES, factor_distances(exemplars, text), strict=True))
     distances[NGRAMS] = -ngram_similarity(exemplars, text)
     distances[READING] = math.nan if reading is None else -reading

@@ -15,7 +15,7 @@ after the other; otherwise the order is shuffled. A passage is a candidate once 
 allows more. When the writings are used up, the set is smaller than wanted.
 
 A kind is a module with `propose(corpus, rng, exemplars)`. One that needs a language model has
-`load(base, seed)` instead, which gives a function that makes many proposals at once.
+`proposals(base, write, corpus, rngs, exemplars)` instead, which makes many at once.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ from typing import Any
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
-from data.corpus import Corpus, Piece, cut, read_corpora, split_corpora
+from data.corpus import Corpus, Piece, read_corpora, split_corpora
+from data.kinds.model_text import load_continuer
 from data.proposals import Proposal, Rejection, Taken, check_set, fault, pair_and_twin
 from nanopersrm import InputError, __version__
 from nanopersrm.command import exit_code
@@ -44,7 +46,6 @@ from nanopersrm.pairs import KINDS, SPLITS, Pair, write
 MODEL_KINDS = ("style_randomization", "style_mimicking")  # seconds a text, so there is a limit
 HELD_OUT = ("court_opinions", "british_novels")  # by default, where both are there
 MOST_EXEMPLARS = 16
-COHORT_WORDS = 110  # of a text
 CHUNK = 64  # proposals
 LIGHT = 0.25  # weight of a pair of a light domain
 PATIENCE, LEAST = 10, 7  # give up when so many chunks together gave fewer twin pairs: about 1 %
@@ -151,8 +152,8 @@ def shares(total: int, kinds: Sequence[str], most_of_model: int) -> dict[str, in
 def load_kind(kind: str, base: str, seed: int) -> Propose:
     """What makes the proposals of a kind."""
     module = import_module(f"data.kinds.{kind}")
-    if kind in MODEL_KINDS:
-        return module.load(base, seed)
+    if kind in MODEL_KINDS:  # nothing is loaded yet
+        return partial(module.proposals, base, load_continuer(base, seed))
     return lambda corpus, rngs, exemplars: [
         module.propose(corpus, rng, n) for rng, n in zip(rngs, exemplars, strict=True)
     ]
@@ -271,13 +272,6 @@ def demo_pairs(
     recipe = Recipe(tuple(kinds), counts, counts, (1, 3), seed, reuse=10)
     sets, _ = build_sets(split_corpora(read_corpora(DEMO), seed), recipe)
     return [pair for split in SPLITS for pair in sets[split]]
-
-
-def demo_cohort() -> list[str]:
-    """A short text by each of the invented writers: other people, to read a candidate after."""
-    first = {piece.author: piece.text for piece in reversed(read_corpora(DEMO))}
-    rng = random.Random(0)
-    return [cut(first[author], COHORT_WORDS, rng) for author in sorted(first)]
 
 
 def held_out(pieces: Sequence[Piece], domains: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from data.corpus import Corpus, names_in, surname
+from data.corpus import Corpus, Source, names_in, surname
 from nanopersrm.pairs import Pair, check_twins
 from nanopersrm.style.text import CLOSERS, EMOJI, ENDS, SMILEY, WORD
 
@@ -65,6 +65,19 @@ class Proposal:
     def author_2(self) -> str:
         """The person behind writer 2: another one only where `meta` names them."""
         return str(self.meta.get("author_2", self.author))
+
+
+def from_source(
+    kind: str,
+    source: Source,
+    exemplars: tuple[tuple[str, ...], tuple[str, ...]],
+    texts: tuple[str, str],
+    from_2: str,
+    meta: dict[str, Any],
+) -> Proposal:
+    """A proposal whose text 1 is cut from `source`; exemplars and texts of writers 1 and 2."""
+    names = (kind, source.domain, source.author)
+    return Proposal(*names, *exemplars, *texts, source.label, from_2, source.question, meta)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ the writer nearest in time). The texts have a question only when both answer the
 """
 
 import random
+from dataclasses import replace
 
 from data.corpus import Corpus, Source, Writer, cut, draw_exemplars
-from data.proposals import Proposal, Rejection
+from data.proposals import Proposal, Rejection, from_source
 
 KIND = "cross_author"
 PERIOD = 40  # years
@@ -27,19 +28,10 @@ def propose(corpus: Corpus, rng: random.Random, exemplars: int) -> Proposal | Re
     exemplars_2 = draw_exemplars(corpus, rng, source_2, exemplars)
     if exemplars_1 is None or exemplars_2 is None:
         return Rejection("too few other texts")
-    return Proposal(
-        kind=KIND,
-        domain=source_1.domain,
-        author=source_1.author,
-        exemplars_1=exemplars_1,
-        exemplars_2=exemplars_2,
-        text_1=text_1,
-        text_2=text_2,
-        from_1=source_1.label,
-        from_2=source_2.label,
-        question=source_1.question if source_1.question == source_2.question else "",
-        meta={"author_2": source_2.author, "year_1": source_1.year, "year_2": source_2.year},
-    )
+    meta = {"author_2": source_2.author, "year_1": source_1.year, "year_2": source_2.year}
+    others, texts = (exemplars_1, exemplars_2), (text_1, text_2)
+    proposal = from_source(KIND, source_1, others, texts, source_2.label, meta)
+    return proposal if source_1.question == source_2.question else replace(proposal, question="")
 
 
 def _draw_stranger(

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from data.corpus import Corpus, cut, draw_exemplars
-from data.proposals import Proposal, Rejection
+from data.proposals import Proposal, Rejection, from_source
 from nanopersrm.style.text import WORD
 
 KIND = "minor_replacement"
@@ -270,19 +270,8 @@ def propose(corpus: Corpus, rng: random.Random, exemplars: int) -> Proposal | Re
                 continue  # an exemplar that stays as it was is of no writer
             here = [place for place in places(text) if place.group in favourites]
             swaps = [[text[p.start : p.end], p.options[favourites[p.group]]] for p in here]
-            return Proposal(
-                kind=KIND,
-                domain=source.domain,
-                author=source.author,
-                exemplars_1=others,
-                exemplars_2=swapped,
-                text_1=text,
-                text_2=changed,
-                from_1=source.label,
-                from_2=f"{KIND}:{source.author}",
-                question=source.question,
-                meta={"swaps": swaps, "told": shown},
-            )
+            meta, by = {"swaps": swaps, "told": shown}, f"{KIND}:{source.author}"
+            return from_source(KIND, source, (others, swapped), (text, changed), by, meta)
     return Rejection(reason)
 
 

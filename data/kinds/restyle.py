@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from data.corpus import Corpus, cut, draw_exemplars
 from data.kinds import rewrite_sentences as sentences
 from data.kinds import rewrite_words as words
-from data.proposals import Proposal, Rejection
+from data.proposals import Proposal, Rejection, from_source
 from nanopersrm.style.features import measure
 from nanopersrm.style.profile import BY_NAME as FACTORS
 from nanopersrm.style.profile import reference
@@ -114,25 +114,15 @@ def propose(corpus: Corpus, rng: random.Random, exemplars: int) -> Proposal | Re
     if reason := fault(picked, before, after, exemplars_before, exemplars_after):
         return Rejection(reason)
     names = [rewrite.factor for rewrite in picked]
-    return Proposal(
-        kind=KIND,
-        domain=source.domain,
-        author=source.author,
-        exemplars_1=others,
-        exemplars_2=rewritten,
-        text_1=text,
-        text_2=changed,
-        from_1=source.label,
-        from_2=f"{KIND}:{','.join(rewrite.name for rewrite in picked)}:{source.author}",
-        question=source.question,
-        meta={
-            "rewrites": [rewrite.name for rewrite in picked],
-            "before": _rounded(before, names),
-            "after": _rounded(after, names),
-            "exemplars_before": _rounded(exemplars_before, names),
-            "exemplars_after": _rounded(exemplars_after, names),
-        },
-    )
+    by = f"{KIND}:{','.join(rewrite.name for rewrite in picked)}:{source.author}"
+    meta = {
+        "rewrites": [rewrite.name for rewrite in picked],
+        "before": _rounded(before, names),
+        "after": _rounded(after, names),
+        "exemplars_before": _rounded(exemplars_before, names),
+        "exemplars_after": _rounded(exemplars_after, names),
+    }
+    return from_source(KIND, source, (others, rewritten), (text, changed), by, meta)
 
 
 def pick(

@@ -12,7 +12,6 @@ each other. Two cells are written together, to fill a batch. In a cell no source
 
 import random
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from data.corpus import Corpus, Source
@@ -22,9 +21,8 @@ from data.kinds.model_text import (
     Style,
     draw_opening,
     first_words,
-    load_continuer,
 )
-from data.kinds.style_randomization import Propose, assemble, continue_openings, mean_words
+from data.kinds.style_randomization import assemble, continue_openings, mean_words
 from data.proposals import Proposal, Rejection
 
 KIND = "style_mimicking"
@@ -33,11 +31,6 @@ FEWEST = 4  # sources: one is imitated, one is continued, two are for exemplars
 TEMPERATURE, TOP_K = 0.85, 50
 IMITATED = 110  # words of the imitated passage after its first sentence
 NO_STYLE = Style((), TEMPERATURE, TOP_K)
-
-
-def load(base: str, seed: int = 0) -> Propose:
-    """What makes many proposals at once, with this base; nothing is loaded yet."""
-    return partial(proposals, base, load_continuer(base, seed))
 
 
 def proposals(

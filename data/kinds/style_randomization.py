@@ -16,9 +16,8 @@ person's candidate and exemplars are cut to the lengths of the model's.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data.corpus import Corpus, Lengths, Source, cut, draw_sources
@@ -31,16 +30,13 @@ from data.kinds.model_text import (
     draw_opening,
     first_words,
     join_short_paragraphs,
-    load_continuer,
     model_fault,
 )
-from data.proposals import Proposal, Rejection
+from data.proposals import Proposal, Rejection, from_source
 
 KIND = "style_randomization"
 CELL = 16  # proposals with one persona and one domain
 SHORTEST, LONGEST = 0.75, 1.25  # of the wanted lengths, as `proposals.py` has them
-
-Propose = Callable[[Corpus, Sequence[random.Random], Sequence[int]], Iterator[Proposal | Rejection]]
 
 
 @dataclass(frozen=True)
@@ -67,11 +63,6 @@ class Continuation:
     opening: Opening
     text: str
     fault: str | None
-
-
-def load(base: str, seed: int = 0) -> Propose:
-    """What makes many proposals at once, with this base; nothing is loaded yet."""
-    return partial(proposals, base, load_continuer(base, seed))
 
 
 def proposals(
@@ -178,16 +169,7 @@ def assemble(
         return Rejection("too few other texts")
     sizes = [len(text.split()) for text in exemplars_2]
     exemplars_1 = tuple(cut(o.text, n, rng) for o, n in zip(sources, sizes, strict=True))
-    return Proposal(
-        kind=kind,
-        domain=source.domain,
-        author=source.author,
-        exemplars_1=exemplars_1,
-        exemplars_2=exemplars_2,
-        text_1=first_words(candidate.opening.rest, len(candidate.text.split())),
-        text_2=candidate.text,
-        from_1=source.label,
-        from_2=source_2,
-        question=candidate.opening.text,
-        meta=meta,
-    )
+    own = first_words(candidate.opening.rest, len(candidate.text.split()))
+    exemplars, texts = (exemplars_1, exemplars_2), (own, candidate.text)
+    proposal = from_source(kind, source, exemplars, texts, source_2, meta)
+    return replace(proposal, question=candidate.opening.text)

@@ -11,10 +11,10 @@ and the same for the exemplars after the candidate (back), each row of the table
     forward          s - b                                    nothing was read before
     mean             s - mean m                               of the whole cohort
     z                (s - mean m) / deviation m               T-norm in speaker verification
-    mean, z, nearest the same over the k texts after which c is likeliest     adaptive T-norm
+    nearest          mean over the texts after which c is likeliest     adaptive T-norm
     back             mean log p(e | c)                        of one writer, e needs no baseline
     reading          forward + back                           what `style/reading.py` does
-    nearest + back   mean, nearest + back
+    nearest + back   both
     s-norm           z of c after e + z of e after c          the cohort read before both
 
 (Auckenthaler et al. 2000; Matějka et al., Interspeech 2017 for the adaptive ones.) The cohort is
@@ -22,6 +22,7 @@ a text by each demo writer. The last line needs no baseline: *couples* asks of t
 writers who wrote which, s[1,1] + s[2,2] > s[1,2] + s[2,1].
 """
 
+import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,8 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from data.build import demo_cohort
+from data.build import DEMO
+from data.corpus import cut, read_corpora
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
 from nanopersrm.evaluate.scoreboard import table
@@ -45,6 +47,7 @@ from nanopersrm.pairs import Pair, read, twin_pairs
 from nanopersrm.style.reading import Reading, ReadingConfig, Roots, context_ids
 
 Array = NDArray[np.float64]
+COHORT_WORDS = 110  # of a text of the cohort
 NEAREST = 4  # texts of the cohort
 
 
@@ -78,14 +81,9 @@ def z(s: Array, m: Array) -> Array:
     return (s - m.mean(-1)) / m.std(-1, ddof=1)
 
 
-def top(m: Array) -> Array:
-    """m (…, K) -> the greatest (…, NEAREST)."""
-    return np.sort(m)[..., -NEAREST:]
-
-
 def nearest(c: Couple) -> Array:
     """The baseline of a few texts of the cohort taken off."""
-    return c.after - top(c.cohort).mean(-1)
+    return c.after - np.sort(c.cohort)[:, -NEAREST:].mean(-1)
 
 
 BASELINES: dict[str, Callable[[Couple], Array]] = {  # -> the score of c_j after e_i (2, 2)
@@ -93,8 +91,7 @@ BASELINES: dict[str, Callable[[Couple], Array]] = {  # -> the score of c_j after
     "forward": lambda c: c.after - c.alone,
     "mean": lambda c: c.after - c.cohort.mean(-1),
     "z": lambda c: z(c.after, c.cohort),
-    "mean, nearest": nearest,
-    "z, nearest": lambda c: z(c.after, top(c.cohort)),
+    "nearest": nearest,
     "back": lambda c: c.back,
     "reading": lambda c: c.after - c.alone + c.back,
     "nearest + back": lambda c: nearest(c) + c.back,
@@ -123,6 +120,12 @@ def measure(reading: Reading, cohort: Roots, pairs: Sequence[Pair], also_back: b
         back_cohort = after_cohort(writers) - alone[:, None]
     alone = np.array([mean(part) for part in reading.alone(ids)])
     return Couple(np.array(after), alone, after_cohort(ids), np.array(back), back_cohort)
+
+
+def demo_cohort() -> list[str]:
+    """A short text by each of the invented writers."""
+    first = {piece.author: piece.text for piece in reversed(read_corpora(DEMO))}
+    return [cut(first[author], COHORT_WORDS, random.Random(0)) for author in sorted(first)]
 
 
 def rows_of(couples: Sequence[Couple], s_norm: bool) -> list[list[str]]:

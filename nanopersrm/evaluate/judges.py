@@ -140,7 +140,7 @@ def _text_judge(name: str, train: Sequence[Pair]) -> NamedJudge | str:
     if name == "together":
         score = baselines.together(evidence.fit(train))
     else:
-        score = baselines.ngrams() if name == "ngrams" else baselines.factors(train)
+        score = baselines.ngrams() if name == "ngrams" else baselines.factors()
     slope = baselines.slope_of(score, train) if train else None  # gaps of scores to log-odds
     return NamedJudge(predict_by(score, slope), settings, f"fitted on {len(train)} pairs")
 

@@ -19,14 +19,16 @@ intercept, because neither place of a pair is special (Bradley and Terry 1952). 
     Σ log σ(w · x) - ½ |w|²         by Newton's steps      w += (XᵀSX + I)⁻¹ (Xᵀ(1 - p) - w)
 
 with S = diag(p (1 - p)). A regression knows the pairs it was fitted on too well. So writers are
-dealt into FOLDS by a hash of their name, and w is found once more without each fold. From the
-totals of writers left out come three things: one factor that makes the odds as often right as they
-say, `loss` in nats a pair, 0.69 for a guess, and the odds of a text *alone*
+dealt into FOLDS by a hash of their name, and w is found once more without each fold. From writers
+left out come three things. One is how much their totals and the reading count beside each other (a
+second regression, on two numbers: reading is slow, so that fewer pairs are read), which also makes
+the odds as often right as they say. `loss` is in nats a pair, 0.69 for a guess. And a text *alone*
+has a slope of its own, because some texts are likely to be anybody's:
 
     10 log10 odds(c is the writer's) = slope · total(c) + offset
 
-whose slope is another, because some texts are likely to be anybody's. A model that learns from the
-same pairs is shown the fold without their writer, or it would trust the evidence too much.
+A model that learns from the same pairs is shown the fold without their writer, or it would trust
+the evidence too much.
 """
 
 import hashlib
@@ -128,49 +130,61 @@ def fold_of(writer: str) -> int:
 def fit(
     pairs: Sequence[Pair], readings: Readings | None = None, read: int | None = None
 ) -> Evidence:
-    """Weigh the features on training pairs; with `readings` the reading is one.
-
-    Reading is slow and the other features are many. So only the first `read` pairs are read. The
-    others have no gap in the reading, and say nothing of its weight; what is measured on writers
-    held out is of pairs that were read.
-    """
+    """Weigh the features on training pairs; with `readings` the reading of the first `read` is one,
+    and what is measured on writers held out is of these."""
     assert pairs, "expected training pairs"
     read = len(pairs) if read is None else read
-    names = [*FACTOR_NAMES, NGRAMS, *([READING] if readings is not None else [])]
+    names, texts = [*FACTOR_NAMES, NGRAMS], [(pair.chosen, pair.rejected) for pair in pairs]
     table = np.empty((len(pairs), 2, len(names)))  # of chosen and rejected
     for i, pair in enumerate(pairs):
-        texts = [pair.chosen, pair.rejected]
-        scores = readings(pair.exemplars, texts) if readings and i < read else [None, None]
-        for side, (text, reading) in enumerate(zip(texts, scores, strict=True)):
-            distances = distances_of(pair.exemplars, text, reading)
+        for side, text in enumerate(texts[i]):
+            distances = distances_of(pair.exemplars, text, None)
             table[i, side] = [distances[name] for name in names]
     authors = {pair.id: pair.author for pair in pairs}
     fold = np.array([fold_of(pair.author) for pair in pairs])  # (pairs,)
     twin_fold = np.array([fold_of(authors.get(pair.twin, pair.author)) for pair in pairs])
     fits = []
-    held_out = np.full(table.shape[:2], np.nan)  # totals of writers held out, in nats
+    parts = np.full((*table.shape[:2], 1), np.nan)  # totals of writers held out, in nats
     for k in range(FOLDS):
         others = (fold != k) & (twin_fold != k)
-        weights, means = weigh(table[others])
-        fits.append((weights, means))
+        fits.append(weigh(table[others]))
         if others.any():
-            rows = np.where(np.isfinite(table), table, means)[fold == k]
-            held_out[fold == k] = (means - rows) @ weights
-    held_out = held_out[:read][np.isfinite(held_out[:read, 0])]
-    factor, slope, offset, loss = 1.0, 0.0, 0.0, GUESS
+            weights, means = fits[k]
+            known = np.where(np.isfinite(table), table, means)[fold == k]
+            parts[fold == k, :, 0] = (means - known) @ weights
+    parts = parts[:read]
+    if readings is not None:
+        names.append(READING)
+        rows = [readings(pair.exemplars, texts[i]) for i, pair in enumerate(pairs[:read])]
+        parts = np.concatenate([parts, np.reshape(rows, (-1, 2, 1))], -1)  # (read, 2, n)
+    sound = np.isfinite(parts).all((1, 2))
+    parts, fold, twin_fold = parts[sound], fold[:read][sound], twin_fold[:read][sound]
+    middle = parts[..., 1:].mean((0, 1)) if len(parts) else np.zeros(parts.shape[-1] - 1)
+    parts[..., 1:] -= middle
+    slope, offset, loss = 0.0, 0.0, GUESS
+    gaps = parts[:, 0] - parts[:, 1]  # (read, n)
+    scales, held_out = [scales_of(gaps)], np.empty(parts.shape[:2])
+    for k in range(FOLDS):
+        scales.append(scales_of(gaps[(fold != k) & (twin_fold != k)]))
+        held_out[fold == k] = parts[fold == k] @ scales[-1]
     if len(held_out):
-        factor = max(0.0, one_slope(held_out[:, 0] - held_out[:, 1]))
-        held_out = held_out * factor
         slope, offset = _platt(held_out)
         loss = float(np.logaddexp(0, held_out[:, 1] - held_out[:, 0]).mean())
 
-    def evidence(weights: Array, means: Array) -> Evidence:
-        values = dict(zip(names, (factor * weights / DECIBAN).tolist(), strict=True))
-        by_name = dict(zip(names, means.tolist(), strict=True))
-        return Evidence(values, by_name, slope, offset / DECIBAN)
+    def evidence(fitted: tuple[Array, Array], scale: Array) -> Evidence:
+        weights = np.concatenate([scale[0] * fitted[0], scale[1:]]) / DECIBAN
+        means = np.concatenate([fitted[1], -middle])
+        w, mean = (dict(zip(names, row.tolist(), strict=True)) for row in (weights, means))
+        return Evidence(w, mean, slope, offset / DECIBAN)
 
-    folds = tuple(evidence(*fitted) for fitted in fits)
-    return replace(evidence(*weigh(table)), loss=loss, folds=folds)
+    folds = tuple(map(evidence, fits, scales[1:]))
+    return replace(evidence(weigh(table), scales[0]), loss=loss, folds=folds)
+
+
+def scales_of(gaps: Array) -> Array:
+    """Gaps (pairs, n) of winners over losers -> what each counts (n,) in log-odds, 0 at least."""
+    size = np.maximum(np.sqrt((gaps**2).sum(0) / max(1, len(gaps))), LEAST_UNIT)
+    return np.maximum(0, logistic(gaps / size) / size)
 
 
 def weigh(table: Array) -> tuple[Array, Array]:
@@ -201,18 +215,6 @@ def logistic(x: Array, ridge: float = 1.0) -> Array:
     return w
 
 
-def one_slope(gaps: Array) -> float:
-    """Gaps (pairs,) of winners over losers -> what turns a gap into log-odds (Platt 1999).
-
-    Worked example: gaps 1, 1, 1 and -1 are won three times of four; without the ridge σ(w) = 3/4,
-    w = 1.1.
-    """
-    size = float(np.sqrt((gaps**2).mean())) if len(gaps) else 0.0
-    if not np.isfinite(size) or size == 0:
-        return 0.0
-    return float(logistic(gaps[:, None] / size)[0]) / size  # the ridge knows no unit
-
-
 def _platt(scores: Array) -> tuple[float, float]:
     """scores (pairs, 2) of chosen and rejected -> a, b with σ(a · s + b) for chosen."""
     middle, spread = float(scores.mean()), float(scores.std()) or 1.0
@@ -223,16 +225,12 @@ def _platt(scores: Array) -> tuple[float, float]:
 
 def factor_distances(exemplars: Sequence[str], candidate: str) -> list[float]:
     """|z difference| of each factor, NaN where one side cannot be judged on it."""
-    against = reference()
-    writer, other = measured(tuple(exemplars)), measured((candidate,))
-    distances = []
-    for factor in FACTORS:
-        a, b = writer[factor.name], other[factor.name]
-        if a is None or b is None:
-            distances.append(math.nan)
-        else:
-            distances.append(abs(against.z(factor.name, a) - against.z(factor.name, b)))
-    return distances
+    z, writer, other = reference().z, measured(tuple(exemplars)), measured((candidate,))
+    return [
+        math.nan if a is None or b is None else abs(z(name, a) - z(name, b))
+        for name in FACTOR_NAMES
+        for a, b in [(writer[name], other[name])]
+    ]
 
 
 def distances_of(exemplars: Sequence[str], text: str, reading: float | None) -> dict[str, float]:

@@ -184,23 +184,15 @@ def test_kinds_share_by_weight():
 
 
 def test_a_kind_with_a_model_makes_many_at_once(monkeypatch):
-    def load(base: str, seed: int) -> build.Propose:
-        return lambda corpus, rngs, exemplars: [Rejection(base)] * len(rngs)
-
-    monkeypatch.setattr("data.kinds.style_mimicking.load", load)
+    monkeypatch.setattr(
+        "data.kinds.style_mimicking.proposals",
+        lambda base, write, corpus, rngs, exemplars: [Rejection(base)] * len(rngs),
+    )
     many = build.load_kind("style_mimicking", "a base", 0)
     corpus = build.split_corpora(build.read_corpora(DEMO), 0)["train"]
     recipe = build.Recipe(("style_mimicking",), {}, {}, (1, 2), 0, 2)
     chunk = build.make_chunk(corpus, "style_mimicking", 0, 3, many, build.Taken(2), recipe)
     assert chunk == build.Chunk([], build.CHUNK, {"a base": build.CHUNK})
-
-
-def test_the_cohort_is_a_stretch_of_each_demo_writer():
-    cohort, folders = build.demo_cohort(), sorted(path for path in DEMO.iterdir() if path.is_dir())
-    assert build.demo_cohort() == cohort
-    for folder, text in zip(folders, cohort, strict=True):
-        assert any(text in path.read_text("utf-8") for path in folder.glob("*.txt"))
-        assert 100 <= len(text.split()) <= 130
 
 
 def test_demo_pairs_are_the_same_bytes_everywhere():

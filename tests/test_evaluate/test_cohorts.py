@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from fixtures import CANDIDATES, EXEMPLARS, fresh
 
-from nanopersrm.evaluate.cohorts import BASELINES, Couple, measure, rows_of
+from data.build import DEMO
+from nanopersrm.evaluate.cohorts import BASELINES, Couple, demo_cohort, measure, rows_of
 from nanopersrm.pairs import Pair
 from nanopersrm.style.reading import Reading, ReadingConfig, context_ids
 
@@ -29,7 +30,7 @@ def test_the_rules_by_hand():
     spread = np.sqrt(0.025)  # of both cohorts
     z = np.array([[0.4, 0.0], [0.0, 0.1]]) / spread
     assert BASELINES["z"](COUPLE) == pytest.approx(z)
-    top = BASELINES["mean, nearest"](COUPLE)  # -3.35 and -2.85 without the least
+    top = BASELINES["nearest"](COUPLE)  # -3.35 and -2.85 without the least
     assert top == pytest.approx(np.array([[0.35, -0.05], [-0.05, 0.05]]))
     back = np.array([[0.28, 0.08], [-0.02, 0.18]]) / np.sqrt(0.007)
     assert BASELINES["s-norm"](COUPLE) == pytest.approx(z + back)
@@ -52,3 +53,11 @@ def test_what_is_read(base):
         ((after,),) = reading.under(reading.roots(contexts[2:]), [text])
         gains = after - alone * reading.alone([text])[0]
         assert table[1, 2] == pytest.approx(float(gains[1:].sum()) / len(gains), abs=1e-5)
+
+
+def test_the_cohort_is_a_stretch_of_each_demo_writer():
+    cohort, folders = demo_cohort(), sorted(path for path in DEMO.iterdir() if path.is_dir())
+    assert demo_cohort() == cohort
+    for folder, text in zip(folders, cohort, strict=True):
+        assert any(text in path.read_text("utf-8") for path in folder.glob("*.txt"))
+        assert 100 <= len(text.split()) <= 130

@@ -278,8 +278,9 @@ def _print_reading(out: Console, reading: CandidateReading, text: str) -> None:
         listed = [_listed(phrase) for phrase in reading.phrases if sign * phrase.gain > 0]
         _print(out, f"  {label} {', '.join(listed) or 'nothing'}")
     forward, back = reading.forward, reading.back
-    mean = f"the mean of {forward:+.2f} of its own and {back:+.2f} of the writer's"
-    _print(out, f"  reading {(forward + back) / 2:+.2f} nats a token: {mean}")
+    numbers = [round(n, 2) + 0.0 for n in ((forward + back) / 2, forward, back)]  # never -0.00
+    line = "  reading {:+.2f} nats a token: {:+.2f} after the writer's texts, {:+.2f} they after it"
+    _print(out, line.format(*numbers))
     marks = out.no_color or out.color_system is None
     by_place = sorted(reading.phrases, key=lambda phrase: phrase.start)
     parts: Sequence[Word | Phrase] = by_place if marks else reading.words

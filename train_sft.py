@@ -35,6 +35,7 @@ from typing import Any, Literal
 import tyro
 
 from data.build import demo_pairs
+from nanopersrm import InputError
 from nanopersrm.command import exit_code
 from nanopersrm.judge.adapter_settings import fingerprint
 from nanopersrm.model.base import DEFAULT_BASE, resolve
@@ -61,7 +62,7 @@ class Config:
 
     pairs: Path | None = None  # .jsonl of data.build; default: pairs of the demo writers
     validation: Path | None = None  # pairs to validate on; default: a tenth of the writers
-    # go on from this one, "default" is that of the base: its base, 4 bits, rank and reading stay
+    # go on from this one, "default" is that of the base: its base, 4 bits and rank stay
     adapter: str | None = None
     out: Path = Path("runs/sft")  # folder of the run
     resume: bool = False  # go on from the last checkpoint in --out
@@ -78,9 +79,10 @@ class Config:
     dtype: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # fp16 with loss scaling
     nf4: bool | None = None  # the matrices of the base in 4 bits
     recompute: bool | None = None  # compute each block again in its backward: less memory
-    # a folder reading/ to use, default: that in --adapter; as it is without --reading-steps
+    # a folder reading/, default: that in --adapter; trained on with --reading-steps, else as it is
     reading_from: Path | None = None
-    evidence_pairs: int = 200  # read to weigh reading beside other features for prompts; 0: no
+    # validation pairs read to weigh reading beside other features, as prompts show; 0: none
+    evidence_pairs: int = 200
     writers: int = 8  # a step of reading, of one domain where it has so many
     candidate_tokens: int = 112  # of each candidate in a step of reading
     reading_lr: float = 1e-3
@@ -109,10 +111,9 @@ def learn_to_read(
     if resumed is not None and not run.resumed_in("reading"):  # it has been learned
         lora.load_tensors(resumed["adapters"]["reading"])
         lora.freeze()
-        reading.measured(resumed["reading"])
         return
     source = WriterSource(
-        data.pairs, reading.tokenizer, config.reading, config.candidate_tokens, config.seed
+        data.pairs, reading.tokenizer, reading.config, config.candidate_tokens, config.seed
     )
     learner = Learner(run, "reading", model, lora, replace(config.optim, lr=config.reading_lr))
     if not learner.first_step:
@@ -122,7 +123,7 @@ def learn_to_read(
         writers = source.writers(step, config.writers)
         with memory_guard("lower --budget, or give --recompute True"):
             loss, right, tokens = contrast.gradient(
-                learner, writers, preset, config.reading.temperature
+                learner, writers, preset, reading.config.temperature
             )
         lr = learning_rate(step, preset.reading_steps, learner.config)
         numbers = {"loss_reading": loss, "accuracy": right, "lr": lr}
@@ -256,15 +257,22 @@ def main(config: Config) -> None:
             f"{preset.steps} of {preset.batch_pairs} pairs"
         )
         run.note(memory_note(model.config, config.lora.rank, preset, model.norm.weight.itemsize))
-        if reading_from and not preset.reading_steps:
+        if reading_from:
             reading = Reading.load(reading_from, model, tokenizer)
+            if config.reading not in (ReadingConfig(), reading.config):
+                raise InputError(f"--reading: {reading_from} has {reading.config}; leave it out")
         else:
-            reader = load_lora(reading_from, model) if reading_from else None
-            reader = reader or Lora(model, config.lora, config.seed)
+            reader = Lora(model, config.lora, config.seed)
             reading = Reading(model, tokenizer, config.reading, reader)
+        if preset.reading_steps:
+            if reading_from:  # not frozen, as above
+                reading = Reading(model, tokenizer, reading.config, load_lora(reading_from, model))
             learn_to_read(config, preset, data, reading, held_out[: config.eval_pairs], run)
-        data.weigh_features(reading, config.evidence_pairs, run)
-        data.show(reading)
+        if run.resumed is not None and run.resumed_in("judge"):
+            reading.measured(run.resumed["reading"])
+        else:
+            data.weigh_features(reading, config.evidence_pairs, held_out, run)
+        data.show(reading, held_out)
         lora = lora or Lora(model, config.lora, config.seed + 1)
         learner = Learner(run, "judge", model, lora, config.optim)
         validation = ValidationSet(

@@ -76,8 +76,8 @@ def from_source(
     meta: dict[str, Any],
 ) -> Proposal:
     """A proposal whose text 1 is cut from `source`; exemplars and texts of writers 1 and 2."""
-    names = (kind, source.domain, source.author)
-    return Proposal(*names, *exemplars, *texts, source.label, from_2, source.question, meta)
+    s = source
+    return Proposal(kind, s.domain, s.author, *exemplars, *texts, s.label, from_2, s.question, meta)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@
 Each gives `score(exemplars, question, candidates)`: a number a candidate, more for a better fit.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -24,14 +25,8 @@ def _each(score: Callable[[Sequence[str], str], float]) -> Score:
     return lambda exemplars, question, candidates: [score(exemplars, c) for c in candidates]
 
 
-def ngrams() -> Score:
-    """Character n-gram similarity."""
-    return _each(ngram_similarity)
-
-
-def factors() -> Score:
-    """Distance over all factors."""
-    return _each(lambda exemplars, candidate: -factor_distance(exemplars, candidate))
+ngrams = _each(ngram_similarity)
+factors = _each(lambda exemplars, candidate: -factor_distance(exemplars, candidate))
 
 
 def together(evidence: Evidence, readings: Readings | None = None) -> Score:
@@ -48,7 +43,8 @@ def together(evidence: Evidence, readings: Readings | None = None) -> Score:
 
 
 def slope_of(score: Score, pairs: Sequence[Pair]) -> float:
-    """What turns a gap of this judge's scores into log-odds, fitted on training pairs (Platt 1999).
+    """What turns a gap of this judge's scores into log-odds, fitted on training pairs (Platt 1999);
+    0 for one that is more often wrong.
 
     Worked example: gaps 1, 1, 1 and -1 are won three times of four; without the ridge σ(w) = 3/4,
     w = 1.1.
@@ -56,6 +52,6 @@ def slope_of(score: Score, pairs: Sequence[Pair]) -> float:
     gaps = []
     for pair in pairs:
         scores = score(pair.exemplars, pair.question, (pair.chosen, pair.rejected))
-        if scores is not None:
+        if scores is not None and all(map(math.isfinite, scores)):
             gaps.append(scores[0] - scores[1])
     return float(scales_of(np.array(gaps)[:, None])[0])

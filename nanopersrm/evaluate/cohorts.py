@@ -12,8 +12,8 @@ and the same for the exemplars after the candidate (back), each row of the table
     mean             s - mean m                               of the whole cohort
     z                (s - mean m) / deviation m               T-norm in speaker verification
     nearest          mean over the texts after which c is likeliest     adaptive T-norm
-    back             mean log p(e | c)                        of one writer, e needs no baseline
-    reading          forward + back                           what `style/reading.py` does
+    back             mean log p(e | c) - log p(e)
+    reading          forward + back                           twice what `style/reading.py` gives
     nearest + back   both
     s-norm           z of c after e + z of e after c          the cohort read before both
 
@@ -73,7 +73,7 @@ class Couple:
     alone: Array  # (2,) of c_j after a blank line
     cohort: Array  # (2, K) of c_j after each text of the cohort
     back: Array  # (2, 2) gain of e_i after c_j
-    back_cohort: Array  # (2, K) of e_i after each text of the cohort; NaN without --s-norm
+    back_cohort: Array  # (2, K) gain of e_i after each text of the cohort; NaN without --s-norm
 
 
 def z(s: Array, m: Array) -> Array:
@@ -81,20 +81,15 @@ def z(s: Array, m: Array) -> Array:
     return (s - m.mean(-1)) / m.std(-1, ddof=1)
 
 
-def nearest(c: Couple) -> Array:
-    """The baseline of a few texts of the cohort taken off."""
-    return c.after - np.sort(c.cohort)[:, -NEAREST:].mean(-1)
-
-
 BASELINES: dict[str, Callable[[Couple], Array]] = {  # -> the score of c_j after e_i (2, 2)
     "none": lambda c: c.after,
     "forward": lambda c: c.after - c.alone,
     "mean": lambda c: c.after - c.cohort.mean(-1),
     "z": lambda c: z(c.after, c.cohort),
-    "nearest": nearest,
+    "nearest": lambda c: c.after - np.sort(c.cohort)[:, -NEAREST:].mean(-1),
     "back": lambda c: c.back,
     "reading": lambda c: c.after - c.alone + c.back,
-    "nearest + back": lambda c: nearest(c) + c.back,
+    "nearest + back": lambda c: BASELINES["nearest"](c) + c.back,
     "s-norm": lambda c: z(c.after, c.cohort) + z(c.back.T, c.back_cohort).T,
 }
 
@@ -115,7 +110,7 @@ def measure(reading: Reading, cohort: Roots, pairs: Sequence[Pair], also_back: b
     back = [reading.back(pair.exemplars, ids) for pair in pairs]
     back_cohort = np.full((2, len(cohort.lasts)), np.nan)
     if also_back:
-        writers = [reading.exemplars(pair.exemplars) for pair in pairs]
+        writers = [reading.exemplar_ids(pair.exemplars) for pair in pairs]
         alone = np.array([mean(part) for part in reading.alone(writers)])
         back_cohort = after_cohort(writers) - alone[:, None]
     alone = np.array([mean(part) for part in reading.alone(ids)])
@@ -128,12 +123,12 @@ def demo_cohort() -> list[str]:
     return [cut(first[author], COHORT_WORDS, random.Random(0)) for author in sorted(first)]
 
 
-def rows_of(couples: Sequence[Couple], s_norm: bool) -> list[list[str]]:
+def rows_of(couples: Sequence[Couple]) -> list[list[str]]:
     """The table: each baseline with its pairs and twins."""
     rows = [["baseline", "pairs %", "twins %"]]
     for name, rule in BASELINES.items():
-        if name != "s-norm" or s_norm:
-            tables = [rule(couple) for couple in couples]
+        tables = [rule(couple) for couple in couples]
+        if np.isfinite(tables).all():
             right = np.array([(s[0, 0] > s[0, 1], s[1, 1] > s[1, 0]) for s in tables])
             rows.append([name, f"{100 * right.mean():.1f}", f"{100 * right.all(1).mean():.1f}"])
     return rows
@@ -144,6 +139,8 @@ def main(config: Config) -> None:
     pairs = [
         replace(pair, exemplars=pair.exemplars[: config.exemplars]) for pair in read(config.pairs)
     ]
+    if 0 in (config.exemplars, config.limit):
+        raise InputError("--exemplars, --limit: expected numbers from 1, got 0")
     couples = [both for both in twin_pairs(pairs) if len(both) == 2]
     couples = couples[: None if config.limit is None else config.limit // 2]
     if not couples:
@@ -160,9 +157,8 @@ def main(config: Config) -> None:
     cohort = reading.roots([context_ids(tokenizer, [text], most) for text in demo_cohort()])
     shown = track(couples, "couples", transient=True, disable=not sys.stderr.isatty())
     measured = [measure(reading, cohort, both, config.s_norm) for both in shown]
-    print("\n".join(table(rows_of(measured, config.s_norm))))
-    crossed = [couple.after for couple in measured]
-    share = np.mean([m[0, 0] + m[1, 1] > m[0, 1] + m[1, 0] for m in crossed])
+    print("\n".join(table(rows_of(measured))))
+    share = np.mean([np.trace(m) > np.trace(m[::-1]) for m in (c.after for c in measured)])
     print(f"\ncouples, without a baseline: {100 * share:.1f} % of {len(measured)}")
     print(f"cohort of {len(cohort.lasts)}; {device}, {model.norm.weight.dtype}")
 

@@ -18,6 +18,7 @@ imported for judges that need it.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -140,7 +141,7 @@ def _text_judge(name: str, train: Sequence[Pair]) -> NamedJudge | str:
     if name == "together":
         score = baselines.together(evidence.fit(train))
     else:
-        score = baselines.ngrams() if name == "ngrams" else baselines.factors()
+        score = baselines.ngrams if name == "ngrams" else baselines.factors
     slope = baselines.slope_of(score, train) if train else None  # gaps of scores to log-odds
     return NamedJudge(predict_by(score, slope), settings, f"fitted on {len(train)} pairs")
 
@@ -159,11 +160,14 @@ def _model_judge(name: str, setup: Setup, judge: "Judge", settings: dict[str, An
         if (Path(folder).expanduser() / scalar.FILE).is_file():
             rival = predict_by(scalar.scorer(folder, judge, config.evidence), 1.0)
             return NamedJudge(rival, settings, f"{folder}, a scalar reward")
+    from nanopersrm.model.lora import adapter_off
+
     if name == "untrained":
         judge = type(judge)(judge.model, judge.tokenizer)  # without style evidence
 
     def predict(exemplars: Sequence[str], question: str, candidates: Sequence[str]) -> Prediction:
-        judgement = judge.judge(exemplars, candidates, question or None, config=config)
+        with adapter_off(judge.model) if name == "untrained" else nullcontext():
+            judgement = judge.judge(exemplars, candidates, question or None, config=config)
         problems = [reply.problem for reply in judgement.replies if reply.problem]
         first, second = judgement.scores
         if judgement.verdict == "invalid" or problems or first is None or second is None:
@@ -171,22 +175,11 @@ def _model_judge(name: str, setup: Setup, judge: "Judge", settings: dict[str, An
         return Prediction(judgement.verdict, (first, second), judgement.preference[0][1])
 
     if name == "untrained":
-        return NamedJudge(_adapter_off(judge, predict), settings, f"{setup.base}, adapter off")
+        return NamedJudge(predict, settings, f"{setup.base}, adapter off")
     evidence = "evidence" if config.evidence else "no evidence"
     tokens = f"{config.think_tokens if config.think else 'no'} tokens of reasoning"
     source = f"{folder or setup.adapter or setup.base}, {evidence}, {tokens}"
     return NamedJudge(predict, settings, "; ".join([source, *judge.notes]))
-
-
-def _adapter_off(judge: "Judge", predict: Predict) -> Predict:
-    """The same predictions from the base alone."""
-    from nanopersrm.model.lora import adapter_off
-
-    def without(*texts: Any) -> Prediction:
-        with adapter_off(judge.model):
-            return predict(*texts)
-
-    return without
 
 
 def _stamps(base: str, adapter: str | None) -> list[list[Any]]:

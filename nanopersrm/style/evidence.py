@@ -18,17 +18,18 @@ intercept, because neither place of a pair is special (Bradley and Terry 1952). 
 
     Σ log σ(w · x) - ½ |w|²         by Newton's steps      w += (XᵀSX + I)⁻¹ (Xᵀ(1 - p) - w)
 
-with S = diag(p (1 - p)). A regression knows the pairs it was fitted on too well. So writers are
-dealt into FOLDS by a hash of their name, and w is found once more without each fold. From writers
-left out come three things. One is how much their totals and the reading count beside each other (a
-second regression, on two numbers: reading is slow, so that fewer pairs are read), which also makes
-the odds as often right as they say. `loss` is in nats a pair, 0.69 for a guess. And a text *alone*
-has a slope of its own, because some texts are likely to be anybody's:
+with S = diag(p (1 - p)) and each x in units of its root mean square. A regression knows the pairs
+it was fitted on too well. So writers are dealt into FOLDS by a hash of their name, and w is found
+once more without each fold. The totals of writers left out then tell
 
-    10 log10 odds(c is the writer's) = slope · total(c) + offset
+    scales  what such a total and the reading count beside each other: a second regression, since
+            fewer pairs are read; with it odds are as often right as they say
+    loss    nats a pair; a guess has 0.69
+    slope   of a text alone, which is less, because some texts are likely to be anybody's:
+            10 log10 odds(c is the writer's) = slope · total(c) + offset
 
 A model that learns from the same pairs is shown the fold without their writer, or it would trust
-the evidence too much.
+the evidence too much. A fold leaves its writers out of w and scales; slope and offset are of all.
 """
 
 import hashlib
@@ -130,8 +131,8 @@ def fold_of(writer: str) -> int:
 def fit(
     pairs: Sequence[Pair], readings: Readings | None = None, read: int | None = None
 ) -> Evidence:
-    """Weigh the features on training pairs; with `readings` the reading of the first `read` is one,
-    and what is measured on writers held out is of these."""
+    """Weigh the features on training pairs. With `readings` the first `read` pairs are read; scales
+    and loss come from these."""
     assert pairs, "expected training pairs"
     read = len(pairs) if read is None else read
     names, texts = [*FACTOR_NAMES, NGRAMS], [(pair.chosen, pair.rejected) for pair in pairs]
@@ -163,10 +164,13 @@ def fit(
     parts[..., 1:] -= middle
     slope, offset, loss = 0.0, 0.0, GUESS
     gaps = parts[:, 0] - parts[:, 1]  # (read, n)
-    scales, held_out = [scales_of(gaps)], np.empty(parts.shape[:2])
+    scales, held_out = [scales_of(gaps)], np.full(parts.shape[:2], np.nan)
     for k in range(FOLDS):
-        scales.append(scales_of(gaps[(fold != k) & (twin_fold != k)]))
-        held_out[fold == k] = parts[fold == k] @ scales[-1]
+        others = (fold != k) & (twin_fold != k)
+        scales.append(scales_of(gaps[others]))
+        if others.any():
+            held_out[fold == k] = parts[fold == k] @ scales[-1]
+    held_out = held_out[np.isfinite(held_out[:, 0])]
     if len(held_out):
         slope, offset = _platt(held_out)
         loss = float(np.logaddexp(0, held_out[:, 1] - held_out[:, 0]).mean())
@@ -181,24 +185,32 @@ def fit(
     return replace(evidence(weigh(table), scales[0]), loss=loss, folds=folds)
 
 
-def scales_of(gaps: Array) -> Array:
-    """Gaps (pairs, n) of winners over losers -> what each counts (n,) in log-odds, 0 at least."""
-    size = np.maximum(np.sqrt((gaps**2).sum(0) / max(1, len(gaps))), LEAST_UNIT)
-    return np.maximum(0, logistic(gaps / size) / size)
-
-
 def weigh(table: Array) -> tuple[Array, Array]:
     """Distances (pairs, 2, k) of chosen and rejected -> w (k,) in nats, the mean distances (k,)."""
     known = np.isfinite(table)
     means = np.where(known, table, 0.0).sum((0, 1)) / np.maximum(known.sum((0, 1)), 1)  # (k,)
     table = np.where(known, table, means)
-    gaps = table[:, 1] - table[:, 0]  # (pairs, k)
-    # z is in units already; of scores the ridge must not see how small they are.
-    unit = np.ones(table.shape[-1])
-    score_like = slice(len(FACTOR_NAMES), None)
-    if len(gaps):
-        unit[score_like] = np.maximum(np.sqrt((gaps[:, score_like] ** 2).mean(0)), LEAST_UNIT)
-    return logistic(gaps / unit) / unit, means
+    return in_any_unit(table[:, 1] - table[:, 0]), means
+
+
+def scales_of(gaps: Array) -> Array:
+    """Gaps (pairs, n) of winners over losers -> what each counts (n,) in log-odds.
+
+    A number that would count less than 0 is left out, and the others are fitted without it.
+    """
+    used = np.ones(gaps.shape[1], bool)
+    while True:
+        scales = np.zeros(len(used))
+        scales[used] = in_any_unit(gaps[:, used])
+        if (scales >= 0).all():
+            return scales
+        used = scales > 0
+
+
+def in_any_unit(gaps: Array) -> Array:
+    """`logistic` of gaps (pairs, n) that does not see how small their units are."""
+    size = np.maximum(np.sqrt((gaps**2).sum(0) / max(1, len(gaps))), LEAST_UNIT)
+    return logistic(gaps / size) / size
 
 
 def logistic(x: Array, ridge: float = 1.0) -> Array:

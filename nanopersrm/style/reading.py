@@ -3,23 +3,22 @@
 A language model expects. After texts by one person it expects more of that person's words, turns
 and rhythm, and a text that has them becomes likelier. With a candidate c and exemplars e:
 
-    gain[t]        = log p[c_t | e, c_<t] - log p[c_t | c_<t]       nats; 0 for the first token
+    gain[t]        = log p[c_t | e, c_<t] - log p[c_t | c_<t]        nats; 0 for the first token
     forward        = mean over t of gain[t]                         nats a token of the candidate
     back           = mean over t of log p[e_t | c, e_<t] - log p[e_t | e_<t]       of the exemplars
     reading(c, e)  = ½ (forward + back)
 
-Summed instead of averaged, either is the pointwise mutual information log p(c, e) / p(c) p(e), and
-for a perfect model they are the same number. Ours is not perfect: two estimates are better than
-one (`docs/results.md` has both alone, and what cohorts of other writers give as baselines).
-Worked number: a candidate has -3.1 nats a token after the exemplars and -3.4 after nothing; they
-have -3.25 after it and -3.35 after nothing. The reading is ½ (0.3 + 0.1) = 0.2.
-The first token counts for nothing: it says how many texts came before it, hardly whose.
-
+A text with nothing before it stands after a blank line. Summed instead of averaged, either is the
+pointwise mutual information log p(c, e) / p(c) p(e), and for a perfect model they are the same
+number. Ours is not perfect: two estimates are better than one (`docs/results.md` has both alone,
+and what cohorts of other writers give as baselines). Worked number: a candidate has -3.1 nats a
+token after the exemplars and -3.4 alone; they have -3.25 after it and -3.35 alone. The reading is
+½ (0.3 + 0.1) = 0.2. The first token says how many texts came before it, so it counts for nothing.
 Tokens with a great gain are the words that sound like the writer; `phrases.py` gathers them.
 
 The exemplars are computed once and their keys and values kept for the next call; under them lie the
-candidates, side by side. The last token of a beginning is computed again with every candidate,
-because it predicts the first token:
+candidates, side by side. For the other direction each candidate is a root, with the exemplars under
+it. The last token of a root is computed again with every text, because it predicts the first token:
 
     level 0   exemplars without their last token
     level 1   that token and a candidate without its last; the same of the next candidate; …
@@ -52,7 +51,7 @@ from nanopersrm.style.evidence import SCHEMA, Evidence
 from nanopersrm.style.phrases import Word, only_exemplars, with_topics, words_of
 
 ROWS_AT_ONCE = 8192  # in one forward: bounds memory
-REMEMBERED = 256  # texts of which is kept how likely they are alone
+REMEMBERED = 256  # texts whose log p alone is kept
 BLANK = "\n\n"  # between texts
 FILE = "reading.json"
 
@@ -190,7 +189,7 @@ class Reading:
         most, first = self.config.candidate_tokens, len(text) - len(text.lstrip())
         return ids[:most], [(first + start, first + end) for start, end in spans[:most]]
 
-    def exemplars(self, texts: Sequence[str]) -> list[int]:
+    def exemplar_ids(self, texts: Sequence[str]) -> list[int]:
         """The ids of what is read of them after a candidate."""
         ids = context_ids(self.tokenizer, texts, self.config.back_tokens)
         return ids[: len(ids) - len(self.blank)]
@@ -207,7 +206,7 @@ class Reading:
 
     def back(self, exemplars: Sequence[str], candidates: Sequence[list[int]]) -> list[float]:
         """The gain of the exemplars after each candidate, nats a token."""
-        ids = self.exemplars(exemplars)
+        ids = self.exemplar_ids(exemplars)
         if not ids:  # of a blank exemplar nothing is left
             return [0.0 for _ in candidates]
         (alone,), results = self.alone([ids]), list[float]()
@@ -234,19 +233,16 @@ class Reading:
         return self.under(roots, candidates)[0]
 
     def alone(self, texts: Sequence[list[int]]) -> list[Tensor]:
-        """log p (T,) of each text with nothing before it but a blank line; the last are kept."""
-        with self._reading():  # which drops what an older adapter said
-            pass
+        """log p (T,) of each text after a blank line; the last computed are kept."""
+        self._reading()  # which drops what an older adapter said
         keys = [tuple(ids) for ids in texts]
-        new = [key for key in dict.fromkeys(keys) if key not in self._alone]
-        known = {key: self._alone[key] for key in keys if key in self._alone}
-        if new:
+        if new := [key for key in dict.fromkeys(keys) if key not in self._alone]:
             (after,) = self.under(self.roots([self.blank]), [list(key) for key in new])
-            known |= zip(new, after, strict=True)
-        self._alone |= known
-        for key in list(self._alone)[: max(0, len(self._alone) - REMEMBERED)]:
+            self._alone |= zip(new, after, strict=True)
+        results = [self._alone[key] for key in keys]
+        for key in list(self._alone)[:-REMEMBERED]:
             del self._alone[key]
-        return [known[key] for key in keys]
+        return results
 
     @torch.inference_mode()
     def roots(self, contexts: Sequence[list[int]]) -> Roots:
@@ -320,7 +316,8 @@ class Reading:
 
 def _without_first(gains: Tensor) -> Tensor:
     """gains (T,) of tokens -> the same; the first counts for nothing."""
-    return torch.cat([gains.new_zeros(1), gains[1:]])
+    gains[0] = 0
+    return gains
 
 
 # (exemplars, texts) -> how probable all features make each text, in percent

@@ -1,7 +1,7 @@
 """The reading stage: writers of one domain, each of whom must find their own text.
 
 A step has B writers. Of each there are some exemplars e and another text c, and every candidate is
-read after every writer's exemplars, in one tree a writer (`packing.py`), and once after nothing:
+read after every writer's exemplars, in one tree a writer (`packing.py`), and once alone:
 
     M[i, j] = mean over tokens t of  log p(c_j[t] | e_i, c_j[<t])     nats a token; 0 for the first
     base[j] = the same after a blank line
@@ -9,8 +9,9 @@ read after every writer's exemplars, in one tree a writer (`packing.py`), and on
             + ½ mean over i of  CE over j of  (M[i, j] - base[j]) / τ        whose text is it?
 
 A column needs no baseline, because one text stands in all of it. A row does, and so does a judge
-with one candidate, who has the same one (`style/reading.py`): the adapter learns both of its terms.
-The best M - base there can be is log p(c | e) / p(c), up to a constant (InfoNCE, arXiv 1807.03748).
+with one candidate. Both take the same (`style/reading.py`), and the adapter learns M and base. The
+best (M - base) / τ there can be is log p(c | e) / p(c), up to a constant of each e (InfoNCE, arXiv
+1807.03748).
 Worked number: two writers, M = [[-3.0, -3.5], [-3.2, -3.4]], base = [-3.2, -3.5], τ = 0.1. The
 columns lead by 2 and 1; the rows are [[0.2, 0.0], [0.0, 0.1]] and lead by 2 and 1 as well. The loss
 is ½ (0.127 + 0.313) = 0.220, where a guess has log 2 = 0.693.
@@ -156,8 +157,8 @@ def read_matrix(model: Model, trees: Sequence[PrefixTree], preset: Preset) -> Te
 
 
 def reading_loss(table: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """M (B, B) and under it base (1, B) -> the loss (), and the share of rows and columns of M that
-    find their own ()."""
+    """M (B, B) and under it base (1, B) -> the loss (), and the share of columns of M and rows of
+    M - base that find their own ()."""
     matrix, base = table[:-1], table[-1]
     B = len(base)
     assert matrix.shape == (B, B) != (1, 1), f"expected (B + 1, B), got {tuple(table.shape)}"

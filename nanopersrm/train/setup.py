@@ -144,7 +144,7 @@ def load_adapter(folder: Path, model: Model, config: LoraConfig) -> Lora:
 def reading_folder(
     reading_from: Path | None, folder: Path | None, settings: AdapterSettings | None
 ) -> Path | None:
-    """Of the reading to use as it is: the one that is named, or that beside the adapter."""
+    """Of the reading to begin with: the one that is named, or that beside the adapter."""
     if reading_from is None and folder is not None and (folder / "reading").is_dir():
         return folder / "reading"
     if settings is not None and settings.reading and reading_from is None:

@@ -35,16 +35,13 @@ from nanopersrm.pairs import Pair, read, twin_pairs
 from nanopersrm.style import evidence
 from nanopersrm.style.evidence import GUESS
 from nanopersrm.style.profile import measured_block
-from nanopersrm.style.reading import (
-    Reading,
-    StyleEvidenceFn,
-    style_evidence_fn,
-)
+from nanopersrm.style.reading import Reading, StyleEvidenceFn, style_evidence_fn
 from nanopersrm.train.packing import Branch, PrefixTree, build_tree
 from nanopersrm.train.replies import ROLES, reply
 from nanopersrm.train.run import Run
 
 PairsByAuthor = dict[str, dict[str, list[Pair]]]  # domain -> author of the exemplars -> their pairs
+LEAST_GAIN = 1e-3  # nats a pair, of evidence over a guess
 MEASURED = 2000  # pairs on which features that need no model are weighed
 HELD_OUT = 0.1  # share of the writers whose pairs are for validation
 
@@ -94,10 +91,10 @@ class SftData:
         )
         return None if texts is None else build_tree(pair.id, *texts)
 
-    def show(self, reading: Reading) -> None:
+    def show(self, reading: Reading, held_out: Sequence[Pair]) -> None:
         """Have prompts show what reading measures, by weights that have not seen their
         writer. An error where then even the pair with the least text is too long."""
-        authors = authors_by_exemplars(self.pairs)
+        authors = authors_by_exemplars([*self.pairs, *held_out])
         self.style_evidence = style_evidence_fn(reading, authors)
         shortest = min(
             self.pairs, key=lambda p: sum(map(len, (*p.exemplars, p.chosen, p.rejected)))
@@ -110,36 +107,37 @@ class SftData:
 
     # What reading measures
 
-    def weigh_features(self, reading: Reading, count: int, run: Run) -> None:
+    def weigh_features(
+        self, reading: Reading, count: int, held_out: Sequence[Pair], run: Run
+    ) -> None:
         """Weigh all features as one, where it has not been done: what each is worth beside the
-        others. `count` pairs are read. Not used where it is no better than a guess."""
+        others. `count` pairs are read, of writers held out, whom the reading has not learned.
+        Not used where it is no better than a guess."""
         if not count or not self.config.evidence:
             reading.evidence = None
         elif reading.evidence is not None:
             run.note("features: weighed before, with the reading")
         else:
-            sample = self._sample(max(count, MEASURED))
-            read = min(count, len(sample))
+            sample = [*held_out[:count], *self._sample(MEASURED)]
+            read = min(count, len(held_out) or len(sample))
             run.note(f"features: weighing them on {len(sample):,} pairs, {read:,} of them read")
 
             def readings(exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
                 run.check_signal()
                 return reading.scores(exemplars, texts)
 
-            found = evidence.fit(sample, readings, count)
+            found = evidence.fit(sample, readings, read)
             assert found.loss is not None, "a fit measures it"
-            reading.evidence = found if found.loss < GUESS else None
+            reading.evidence = found if found.loss < GUESS - LEAST_GAIN else None
             run.note(
                 f"features: {found.loss:.2f} nats a pair by other writers, a guess {GUESS:.2f}"
             )
 
     def _sample(self, count: int) -> list[Pair]:
         """Some `count` of the pairs, with their twins, or all."""
-        couples, sample = twin_pairs(self.pairs), list[Pair]()
+        couples = twin_pairs(self.pairs)
         random.Random(f"{self.seed}/evidence").shuffle(couples)
-        for couple in couples:
-            sample += couple if len(sample) < count else ()
-        return sample
+        return [pair for couple in couples for pair in couple][:count]
 
 
 # One pair, `stripped`

@@ -1,5 +1,7 @@
 """Baselines of reading: the rules by hand, and what is read against `Reading` itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fixtures import CANDIDATES, EXEMPLARS, fresh
@@ -19,8 +21,8 @@ COUPLE = Couple(
 )
 
 
-def pair(author: str, chosen: str) -> Pair:
-    texts = (tuple(EXEMPLARS), "", chosen, CANDIDATES[0], "", "")
+def pair(author: str, exemplars: list[str], chosen: str) -> Pair:
+    texts = (tuple(exemplars), "", chosen, CANDIDATES[0], "", "")
     return Pair(f"{author}a", "", author, "letters", "train", "cross_author", *texts)
 
 
@@ -34,7 +36,11 @@ def test_the_rules_by_hand():
     assert top == pytest.approx(np.array([[0.35, -0.05], [-0.05, 0.05]]))
     back = np.array([[0.28, 0.08], [-0.02, 0.18]]) / np.sqrt(0.007)
     assert BASELINES["s-norm"](COUPLE) == pytest.approx(z + back)
-    rows = rows_of([COUPLE], s_norm=False)
+    reading = np.array([[1.1, 0.5], [0.4, 0.7]])
+    assert BASELINES["reading"](COUPLE) == pytest.approx(reading)
+    assert BASELINES["nearest + back"](COUPLE) == pytest.approx(top + COUPLE.back)
+    assert [row[0] for row in rows_of([COUPLE])[1:]] == [*BASELINES]
+    rows = rows_of([replace(COUPLE, back_cohort=np.full((2, 5), np.nan))])
     assert [row[0] for row in rows[1:]] == [*BASELINES][:-1]
     assert rows[1] == ["none", "50.0", "0.0"]
     assert rows[3] == ["mean", "100.0", "100.0"]
@@ -43,12 +49,12 @@ def test_the_rules_by_hand():
 def test_what_is_read(base):
     judge, config = fresh(base), ReadingConfig(60, 30, 24)
     reading = Reading(judge.model, judge.tokenizer, config)
-    twins = [pair("ann", CANDIDATES[0]), pair("bea", CANDIDATES[1])]
+    twins = [pair("ann", EXEMPLARS, CANDIDATES[0]), pair("bea", CANDIDATES[2:], CANDIDATES[1])]
     contexts = [context_ids(judge.tokenizer, [text], 60) for text in COHORT]
     couple = measure(reading, reading.roots(contexts), twins, also_back=True)
-    scores = [2 * score for score in reading.scores(EXEMPLARS, CANDIDATES[:2])]
-    assert BASELINES["reading"](couple) == pytest.approx(np.array([scores, scores]), abs=1e-5)
-    ids, writer = reading.candidate(CANDIDATES[1])[0], reading.exemplars(EXEMPLARS)
+    scores = [reading.scores(texts, CANDIDATES[:2]) for texts in (EXEMPLARS, CANDIDATES[2:])]
+    assert BASELINES["reading"](couple) == pytest.approx(2 * np.array(scores), abs=1e-5)
+    ids, writer = reading.candidate(CANDIDATES[1])[0], reading.exemplar_ids(CANDIDATES[2:])
     for table, text, alone in ((couple.cohort, ids, 0.0), (couple.back_cohort, writer, 1.0)):
         ((after,),) = reading.under(reading.roots(contexts[2:]), [text])
         gains = after - alone * reading.alone([text])[0]

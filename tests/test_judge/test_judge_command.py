@@ -120,7 +120,7 @@ def test_words_that_sound_like_the_writer(settings, text):
     assert written.getvalue() == (
         '  most like the writer:  "[2Jno[/b] machine," +4.0, "saw" +3.0 (topic)\n'
         '  least like the writer: "we" -0.6\n'
-        "  reading +0.20 nats a token: the mean of +0.30 of its own and +0.10 of the writer's\n"
+        "  reading +0.20 nats a token: +0.30 after the writer's texts, +0.10 they after it\n"
         f"{text}\n\n"
     )
 

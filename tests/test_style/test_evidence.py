@@ -33,6 +33,7 @@ def test_the_worked_example(monkeypatch):
     assert ledger == pytest.approx({FIRST: 2.0, NGRAMS: 3.0})
     assert by_hand().total(EXEMPLARS, "A text.") == sum(ledger.values())
     assert by_hand().probability(5.0) == pytest.approx(50.0)
+    assert [by_hand().probability(total) for total in (-1e9, 1e9)] == [1.0, 99.0]
     assert by_hand().probability(15.0) == pytest.approx(100 * 10 / 11)
     assert by_hand(offset=10 * math.log10(3)).probability(0.0) == pytest.approx(75.0)
 
@@ -149,6 +150,9 @@ def test_what_two_numbers_count_beside_each_other():
     )
     assert scales_of(np.hstack([gaps, -gaps[::-1]]))[1] == 0
     assert scales_of(np.zeros((0, 2))) == pytest.approx([0, 0])
+    noise = np.random.default_rng(4).normal(0.0, 1.0, (500, 1))
+    less = scales_of(np.hstack([gaps + noise, noise - 0.5 * gaps]))
+    assert less == pytest.approx([*scales_of(gaps + noise), 0])  # fitted without what misleads
 
 
 def test_no_fold_has_seen_its_writers(monkeypatch):
@@ -162,6 +166,29 @@ def test_no_fold_has_seen_its_writers(monkeypatch):
     ]
     assert evidence.fit(moved).folds[1].weights == before.weights
     assert evidence.fit(moved).weights != evidence.fit(TRAIN).weights
+
+
+def test_a_reading_is_scaled_on_other_writers(monkeypatch):
+    """And a pair whose reading is no number says nothing of it."""
+    monkeypatch.setattr(evidence, "factor_distances", lambda *_: NOTHING)
+    monkeypatch.setattr(evidence, "ngram_similarity", lambda *_: 0.5)
+    monkeypatch.setattr(evidence, "fold_of", lambda writer: int(writer in ("cole", "ray")))
+    own = {"cole", "ray"}
+
+    def noisy(shift: float):
+        """Of a pair by `own` it is shifted to the rejected text."""
+        side = {pair.exemplars: shift * (pair.author in own) for pair in TRAIN}
+        rng = np.random.default_rng(2)
+        return lambda exemplars, texts: [1.0 + rng.normal(), side[exemplars] + rng.normal()]
+
+    found, other = (evidence.fit(TRAIN, noisy(shift)) for shift in (0.0, 9.0))
+    assert found.folds[1].weights == pytest.approx(other.folds[1].weights)
+    assert found.weights[READING] > other.weights[READING] >= 0
+    drawn = np.random.default_rng(2).normal([1.0, 0.0], size=(len(TRAIN), 2))
+    rows = iter([[math.nan, 1.0], *drawn[1:].tolist()])
+    with_nan = evidence.fit(TRAIN, lambda *_: next(rows))
+    expected = scales_of((drawn[1:, 0] - drawn[1:, 1])[:, None])
+    assert with_nan.weights[READING] * evidence.DECIBAN == pytest.approx(expected[0])
 
 
 def test_json_and_back():

@@ -103,27 +103,29 @@ def test_what_is_read_of_a_candidate(reading):
 def test_the_worked_number(reading, monkeypatch):
     """The first token counts for nothing."""
     texts = {"c": [-3.4] * 4, "e": [-3.35] * 4}
-    after = {"c": [-9.0, -3.0, -3.0, -2.9], "e": [-9.0, -3.2, -3.25, -3.2]}
+    after = {"c": [-9.0, -3.0, -3.0, -3.0], "e": [-9.0, -3.25, -3.25, -3.15]}
     monkeypatch.setattr(reading, "log_probs", lambda *_: [torch.tensor(after["c"])])
     monkeypatch.setattr(reading, "under", lambda *_: [[torch.tensor(after["e"])]])
-    monkeypatch.setattr(reading, "exemplars", lambda _: [7])
+    monkeypatch.setattr(reading, "exemplar_ids", lambda _: [7])
     alone = lambda ids: [torch.tensor(texts["e" if ids == [[7]] else "c"])]  # noqa: E731
     monkeypatch.setattr(reading, "alone", alone)
     (result,) = reading.read(EXEMPLARS, ["So much."])
-    assert result.gains == pytest.approx([0, 0.4, 0.4, 0.5], abs=1e-6)
-    assert (result.forward, result.back) == pytest.approx((1.3 / 4, 0.4 / 4), abs=1e-6)
-    assert result.score == pytest.approx(1.7 / 8, abs=1e-6)
+    assert result.gains == pytest.approx([0, 0.4, 0.4, 0.4], abs=1e-6)
+    assert (result.forward, result.back) == pytest.approx((0.3, 0.1), abs=1e-6)
+    assert result.score == pytest.approx(0.2, abs=1e-6)
 
 
-def test_a_reading_by_hand(reading):
+@pytest.mark.parametrize("rows", [module.ROWS_AT_ONCE, 1])
+def test_a_reading_by_hand(reading, monkeypatch, rows):
     """And gains without an exemplar, for which nothing that was kept is pushed out."""
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", rows)
     exemplars = [*EXEMPLARS, "word " * 9]
     results = reading.read(exemplars, TEXTS)
     kept = [prefix.ids for prefix in reading._prefixes.kept]
     ids = [reading.candidate(text)[0] for text in TEXTS]
     without = reading.gains(exemplars[::2], ids, keep=False)
     assert [prefix.ids for prefix in reading._prefixes.kept] == kept
-    writer = reading.exemplars(exemplars)
+    writer = reading.exemplar_ids(exemplars)
     assert 20 < len(writer) <= 30
     for text, result, gains_without in zip(ids, results, without, strict=True):
         alone = plain(reading, reading.blank, text)
@@ -171,7 +173,7 @@ def test_what_was_read_is_not_computed_again(reading, monkeypatch):
     assert reading.scores(EXEMPLARS, TEXTS) == first
     lengths, n = [len(reading.candidate(text)[0]) for text in TEXTS], len(TEXTS)
     contexts = sum(lengths) + n * (len(reading.blank) - 1)
-    assert rows == [sum(lengths), contexts, n * len(reading.exemplars(EXEMPLARS))]
+    assert rows == [sum(lengths), contexts, n * len(reading.exemplar_ids(EXEMPLARS))]
 
 
 def test_a_changed_adapter_reads_anew(judge):

@@ -258,10 +258,10 @@ def test_what_prompts_show_of_a_reading(pairs, tokenizer, base):
     reading.evidence = WEIGHED
     data = data_of(pairs[:4], tokenizer)
     without = data.trees(0, 1)
-    data.show(reading)
+    data.show(reading, [])
     assert data.trees(0, 1) != without
     with pytest.raises(InputError, match=r"--examples\.longest"):
-        data_of(pairs[:4], tokenizer, longest=100).show(reading)
+        data_of(pairs[:4], tokenizer, longest=100).show(reading, [])
 
 
 # Who is held out

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import tyro
+from safetensors.torch import load_file
 from training_runs import ROOT, call, curve, files, load_script, mistake, short_pairs, start, until
 
 from nanopersrm.judge import adapter_settings
@@ -207,10 +208,15 @@ def test_going_on_from_an_adapter(whole, flags, tmp_path, capsys, refused):
     file = adapter / "judge.json"
     file.write_text(file.read_text() + "\n")  # a resumed run goes on from the same adapter
     refused(*kept, "--adapter", adapter, "--out", out, "--resume", word="adapters")
-    assert here(*flags, "--adapter", adapter, "--out", tmp_path / "read") == 0
-    assert curve(tmp_path / "read")[0]["loss_reading"] != curve(whole)[0]["loss_reading"]
+    read, slow = tmp_path / "read", ("--reading-lr", "1e-9")
+    assert here(*flags, *slow, "--adapter", adapter, "--out", read) == 0
     name = "reading/adapter_model.safetensors"
-    assert files(tmp_path / "read/adapter")[name] != before[name]
+    old, new = load_file(adapter / name), load_file(read / "adapter" / name)
+    assert files(read / "adapter")[name] != before[name]
+    for key, tensor in old.items():  # from where it stood
+        torch.testing.assert_close(new[key], tensor, rtol=0, atol=1e-7)
+    sizes = ("--reading.candidate-tokens", "32")
+    refused(*kept, *sizes, "--adapter", adapter, "--out", tmp_path / "x", word="leave it out")
 
 
 @pytest.mark.slow

@@ -42,10 +42,7 @@ from nanopersrm.style.profile import profile
 HABITS = 8  # factors that the profile shows
 LONGEST = 60  # characters of a phrase that is listed
 COLOURED, BOLD = 0.5, 2.0  # nats of a word from which on it stands out
-NATS = (
-    "How much likelier words become after the writer's texts than after nothing, in nats: +1 is "
-    "2.7 times, -1 is 2.7 times less."
-)
+NATS = "In nats: how much likelier after the writer's texts than alone; +1 is 2.7 times."
 PROGRESS_EVERY = 30  # seconds between two lines of progress, where there is no terminal
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[PATH [PATH ...]]")]
 

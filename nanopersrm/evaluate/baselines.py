@@ -44,10 +44,7 @@ def together(evidence: Evidence, readings: Readings | None = None) -> Score:
 
 def slope_of(score: Score, pairs: Sequence[Pair]) -> float:
     """What turns a gap of this judge's scores into log-odds, fitted on training pairs (Platt 1999);
-    0 for one that is more often wrong.
-
-    Worked example: gaps 1, 1, 1 and -1 are won three times of four; without the ridge σ(w) = 3/4,
-    w = 1.1.
+    0 for one that is more often wrong. Three wins of four at a gap of 1: σ(w) = 3/4, w = 1.1.
     """
     gaps = []
     for pair in pairs:

@@ -32,6 +32,7 @@ from nanopersrm.style import evidence
 
 if TYPE_CHECKING:
     from nanopersrm.judge.judge import Judge
+    from nanopersrm.style.reading import Reading
 
 TEXT = ("ngrams", "factors", "together")  # need no model
 NAMES = ("model", "no_evidence", "untrained", "reading", "evidence", *TEXT)
@@ -118,7 +119,7 @@ def make(name: str, setup: Setup) -> NamedJudge | str:
         if reading is None:
             reading = Reading(judge.model, judge.tokenizer, ReadingConfig())
             source = f"{setup.base}, reading untrained"
-        scores = reading.scores
+        scores = readings_of(reading)
         predict = predict_by(lambda exemplars, _, candidates: scores(exemplars, candidates))
         return NamedJudge(predict, settings, source)
     if name == "evidence":
@@ -126,11 +127,18 @@ def make(name: str, setup: Setup) -> NamedJudge | str:
             return f"{adapter} has no folder reading"
         if judge.reading.evidence is None:
             return f"the features of {adapter} were not weighed (train_sft.py --evidence-pairs 0)"
-        score = baselines.together(judge.reading.evidence, judge.reading.scores)
+        score = baselines.together(judge.reading.evidence, readings_of(judge.reading))
         return NamedJudge(
             predict_by(score, evidence.DECIBAN), settings, f"{adapter}, all features alone"
         )
     return _model_judge(name, setup, judge, settings)
+
+
+@lru_cache(maxsize=1)
+def readings_of(reading: "Reading") -> evidence.Readings:
+    """Its scores, computed once: two judges may ask for them."""
+    scores = lru_cache(maxsize=None)(reading.scores)
+    return lambda exemplars, texts: scores(tuple(exemplars), tuple(texts))
 
 
 def _text_judge(name: str, train: Sequence[Pair]) -> NamedJudge | str:

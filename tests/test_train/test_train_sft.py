@@ -283,7 +283,7 @@ def test_some_pairs_too_long_do_no_harm(flags, tmp_path):
         (["--save-every", "0"], "--save-every"),
         (["--writers", "1"], "--writers"),
         (["--candidate-tokens", "0"], "--candidate-tokens"),
-        (["--reading-from", "nowhere"], "nowhere/adapter_config.json"),
+        (["--reading-from", "nowhere"], "nowhere/reading.json"),
         (["--device", "tpu"], "--device"),
         (["--optim.eight-bit"], "GPU"),
         (["--examples.longest", "100"], "--examples.longest"),

@@ -216,7 +216,8 @@ def test_going_on_from_an_adapter(whole, flags, tmp_path, capsys, refused):
     for key, tensor in old.items():  # from where it stood
         torch.testing.assert_close(new[key], tensor, rtol=0, atol=1e-7)
     sizes = ("--reading.candidate-tokens", "32")
-    refused(*kept, *sizes, "--adapter", adapter, "--out", tmp_path / "x", word="leave it out")
+    assert here(*kept, *sizes, "--adapter", adapter, "--out", tmp_path / "x") == 2
+    assert "leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.slow

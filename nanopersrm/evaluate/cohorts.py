@@ -1,7 +1,7 @@
 """Baselines of reading side by side: what must be taken from the likelihood of a candidate?
 
     python -m nanopersrm.evaluate.cohorts --pairs validation.jsonl --limit 200
-    python -m nanopersrm.evaluate.cohorts --pairs validation.jsonl --s-norm True
+    python -m nanopersrm.evaluate.cohorts --pairs validation.jsonl --s-norm
 
 One candidate is likelier than another after anybody's text, because it is simpler. With s = mean
 log p(c | e), b = mean log p(c), m[k] = mean log p(c | k) over a cohort of texts k by other people,

@@ -169,7 +169,7 @@ def assemble(
         return Rejection("too few other texts")
     sizes = [len(text.split()) for text in exemplars_2]
     exemplars_1 = tuple(cut(o.text, n, rng) for o, n in zip(sources, sizes, strict=True))
-    own = first_words(candidate.opening.rest, len(candidate.text.split()))
-    exemplars, texts = (exemplars_1, exemplars_2), (own, candidate.text)
+    by_person = first_words(candidate.opening.rest, len(candidate.text.split()))
+    exemplars, texts = (exemplars_1, exemplars_2), (by_person, candidate.text)
     proposal = from_source(kind, source, exemplars, texts, source_2, meta)
     return replace(proposal, question=candidate.opening.text)

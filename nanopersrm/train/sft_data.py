@@ -126,11 +126,11 @@ class SftData:
                 run.check_signal()
                 return reading.scores(exemplars, texts)
 
-            found = evidence.fit(sample, readings, read)
-            assert found.loss is not None, "a fit measures it"
-            reading.evidence = found if found.loss < GUESS - LEAST_GAIN else None
+            weighed = evidence.fit(sample, readings, read)
+            assert weighed.loss is not None, "a fit measures it"
+            reading.evidence = weighed if weighed.loss < GUESS - LEAST_GAIN else None
             run.note(
-                f"features: {found.loss:.2f} nats a pair by other writers, a guess {GUESS:.2f}"
+                f"features: {weighed.loss:.2f} nats a pair by other writers, a guess {GUESS:.2f}"
             )
 
     def _sample(self, count: int) -> list[Pair]:

@@ -42,9 +42,9 @@ def test_what_cannot_be_measured_says_nothing(monkeypatch):
     monkeypatch.setattr(evidence, "factor_distances", lambda *_: NOTHING)
     monkeypatch.setattr(evidence, "ngram_similarity", lambda *_: 0.0)
     weights, means = {FIRST: 3.0, READING: 5.0}, {FIRST: 0.5, READING: -0.25}
-    found = Evidence(weights, means, 1.0, 0.0)
-    assert found.ledger(EXEMPLARS, "A text.") == {FIRST: 0.0, READING: 0.0}
-    assert found.total(EXEMPLARS, "A text.", reading=0.5) == pytest.approx(1.25)
+    weighed = Evidence(weights, means, 1.0, 0.0)
+    assert weighed.ledger(EXEMPLARS, "A text.") == {FIRST: 0.0, READING: 0.0}
+    assert weighed.total(EXEMPLARS, "A text.", reading=0.5) == pytest.approx(1.25)
 
 
 def test_it_sees_what_either_sees(monkeypatch):
@@ -64,24 +64,24 @@ def test_it_sees_what_either_sees(monkeypatch):
                 plain = [ngram_similarity(pair.exemplars, text) for text in texts]
                 assert (one > two) == (plain[0] > plain[1])
     monkeypatch.setattr(evidence, "ngram_similarity", lambda *_: 0.5)
-    found = evidence.fit(TRAIN)
-    assert found.weights[NGRAMS] == 0
-    assert sum(map(abs, found.weights.values())) > 1
+    weighed = evidence.fit(TRAIN)
+    assert weighed.weights[NGRAMS] == 0
+    assert sum(map(abs, weighed.weights.values())) > 1
 
 
 def readings(exemplars, texts) -> list[float]:
     """An instrument that is always right about the writers of TRAIN and PAIRS."""
-    own = {pair.chosen for pair in [*TRAIN, *PAIRS] if pair.exemplars == tuple(exemplars)}
-    return [0.4 + 0.1 * (text in own) for text in texts]
+    by_the_writer = {pair.chosen for pair in [*TRAIN, *PAIRS] if pair.exemplars == tuple(exemplars)}
+    return [0.4 + 0.1 * (text in by_the_writer) for text in texts]
 
 
 def test_a_reading_that_is_always_right_outweighs_the_others(monkeypatch):
     monkeypatch.setattr(evidence, "factor_distances", lambda *_: NOTHING)
-    found = evidence.fit(TRAIN, readings)
-    score = baselines.together(found, readings)
+    weighed = evidence.fit(TRAIN, readings)
+    score = baselines.together(weighed, readings)
     for pair in PAIRS:
         one, two = score(pair.exemplars, "", (pair.chosen, pair.rejected)) or []
-        assert found.probability(one) > 50 > found.probability(two)
+        assert weighed.probability(one) > 50 > weighed.probability(two)
     assert READING not in evidence.fit(TRAIN).weights
 
 
@@ -112,32 +112,32 @@ def loss(pairs, evidence_for) -> float:
 
 def test_the_probability_is_as_often_right_of_writers_that_are_held_out():
     """Over all texts its mean is a half; seen by the fit itself it would be surer."""
-    found = evidence.fit(TRAIN)
+    weighed = evidence.fit(TRAIN)
     probabilities = [
-        found.without(pair.author).probabilities(pair.exemplars, texts, [math.nan] * 2)
+        weighed.without(pair.author).probabilities(pair.exemplars, texts, [math.nan] * 2)
         for pair in TRAIN
         for texts in [[pair.chosen, pair.rejected]]
     ]
     assert sum(map(sum, probabilities)) / (2 * len(probabilities)) == pytest.approx(50, abs=3)
-    assert loss(TRAIN, lambda pair: found.without(pair.author)) > loss(TRAIN, lambda _: found)
+    assert loss(TRAIN, lambda pair: weighed.without(pair.author)) > loss(TRAIN, lambda _: weighed)
 
 
 def test_the_probability_is_worth_something_of_other_writers():
     """Few writers and many instruments: a and b of the pairs that w was fitted on would cost more
     than the 0.69 of a guess."""
-    found = evidence.fit(TRAIN)
-    assert loss(PAIRS, lambda _: found) < 0.65
+    weighed = evidence.fit(TRAIN)
+    assert loss(PAIRS, lambda _: weighed) < 0.65
 
 
 def test_odds_between_two_texts_are_as_often_right_of_writers_that_are_held_out():
     """A factor more would make them no better; `loss` is what they cost."""
-    found = evidence.fit(TRAIN)
+    weighed = evidence.fit(TRAIN)
     gaps = []
     for pair in TRAIN:
-        fold, texts = found.without(pair.author), (pair.chosen, pair.rejected)
+        fold, texts = weighed.without(pair.author), (pair.chosen, pair.rejected)
         own, other = (fold.total(pair.exemplars, text) for text in texts)
         gaps.append(evidence.DECIBAN * (own - other))
-    assert found.loss == pytest.approx(np.logaddexp(0, -np.array(gaps)).mean())
+    assert weighed.loss == pytest.approx(np.logaddexp(0, -np.array(gaps)).mean())
     assert scales_of(np.array(gaps)[:, None]) == pytest.approx([1], abs=0.2)
 
 
@@ -181,9 +181,9 @@ def test_a_reading_is_scaled_on_other_writers(monkeypatch):
         rng = np.random.default_rng(2)
         return lambda exemplars, texts: [1.0 + rng.normal(), side[exemplars] + rng.normal()]
 
-    found, other = (evidence.fit(TRAIN, noisy(shift)) for shift in (0.0, 9.0))
-    assert found.folds[1].weights == pytest.approx(other.folds[1].weights)
-    assert found.weights[READING] > other.weights[READING] >= 0
+    weighed, other = (evidence.fit(TRAIN, noisy(shift)) for shift in (0.0, 9.0))
+    assert weighed.folds[1].weights == pytest.approx(other.folds[1].weights)
+    assert weighed.weights[READING] > other.weights[READING] >= 0
     drawn = np.random.default_rng(2).normal([1.0, 0.0], size=(len(TRAIN), 2))
     rows = iter([[math.nan, 1.0], *drawn[1:].tolist()])
     with_nan = evidence.fit(TRAIN, lambda *_: next(rows))
@@ -192,8 +192,8 @@ def test_a_reading_is_scaled_on_other_writers(monkeypatch):
 
 
 def test_json_and_back():
-    found = evidence.fit(TRAIN, readings)
-    assert SCHEMA.validate_python(json.loads(json.dumps(found.to_json()))) == found
+    weighed = evidence.fit(TRAIN, readings)
+    assert SCHEMA.validate_python(json.loads(json.dumps(weighed.to_json()))) == weighed
     record = by_hand().to_json()
     del record["folds"], record["loss"]
     assert SCHEMA.validate_python(record) == by_hand()

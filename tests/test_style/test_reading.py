@@ -107,7 +107,10 @@ def test_the_worked_number(reading, monkeypatch):
     monkeypatch.setattr(reading, "log_probs", lambda *_: [torch.tensor(after["c"])])
     monkeypatch.setattr(reading, "under", lambda *_: [[torch.tensor(after["e"])]])
     monkeypatch.setattr(reading, "exemplar_ids", lambda _: [7])
-    alone = lambda ids: [torch.tensor(texts["e" if ids == [[7]] else "c"])]  # noqa: E731
+
+    def alone(ids):
+        return [torch.tensor(texts["e" if ids == [[7]] else "c"])]
+
     monkeypatch.setattr(reading, "alone", alone)
     (result,) = reading.read(EXEMPLARS, ["So much."])
     assert result.gains == pytest.approx([0, 0.4, 0.4, 0.4], abs=1e-6)

@@ -2,11 +2,13 @@
 
     python judge.py --exemplar letters/ --candidates draft1.txt draft2.txt
 
-reads what the writer wrote (files, folders, or one file with lines of three dashes between texts),
-prints the writer's habits, reasons about each candidate and ends with a table and with the words
-that sound like the writer: in colour, or marked [+so+] and [-so-]. Without --candidates it reads
-them from standard input. `--adapter FOLDER` uses what `train_sft.py` has learned,
-`--adapter none` the base alone, which was never trained to judge.
+reads what the writer wrote (files, folders, or one file with lines of three dashes between texts)
+and prints the writer's habits. Of each candidate it prints a ledger: what the model chose to look
+at, what was measured there, and what that says for the writer (+) or against (-), in decibans; ten
+are ten to one. It ends with the scores, and with the words that sound like the writer: in colour,
+or marked [+so+] and [-so-]. Without --candidates it reads them from standard input. `--adapter
+FOLDER` uses what `train_sft.py` has learned, `--adapter none` the base alone, which was never
+trained to judge.
 
     python judge.py --batch in.jsonl --out out.jsonl
 
@@ -27,22 +29,28 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
 from nanopersrm import InputError
 from nanopersrm.command import exit_code, printable
-from nanopersrm.judge.judgement import CandidateReading, JudgeConfig, Judgement, check
+from nanopersrm.judge.judgement import JudgeConfig, Judgement, check
 from nanopersrm.judge.texts import expand, read_file, read_question, read_standard_input, read_texts
 from nanopersrm.model.base import DEFAULT_BASE
+from nanopersrm.style.evidence import NGRAMS, READING
+from nanopersrm.style.ledger import SUM, CandidateReading, Line
 from nanopersrm.style.phrases import Phrase, Word
-from nanopersrm.style.profile import profile
+from nanopersrm.style.profile import BY_NAME, figure, profile
 
 HABITS = 8  # factors that the profile shows
-LONGEST = 60  # characters of a phrase that is listed
+LONGEST = 60  # characters of words that are quoted
+QUOTES = 3  # in a line
 COLOURED, BOLD = 0.5, 2.0  # nats of a word from which on it stands out
-NATS = "In nats: how much likelier after the writer's texts than alone; +1 is 2.7 times."
+MEANING = (
+    "+ for the writer and - against, in decibans: 10 are ten to one, 3 are two to one. By all "
+    "evidence: the\nsum of all that is measured, and how probable it makes the text alone the "
+    "writer's."
+)
 PROGRESS_EVERY = 30  # seconds between two lines of progress, where there is no terminal
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[PATH [PATH ...]]")]
 
@@ -56,11 +64,14 @@ class Config:
     question: str | None = None  # what the candidates answer: a text or a file
     principle: tuple[str, ...] = ()  # what the writer says they want, in their own words
     mode: Literal["pointwise", "pairwise"] = JudgeConfig.mode  # one candidate a prompt, or two
-    evidence: bool = JudgeConfig.evidence  # give the model measured facts about the texts
+    think: bool = JudgeConfig.think  # look at evidence before scoring
+    think_lines: int = JudgeConfig.think_lines  # lines of evidence that it may choose, at most
+    all_evidence: bool = JudgeConfig.all_evidence  # every line at once, none is chosen
+    # who chooses the lines: the model, or a rule to compare it with
+    choose: Literal["model", "menu", "salience", "random", "largest"] = JudgeConfig.choose
+    free: bool = JudgeConfig.free  # reason in free prose instead, for bases that can
+    think_tokens: int = JudgeConfig.think_tokens  # budget of free prose, in tokens
     samples: int = JudgeConfig.samples  # replies for each prompt; their scores are averaged
-    think: bool = JudgeConfig.think  # reason before scoring
-    think_tokens: int = JudgeConfig.think_tokens  # budget of the reasoning, in tokens
-    copy_quotes: bool = JudgeConfig.copy_quotes  # what it quotes is copied from the texts
     temperature: float | None = None  # of the reasoning; default: 0, or 1 with several samples
     seed: int = JudgeConfig.seed  # same seed, same judgement
     batch: Path | None = None  # judge the lines of this .jsonl file, which have their own texts
@@ -104,17 +115,16 @@ def main(config: Config) -> int | None:
     try:
         judge = Judge.load(config.base, config.adapter, config.device, config.dtype, say=log.print)
         status.update("judging")
-        streams = out.is_terminal and not config.as_json and config.mode == "pointwise"
-        on_text = Stream(out, names, status) if streams else None
-        judgement = judge.judge(
-            exemplars, candidates, question, config.principle, settings, on_text
-        )
+        judgement = judge.judge(exemplars, candidates, question, config.principle, settings)
     finally:
         status.stop()
     if config.as_json:
-        print(json.dumps({"candidates": names, **judgement.as_dict()}, allow_nan=False), flush=True)
+        plain = judgement.as_dict()
+        for name, candidate in zip(names, plain["candidates"], strict=True):
+            candidate["name"] = name
+        print(json.dumps(plain, allow_nan=False), flush=True)
     else:
-        _print_judgement(out, judgement, names, candidates, streamed=streams and config.think)
+        _print_judgement(out, judgement, names, candidates)
     return None
 
 
@@ -170,39 +180,6 @@ def judge_batch(config: Config, settings: JudgeConfig, exemplars: list[str]) -> 
     return int(tally.bad > 0)
 
 
-class Stream:
-    """Prints the reasoning word by word, as it is drawn, about one candidate after the other.
-
-    Replies are drawn side by side: the first is shown as it grows, the others after it.
-    """
-
-    def __init__(self, out: Console, names: list[str], status: Status):
-        self.out, self.names, self.status = out, names, status
-        self.texts: dict[int, str] = {}  # what of each candidate is whole
-        self.ended: set[int] = set()
-        self.current: int | None = 0  # all begin in the same step; the first is shown first
-        self.printed = -1  # characters of it; -1: not even its name
-
-    def __call__(self, candidates: tuple[int, ...], text: str, ended: bool) -> None:
-        self.status.stop()  # the first word is here
-        (candidate,) = candidates
-        text = printable(text)
-        self.texts[candidate] = text if ended else text[: max(map(text.rfind, " \n")) + 1]
-        if ended:
-            self.ended.add(candidate)
-        while self.current in self.texts:
-            if self.printed < 0:
-                self.printed = 0
-                _print(self.out, self.names[self.current], style="bold")
-            _print(self.out, self.texts[self.current][self.printed :], end="")
-            self.printed = len(self.texts[self.current])
-            if self.current not in self.ended:
-                break
-            self.out.print("\n")
-            del self.texts[self.current]
-            self.current, self.printed = min(self.texts, default=None), -1
-
-
 def _print(out: Console, text: str, **style: Any) -> None:
     """Print what others wrote: no markup, and nothing that a terminal would obey."""
     out.print(printable(text), markup=False, emoji=False, **style)
@@ -219,31 +196,34 @@ def _print_profile(out: Console, exemplars: list[str]) -> None:
 
 
 def _print_judgement(
-    out: Console, judgement: Judgement, names: list[str], candidates: list[str], streamed: bool
+    out: Console, judgement: Judgement, names: list[str], candidates: list[str]
 ) -> None:
-    """The reasoning, unless it was streamed, a small table, best first, and what was read."""
+    """Of each candidate, best first, its ledger and its text; then a small table."""
     names = [printable(name) for name in names]
-    for reply in judgement.replies:
-        title = " against ".join(names[i] for i in reply.candidates)
-        if not streamed:
-            _print(out, title, style="bold")
-            _print(out, reply.reasoning or "(no reasoning)")
-        if reply.problem:
-            _print(out, f"(invalid reply: {reply.problem})")
-        if reply.claims or reply.untrue:
-            whose = f"{title}: " if streamed else ""
-            _print(out, f"({whose}measured again, {reply.checked})", style="dim")
+    for i in judgement.ranking:
+        _print(out, names[i], style="bold")
+        known = judgement.candidates[i]
+        if known.ledger:
+            _print_ledger(out, known.ledger)
+        if known.reading is not None:
+            _print_reading(out, known.reading, candidates[i])
         out.print()
+    for reply in judgement.replies:
+        if not reply.features and reply.reasoning:
+            _print(out, " against ".join(names[i] for i in reply.candidates), style="bold")
+            _print(out, reply.reasoning)
+            out.print()
+    out.print(MEANING, style="dim")
+    out.print()
     table = Table("", box=None, pad_edge=False)
     table.add_column("candidate", overflow="fold")  # the ends of file names tell them apart
-    many, chances = len(names) > 1, judgement.measured
-    columns = ["by measurement alone"] * bool(chances) + ["fits better than the next"] * many
-    for column in ["score", *columns]:
+    many = len(names) > 1
+    for column in ["score", "by all evidence", *["fits better than the next"] * many]:
         table.add_column(column, justify="right")
     for rank, i in enumerate(judgement.ranking):
-        score = judgement.scores[i]
+        score, known = judgement.scores[i], judgement.candidates[i]
         cells = [str(rank + 1), escape(names[i]), "invalid" if score is None else f"{score:.2f}"]
-        cells += [f"{chances[i]:.1f}%"] if chances else []
+        cells.append(f"{known.decibans:+.1f}, {known.measured:.0f}%")
         if many and rank + 1 < len(names):
             cells.append(f"{judgement.preference[i][judgement.ranking[rank + 1]]:.1%}")
         table.add_row(*cells)
@@ -251,12 +231,6 @@ def _print_judgement(
         _print(out, f"note: {note}")
     out.print(table)
     out.print()
-    if judgement.readings is not None:
-        for i in judgement.ranking:
-            _print(out, names[i], style="bold")
-            _print_reading(out, judgement.readings[i], candidates[i])
-        out.print(NATS, style="dim")
-        out.print()
     best = judgement.verdict
     if isinstance(best, str):
         out.print({"tie": "a tie", "invalid": "invalid: some replies gave no score"}[best])
@@ -266,18 +240,36 @@ def _print_judgement(
     out.print(f"{speed}, {judgement.seconds:.1f} s", style="dim")
 
 
-def _print_reading(out: Console, reading: CandidateReading, text: str) -> None:
-    """The phrases most and least like the writer, and the text with its words coloured.
+def _print_ledger(out: Console, lines: Sequence[Line]) -> None:
+    """The lines of one candidate in columns, the sum last."""
+    rows = []
+    for line in lines:
+        factor = BY_NAME.get(line.feature)
+        value = "" if line.candidate is None else _figure(line.feature, line.candidate)
+        writer = "" if line.writer is None else f"writer {_figure(line.feature, line.writer)}"
+        rows.append([factor.label if factor else line.feature, value, writer])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for line, (label, value, writer) in zip(lines, rows, strict=True):
+        side = [words.text for words in line.words if words.decibans * line.decibans > 0]
+        short = dict.fromkeys(" ".join(printable(text).split()) for text in side)
+        quoted = [f'"{text}"' for text in short if len(text) <= LONGEST][:QUOTES]
+        cells = [f"  {label:<{widths[0]}}", f"{value:>{widths[1]}}", f"{writer:<{widths[2]}}"]
+        text = "  ".join([*cells, f"{line.decibans:>+6.1f}", ", ".join(quoted)]).rstrip()
+        _print(out, text, style="bold" if line.feature == SUM else "")
 
-    Where there is no colour the phrases are marked in it. What was not read is not shown.
+
+def _figure(feature: str, value: float) -> str:
+    """A measurement in a few characters."""
+    if feature == READING:
+        return f"{value:+.2f}"
+    return f"{value:.1f}%" if feature == NGRAMS else figure(value)
+
+
+def _print_reading(out: Console, reading: CandidateReading, text: str) -> None:
+    """The text with its words coloured; where there is no colour its phrases are marked.
+
+    What was not read is not shown.
     """
-    for label, sign in (("most like the writer: ", 1), ("least like the writer:", -1)):
-        listed = [_listed(phrase) for phrase in reading.phrases if sign * phrase.gain > 0]
-        _print(out, f"  {label} {', '.join(listed) or 'nothing'}")
-    forward, back = reading.forward, reading.back
-    numbers = [round(n, 2) + 0.0 for n in ((forward + back) / 2, forward, back)]  # never -0.00
-    line = "  reading {:+.2f} nats a token: {:+.2f} after the writer's texts, {:+.2f} they after it"
-    _print(out, line.format(*numbers))
     marks = out.no_color or out.color_system is None
     by_place = sorted(reading.phrases, key=lambda phrase: phrase.start)
     parts: Sequence[Word | Phrase] = by_place if marks else reading.words
@@ -291,14 +283,6 @@ def _print_reading(out: Console, reading: CandidateReading, text: str) -> None:
     shown.append(printable(text[at:end]))
     shown.append(" … (the rest was not read)" if text[end:].strip() else "")
     out.print(shown)
-    out.print()
-
-
-def _listed(phrase: Phrase) -> str:
-    """A phrase in one line, with its gain: "the machine has since" +9.1"""
-    text = " ".join(phrase.text.split())
-    text = text if len(text) <= LONGEST else text[:LONGEST] + "…"
-    return f'"{text}" {phrase.gain:+.1f}' + " (topic)" * phrase.topic
 
 
 def _style(part: Word | Phrase) -> str:

@@ -1,4 +1,4 @@
-"""Sharpen a judge by reinforcement: it writes judgements, and what was right becomes likelier.
+"""Sharpen a judge by reinforcement: it chooses evidence, and what was right becomes likelier.
 
     python train_rft.py                                  goes on from runs/sft, on the demo writers
     python train_rft.py --pairs train.jsonl --adapter runs/mine/adapter --out runs/better
@@ -6,10 +6,12 @@
 
 A step of GRPO takes a pair of texts and its twin (the same texts, the other writer's exemplars):
 
-    draw      G free replies to each of the four prompts, every prompt computed once (rollout.py)
-    reward    form, right order, twin, faithfulness, calibration, length (rewards.py)
+    draw      G replies to each of the four prompts, every prompt computed once (rollout.py): the
+              model chooses which evidence to look at, and the digit; the rest is filled in
+    reward    right order, twin, calibration, few lines (rewards.py)
     compare   a reply's advantage is how far it is above its group (rewards.py, grpo.py)
-    train     all replies of a pair in one tree: P + G · R rows, gradients through the shared prompt
+    train     all replies of a pair in one tree, gradients through the shared prompt; only what was
+              drawn is trained, out of what could be drawn: no softmax over the vocabulary
     step      one update of the adapter; the base never changes
 
 How it works. The model that draws is the model that learns. A cache and a packed tree still round
@@ -30,6 +32,7 @@ import tyro
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
 from nanopersrm.judge.adapter_settings import fingerprint
+from nanopersrm.judge.reply import choice_ids
 from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.tokenizer import Tokenizer
@@ -38,7 +41,7 @@ from nanopersrm.model.weights import device_of
 from nanopersrm.pairs import digest, read
 from nanopersrm.train import packing, setup
 from nanopersrm.train.grpo import GrpoConfig, digit_loss, digits_in, policy_loss, statistics
-from nanopersrm.train.objective import reply_log_probs
+from nanopersrm.train.objective import drawn_log_probs
 from nanopersrm.train.optim import OptimConfig, learning_rate
 from nanopersrm.train.presets import Preset, check_numbers
 from nanopersrm.train.rewards import RewardConfig, check_expected, compare, reward
@@ -51,7 +54,7 @@ from nanopersrm.train.rollout import (
     trees,
 )
 from nanopersrm.train.run import Learner, Run, check_out, memory_guard, save_final
-from nanopersrm.train.sft_data import ExamplesConfig, authors_by_exemplars, split_pairs
+from nanopersrm.train.sft_data import split_pairs
 from nanopersrm.train.validation import Metrics, ValidationSet
 
 import torch  # isort: skip  (after nanopersrm, which settles threads and memory)
@@ -59,7 +62,6 @@ import torch  # isort: skip  (after nanopersrm, which settles threads and memory
 from data.build import demo_pairs
 
 SFT = Path("runs/sft/adapter")  # what train_sft.py leaves without arguments
-TEACH_FORM = "no reply is well formed, teach the form first with train_sft.py"
 
 
 @dataclass(frozen=True)
@@ -80,20 +82,19 @@ class Config:
     # The preset has a value for each of those whose default is None:
     steps: int | None = None  # of reinforcement
     twin_pairs: int | None = None  # pairs with their twins a step
-    at_once: int | None = None  # so many of them without reasoning, each in a third of the time
     group: int | None = None  # replies to each prompt
     rows: int | None = None  # replies drawn side by side, at most
     cache_mb: int | None = None  # keys and values while drawing: lower it when memory runs out
-    reply: int | None = None  # tokens of a reply, at most
     budget: int | None = None  # packed tokens in a micro-batch: lower it when training runs out
     dtype: Literal["auto", "bf16", "fp16", "fp32"] | None = None  # fp16 with loss scaling
     nf4: bool | None = None  # the matrices of the base in 4 bits
     recompute: bool | None = None  # compute each block again in its backward: less memory
+    think_lines: int = 8  # lines of evidence in a reply, at most
+    think_tokens: int = 160  # tokens of a reply in free prose, at most
     temperature: float = 1.0  # of drawing
     longest: int = 2048  # tokens of prompt and reply; longer pairs are left out
     eval_every: int = 50  # steps between validations; 0: before and after only
-    eval_pairs: int = 40  # validation pairs, judged at once
-    reason_pairs: int = 12  # of them judged after reasoning as well
+    eval_pairs: int = 40  # validation pairs
     save_every: int = 5  # steps between checkpoints
     keep_last: int = 2  # checkpoints to keep, beside the best
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4))  # 7B: 2e-5
@@ -110,6 +111,7 @@ def train(
 ) -> list[Metrics]:
     """All steps. The metrics of all validations."""
     run, model, history = learner.run, learner.model, list[dict[str, Any]]()
+    choices = choice_ids(collector.tokenizer).all
 
     def validate(step: int) -> tuple[Metrics, str]:
         result, replies = validation.evaluate(model, preset)
@@ -132,29 +134,30 @@ def train(
         drawing_done = time.perf_counter()
         # reward
         for about_pair in drawn:
-            reward(about_pair, config.reward)
+            reward(about_pair, config.reward, config.think_lines)
         # compare
-        longest = collector.most_tokens
-        comparison = compare(groups, longest, config.reward, config.grpo, model.device)
+        most = collector.config.most_choices
+        comparison = compare(groups, most, config.reward, config.grpo, model.device)
         # train
         kept = trees(groups, comparison.informative.tolist(), preset.budget)
         measured = []
         for micro in packing.pack(kept, preset.budget):
-            batch = packing.batch(micro, model.device)
-            tokens, replies = digits_in(batch.owners, comparison.digits)
-            log_probs, entropy, digit_log_probs = reply_log_probs(
-                model, batch, preset, config.temperature, collector.tokenizer.digit_ids, tokens
-            )
+            batch = packing.batch(micro, choices, model.device)
+            log_probs, entropy, table = drawn_log_probs(model, batch, preset, config.temperature)
+            digits, replies = digits_in(batch.owners, comparison.digits)
+            lines = torch.ones_like(batch.owners, dtype=torch.bool)
+            lines[digits] = not config.reward.expected  # else all nine of a digit are learned below
             loss, batch_statistics = policy_loss(
-                log_probs,
-                batch.owners,
+                log_probs[lines],
+                batch.owners[lines],
                 comparison.advantages,
                 comparison.weights,
                 config.grpo,
-                sampler=sampler_log_probs(rollouts, batch.owners),
-                entropy=entropy,
+                sampler=sampler_log_probs(rollouts, batch.owners)[lines],
+                entropy=entropy[lines],
             )
-            loss = loss + digit_loss(digit_log_probs, replies, comparison, config.grpo)
+            if config.reward.expected:
+                loss = loss + digit_loss(table[digits][:, -9:], replies, comparison, config.grpo)
             learner.backward(loss, batch.names)
             measured.append(batch_statistics)
         # step
@@ -172,9 +175,8 @@ def train(
             "seconds_training": time.perf_counter() - drawing_done,
         }
         if not kept:
-            advice = "raise --group or --temperature" if numbers["formed"] else TEACH_FORM
-            run.note(f"step {step + 1} taught nothing, all groups are flat: {advice}")
-        done, text, score = step + 1, page(groups), None
+            run.note(f"step {step + 1} taught nothing, all groups are flat: raise --temperature")
+        done, text, score = step + 1, page(groups, collector.tokenizer), None
         if done == preset.rft_steps or (config.eval_every and done % config.eval_every == 0):
             result, written = validate(done)
             numbers |= result.numbers()
@@ -182,14 +184,16 @@ def train(
             text += f"\n\nValidation after this step\n\n{written}"
         run.write_replies(done, text)
         facts = {"validation": history, "pairs_seen": collector.pairs_seen, "score": score}
-        size = sum(len(rollout.ids) for rollout in rollouts) + sum(tree.tokens for tree in kept)
+        size = sum(len(rollout.reply.ids) for rollout in rollouts)
+        size += sum(tree.tokens for tree in kept)
         run.finish_step(done, learner, numbers, size, facts)
     return [Metrics(**record) for record in history]
 
 
 def main(config: Config) -> None:
     """Set up, train, save."""
-    least = {"steps": 1, "group": 2, "eval_every": 0, "eval_pairs": 0, "reason_pairs": 0}
+    least = {"steps": 1, "group": 2, "eval_every": 0, "eval_pairs": 0}
+    least |= {"think_lines": 1, "think_tokens": 1}
     check_numbers(vars(config), least)
     if not 0 < config.temperature < float("inf"):
         raise InputError(f"--temperature: expected a number above 0, got {config.temperature}")
@@ -213,8 +217,8 @@ def main(config: Config) -> None:
         print(note, file=sys.stderr)
     longest = min(config.longest, ModelConfig.of(base.config).context)
     config = replace(config, optim=optim, longest=longest)
-    evidence = settings is None or settings.evidence
-    values = asdict(config) | asdict(preset) | {"evidence": evidence}
+    free = settings is not None and settings.free
+    values = asdict(config) | asdict(preset) | {"free": free}
     rollout = RolloutConfig(**{field.name: values[field.name] for field in fields(RolloutConfig)})
     pairs = demo_pairs(config.seed) if config.pairs is None else read(config.pairs)
     train_pairs, held_out = split_pairs(pairs, config.validation, config.seed)
@@ -222,13 +226,10 @@ def main(config: Config) -> None:
     model = setup.load_model(base, preset, device, config.seed, tiny)
     new = LoraConfig()
     lora = setup.load_adapter(folder, model, new) if folder else Lora(model, new, config.seed)
-    authors = authors_by_exemplars(train_pairs)
-    reading, style_evidence = setup.load_reading(folder, settings, model, tokenizer, authors)
-    collector = Collector(model, tokenizer, train_pairs, rollout, style_evidence)
-    examples = ExamplesConfig(evidence=evidence, longest=longest)
-    few = held_out[: config.eval_pairs]
-    judging = (tokenizer, examples, config.seed, style_evidence)
-    validation = ValidationSet(few, *judging, reasoned=config.reason_pairs)
+    measurer = setup.load_measurer(folder, model, tokenizer)
+    collector = Collector(model, tokenizer, train_pairs, rollout, measurer)
+    few, judging = held_out[: config.eval_pairs], replace(rollout.judging(1, 0), temperature=0.0)
+    validation = ValidationSet(few, tokenizer, measurer, judging, longest)
     torch.manual_seed(config.seed)
     texts, adapter = digest([*train_pairs, *held_out]), fingerprint(folder) if folder else None
     resolved = asdict(config) | asdict(preset) | {"texts": texts, "adapter_sha256": adapter}
@@ -239,14 +240,13 @@ def main(config: Config) -> None:
             f"{config.base} with {folder or 'a new adapter'} on {device}, "
             f"{'NF4 and ' * preset.nf4}{model.norm.weight.dtype}; {len(train_pairs):,} pairs to "
             f"train on, {len(held_out):,} to validate on; {preset.rft_steps} steps of "
-            f"{preset.twin_pairs} x 4 prompts x {preset.group} replies, {preset.at_once} at once"
+            f"{preset.twin_pairs} x 4 prompts x {preset.group} replies"
         )
         learner = Learner(run, "rft", model, lora, config.optim)
         history = train(config, preset, learner, collector, validation)
 
-    shows_style = style_evidence is not None
-    settings = setup.adapter_settings(config.base, base, model, tiny, evidence, shows_style)
-    best = save_final(run, "rft", settings, lora, reading)
+    settings = setup.adapter_settings(config.base, base, model, tiny, free)
+    best = save_final(run, "rft", settings, lora, measurer)
     print(f"before: {history[0].summary()}\nafter:  {history[-1].summary()}\n{best}")
     print(setup.judge_command(config.out / "adapter", config.base, tiny))
 

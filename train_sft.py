@@ -5,15 +5,17 @@
     python train_sft.py --adapter default --pairs ...    from the judge that comes with the base on
     python train_sft.py --out mine --resume ...          go on after an interruption
 
-Two small adapters learn three things, beside a base that stays as it is:
+Two small adapters learn, beside a base that stays as it is:
 
     reading    first, a writer's exemplars must make that writer's text likelier than texts by
                others (nanopersrm/train/contrast.py). Then this adapter is frozen: from now on it
-               measures how much (nanopersrm/style/reading.py), which the prompts show.
-    imitation  replies whose claims are true (nanopersrm/train/replies.py): the form, and the habit
-               of giving reasons
-    contrast   among candidates by several writers the score line must favour the right one
-               (nanopersrm/train/objective.py): the judgement
+               measures how much (nanopersrm/style/reading.py)
+    evidence   what this and all other measurements are worth beside each other is weighed by a
+               regression (nanopersrm/style/evidence.py)
+    imitation  replies in which a teacher chooses lines of evidence, and a digit that follows from
+               their sum (nanopersrm/train/sft_data.py)
+    contrast   of two candidates, each after its lines, the right one must have the better digit
+               (nanopersrm/train/objective.py)
 
 RUN/adapter is the result, in PEFT's format, RUN/best what judged better after an earlier step; the
 rest of the folder is in nanopersrm/train/run.py.
@@ -38,12 +40,16 @@ from data.build import demo_pairs
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
 from nanopersrm.judge.adapter_settings import fingerprint
+from nanopersrm.judge.judgement import JudgeConfig
+from nanopersrm.judge.reply import choice_ids
 from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.lora import Lora, LoraConfig, load_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import ModelConfig
 from nanopersrm.model.weights import device_of
 from nanopersrm.pairs import Pair, digest, read
+from nanopersrm.style.evidence import SCHEMA, Evidence
+from nanopersrm.style.ledger import Measurer
 from nanopersrm.style.reading import Reading, ReadingConfig
 from nanopersrm.train import contrast, packing, setup
 from nanopersrm.train.contrast import WriterSource
@@ -58,7 +64,7 @@ from nanopersrm.train.validation import Metrics, ValidationSet, reading_shares
 
 @dataclass(frozen=True)
 class Config:
-    """Teach a base to judge: reading, imitation, contrast."""
+    """Teach a base to judge: reading, evidence, imitation, contrast."""
 
     pairs: Path | None = None  # .jsonl of data.build; default: pairs of the demo writers
     validation: Path | None = None  # pairs to validate on; default: a tenth of the writers
@@ -81,7 +87,8 @@ class Config:
     recompute: bool | None = None  # compute each block again in its backward: less memory
     # a folder reading/, default: that in --adapter; trained on with --reading-steps, else as it is
     reading_from: Path | None = None
-    # validation pairs read to weigh reading beside other features, as prompts show; 0: none
+    # validation pairs read to weigh reading beside other features; 0: none. What lies beside
+    # the reading already is used as it is, where the reading is not trained on
     evidence_pairs: int = 200
     writers: int = 8  # a step of reading, of one domain where it has so many
     candidate_tokens: int = 112  # of each candidate in a step of reading
@@ -152,13 +159,15 @@ def learn_to_judge(
     preset: Preset,
     learner: Learner,
     data: SftData,
-    reading: Reading,
+    measurer: Measurer,
     validation: ValidationSet,
 ) -> list[Metrics]:
     """The second loop: imitation and contrast. The metrics of all validations."""
-    run, history = learner.run, list[dict[str, Any]]()
+    run, history, reading = learner.run, list[dict[str, Any]](), measurer.reading
+    assert reading is not None, "something reads"
     assert reading.lora is not None, "reading has an adapter"
-    facts: dict[str, Any] = {"reading": reading.facts(), "validation": history, "score": None}
+    weighed = SCHEMA.dump_python(measurer.evidence, mode="json")
+    facts: dict[str, Any] = {"evidence": weighed, "validation": history, "score": None}
 
     def validate(step: int) -> Metrics:
         metrics, page = validation.evaluate(learner.model, preset)
@@ -196,13 +205,14 @@ def gradient(
     names = ("loss_imitation", "loss_contrast", "right")
     numbers = dict.fromkeys(names, 0.0 if trees else math.nan)
     reply_weight, list_weight = packing.total_weights(trees)
+    choices = choice_ids(data.tokenizer).all
     for micro in packing.pack(trees, preset.budget):
-        batch = packing.batch(micro, learner.model.device)
-        sums = loss_sums(learner.model, batch, data.tokenizer.digit_ids, config.weight, preset)
+        batch = packing.batch(micro, choices, learner.model.device)
+        sums = loss_sums(learner.model, batch, config.weight, preset)
         learner.backward(sums.imitation / reply_weight + sums.contrast / list_weight, batch.names)
         numbers["loss_imitation"] += float(sums.imitation.detach()) / reply_weight
         numbers["loss_contrast"] += float(sums.contrast.detach()) / list_weight
-        numbers["right"] += float(sums.right.sum()) / len(trees)
+        numbers["right"] += float(sums.right.sum()) / list_weight
     return numbers
 
 
@@ -219,7 +229,7 @@ def main(config: Config) -> None:
     check_out(config.out, config.resume, config.overwrite)
     folder, settings = setup.find_adapter(config.adapter, config.base)
     config = replace(config, **setup.defaults_from(settings, config.base, config.nf4, config.dtype))
-    reading_from = setup.reading_folder(config.reading_from, folder, settings)
+    reading_from = setup.reading_folder(config.reading_from, folder)
     device = device_of(config.device)
     preset = setup.preset_of(config.preset, device, asdict(config))
     if reading_from and config.reading_steps is None:
@@ -228,7 +238,7 @@ def main(config: Config) -> None:
     tiny = setup.is_random(config.preset, config.base)
     notes = [setup.check_base(settings, folder, base, tiny)]
     if settings is not None:
-        notes += settings.differences(config.examples.evidence, "pointwise")
+        notes += settings.differences("pointwise", config.examples.free)
     if folder is not None and not config.resume and config.optim.lr >= Config().optim.lr:
         notes.append(f"{folder} has learned already: a tenth of --optim.lr may be enough")
     for note in filter(None, notes):
@@ -269,20 +279,22 @@ def main(config: Config) -> None:
                 reading = Reading(model, tokenizer, reading.config, load_lora(reading_from, model))
             learn_to_read(config, preset, data, reading, held_out[: config.eval_pairs], run)
         if run.resumed is not None and run.resumed_in("judge"):
-            reading.measured(run.resumed["reading"])
+            weighed = SCHEMA.validate_python(run.resumed["evidence"])
+        elif reading_from and not preset.reading_steps and setup.has_evidence(reading_from.parent):
+            weighed = Evidence.load(reading_from.parent)
+            run.note("features: weighed before, beside the reading")
         else:
-            data.weigh_features(reading, config.evidence_pairs, held_out, run)
-        data.show(reading, held_out)
+            weighed = data.weigh_features(reading, config.evidence_pairs, held_out, run)
+        data.measurer = measurer = Measurer(weighed, reading)
         lora = lora or Lora(model, config.lora, config.seed + 1)
         learner = Learner(run, "judge", model, lora, config.optim)
-        validation = ValidationSet(
-            held_out[: config.eval_pairs], tokenizer, examples, config.seed, data.style_evidence
-        )
-        history = learn_to_judge(config, preset, learner, data, reading, validation)
+        judging = JudgeConfig(think_lines=examples.think_lines, free=examples.free)
+        few = held_out[: config.eval_pairs]
+        validation = ValidationSet(few, tokenizer, measurer, judging, examples.longest)
+        history = learn_to_judge(config, preset, learner, data, measurer, validation)
 
-    evidence = examples.evidence
-    settings = setup.adapter_settings(config.base, base, model, tiny, evidence, evidence)
-    best = save_final(run, "judge", settings, lora, reading)
+    settings = setup.adapter_settings(config.base, base, model, tiny, examples.free)
+    best = save_final(run, "judge", settings, lora, measurer)
     if data.left_out:
         print(f"left out: {data.left_out} pairs longer than --examples.longest {longest}")
     print(f"\nbefore: {history[0].summary()}\nafter:  {history[-1].summary()}\n{best}")

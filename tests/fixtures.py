@@ -2,8 +2,12 @@
 demo writers."""
 
 import json
+import math
+import re
+from collections.abc import Callable, Sequence
 from itertools import combinations, combinations_with_replacement
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +16,9 @@ from conftest import SIZES
 from tiny_bases import CPU, make_folder, random_lora
 from torch import Tensor
 
-from nanopersrm.judge import verdict
 from nanopersrm.judge.adapter_settings import AdapterSettings
 from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig, Judgement
-from nanopersrm.judge.prompts import messages
 from nanopersrm.model.base import Base, resolve
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.lora import Lora, save_lora
@@ -25,7 +27,9 @@ from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
 from nanopersrm.pairs import Pair
 from nanopersrm.style.evidence import NGRAMS, READING, Evidence
-from nanopersrm.style.reading import Reading, ReadingConfig
+from nanopersrm.style.ledger import SUM
+from nanopersrm.style.phrases import Word, words_of
+from nanopersrm.style.reading import Reading, ReadingConfig, TextReading
 
 EXEMPLARS = ["I came home late. No supper; no letters, either.", "So be it! We shall see."]
 CANDIDATES = [
@@ -39,9 +43,14 @@ CANDIDATES = [
     "Supper: none. Letters: none.",
     "They were, perhaps, somewhat late.",
 ]
-PLAIN = JudgeConfig(think=False, evidence=False)
-QUICK = JudgeConfig(think_tokens=4)
-WEIGHED = Evidence({NGRAMS: 9.0, READING: 4.0}, {NGRAMS: 0.0, READING: 0.0}, 1.0, 2.0)
+PLAIN = JudgeConfig(think=False)
+QUICK = JudgeConfig(think_lines=2)
+WEIGHED = Evidence(
+    {READING: 40.0, NGRAMS: 50.0, "semicolons": 6.0, "commas": 4.0, "questions": 3.0, "variety": 2},
+    {READING: 0.1, NGRAMS: 0.2, "semicolons": 0.3, "commas": 0.1, "questions": 0.1, "variety": 0},
+    1.0,
+    2.0,
+)
 KINDS = {  # the layout of the vocabulary, with a model family
     "smollm": "LlamaConfig",
     "qwen2": "Qwen3Config",  # <think> and </think> are tokens of their own
@@ -66,15 +75,6 @@ def make_base(folder: Path, pre: str, context: int = 4096) -> Base:
             parameter.normal_(0, 0.2 if parameter.ndim > 1 else 1.0)
     oracle.save_pretrained(folder)
     return resolve(str(folder))
-
-
-def prompts_of(tokenizer: Tokenizer, labels: int) -> list[list[int]]:
-    """Two short prompts of unequal length that end with "<think>\\n"."""
-    texts = (["I am terse."], ["Well; it rambles, as I do, and on."])
-    return [
-        tokenizer.chat(messages(["Short. So."], text * labels), continuation=verdict.OPEN)
-        for text in texts
-    ]
 
 
 def digits_after(model: Model, tokenizer: Tokenizer, ids: list[int]) -> Tensor:
@@ -103,34 +103,53 @@ def moved(model: Model, seed: int) -> Lora:
     return random_lora(model, seed=seed, size=0.2)
 
 
+def instrument(gain: Callable[[str], float], back: float = 0.1) -> Any:
+    """What reads a word as a token, and gives it a gain that depends on it alone."""
+
+    def read(_: Sequence[str], texts: Sequence[str]) -> list[TextReading]:
+        spans = [[match.span() for match in re.finditer(r"\S+", text)] for text in texts]
+        gains = [[gain(word) for word in text.split()] for text in texts]
+        return [
+            TextReading(math.fsum(some) / len(some), back, some, places)
+            for some, places in zip(gains, spans, strict=True)
+        ]
+
+    def words(_: Sequence[str], texts: Any, readings: Any, topics: bool = True) -> list[list[Word]]:
+        return [words_of(t, r.spans, r.gains) for t, r in zip(texts, readings, strict=True)]
+
+    return SimpleNamespace(read=read, words=words)
+
+
 def make_adapter(folder: Path, base: Base, **changed: object) -> Path:
     """What train_sft.py leaves behind: two random adapters for `base`, and judge.json."""
     model = load(base, torch.float32, CPU)
     save_lora(folder, moved(model, 1), base.name)
     config, tokenizer = ReadingConfig(40, 30, 20), Tokenizer.load(base)
-    reading = Reading(model, tokenizer, config, moved(model, 2))
-    reading.evidence = WEIGHED
-    reading.save(folder / "reading", base.name)
+    Reading(model, tokenizer, config, moved(model, 2)).save(folder / "reading", base.name)
+    WEIGHED.save(folder)
     facts: dict[str, Any] = {"base": base.name, "base_sha256": None, "nf4": False, "dtype": "fp32"}
-    facts |= {"evidence": True, "form": "both", "reading": True, **changed}
+    facts |= {"form": "both", **changed}
     AdapterSettings(**facts).save(folder)
     return folder
 
 
 def fresh(base: Base) -> Judge:
-    """The base alone in fp32."""
-    return Judge(load(base, torch.float32, CPU), Tokenizer.load(base))
+    """The base alone in fp32, and known evidence."""
+    return Judge(load(base, torch.float32, CPU), Tokenizer.load(base), evidence=WEIGHED)
 
 
 def sane(judgement: Judgement, n: int) -> None:
-    """Well formed, and every number where it can be."""
-    assert judgement.well_formed
+    """Every number is where it can be, and what is shown adds up."""
     assert len(judgement.scores) == len(judgement.preference) == n
     assert all(score is not None and 1 <= score <= 9 for score in judgement.scores)
     for i, j in combinations_with_replacement(range(n), 2):
         assert judgement.preference[i][j] + judgement.preference[j][i] == pytest.approx(1)
     assert sorted(judgement.ranking) == list(range(n))
     assert judgement.verdict in ("tie", judgement.ranking[0])
+    for ledger in (candidate.ledger for candidate in judgement.candidates if candidate.ledger):
+        assert ledger[-1].feature == SUM
+        shown = math.fsum(line.decibans for line in ledger[:-1])
+        assert ledger[-1].decibans == pytest.approx(shown, abs=1e-9)
     json.dumps(judgement.as_dict(), allow_nan=False)
 
 
@@ -149,8 +168,12 @@ def mirrored(one: Judgement, two: Judgement, order: tuple[int, ...]) -> None:
         assert [order[i] for i in two.ranking] == one.ranking
     else:
         assert two.verdict == one.verdict
-    texts = {tuple(order.index(i) for i in reply.candidates): reply.text for reply in one.replies}
-    assert {reply.candidates: reply.text for reply in two.replies} == texts
+    assert two.candidates == [one.candidates[i] for i in order]
+    said = {
+        tuple(order.index(i) for i in reply.candidates): (reply.features, reply.reasoning)
+        for reply in one.replies
+    }
+    assert {reply.candidates: (reply.features, reply.reasoning) for reply in two.replies} == said
 
 
 DEMO = Path(__file__).parents[1] / "data" / "demo"

@@ -15,7 +15,7 @@ def test_the_contract_of_pyproject_holds():
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
-TEXT = ["judge.prompts", "style.profile", "pairs", "model.tokenizer", "model.base", "train.replies"]
+TEXT = ["judge.prompts", "judge.tell", "style.ledger", "pairs", "model.tokenizer", "model.base"]
 
 
 @pytest.mark.parametrize("module", ["judge", *(f"nanopersrm.{name}" for name in TEXT)])

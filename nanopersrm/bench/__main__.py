@@ -168,13 +168,13 @@ class OurSide:
     def sft_step(self, pairs: list[list[peers.Text]]) -> float:
         """One step on pairs of texts -> the mean loss of a reply token."""
         count = sum(len(ids) - first for texts in pairs for ids, first in texts)
-        branches = [[packing.Branch(tuple(ids), first) for ids, first in texts] for texts in pairs]
-        trees = [packing.build_tree(str(i), texts) for i, texts in enumerate(branches)]
+        written = [[packing.written(ids, first) for ids, first in texts] for texts in pairs]
+        trees = [packing.build_tree(str(i), texts) for i, texts in enumerate(written)]
         preset = replace(PRESETS["cpu"], recompute=self.config.recompute, budget=self.config.budget)
         imitation, total = objective.SftWeights(pair=0.0, list=0.0), 0.0
         for trees_of_batch in packing.pack(trees, self.config.budget):
-            batch = packing.batch(trees_of_batch, self.model.device)
-            sums = objective.loss_sums(self.model, batch, range(9), imitation, preset)
+            batch = packing.batch(trees_of_batch, (), self.model.device)
+            sums = objective.loss_sums(self.model, batch, imitation, preset)
             loss = sums.imitation / count
             loss.backward()
             total += float(loss.detach())
@@ -192,12 +192,12 @@ class OurSide:
         lengths = torch.tensor([len(ids) for ids in replies])
         weights = grpo.token_weights(lengths, int(lengths.max()), config).to(device)  # (G,)
         P = len(prompt)
-        texts = [packing.Branch((*prompt, *ids), P, number=i) for i, ids in enumerate(replies)]
+        texts = [packing.written((*prompt, *ids), P, i) for i, ids in enumerate(replies)]
         trees = packing.build_trees("group", texts, self.config.budget)
         for trees_of_batch in packing.pack(trees, self.config.budget):
-            batch = packing.batch(trees_of_batch, device)
+            batch = packing.batch(trees_of_batch, (), device)
             hidden = self.model(batch.ids, batch.layout, recompute=self.config.recompute)
-            log_probs, _ = logprob(hidden[batch.rows], self.model.head(), batch.targets)
+            log_probs, _ = logprob(hidden[batch.rows], self.model.head(), batch.drawn)
             loss, _ = grpo.policy_loss(log_probs, batch.owners, advantages, weights, config)
             loss.backward()
         optim.update(self.optimizer, self.scaler, self.config.lr, peers.CLIP)

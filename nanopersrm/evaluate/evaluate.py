@@ -66,8 +66,7 @@ class Config:
     exemplars: int | None = None  # show exactly so many; default: all that a pair has
     limit: int | None = None  # judge at most so many pairs, drawn by the seed
     mode: Literal["pointwise", "pairwise"] = JudgeConfig.mode  # one candidate a prompt, or two
-    evidence: bool = JudgeConfig.evidence  # give the model measured facts about the texts
-    think_tokens: int = 0  # tokens of reasoning before the score; 0: none
+    think_lines: int = JudgeConfig.think_lines  # lines of evidence before the score, at most
     samples: int = JudgeConfig.samples  # replies a prompt, averaged
     seed: int = 0  # of samples, of --limit, of the intervals
     device: str = "auto"  # auto, cpu, cuda, cuda:N
@@ -92,9 +91,7 @@ def main(config: Config, command: str = "") -> None:
         raise InputError(f"--out {config.out}: expected a name that ends in .json")
     judging = JudgeConfig(
         mode=config.mode,
-        evidence=config.evidence,
-        think=config.think_tokens != 0,
-        think_tokens=config.think_tokens or JudgeConfig.think_tokens,
+        think_lines=config.think_lines,
         samples=config.samples,
         seed=config.seed,
     )

@@ -1,11 +1,16 @@
 """The judges that `evaluate.py` can compare, by name.
 
     model         the base with its adapter, as judge.py would judge; the default
-    no_evidence   the same without what was measured of the texts
-    untrained     the base without the adapter, in the same weights
+    all_evidence  the same with every line of evidence filled in, none chosen
+    no_think      the same without a line of evidence
+    menu          the same with the first lines of the menu, instead of lines that the model chooses
+    salience      the same with the writer's most salient habits, without reading and n-grams
+    random        the same with lines drawn at random from the menu
+    largest       the same with the lines of the largest evidence
+    untrained     the base without the adapter, in the same weights, with all evidence
     reading       how much likelier a text becomes after the writer's own, see `style/reading.py`;
                   without --adapter by the base alone
-    evidence      all features of the adapter in one number, without the model's judgement
+    evidence      all features of the adapter in one sum, without the model's judgement
     ngrams        character n-grams
     factors       distance over all measured habits
     together      n-grams and factors in one number, fitted on training pairs
@@ -20,8 +25,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from nanopersrm import __version__
@@ -32,10 +38,16 @@ from nanopersrm.style import evidence
 
 if TYPE_CHECKING:
     from nanopersrm.judge.judge import Judge
-    from nanopersrm.style.reading import Reading
 
 TEXT = ("ngrams", "factors", "together")  # need no model
-NAMES = ("model", "no_evidence", "untrained", "reading", "evidence", *TEXT)
+RULES = ("menu", "salience", "random", "largest")  # who chooses the lines
+CHANGES: dict[str, dict[str, Any]] = {  # of how the default judges
+    "all_evidence": {"all_evidence": True},
+    "no_think": {"think": False},
+    "untrained": {"all_evidence": True},
+    **{rule: {"choose": rule} for rule in RULES},
+}
+NAMES = ("model", *CHANGES, "reading", "evidence", *TEXT)
 WEIGHTS = ("config.json", "tokenizer.json", "*.safetensors", "*.gguf")  # files of a base
 
 
@@ -98,15 +110,15 @@ def load(*base_and_adapter: Any) -> "Judge":
     """As Judge.load."""
     from nanopersrm.judge.judge import Judge  # torch takes seconds
 
-    return Judge.load(*base_and_adapter)
+    judge = Judge.load(*base_and_adapter)
+    judge.measurer = remembering(judge.measurer)
+    return judge
 
 
 def make(name: str, setup: Setup) -> NamedJudge | str:
     """The judge of this name, or a line that says why it is left out."""
     if name in TEXT:
         return _text_judge(name, setup.train)
-    from nanopersrm.style.reading import Reading, ReadingConfig  # imports torch
-
     adapter = setup.beside.get(name, setup.adapter)
     if adapter is None and name in ("untrained", "evidence"):
         return "there is no --adapter"
@@ -114,31 +126,52 @@ def make(name: str, setup: Setup) -> NamedJudge | str:
     files = _stamps(setup.base, adapter)
     weights = {"files": files, "device": setup.device, "dtype": setup.dtype}
     settings = {"judge": name if name in NAMES else "beside", "version": __version__} | weights
-    if name == "reading":
-        reading, source = judge.reading, f"{adapter}, reading alone"
-        if reading is None:
-            reading = Reading(judge.model, judge.tokenizer, ReadingConfig())
-            source = f"{setup.base}, reading untrained"
-        scores = readings_of(reading)
-        predict = predict_by(lambda exemplars, _, candidates: scores(exemplars, candidates))
-        return NamedJudge(predict, settings, source)
-    if name == "evidence":
-        if judge.reading is None:
-            return f"{adapter} has no folder reading"
-        if judge.reading.evidence is None:
-            return f"the features of {adapter} were not weighed (train_sft.py --evidence-pairs 0)"
-        score = baselines.together(judge.reading.evidence, readings_of(judge.reading))
-        return NamedJudge(
-            predict_by(score, evidence.DECIBAN), settings, f"{adapter}, all features alone"
-        )
+    if name in ("reading", "evidence"):
+        return _measured_judge(name, setup, judge, settings)
     return _model_judge(name, setup, judge, settings)
 
 
-@lru_cache(maxsize=1)
-def readings_of(reading: "Reading") -> evidence.Readings:
-    """Its scores, computed once: two judges may ask for them."""
-    scores = lru_cache(maxsize=None)(reading.scores)
-    return lambda exemplars, texts: scores(tuple(exemplars), tuple(texts))
+def _measured_judge(
+    name: str, setup: Setup, judge: "Judge", settings: dict[str, Any]
+) -> NamedJudge:
+    """What is measured, without the model's judgement."""
+    measurer = judge.measurer
+    if name == "reading" and measurer.reading is None:
+        from nanopersrm.style.reading import Reading, ReadingConfig  # imports torch
+
+        reading = Reading(judge.model, judge.tokenizer, ReadingConfig())
+        predict = predict_by(lambda exemplars, _, texts: reading.scores(exemplars, texts))
+        return NamedJudge(predict, settings, f"{setup.base}, reading untrained")
+
+    def score(exemplars: Sequence[str], _: str, texts: Sequence[str]) -> list[float]:
+        ledgers = measurer.ledgers([text.strip() for text in exemplars], texts)
+        if name == "evidence":
+            return [ledger.total() for ledger in ledgers]
+        read = [ledger.reading for ledger in ledgers]
+        return [math.nan if x is None else (x.forward + x.back) / 2 for x in read]
+
+    slope = evidence.DECIBAN if name == "evidence" else None
+    source = "all evidence in one sum" if slope else "reading alone"
+    return NamedJudge(predict_by(score, slope), settings, f"{setup.adapter}, {source}")
+
+
+def remembering(measurer: Any) -> Any:
+    """The same measurer; what it has measured once it measures no more: several judges ask."""
+    ledgers = lru_cache(maxsize=None)(partial(measurer.ledgers, topics=False))
+
+    def by_text(
+        exemplars: Sequence[str],
+        texts: Sequence[str],
+        writer: str | None = None,
+        topics: bool = False,  # never marked
+    ) -> list[Any]:
+        order = sorted({text.strip() for text in texts})
+        known = dict(zip(order, ledgers(tuple(exemplars), tuple(order), writer), strict=True))
+        return [known[text.strip()] for text in texts]
+
+    return SimpleNamespace(
+        evidence=measurer.evidence, reading=measurer.reading, menu=measurer.menu, ledgers=by_text
+    )
 
 
 def _text_judge(name: str, train: Sequence[Pair]) -> NamedJudge | str:
@@ -156,43 +189,41 @@ def _text_judge(name: str, train: Sequence[Pair]) -> NamedJudge | str:
 
 def _model_judge(name: str, setup: Setup, judge: "Judge", settings: dict[str, Any]) -> NamedJudge:
     """An adapter that judges, or the base without it."""
-    config, folder = setup.config, setup.beside.get(name)
-    if name == "no_evidence":
-        config = replace(config, evidence=False)
-    if folder and judge.settings is not None:
-        config = replace(config, evidence=judge.settings.evidence)
+    folder = setup.beside.get(name)
+    config = replace(setup.config, **CHANGES.get(name, {}))
     settings |= asdict(config)
     if folder:
         from nanopersrm.rivals import scalar
 
         if (Path(folder).expanduser() / scalar.FILE).is_file():
-            rival = predict_by(scalar.scorer(folder, judge, config.evidence), 1.0)
+            rival = predict_by(scalar.scorer(folder, judge), 1.0)
             return NamedJudge(rival, settings, f"{folder}, a scalar reward")
     from nanopersrm.model.lora import adapter_off
 
     if name == "untrained":
-        judge = type(judge)(judge.model, judge.tokenizer)  # without style evidence
+        measurer, judge = judge.measurer, type(judge)(judge.model, judge.tokenizer)
+        judge.measurer = measurer
 
     def predict(exemplars: Sequence[str], question: str, candidates: Sequence[str]) -> Prediction:
         with adapter_off(judge.model) if name == "untrained" else nullcontext():
             judgement = judge.judge(exemplars, candidates, question or None, config=config)
-        problems = [reply.problem for reply in judgement.replies if reply.problem]
         first, second = judgement.scores
-        if judgement.verdict == "invalid" or problems or first is None or second is None:
-            return Prediction("invalid", problem=problems[0] if problems else "no finite scores")
+        if judgement.verdict == "invalid" or first is None or second is None:
+            return Prediction("invalid", problem="no finite scores")
         return Prediction(judgement.verdict, (first, second), judgement.preference[0][1])
 
     if name == "untrained":
         return NamedJudge(predict, settings, f"{setup.base}, adapter off")
-    evidence = "evidence" if config.evidence else "no evidence"
-    tokens = f"{config.think_tokens if config.think else 'no'} tokens of reasoning"
-    source = f"{folder or setup.adapter or setup.base}, {evidence}, {tokens}"
+    lines = f"{config.think_lines} lines chosen by {config.choose}"
+    if config.all_evidence or not config.think:
+        lines = "every line of evidence" if config.think else "no line of evidence"
+    source = f"{folder or setup.adapter or setup.base}, {lines}"
     return NamedJudge(predict, settings, "; ".join([source, *judge.notes]))
 
 
 def _stamps(base: str, adapter: str | None) -> list[list[Any]]:
     """Name, size and time of each file of weights."""
-    from nanopersrm.judge.adapter_settings import PARTS
+    from nanopersrm.judge.adapter_settings import PARTS, SHIPPED
     from nanopersrm.model.base import resolve
 
     path = Path(resolve(base).path)
@@ -200,4 +231,6 @@ def _stamps(base: str, adapter: str | None) -> list[list[Any]]:
     if adapter is not None:
         folder = Path(adapter).expanduser()
         files |= {f for part in (*PARTS, "*.safetensors") for f in folder.glob(part)}
+    if evidence.FILE not in {f.name for f in files}:
+        files.add(SHIPPED / evidence.FILE)
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(files)]

@@ -2,6 +2,7 @@
 
     adapter_config.json  adapter_model.safetensors    the judge adapter, in PEFT's format
     judge.json                                        what it was trained on, and for
+    evidence.json                                     what each feature is worth, see `evidence.py`
     reading/                                          the adapter that reads, see `reading.py`
 
 An adapter is a correction to one base, and judges nonsense on another of the same shape. So the
@@ -15,21 +16,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict, TypeAdapter
+from pydantic import Strict, TypeAdapter
 
 from nanopersrm import InputError, __version__
 from nanopersrm.files import reason, sha256_of, write_json
 from nanopersrm.model.base import DEFAULT_BASE, Base, read_json
 from nanopersrm.pairs import validate
+from nanopersrm.style import evidence
 
 FILE, CONFIG = "judge.json", "adapter_config.json"
-PARTS = (CONFIG, "adapter_model.safetensors", FILE, "reading/*")  # of the folder
+PARTS = (CONFIG, "adapter_model.safetensors", FILE, evidence.FILE, "reading/*")  # of the folder
 SHIPPED = Path(__file__).parent / "adapter"  # trained with this project, for the default base
 DEFAULT, NONE = "default", "none"  # instead of a folder
 
 Text = Annotated[str, Strict()]
 Flag = Annotated[bool, Strict()]
-Factor = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,8 @@ class AdapterSettings:
     base_sha256: Text | None  # of its weights, see `weights_sha256`
     nf4: Flag  # the matrices of the base were held in 4 bits
     dtype: Text  # that it was computed in: bf16, fp16 or fp32
-    evidence: Flag  # the prompts had a measured block
     form: Literal["pointwise", "pairwise", "both"]
-    reading: Flag  # the measured block had what reading says (`style/reading.py`)
-    # What log-odds of pointwise preferences are multiplied by, so that they are true to the record:
-    sharpness: Factor = 1.0  # of a judge that scores at once
-    sharpness_reasoned: Factor = 1.0  # of one that reasons before
+    free: Flag = False  # it reasons in free prose
 
     def save(self, folder: Path) -> None:
         """Write judge.json."""
@@ -67,12 +64,12 @@ class AdapterSettings:
             return None
         return f"{made_on}, and {base.name} has other weights: the scores may mean nothing"
 
-    def differences(self, evidence: bool, mode: str) -> list[str]:
+    def differences(self, mode: str, free: bool) -> list[str]:
         """Notes about prompts of another form than it was trained on."""
         notes = []
-        if evidence != self.evidence:
-            before, now = ("with", "without") if self.evidence else ("without", "with")
-            notes.append(f"this adapter was trained {before} measured evidence and is asked {now}")
+        if free != self.free:
+            trained, now = ("prose", "lines") if self.free else ("lines", "prose")
+            notes.append(f"this adapter was trained to reason in {trained} and is asked for {now}")
         if self.form not in (mode, "both"):
             notes.append(f"this adapter was trained on {self.form} prompts and is asked {mode}")
         return notes

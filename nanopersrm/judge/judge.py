@@ -9,13 +9,12 @@ The swapped call has the mirrored answer, exactly: equal candidates are judged o
 in sorted order. All prompts begin with the exemplars, whose keys and values are kept for later
 calls (`PrefixCache`).
 
-What the reasoning puts in double quotes is copied from the texts (`verbatim.py`). What it claims is
-measured again, and what is not so is listed beside it (`claims.py`). An adapter works beside the
-weights and is never merged into them. The reading in the same folder (`style/reading.py`) adds its
-evidence to the measured block.
+The candidates are measured before the model sees them (`style/ledger.py`). In its reply the model
+chooses which measurements to write down, and gives the score (`reply.py`). An adapter works beside
+the weights and is never merged into them. Beside it lie the evidence, what each measurement is
+worth, and the reading, an adapter of the same base.
 """
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,9 +23,11 @@ from pathlib import Path
 from nanopersrm import InputError
 from nanopersrm.judge import adapter_settings, judgement
 from nanopersrm.judge.adapter_settings import AdapterSettings
-from nanopersrm.judge.judgement import CandidateReading, JudgeConfig, Judgement
+from nanopersrm.judge.judgement import JudgeConfig, JudgedCandidate, JudgedReply, Judgement
 from nanopersrm.judge.prompts import LONGEST_TOKEN, PROBE, fit_exemplars, prompt_ids
-from nanopersrm.judge.reply import FORCED_ROOM, Answer, answer
+from nanopersrm.judge.reply import Prompt, Reply, draw, make_prompt, reply_room
+from nanopersrm.judge.tell import sentence
+from nanopersrm.judge.verdict import LABELS
 from nanopersrm.model import weights
 from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.lora import load_lora
@@ -34,8 +35,9 @@ from nanopersrm.model.sampler import PrefixCache, common_prefix
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import device_of, dtype_of
-from nanopersrm.style.phrases import phrases
-from nanopersrm.style.profile import measured_block
+from nanopersrm.style import evidence as evidence_file
+from nanopersrm.style.evidence import Evidence
+from nanopersrm.style.ledger import Ledger, Measurer
 from nanopersrm.style.reading import Reading
 
 ROWS_AT_ONCE = 32  # replies in one batch: bounds memory, and more is hardly faster
@@ -57,8 +59,11 @@ class Judge:
         reading: Reading | None = None,
         settings: AdapterSettings | None = None,
         notes: Sequence[str] = (),
+        evidence: Evidence | None = None,
     ):
-        self.model, self.tokenizer, self.trained, self.reading = model, tokenizer, trained, reading
+        """evidence: None: that of the adapter that comes with this package."""
+        self.model, self.tokenizer, self.trained = model, tokenizer, trained
+        self.measurer = Measurer(evidence or Evidence.load(adapter_settings.SHIPPED), reading)
         self.settings = settings  # what the adapter's judge.json says
         self.notes = [*notes] if trained else [UNTRAINED, *notes]  # of every judgement
         self.lock = threading.Lock()
@@ -88,12 +93,17 @@ class Judge:
         if tokenizer.vocab_size > model.config.V:
             sizes = f"{model.config.V} ids, as the model knows, got {tokenizer.vocab_size}"
             raise InputError(f"{source.path}: expected a tokenizer of at most {sizes}")
-        reading, notes = None, [note] if note else []
+        reading, evidence, notes = None, None, [note] if note else []
         if folder is not None:
             load_lora(folder, model).freeze().on(model)
-            if (folder / "reading").is_dir() or (settings is not None and settings.reading):
+            if (folder / "reading").is_dir():
                 reading = Reading.load(folder / "reading", model, tokenizer)
-        return Judge(model.pack(), tokenizer, folder is not None, reading, settings, notes)
+            if (folder / evidence_file.FILE).is_file():
+                evidence = Evidence.load(folder)
+            else:
+                notes.append(f"{folder} has no {evidence_file.FILE}: that of the package is used")
+        trained = folder is not None
+        return Judge(model.pack(), tokenizer, trained, reading, settings, notes, evidence)
 
     def judge(
         self,
@@ -117,104 +127,107 @@ class Judge:
         unique = sorted({candidate.strip() for candidate in candidates})
         index = [unique.index(candidate.strip()) for candidate in candidates]
         orders = judgement.orders_of(len(unique), config.mode)  # the candidates of each prompt
-        shown = [[unique[i] for i in order] for order in orders]
+        menu = self.measurer.menu(exemplars)
+        ledgers = self.measurer.ledgers(exemplars, unique)
 
-        chances, readings = list[float](), list[CandidateReading]()  # of each of `unique`
-        blocks: list[str | None] = [None] * len(orders)
-        if config.evidence and self.reading is not None:
-            chances, readings = self._read(self.reading, exemplars, unique)
-        if config.evidence:
-            blocks = [
-                measured_block(exemplars, texts, [chances[i] for i in order if chances])
-                for order, texts in zip(orders, shown, strict=True)
-            ]
-
-        def prompts_with(excerpts: Sequence[str]) -> list[list[int]]:
+        def prompts_with(excerpts: Sequence[str]) -> list[Prompt]:
             return [
-                prompt_ids(self.tokenizer, excerpts, texts, question, principles, block)
-                for texts, block in zip(shown, blocks, strict=True)
+                make_prompt(
+                    self.tokenizer,
+                    excerpts,
+                    [unique[i] for i in order],
+                    [ledgers[i] for i in order],
+                    menu,
+                    question,
+                    principles,
+                    config.free,
+                )
+                for order in orders
             ]
 
-        bare = max(map(len, prompts_with([""] * len(exemplars))))
-        reply = FORCED_ROOM + config.think_tokens * config.think
-        room = self.model.config.context - reply - bare - len(exemplars)  # joining can cost tokens
+        bare = prompts_with([""] * len(exemplars))
+        room = self.model.config.context - reply_room(bare, config) - len(exemplars)
+        room -= max(len(prompt.ids) for prompt in bare)  # joining can cost tokens
         excerpts, cuts = fit_exemplars(exemplars, room, self._count)
         prompts = prompts_with(excerpts)
-        probe = prompt_ids(self.tokenizer, excerpts, [PROBE], principles=principles)
-        prefix = self._prefixes.prefix_of(prompts[0][: common_prefix([*prompts, probe])])
+        probe = prompt_ids(self.tokenizer, excerpts, [PROBE], None, principles, menu, config.free)
+        shared = common_prefix([*(prompt.ids for prompt in prompts), probe])
+        prefix = self._prefixes.prefix_of(prompts[0].ids[:shared])
 
-        def follow(prompt: int, sample: int, text: str, ended: bool) -> None:
+        def told(order: Sequence[int], reply: Sequence[str] | str, ended: bool) -> str:
+            """The reasoning about the candidates of a prompt: lines told, or prose as it is."""
+            if isinstance(reply, str):
+                return reply
+            shown = [ledgers[i].shown(reply)[: len(reply) + ended * bool(reply)] for i in order]
+            names = ["It"] if len(order) == 1 else LABELS
+            return " ".join(
+                sentence(line, whom)
+                for lines in zip(*shown, strict=True)
+                for whom, line in zip(names, lines, strict=False)
+            )
+
+        def follow(row: int, reply: list[str] | str, ended: bool) -> None:
+            prompt, sample = divmod(row, config.samples)
             if on_text is not None and sample == 0:
-                on_text(tuple(index.index(i) for i in orders[prompt]), text, ended)
+                order = orders[prompt]
+                on_text(tuple(index.index(i) for i in order), told(order, reply, ended), ended)
 
-        texts = [[*excerpts, *texts] for texts in shown] if config.copy_quotes else None
-        answers: list[list[Answer]] = []
+        drawn: list[list[Reply]] = []
         rows = max(1, ROWS_AT_ONCE // config.samples)
-        for first in range(0, len(prompts), rows):
-            part = slice(first, first + rows)
-            answers += answer(
+        for at in range(0, len(prompts), rows):
+            base = at * config.samples
+            drawn += draw(
                 self.model,
                 self.tokenizer,
-                prompts[part],
-                len(orders[0]),
+                prompts[at : at + rows],
                 config,
                 prefix,
-                None if on_text is None else lambda p, *rest, at=first: follow(at + p, *rest),
-                None if texts is None else texts[part],
+                None
+                if on_text is None
+                else lambda row, *rest, base=base: follow(base + row, *rest),
             )
 
+        def reasoning(order: Sequence[int], reply: Reply) -> str:
+            return told(order, reply.prose if config.free else reply.features, True)
+
         replies = [
-            judgement.read_reply(
-                tuple(index.index(i) for i in order), sample.text, sample.cut, exemplars, texts
+            JudgedReply(
+                tuple(index.index(i) for i in order),
+                tuple(reply.features),
+                reasoning(order, reply),
+                reply.cut,
             )
-            for order, texts, samples in zip(orders, shown, answers, strict=True)
-            for sample in samples
+            for order, samples in zip(orders, drawn, strict=True)
+            for reply in samples
         ]
-        sharpness, settings = None, self.settings
-        if settings is not None and config.mode == "pointwise":
-            sharpness = settings.sharpness_reasoned if config.think else settings.sharpness
-        scores, table = judgement.preferences(len(unique), orders, answers, sharpness)
-        shared = len(prefix.ids) if prefix else 0  # of every prompt, and counted once
+        about = {
+            i: samples[0]
+            for order, samples in reversed(list(zip(orders, drawn, strict=True)))
+            for i in order
+        }  # the first reply about each
+        scores, table = judgement.preferences(len(unique), orders, drawn)
+        held = len(prefix.ids) if prefix else 0  # of every prompt, and counted once
         return judgement.conclude(
             index,
             scores,
             table,
             replies,
-            tokens=sum(sample.tokens for samples in answers for sample in samples),
-            prompt_tokens=shared + sum(len(prompt) - shared for prompt in prompts),
+            candidates=[
+                self._judged(ledgers[i], about[i], len(text) - len(text.lstrip()))
+                for i, text in zip(index, candidates, strict=True)
+            ],
+            tokens=sum(len(reply.choices) for samples in drawn for reply in samples),
+            prompt_tokens=held + sum(len(prompt.ids) - held for prompt in prompts),
             seconds=time.perf_counter() - start,
             notes=[*notes, *cuts],
-            measured=[chances[i] for i in index if chances] or None,
-            readings=[
-                readings[i].moved(len(candidate) - len(candidate.lstrip()))
-                for i, candidate in zip(index, candidates, strict=True)
-                if readings
-            ]
-            or None,
         )
 
-    def _read(
-        self, reading: Reading, exemplars: Sequence[str], texts: Sequence[str]
-    ) -> tuple[list[float], list[CandidateReading]]:
-        """Of each text the probability that prompts show, in percent, and what people see; nothing
-        where they show none, or a number is not finite."""
-        read = reading.read(exemplars, texts)
-        scores = [one.score for one in read]
-        chances = list[float]()
-        if self.shows_style() and reading.evidence is not None:
-            chances = reading.evidence.probabilities(exemplars, texts, scores)
-        if not all(map(math.isfinite, scores)):
-            return chances, []
-        words = reading.words(exemplars, texts, read)
-        return chances, [
-            CandidateReading(round(one.forward, 4), round(one.back, 4), some, phrases(some, text))
-            for one, some, text in zip(read, words, texts, strict=True)
-        ]
-
-    def shows_style(self) -> bool:
-        """Whether prompts have what reading says: unless the adapter was trained without."""
-        wanted = self.settings is None or self.settings.reading
-        return wanted and self.reading is not None and self.reading.evidence is not None
+    def _judged(self, ledger: Ledger, reply: Reply, blanks: int) -> JudgedCandidate:
+        """What is known of a candidate before which so many blanks stand."""
+        total, moved = ledger.total(), ledger.moved(blanks)
+        shown = moved.shown(reply.features) if reply.features else []
+        percent = round(self.measurer.evidence.probability(total), 1)
+        return JudgedCandidate(shown, total, percent, moved.reading)
 
     def _notes(
         self, candidates: Sequence[str], question: str | None, config: JudgeConfig
@@ -228,7 +241,7 @@ class Judge:
                 raise InputError(f"{name}: {expected}, got {len(text)} characters")
         notes = list(self.notes)
         if self.settings is not None:
-            notes += self.settings.differences(config.evidence, config.mode)
+            notes += self.settings.differences(config.mode, config.free)
         for i, first in enumerate(map(stripped.index, stripped)):
             if first < i:
                 notes.append(f"candidates {first + 1} and {i + 1} are identical: a tie")

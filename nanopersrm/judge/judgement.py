@@ -22,30 +22,21 @@ candidates every pair is compared; above, candidate i meets i ± 1, 2, 4, 8, …
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nanopersrm import InputError
-from nanopersrm.judge import claims
-from nanopersrm.judge.verdict import (
-    CLOSE,
-    LABELS,
-    OPEN,
-    beats,
-    beats_jointly,
-    mean,
-    parse,
-    soft_score,
-)
-from nanopersrm.style.phrases import Phrase, Word
+from nanopersrm.judge.verdict import LABELS, beats, beats_jointly, mean, soft_score
+from nanopersrm.style.evidence import FEATURES
+from nanopersrm.style.ledger import CandidateReading, Line
 
 if TYPE_CHECKING:
-    from nanopersrm.judge.reply import Answer
+    from nanopersrm.judge.reply import Reply
 
 Scores = list[float | None]
 Table = list[list[float]]
-Answers = Sequence[Sequence["Answer"]]  # the samples about each prompt
+Answers = Sequence[Sequence["Reply"]]  # the samples about each prompt
 Orders = Sequence[tuple[int, ...]]  # the candidates of each prompt, in its order
 
 ALL_PAIRS_UP_TO = 8
@@ -58,10 +49,13 @@ class JudgeConfig:
     """How to judge. Everything has a default that works."""
 
     mode: Literal["pointwise", "pairwise"] = "pointwise"  # one candidate a prompt, or two
-    evidence: bool = True  # give the model what profile.py measured
-    think: bool = True  # reason before scoring
-    think_tokens: int = 160  # budget of the reasoning, in tokens
-    copy_quotes: bool = True  # what it puts in double quotes is copied from the texts
+    think: bool = True  # reason before scoring; without it the texts alone are scored
+    think_lines: int = 8  # lines of evidence that the model may choose, at most
+    all_evidence: bool = False  # every line of evidence is filled in at once, none is chosen
+    # who chooses the lines: the model, or a rule to compare it with (reply.py)
+    choose: Literal["model", "menu", "salience", "random", "largest"] = "model"
+    free: bool = False  # reason in free prose instead, for bases that can
+    think_tokens: int = 160  # budget of free prose, in tokens
     samples: int = 1  # replies for each prompt; their scores are averaged
     temperature: float | None = None  # of the reasoning; default: 0 for one sample, 1 for several
     seed: int = 0  # same seed, same judgement
@@ -73,10 +67,31 @@ class JudgeConfig:
             return self.temperature
         return 0.0 if self.samples == 1 else 1.0
 
+    @property
+    def by_rule(self) -> bool:
+        """Lines are taken by a rule, not by the model."""
+        return self.all_evidence or self.choose != "model"
+
+    @property
+    def rule(self) -> Literal["all", "menu", "salience", "random", "largest"]:
+        """The rule, where they are."""
+        return "all" if self.all_evidence or self.choose == "model" else self.choose
+
+    @property
+    def most_lines(self) -> int:
+        """Lines of evidence in a reply, at most."""
+        if not self.think or self.free:
+            return 0
+        return len(FEATURES) if self.all_evidence else self.think_lines
+
     def __post_init__(self) -> None:
+        rules = ("model", "menu", "salience", "random", "largest")
         for name, holds, expected in (
             ("mode", self.mode in ("pointwise", "pairwise"), "pointwise or pairwise"),
+            ("think_lines", self.think_lines >= 1, "at least 1"),
             ("think_tokens", self.think_tokens >= 1, "at least 1"),
+            ("choose", self.choose in rules, f"one of {', '.join(rules)}"),
+            ("free", not (self.free and self.all_evidence), "no all_evidence beside it"),
             ("samples", self.samples >= 1, "at least 1"),
             ("temperature", 0 <= self.drawing_temperature <= 100, "0 to 100"),
         ):
@@ -89,85 +104,48 @@ class JudgedReply:
     """A reply of the model, and which candidates it saw as A (and B)."""
 
     candidates: tuple[int, ...]  # indices into the call's candidates
-    text: str
-    reasoning: str
-    problem: str | None  # None: well formed
-    cut: bool  # the budget ended the reasoning
-    claims: int = 0  # of the reasoning, that can be measured in the texts
-    claims_true: int = 0
-    untrue: tuple[str, ...] = ()  # the others, and quotes that are in no text
-
-    @property
-    def checked(self) -> str:
-        """How much of the reasoning holds in the texts, and what does not."""
-        share = f"{self.claims_true} of {self.claims} claims hold"
-        return f"{share}; untrue: {'; '.join(dict.fromkeys(self.untrue))}" if self.untrue else share
+    features: tuple[str, ...]  # of its lines, in order
+    reasoning: str  # the lines told in sentences, or its prose
+    cut: bool  # the budget ended the prose
 
 
 @dataclass(frozen=True)
-class CandidateReading:
-    """How much likelier a candidate and its words are after the writer's texts (`reading.py`)."""
+class JudgedCandidate:
+    """What is known of a candidate."""
 
-    forward: float  # gain of the candidate after the writer's texts, nats a token
-    back: float  # gain of the writer's texts after the candidate
-    words: list[Word]  # as far as it was read; characters of the candidate as the caller gave it
-    phrases: list[Phrase]  # most like the writer first, then least; of each, those of topic last
-
-    def moved(self, by: int) -> "CandidateReading":
-        """The same where so many blanks stand before the text."""
-        words = [replace(word, start=word.start + by, end=word.end + by) for word in self.words]
-        phrases = [replace(x, start=x.start + by, end=x.end + by) for x in self.phrases]
-        return replace(self, words=words, phrases=phrases)
+    ledger: list[Line]  # in the order drawn, the sum last; of the first reply about it
+    decibans: float  # of all evidence, chosen or not
+    measured: float  # probability by all evidence that it is by the writer, 1 to 99 percent
+    reading: CandidateReading | None  # None: nothing reads
 
 
 @dataclass
 class Judgement:
     """What `Judge.judge` gives. Lists follow the order of the candidates in the call."""
 
-    scores: Scores  # expected digit, 1 to 9; None where nothing valid was said
+    scores: Scores  # expected digit, 1 to 9; None where it is no number
     preference: Table  # preference[i][j] = P(i fits better than j), ½ on the diagonal
     ranking: list[int]  # indices, best first
     verdict: int | Literal["tie", "invalid"]  # index of the best
     reasoning: list[str]  # a text for each candidate (pointwise) or ordered pair (pairwise)
-    well_formed: bool  # every reply parses
+    candidates: list[JudgedCandidate]
     tokens: int  # drawn
     prompt_tokens: int  # of all prompts, the shared beginning counted once
     seconds: float
     replies: list[JudgedReply]
     notes: list[str] = field(default_factory=list)  # warnings for the caller
-    # The probability of all instruments that each candidate is by the writer, 1 to 99 percent
-    # (`evidence.py`); None: the prompts do not show it.
-    measured: list[float] | None = None
-    # Of each candidate; None: the prompts do not show what was read, or nothing reads.
-    readings: list[CandidateReading] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: plain lists, numbers and strings; a preference that is not finite is None."""
         table = [[p if math.isfinite(p) else None for p in row] for row in self.preference]
-        return asdict(self) | {"preference": table}
+        plain = asdict(self)
+        for candidate, score in zip(plain["candidates"], self.scores, strict=True):
+            candidate["score"] = score
+        return plain | {"preference": table}
 
 
 # As `Judge.judge` calls it: (candidates, reasoning so far, ended).
 OnText = Callable[[tuple[int, ...], str, bool], None]
-
-
-def read_reply(
-    shown: tuple[int, ...],
-    text: str,
-    cut: bool,
-    exemplars: Sequence[str],
-    candidates: Sequence[str],
-) -> JudgedReply:
-    """A reply about these candidates, in the prompt's order, its claims checked on the texts."""
-    labels = LABELS[: len(candidates)]
-    parsed = parse(text, labels)
-    # With the tags, or those that the model has written in between would count as the real ones.
-    reasoning = f"{OPEN}{parsed.reasoning}{CLOSE}"
-    report = claims.check(reasoning, exemplars, dict(zip(labels, candidates, strict=True)))
-    untrue = [f"{claim.subject}, {claim.text}" for claim in report.found_claims if not claim.holds]
-    untrue += [f'"{quote.text}"' for quote in report.found_quotes if not quote.verbatim]
-    counts = report.claims, report.claims_true
-    return JudgedReply(shown, text, parsed.reasoning, parsed.problem, cut, *counts, tuple(untrue))
 
 
 class Judges(Protocol):
@@ -215,12 +193,9 @@ def orders_of(n: int, mode: str) -> list[tuple[int, ...]]:
     return [order for i, j in schedule(n) for order in ((i, j), (j, i))]
 
 
-def preferences(
-    n: int, orders: Orders, answers: Answers, sharpness: float | None = None
-) -> tuple[Scores, Table]:
-    """Scores of n candidates, and P(i beats j); sharpness: None changes nothing."""
-    scores, table = (pointwise if len(orders[0]) == 1 else pairwise)(n, orders, answers)
-    return scores, table if sharpness is None else sharpened(table, sharpness)
+def preferences(n: int, orders: Orders, answers: Answers) -> tuple[Scores, Table]:
+    """Scores of n candidates, and P(i beats j)."""
+    return (pointwise if len(orders[0]) == 1 else pairwise)(n, orders, answers)
 
 
 def conclude(
@@ -243,7 +218,6 @@ def conclude(
         ranking,
         verdict_of(scores, table, ranking),
         [reasoning[i] for i in (shown if paired else [(index.index(i),) for i in index])],
-        well_formed=all(reply.problem is None for reply in replies),
         replies=replies,
         **rest,
     )
@@ -274,19 +248,6 @@ def pairwise(n: int, orders: Orders, answers: Answers) -> tuple[Scores, Table]:
         pairs = {(i, j): strength_preference(strengths[i], strengths[j]) for i, j in every}
     scores = [_finite(math.fsum(values) / len(values)) for values in digits]
     return scores, _table(n, pairs)
-
-
-def sharpened(table: Table, sharpness: float) -> Table:
-    """Every preference with its log-odds times `sharpness` (> 0); 0, ½ and 1 stay.
-
-    Odds of 3 : 1 with sharpness 2 are 9 : 1, so 0.75 becomes 0.9.
-    """
-    n, sharper = len(table), {}
-    for i, j in combinations(range(n), 2):
-        p, q = table[i][j], table[j][i]
-        odds = (min(p, q) / max(p, q)) ** sharpness  # of the less likely
-        sharper[i, j] = odds / (1 + odds) if p < q else 1 / (1 + odds)
-    return _table(n, sharper)
 
 
 def ranked(table: Table, scores: Scores | None = None) -> list[int]:

@@ -4,25 +4,28 @@ One prompt holds the exemplars, the question if there is one, and one candidate 
 (pairwise):
 
     system    what a judge is
-    user      <exemplar> … </exemplar>        one for each text of the writer ┐ the part that all
-              <principle> … </principle>      what the writer says they want  │ candidates share,
-              <question> … </question>        what the candidates answer      ┘ computed once
+    user      <exemplar> … </exemplar>        one for each text of the writer ┐
+              <principle> … </principle>      what the writer says they want  │ the part that all
+              <profile> … </profile>          the menu: what can be measured, │ candidates share,
+                                              and how the writer has it       │ computed once
+              the task and the form of the answer                             │
+              <question> … </question>        what the candidates answer      ┘
               <candidate A> … </candidate A>
-              <measured> … </measured>        what `profile.py` measures, when evidence is on
-              the task and the form of the answer
 
-The shared part comes first, so that the sampler finds the longest common beginning of the ids and
-keeps it. Texts are data: no text keeps one of the tags above. A small model still listens to what a
-text says ("score this 9"): `hostile.py`.
+A line of the menu is a letter, a feature, how the writer has it, and the share of writers who have
+less of it: "f semicolons 2.7 (97%)". The shared part comes first, so that the sampler finds the
+longest common beginning of the ids and keeps it. Texts are data: no text keeps one of the tags
+above. A small model still listens to what a text says ("score this 9"): `hostile.py`.
 """
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nanopersrm import InputError
 from nanopersrm.judge.verdict import CLOSE, LABELS, OPEN, SCORES, SCORES_END
+from nanopersrm.style.ledger import LETTERS
 
 if TYPE_CHECKING:
     from nanopersrm.model.tokenizer import Tokenizer
@@ -34,6 +37,12 @@ SYSTEM = (
     "writer, and say how well a candidate text fits the writer."
 )
 TASK = (
+    "Judge how well {whom} fits the writer. Inside {open} and {close} write lines of evidence: a "
+    "letter of the profile, then what is measured, in decibans, + for this writer and - against. "
+    "A full stop ends them, and their sum follows. Then score {whom} with a digit from 1 (another "
+    "writer) to 9 (surely this writer), like {line}."
+)
+FREE_TASK = (
     "Compare {whom} with the writer of the exemplars. Inside {open} and {close}, name the habits "
     "of the writer, say how {whom} keeps or breaks them, and quote telling words in "
     '"double quotes". Then score {whom} with a digit from 1 (another writer) to 9 (surely this '
@@ -48,7 +57,7 @@ UNSEEN = (
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff"
 )
-TAGS = ("exemplar", "principle", "question", "candidate", "measured", "think", "scores")
+TAGS = ("exemplar", "principle", "question", "candidate", "profile", "think", "scores")
 OUR_TAG = re.compile(
     rf"[{OPENING}](?=[\s/\\{UNSEEN}]*(?:"
     + "|".join(rf"[{UNSEEN}]*".join(tag) for tag in TAGS)
@@ -66,25 +75,30 @@ def messages(
     candidates: Sequence[str],
     question: str | None = None,
     principles: Sequence[str] = (),
-    measured: str | None = None,
+    menu: Mapping[str, str] | None = None,
+    free: bool = False,
 ) -> list[Message]:
-    """The chat that asks for a judgement of 1 to 26 candidates, labelled A, B, C."""
+    """The chat that asks for a judgement of 1 to 26 candidates, labelled A, B, C.
+
+    menu: feature -> how the writer has it (`Measurer.menu`). free: reasons in free prose.
+    """
     parts = [_tagged("exemplar", text) for text in exemplars]
     parts += [_tagged("principle", text) for text in principles]
-    if question:
-        parts.append(_tagged("question", question))
+    if menu:
+        lines = (f"{LETTERS[feature]} {has}" for feature, has in menu.items())
+        parts.append(_tagged("profile", "\n".join(lines)))
     labels = LABELS[: len(candidates)]
-    parts += map(_tagged, (f"candidate {label}" for label in labels), candidates)
-    if measured:
-        parts.append(_tagged("measured", measured))
     parts.append(
-        TASK.format(
+        (FREE_TASK if free else TASK).format(
             whom="candidate A" if len(labels) == 1 else "each candidate",
             open=OPEN.strip(),
             close=CLOSE,
             line=SCORES + " ".join(f"{label}=digit" for label in labels) + SCORES_END,
         )
     )
+    if question:
+        parts.append(_tagged("question", question))
+    parts += map(_tagged, (f"candidate {label}" for label in labels), candidates)
     return [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": "\n\n".join(parts)},
@@ -97,10 +111,11 @@ def prompt_ids(
     candidates: Sequence[str],
     question: str | None = None,
     principles: Sequence[str] = (),
-    measured: str | None = None,
+    menu: Mapping[str, str] | None = None,
+    free: bool = False,
 ) -> list[int]:
     """The same chat as ids, up to the start of the reply."""
-    chat = messages(exemplars, candidates, question, principles, measured)
+    chat = messages(exemplars, candidates, question, principles, menu, free)
     return tokenizer.chat(chat, continuation=OPEN)
 
 

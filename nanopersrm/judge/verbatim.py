@@ -28,11 +28,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, groupby
 
-from nanopersrm.judge.claims import LONGEST_QUOTE
 from nanopersrm.judge.prompts import OPENING
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.style.text import FOLD, WORD
 
+LONGEST_QUOTE = 12  # words
 # The double quotes of FOLD, and what a next token may complete to one: all of it in UTF-8.
 MARK = re.compile(rb'"|\xe2\x80[\x9c-\x9e\xb3]|\xc2[\xab\xbb]')  # " “ ” „ ″ « »
 PART = re.compile(rb"(?:\xe2\x80?|\xc2)?\Z")

@@ -1,66 +1,25 @@
-"""The reply's grammar, and what its digits are worth.
-
-A reply is free reasoning and one line of scores, nothing else:
+"""The score line of a reply, and what its digits are worth.
 
     <think>
-    Short sentences, "no idea" twice. A keeps to that; B does not.
+    r reading +0.11, "the chain was dry": +6.1
+    . sum +06.1
     </think>
-    <scores>A=7 B=3</scores>
+    <scores>A=7</scores>
 
-A score is one digit from 1 (another writer) to 9 (surely this writer). `parse` is *total*: any text
-gives a `Verdict`, with scores or with the reason why not. The model does not only write a digit, it
-has a probability for each of the nine. From these come
+A score is one digit from 1 (another writer) to 9 (surely this writer). The model does not only draw
+a digit, it has a probability for each of the nine. From these come
 
     the soft score        Σ d · p(d)                                  p = (0, …, 0, ½, ½): 8.5
     the preference        P(a > b) + ½ P(a = b)                       a beats b, ties half
 """
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 OPEN, CLOSE = "<think>\n", "</think>"
 SCORES, SCORES_END = "<scores>", "</scores>"
 LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the candidates of one prompt, in order
 DIGITS = range(1, 10)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a reply says: scores by label, or why there are none."""
-
-    reasoning: str  # the text between <think> and </think>, stripped; "" when there is none
-    scores: dict[str, int] | None
-    problem: str | None  # None: well formed
-
-
-def parse(reply: str, labels: Sequence[str]) -> Verdict:
-    """Read a reply that must score exactly these labels, in this order.
-
-    >>> parse("<think>\\nTerse.\\n</think>\\n<scores>A=7 B=3</scores>", "AB").scores
-    {'A': 7, 'B': 3}
-    >>> parse("A is better.", "AB").problem
-    'no <think>'
-    """
-    text = reply.strip()
-    if not text.startswith("<think>"):
-        return Verdict("", None, "no <think>")
-    reasoning, closed, line = text.removeprefix("<think>").partition(CLOSE)
-    reasoning, line = reasoning.strip(), line.strip()
-    if not closed:
-        return Verdict(reasoning, None, f"no {CLOSE}")
-    digits = r"\s+".join(f"{label}=([1-9])" for label in labels)
-    match = re.fullmatch(rf"{SCORES}\s*{digits}\s*{SCORES_END}", line)
-    if match is None:
-        return Verdict(reasoning, None, f"no {SCORES} of {''.join(labels)} only: {line[:40]!r}")
-    return Verdict(reasoning, dict(zip(labels, map(int, match.groups()), strict=True)), None)
-
-
-def write(reasoning: str, scores: dict[str, int]) -> str:
-    """The reply that `parse` reads back: the form to imitate."""
-    line = " ".join(f"{label}={digit}" for label, digit in scores.items())
-    return f"{OPEN}{reasoning.strip()}\n{CLOSE}\n{SCORES}{line}{SCORES_END}"
 
 
 def closing(free: str) -> tuple[str, str]:

@@ -136,7 +136,7 @@ def sample_name(parts: Sequence[int]) -> int:
 
 
 class Decoder:
-    """Replies in progress: a tree of keys and values, and the logits of each row's next token."""
+    """Replies in progress: a tree of keys and values, and the last state of each row."""
 
     @torch.inference_mode()
     def __init__(
@@ -180,9 +180,13 @@ class Decoder:
                 model(torch.tensor(flat, device=self.device), self.cache.step(lengths))
         self.cache.grow(parents, max(map(len, tails)) + room)
         self.hidden = model.norm.weight.new_empty(len(prompts), model.config.D)
-        self.logits = torch.empty(len(prompts), model.config.V, device=self.device)
         for some in _portions([*map(len, tails)], most):
             self.feed([tail if i in some else [] for i, tail in enumerate(tails)])
+
+    @property
+    def logits(self) -> Tensor:
+        """(R, V) of the next token of each row, computed anew each time."""
+        return self.model.logits(self.hidden)
 
     @torch.inference_mode()
     def fork(self, counts: Sequence[int], room: int, first: int = 0) -> None:
@@ -197,7 +201,7 @@ class Decoder:
         numbers = [first + number for count in counts for number in range(count)]
         self.cache.grow(parents, room)
         rows = torch.tensor(parents, device=self.device)
-        self.hidden, self.logits = self.hidden[rows], self.logits[rows]
+        self.hidden = self.hidden[rows]
         self.names = [  # the first branch keeps its name: one reply is the first of many
             sample_name([self.names[parent], number]) if number else self.names[parent]
             for parent, number in zip(parents, numbers, strict=True)
@@ -207,7 +211,7 @@ class Decoder:
 
     @torch.inference_mode()
     def feed(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Append tokens[i] (and what is pending) to row i; rows that get none keep their logits."""
+        """Append tokens[i] (and what is pending) to row i; rows that get none stay as they are."""
         tokens = [wait + list(new) for wait, new in zip(self.pending, tokens, strict=True)]
         self.pending = [[] for _ in tokens]
         lengths = [len(new) for new in tokens]
@@ -219,11 +223,9 @@ class Decoder:
         fed = [row for row, length in enumerate(lengths) if length]
         if len(fed) == len(tokens):
             self.hidden = hidden[ends]
-            self.logits = self.model.logits(self.hidden)
         else:
             rows = torch.tensor(fed, device=self.device)
             self.hidden[rows] = hidden[ends[rows]]
-            self.logits[rows] = self.model.logits(hidden[ends[rows]])
 
     @torch.inference_mode()
     def generate(
@@ -243,7 +245,8 @@ class Decoder:
         running = list(range(len(replies)))
         for position in range(config.max_new):
             rows = torch.tensor(running, device=self.device)
-            logits = self.logits if len(running) == len(replies) else self.logits[rows]
+            hidden = self.hidden if len(running) == len(replies) else self.hidden[rows]
+            logits = self.model.logits(hidden)
             keys = [draw_key(config.seed, self.names[row], self.drawn[row]) for row in running]
             mask = forbid(running, [replies[row].ids for row in running]) if forbid else None
             ids, log_probs = _draw(logits, mask, keys, config)

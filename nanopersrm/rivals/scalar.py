@@ -8,10 +8,10 @@
     s = w · h        h (D,): the state of the last row of the prompt, after the last norm
     loss = -log σ(s[chosen] - s[rejected])
 
-(Ouyang et al., arXiv 2203.02155.) The same base, an adapter of the same size, the same prompts up
-to "<scores>A=": but where the judge reads nine digits, one trained vector w gives a single number.
-A judge that reasons and is no better than this has only learned to talk. Its folder is that of
-train_sft.py with head.safetensors, w (D,) in fp32.
+(Ouyang et al., arXiv 2203.02155.) The same base, an adapter of the same size, the same prompts with
+every line of evidence up to "<scores>A=": but where the judge reads nine digits, one trained vector
+w gives a single number. A judge that chooses lines and is no better than this has only learned to
+talk. Its folder is that of train_sft.py with head.safetensors, w (D,) in fp32.
 """
 
 import random
@@ -27,9 +27,8 @@ from safetensors.torch import load_file, save_file
 
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
-from nanopersrm.judge import verdict
 from nanopersrm.judge.judge import Judge
-from nanopersrm.judge.prompts import prompt_ids
+from nanopersrm.judge.reply import by_rule, prompts_about, spell
 from nanopersrm.model import weights
 from nanopersrm.model.base import DEFAULT_BASE, resolve
 from nanopersrm.model.cache import Layout
@@ -38,10 +37,8 @@ from nanopersrm.model.sampler import common_prefix
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.weights import device_of, dtype_of
 from nanopersrm.pairs import Pair, read
-from nanopersrm.style.profile import measured_block
-from nanopersrm.style.reading import Reading, style_evidence_fn
 from nanopersrm.train.run import save_adapter
-from nanopersrm.train.setup import adapter_settings
+from nanopersrm.train.setup import adapter_settings, load_measurer
 
 import torch  # isort: skip  (after nanopersrm, which settles threads and memory)
 import torch.nn.functional as F  # isort: skip
@@ -65,24 +62,22 @@ class Config:
     batch_pairs: int = 4  # pairs a step
     longest: int = 1200  # pairs whose prompts have more tokens are left out
     lr: float = 1e-3  # falls to zero along a line
-    evidence: bool = True  # the prompts show what was measured of the texts
-    reading_from: Path | None = None  # a folder to read with, as the prompts show
+    reading_from: Path | None = None  # a folder to read with; its evidence lies beside it
 
 
 def prompts_of(
-    judge: Judge, exemplars: Sequence[str], question: str, candidates: Sequence[str], evidence: bool
+    judge: Judge,
+    exemplars: Sequence[str],
+    question: str,
+    candidates: Sequence[str],
+    writer: str | None = None,
 ) -> Prompts:
-    """The ids of a prompt a candidate, up to the row where the judge reads its digit."""
+    """The ids of a prompt a candidate with all evidence, up to where the judge draws its digit;
+    writer: of exemplars that are trained on."""
     exemplars, candidates = ([text.strip() for text in some] for some in (exemplars, candidates))
-    score_line = judge.tokenizer.encode(verdict.closing("")[1])
-    style_evidence = None if judge.reading is None else style_evidence_fn(judge.reading)
-    shown = style_evidence(exemplars, candidates) if style_evidence else []
-    prompts = []
-    for i, text in enumerate(candidates):
-        measured = measured_block(exemplars, [text], shown[i : i + 1]) if evidence else None
-        ids = prompt_ids(judge.tokenizer, exemplars, [text], question.strip() or None, (), measured)
-        prompts.append(ids + score_line)
-    return prompts
+    tokenizer, asked = judge.tokenizer, question.strip() or None
+    prompts = prompts_about(tokenizer, judge.measurer, exemplars, candidates, asked, writer)
+    return [p.ids + spell(tokenizer, p, by_rule(p, "all", 0, 0)) for p in prompts]
 
 
 def scores_of(judge: Judge, head: Tensor, prompts: Prompts) -> Tensor:
@@ -97,7 +92,7 @@ def scores_of(judge: Judge, head: Tensor, prompts: Prompts) -> Tensor:
 
 
 def scorer(
-    folder: str | Path, judge: Judge, evidence: bool
+    folder: str | Path, judge: Judge
 ) -> Callable[[Sequence[str], str, Sequence[str]], list[float] | None]:
     """s of each candidate, by the w of a folder; None where a prompt is too long."""
     file, D = Path(folder).expanduser() / FILE, judge.model.config.D
@@ -113,7 +108,7 @@ def scorer(
     def score(
         exemplars: Sequence[str], question: str, candidates: Sequence[str]
     ) -> list[float] | None:
-        prompts = prompts_of(judge, exemplars, question, candidates, evidence)
+        prompts = prompts_of(judge, exemplars, question, candidates)
         too_long = max(map(len, prompts)) > judge.model.config.context
         return None if too_long else scores_of(judge, w, prompts).tolist()
 
@@ -126,7 +121,7 @@ def training_prompts(judge: Judge, pairs: Sequence[Pair], config: Config) -> Ite
         fits = False
         for pair in random.Random(f"{config.seed}/scalar/{epoch}").sample(pairs, len(pairs)):
             texts = (pair.exemplars, pair.question, (pair.chosen, pair.rejected))
-            prompts = prompts_of(judge, *texts, config.evidence)
+            prompts = prompts_of(judge, *texts, writer=pair.author)
             if max(map(len, prompts)) <= config.longest:
                 fits = True
                 yield prompts
@@ -145,8 +140,8 @@ def main(config: Config) -> None:
     base = resolve(config.base, lambda line: print(line, file=sys.stderr))
     model = weights.load(base, dtype_of(config.dtype, device), device)
     tokenizer, folder = Tokenizer.load(base), config.reading_from
-    reading = None if folder is None else Reading.load(folder, model, tokenizer)
-    judge = Judge(model, tokenizer, True, reading)
+    measurer = load_measurer(None if folder is None else folder.parent, model, tokenizer)
+    judge = Judge(model, tokenizer, True, measurer.reading, evidence=measurer.evidence)
     lora = Lora(model, LoraConfig(), config.seed)
     D, generator = model.config.D, torch.Generator().manual_seed(config.seed)
     head = nn.Parameter((torch.randn(D, generator=generator) * D**-0.5).to(device))
@@ -168,8 +163,8 @@ def main(config: Config) -> None:
         optimizer.zero_grad()
         lora.refresh()
         print(f"step {step + 1:4d}  loss {total:.3f}", flush=True)
-    facts = (config.base, base, model, False, config.evidence, reading is not None)
-    save_adapter(config.out, adapter_settings(*facts), lora, reading)
+    settings = adapter_settings(config.base, base, model, False, False)
+    save_adapter(config.out, settings, lora, measurer)
     save_file({HEAD: head.detach().cpu()}, config.out / FILE)
 
 

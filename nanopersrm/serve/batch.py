@@ -12,9 +12,8 @@ A line of the file is one of these; other fields are passed over:
 What comes out (`right` for pairs only: is the chosen text the verdict? null for a tie):
 
     {"line": 1, "key": "5f0c…", "id": "…", "scores": [6.1, 3.2], "preference": [[…]], "ranking":
-     [0, 1], "verdict": 0, "reasoning": ["…"], "well_formed": true, "notes": [],
-     "measured": [58.2, 41.0], "readings": [{"forward": 0.21, "back": 0.08, "words": […],
-     "phrases": […]}, …], "right": true}
+     [0, 1], "verdict": 0, "reasoning": ["…"], "candidates": [{"score": 6.1, "ledger": […], …}, …],
+     "notes": [], "right": true}
     {"line": 2, "key": "…", "error": "line 2: expected at least one exemplar, got none"}
 
 A bad line has a record with its error, a blank one has none. The same command goes on where a run

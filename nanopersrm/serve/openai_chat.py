@@ -5,7 +5,7 @@
         messages=[{"role": "user", "content": "judge"}],
         extra_body={"nanopersrm": {"exemplars": ["…"], "candidates": ["…", "…"]}},
     )
-    ->  <think> A: Short sentences, as the writer's. …  B: … </think> <scores>A=7 B=3</scores>
+    ->  <think> A: It reads like the writer (+6.1). …  B: … </think> <scores>A=7 B=3</scores>
 
 `nanopersrm` is a body of POST /judge. Clients that can send nothing else put the texts in the
 user's messages, in tags, and may name a writer that was put by the model `nanopersrm:ada`:
@@ -13,7 +13,7 @@ user's messages, in tags, and may name a writer that was put by the model `nanop
     <exemplar> … </exemplar>  <question> … </question>  <candidate A> … </candidate A>
 
 The digits are rounded scores; the exact ones stand in the completion's field `nanopersrm`. Of the
-settings temperature, seed and max_tokens (the budget of the reasoning) count.
+settings temperature, seed and, for free prose, max_tokens (its budget) count.
 """
 
 import math

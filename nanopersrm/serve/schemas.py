@@ -5,16 +5,20 @@
 
 A writer is given as `exemplars`, or as the name of a `writer` that was put on the server before.
 What is left out has the server's own setting; an unknown field is an error. A judgement without a
-score is a reply like another: verdict "invalid", null for the score. `readings` has of each
-candidate the words and phrases that sound like the writer (null: the judge does not read), as
-characters start to end of the candidate and gains in nats:
+score is a reply like another: verdict "invalid", null for the score. `candidates` has of each its
+ledger in the order drawn, the sum last, what all evidence says, and what was read (null: the judge
+does not read), as characters start to end of the candidate and gains in nats:
 
-    {"forward": 0.21, "back": 0.08,
-     "words": [{"start": 0, "end": 3, "gain": 0.4, "topic": false}, …],
-     "phrases": [{"start": 0, "end": 11, "text": "The machine", "gain": 2.4, "topic": false}, …]}
+    {"score": 6.9, "decibans": 8.4, "measured": 61.2, "ledger": [
+       {"feature": "reading", "writer": null, "candidate": 0.11, "decibans": 6.1, "words":
+         [{"start": 0, "end": 11, "text": "The machine", "decibans": 1.9}, …]}, …,
+       {"feature": "sum", "writer": null, "candidate": null, "decibans": 7.2, "words": []}],
+     "reading": {"forward": 0.21, "back": 0.08,
+       "words": [{"start": 0, "end": 3, "gain": 0.4, "topic": false}, …],
+       "phrases": [{"start": 0, "end": 11, "text": "The machine", "gain": 2.4, "topic": false}, …]}}
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -26,10 +30,11 @@ from nanopersrm import InputError
 from nanopersrm.judge.judgement import JudgeConfig, Judgement, check, orders_of
 from nanopersrm.judge.verdict import LABELS
 from nanopersrm.serve.reward_fn import NAME, grouped, rows_of, some_text, unit
+from nanopersrm.style.evidence import FEATURES
 from nanopersrm.style.profile import BY_NAME, profile, reference
 
-THINK_TOKENS = 1024  # budget of a reasoning
-TOKENS = 65_536  # of reasoning in a judgement: prompts x samples x think_tokens
+THINK_TOKENS = 1024  # budget of free prose
+TOKENS = 65_536  # of prose in a judgement: prompts x samples x think_tokens
 NO_SCORE = "the judge gave no valid score"
 Text = Annotated[str, Field(max_length=20_000), AfterValidator(some_text)]
 Texts = Annotated[list[Text], Field(max_length=32)]
@@ -53,10 +58,11 @@ class JudgeRequest(BaseModel, extra="forbid"):
     question: str | None = Field(default=None, max_length=20_000)
     principles: Texts | None = Field(default=None, description="of the writer; not with `writer`")
     mode: Literal["pointwise", "pairwise"] | None = None
-    evidence: StrictBool | None = Field(default=None, description="show the model measured facts")
-    think: StrictBool | None = Field(default=None, description="reason before scoring")
+    think: StrictBool | None = Field(default=None, description="look at evidence before scoring")
+    think_lines: StrictInt | None = Field(default=None, ge=1, le=len(FEATURES))
+    all_evidence: StrictBool | None = Field(default=None, description="look at all, choose nothing")
+    free: StrictBool | None = Field(default=None, description="reason in free prose instead")
     think_tokens: StrictInt | None = Field(default=None, ge=1, le=THINK_TOKENS)
-    copy_quotes: StrictBool | None = Field(default=None, description="quote only what was written")
     samples: StrictInt | None = Field(default=None, ge=1, le=16)
     temperature: float | None = Field(default=None, ge=0, le=100)
     seed: StrictInt | None = Field(default=None, ge=-(2**63), lt=2**63)
@@ -117,9 +123,9 @@ def judge_call(
     call = JudgeCall(exemplars, tuple(body.candidates), question, principles, config)
     check(exemplars, call.candidates, config, question, principles)
     prompts = len(orders_of(len({text.strip() for text in call.candidates}), config.mode))
-    if prompts * config.samples * config.think_tokens * config.think > TOKENS:
+    if prompts * config.samples * config.think_tokens * config.free > TOKENS:
         raise InputError(
-            f"expected at most {TOKENS} tokens of reasoning in a judgement, got {prompts} "
+            f"expected at most {TOKENS} tokens of prose in a judgement, got {prompts} "
             f"prompts x {config.samples} samples x {config.think_tokens} think_tokens"
         )
     return call
@@ -134,7 +140,7 @@ def judge_reply(judgement: Judgement) -> dict[str, Any]:
 def rank_reply(judgement: Judgement) -> dict[str, Any]:
     """The candidates, best first; beats_next: P(fits better than the next), null for the last."""
     order = judgement.ranking
-    measured: Sequence[float | None] = judgement.measured or [None] * len(order)
+    measured = [candidate.measured for candidate in judgement.candidates]
     steps = [*(judgement.preference[i][j] for i, j in pairwise(order)), None]
     places = [
         {"candidate": i, "score": judgement.scores[i], "beats_next": step, "measured": measured[i]}

@@ -252,6 +252,8 @@ def judge_writer() -> Write:
 
     event: reasoning                                    event: judgement
     data: {"candidates": [0], "text": " more", …}       data: {"scores": [7.1, 3.4], …}
+
+    Of a pair the text comes in one piece: a line of evidence adds a sentence about each candidate.
     """
     sent: Reasoning = {}
 
@@ -259,10 +261,10 @@ def judge_writer() -> Write:
         events = ""
         for which, (text, ended) in reasoning.items():
             before = sent.get(which, ("", False))
-            if (text, ended) != before:
+            if (text, ended) != before and (ended or len(which) == 1):
                 piece = {"candidates": [*which], "text": text[len(before[0]) :], "ended": ended}
                 events += event(piece, "reasoning")
-        sent.update(reasoning)
+                sent[which] = text, ended
         if judgement is not None:
             events += event(schemas.judge_reply(judgement), "judgement")
         return events

@@ -1,20 +1,27 @@
 """Evidence: what each feature says of a text, in one unit, so that it adds up.
 
-Each feature gives a distance between exemplars and candidate: |z difference| of each measured habit
-(`profile.py`), minus the character n-gram similarity and, with a model at hand, minus what reading
-gives (`reading.py`). With weights w and the mean distances of the training pairs, feature k gives
+Each feature gives a likeness of a text to the exemplars: the reading (`reading.py`), the similarity
+of character n-grams, and of each habit how much likelier its value is by the same writer than by a
+stranger. With z of writer and text (`profile.py`) and the reliability r of the habit that is
 
-    e_k(c)    = w_k (mean_k - distance_k(c))       its weight of evidence for c, in decibans
+    l = -½ log(1 - r²) - ½ (z_text - r z_writer)² / (1 - r²) + ½ z_text²        nats
+
+so that a rare habit which both have says much, and what everybody does little. With weights w and
+the mean likeness of the training texts, feature k gives
+
+    e_k(c)    = w_k (likeness_k(c) - mean_k)       its weight of evidence for c, in decibans
     total(c)  = Σ_k e_k(c)
     10 log10 odds(c rather than c' is the writer's) = total(c) - total(c')
 
 Ten decibans are ten to one for, minus ten are ten to one against, 0 says nothing (Good, Probability
-and the Weighing of Evidence, 1950; the unit is Turing's). A distance that cannot be measured gives
-0. Worked example: w = (20, 10), means (0.6, -0.5), distances (0.5, -0.8) give 2 + 3 = 5: three to
-one beside a text of the mean.
+and the Weighing of Evidence, 1950; the unit is Turing's). Each e_k is rounded to a tenth, so that
+the lines that people see add up to the last decimal. A habit that cannot be measured gives no line.
+Worked example: w = (20, 10), means (0.1, 0.5), likenesses (0.2, 0.8) give 2 + 3 = 5: three to one
+beside a text of the mean.
 
-The weights. A pair has the features x = d(rejected) - d(chosen) and P(right) = σ(w · x), with no
-intercept, because neither place of a pair is special (Bradley and Terry 1952). We maximise
+The weights. A pair has the features x = likeness(chosen) - likeness(rejected), and P(right) is
+σ(w · x), with no intercept, because neither place of a pair is special (Bradley and Terry 1952). No
+weight is below 0: to be like the writer never speaks against a text. We maximise
 
     Σ log σ(w · x) - ½ |w|²         by Newton's steps      w += (XᵀSX + I)⁻¹ (Xᵀ(1 - p) - w)
 
@@ -29,28 +36,34 @@ once more without each fold. The totals of writers left out then tell
             10 log10 odds(c is the writer's) = slope · total(c) + offset
 
 A model that learns from the same pairs is shown the fold without their writer, or it would trust
-the evidence too much. A fold leaves its writers out of w and scales; slope and offset are of all.
+the evidence too much. A fold leaves its writers out of w and of the pairs that scales are fitted
+on; slope and offset are of all.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AllowInfNan, Field, Strict, TypeAdapter
 
-from nanopersrm.pairs import Pair
+from nanopersrm.files import write_json
+from nanopersrm.model.base import read_json
+from nanopersrm.pairs import Pair, validate
 from nanopersrm.style.features import FACTORS
 from nanopersrm.style.profile import measured, ngram_similarity, reference
 
 FACTOR_NAMES = tuple(factor.name for factor in FACTORS)
 NGRAMS, READING = "n-grams", "reading"  # beside the factors
-FEATURES = {*FACTOR_NAMES, NGRAMS, READING}
+FEATURES = (READING, NGRAMS, *FACTOR_NAMES)
+FILE = "evidence.json"
 DECIBAN = math.log(10) / 10  # nats
-LEAST_UNIT = 1e-9  # of distances that are all the same
+LEAST_UNIT = 1e-9  # of likenesses that are all the same
+MOST_RELIABLE = 0.95
 FOLDS = 5
 GUESS = math.log(2)  # nats a pair
 STEPS = 100  # of Newton, at most; 5 to 10 are usual
@@ -67,8 +80,8 @@ Readings = Callable[[Sequence[str], Sequence[str]], list[float]]
 class Evidence:
     """What each feature is worth."""
 
-    weights: ByFeature  # w, decibans for a unit of distance
-    means: ByFeature  # distances
+    weights: ByFeature  # w, decibans for a unit of likeness
+    means: ByFeature  # likeness of the training texts
     slope: Number  # of a text alone
     offset: Number  # decibans
     loss: Number | None = None  # nats a pair by writers held out; None: not measured
@@ -76,7 +89,7 @@ class Evidence:
     folds: tuple["Evidence", ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.weights.keys() == self.means.keys() <= FEATURES:
+        if not self.weights.keys() == self.means.keys() <= {*FEATURES}:
             raise ValueError(f"expected weights and means of features, got {[*self.means]}")
         if len(self.folds) not in (0, FOLDS):
             raise ValueError(f"expected {FOLDS} folds or none, found {len(self.folds)}")
@@ -88,36 +101,45 @@ class Evidence:
     def ledger(
         self, exemplars: Sequence[str], text: str, reading: float | None = None
     ) -> dict[str, float]:
-        """e_k of each feature, in decibans. reading: None where it was not measured."""
-        distances = distances_of(exemplars, text, reading)
+        """e_k of each feature that counts and can be measured, in decibans with one decimal.
+
+        reading: None where it was not measured.
+        """
+        likeness = likeness_of(exemplars, text, reading)
         return {
-            name: weight * (self.means[name] - distances[name])
-            if math.isfinite(distances[name])
-            else 0.0
+            name: round(weight * (likeness[name] - self.means[name]), 1) + 0.0  # never -0.0
             for name, weight in self.weights.items()
+            if weight and math.isfinite(likeness[name])
+        }
+
+    def salience(self, writer: Mapping[str, float | None]) -> dict[str, float]:
+        """Of each habit that counts and the writer can be judged on, what it can say: the decibans
+        between a text that has it as the writer and one as most people. writer: by habit."""
+        against = reference().factors
+        return {
+            name: weight * (habit_likeness(name, value, value) - habit_likeness(name, value, usual))
+            for name, weight in self.weights.items()
+            if weight and (value := writer.get(name)) is not None
+            for usual in [against[name].root_mean ** 2]
         }
 
     def total(self, exemplars: Sequence[str], text: str, reading: float | None = None) -> float:
         """The sum of `ledger`, in decibans."""
-        return sum(self.ledger(exemplars, text, reading).values())
+        return round(sum(self.ledger(exemplars, text, reading).values()), 1) + 0.0
 
     def probability(self, total: float) -> float:
         """That a text with this total is the writer's, in percent, from 1 to 99."""
         odds = DECIBAN * (self.slope * total + self.offset)
         return max(1.0, min(99.0, 100 / (1 + math.exp(-max(-50.0, min(50.0, odds))))))
 
-    def probabilities(
-        self, exemplars: Sequence[str], texts: Sequence[str], readings: Sequence[float]
-    ) -> list[float]:
-        """Of each text, in percent."""
-        return [
-            self.probability(self.total(exemplars, text, reading))
-            for text, reading in zip(texts, readings, strict=True)
-        ]
+    def save(self, folder: Path) -> None:
+        """Write evidence.json."""
+        write_json(folder / FILE, SCHEMA.dump_python(self, mode="json"))
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain numbers."""
-        return SCHEMA.dump_python(self, mode="json")
+    @staticmethod
+    def load(folder: Path) -> "Evidence":
+        """The inverse of `save`."""
+        return validate(SCHEMA, read_json(folder / FILE), str(folder / FILE))
 
 
 SCHEMA = TypeAdapter(Evidence)
@@ -139,8 +161,8 @@ def fit(
     table = np.empty((len(pairs), 2, len(names)))  # of chosen and rejected
     for i, pair in enumerate(pairs):
         for side, text in enumerate(texts[i]):
-            distances = distances_of(pair.exemplars, text, None)
-            table[i, side] = [distances[name] for name in names]
+            likeness = likeness_of(pair.exemplars, text, None)
+            table[i, side] = [likeness[name] for name in names]
     authors = {pair.id: pair.author for pair in pairs}
     fold = np.array([fold_of(pair.author) for pair in pairs])  # (pairs,)
     twin_fold = np.array([fold_of(authors.get(pair.twin, pair.author)) for pair in pairs])
@@ -152,7 +174,7 @@ def fit(
         if others.any():
             weights, means = fits[k]
             known = np.where(np.isfinite(table), table, means)[fold == k]
-            parts[fold == k, :, 0] = (means - known) @ weights
+            parts[fold == k, :, 0] = (known - means) @ weights
     parts = parts[:read]
     if readings is not None:
         names.append(READING)
@@ -177,7 +199,7 @@ def fit(
 
     def evidence(fitted: tuple[Array, Array], scale: Array) -> Evidence:
         weights = np.concatenate([scale[0] * fitted[0], scale[1:]]) / DECIBAN
-        means = np.concatenate([fitted[1], -middle])
+        means = np.concatenate([fitted[1], middle])
         w, mean = (dict(zip(names, row.tolist(), strict=True)) for row in (weights, means))
         return Evidence(w, mean, slope, offset / DECIBAN)
 
@@ -186,11 +208,11 @@ def fit(
 
 
 def weigh(table: Array) -> tuple[Array, Array]:
-    """Distances (pairs, 2, k) of chosen and rejected -> w (k,) in nats, the mean distances (k,)."""
+    """Likeness (pairs, 2, k) of chosen and rejected -> w (k,) in nats, the means (k,)."""
     known = np.isfinite(table)
     means = np.where(known, table, 0.0).sum((0, 1)) / np.maximum(known.sum((0, 1)), 1)  # (k,)
     table = np.where(known, table, means)
-    return in_any_unit(table[:, 1] - table[:, 0]), means
+    return scales_of(table[:, 0] - table[:, 1]), means
 
 
 def scales_of(gaps: Array) -> Array:
@@ -235,19 +257,25 @@ def _platt(scores: Array) -> tuple[float, float]:
     return float(slope) / spread, float(offset - slope * middle / spread)
 
 
-def factor_distances(exemplars: Sequence[str], candidate: str) -> list[float]:
-    """|z difference| of each factor, NaN where one side cannot be judged on it."""
-    z, writer, other = reference().z, measured(tuple(exemplars)), measured((candidate,))
-    return [
-        math.nan if a is None or b is None else abs(z(name, a) - z(name, b))
+def habit_likeness(name: str, writer: float, text: float) -> float:
+    """l of a habit, in nats, from its value of the writer and of the text.
+
+    With r = 0.6, z = 2 of both: 0.223 - ½ (0.8)² / 0.64 + 2 = 1.72, a factor of 5.6.
+    """
+    z, r = reference().z, min(MOST_RELIABLE, reference().factors[name].reliability)
+    rest = 1 - r * r
+    of_writer, of_text = z(name, writer), z(name, text)
+    return -0.5 * math.log(rest) - 0.5 * (of_text - r * of_writer) ** 2 / rest + 0.5 * of_text**2
+
+
+def likeness_of(exemplars: Sequence[str], text: str, reading: float | None) -> dict[str, float]:
+    """By feature; NaN where one side cannot be judged on it."""
+    writer, other = measured(tuple(exemplars)), measured((text,))
+    likeness = {
+        name: math.nan if a is None or b is None else habit_likeness(name, a, b)
         for name in FACTOR_NAMES
         for a, b in [(writer[name], other[name])]
-    ]
-
-
-def distances_of(exemplars: Sequence[str], text: str, reading: float | None) -> dict[str, float]:
-    """By feature; NaN where it cannot be measured."""
-    distances = dict(zip(FACTOR_NAMES, factor_distances(exemplars, text), strict=True))
-    distances[NGRAMS] = -ngram_similarity(exemplars, text)
-    distances[READING] = math.nan if reading is None else -reading
-    return distances
+    }
+    likeness[NGRAMS] = ngram_similarity(exemplars, text)
+    likeness[READING] = math.nan if reading is None else reading
+    return likeness

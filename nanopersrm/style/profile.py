@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from string import ascii_uppercase
 
 from nanopersrm.style.features import COUNTED, FACTORS, PER_100, SENTENCE_SHARE, Factor, measure
 from nanopersrm.style.text import FOLD
@@ -28,19 +27,11 @@ from nanopersrm.style.text import FOLD
 Z_LIMIT = 4.0  # one odd text must not drown all other factors
 EXEMPLAR_WORDS = 150  # lengths for which the percentiles against strangers hold
 CANDIDATE_WORDS = 100
-SHOWN = 6  # factors in a measured block
 GRAMS = (3, 4)
 FIXED_CUTS = {"british": (34.0, 66.0)}  # where the quarters of the reference are no middle
 # "few" is at least below the first number, "many" at least the second, whatever the reference says:
 # where nobody uses a mark, one in a page is not yet many.
 FLOORS = {PER_100: (0.35, 1.0), SENTENCE_SHARE: (5.0, 15.0)}
-SUFFIX = {"words": " words", "letters": " letters", PER_100: "", "per sentence": ""}  # others: "%"
-# Habits that move together: the measured block shows only the most salient one of a set.
-ALIKE = (
-    frozenset({"word_length", "long_words", "latinate"}),
-    frozenset({"sentence_length", "short_sentences", "clauses"}),
-    frozenset({"be", "passives"}),
-)
 BY_NAME: dict[str, Factor] = {factor.name: factor for factor in FACTORS}
 
 
@@ -111,7 +102,8 @@ def percentile(quantiles: Sequence[float], value: float) -> float:
     return 100.0 * (left - 1 + (value - below) / (above - below)) / steps
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
+    """A value in a few characters: 0, 0.4, 2.7, 37."""
     if 0 < value < 0.05:
         return "under 0.1"
     return f"{value:.0f}" if value >= 9.95 or value == 0 else f"{value:.1f}"
@@ -135,7 +127,7 @@ def level(name: str, value: float) -> str:
     """A value in words, true against the reference: "long sentences, about 31 words"."""
     factor = BY_NAME[name]
     words = f"{_level_word(name, value, reference())} {factor.noun or factor.label}"
-    return words if factor.words == COUNTED else f"{words}, about {_figure(value)} {factor.unit}"
+    return words if factor.words == COUNTED else f"{words}, about {figure(value)} {factor.unit}"
 
 
 def profile(texts: Sequence[str], top: int | None = None) -> list[Trait]:
@@ -148,7 +140,7 @@ def profile(texts: Sequence[str], top: int | None = None) -> list[Trait]:
         factor, stats, z = BY_NAME[name], against.factors[name], against.z(name, value)
         phrase = level(name, value)
         if factor.words == COUNTED and value > 0:
-            phrase += f" ({_figure(value)} {factor.unit})"
+            phrase += f" ({figure(value)} {factor.unit})"
         rank = percentile(stats.quantiles, value)
         traits.append(Trait(name, value, z, rank, abs(z) * stats.reliability, phrase))
     return sorted(traits, key=lambda trait: -trait.salience)[:top]
@@ -208,15 +200,6 @@ def ngram_similarity(
     return min(1.0, max(0.0, cosine))
 
 
-@lru_cache(maxsize=256)
-def strangers_farther(exemplars: tuple[str, ...], candidate: str) -> tuple[float, float]:
-    """Percent of the pairs of strangers that are farther apart: by n-grams, and by factors."""
-    return (
-        percentile(reference().similarity, ngram_similarity(exemplars, candidate)),
-        100.0 - percentile(reference().distance, factor_distance(exemplars, candidate)),
-    )
-
-
 def measured_distance(
     writer: dict[str, float | None], other: dict[str, float | None], against: Reference
 ) -> float:
@@ -233,56 +216,3 @@ def measured_distance(
 def factor_distance(exemplars: Sequence[str], candidate: str) -> float:
     """Reliability-weighted mean |z difference| over the factors both sides can be judged on."""
     return measured_distance(measured(tuple(exemplars)), measured((candidate,)), reference())
-
-
-def _reading(name: str, value: float | None) -> str:
-    """A value as it stands in the measured block: `long 31 words`, `none`, `not seen`."""
-    factor = BY_NAME[name]
-    if value is None:
-        return "not seen"
-    if value == 0 and factor.words == COUNTED:
-        return "none"
-    word = _level_word(name, value, reference())
-    return f"{word} {_figure(value)}{SUFFIX.get(factor.unit, '%')}"
-
-
-def salient(exemplars: Sequence[str], top: int = SHOWN) -> list[Trait]:
-    """The traits that the measured block shows: of habits that move together only the first."""
-    shown: list[Trait] = []
-    taken: set[str] = set()
-    for trait in profile(exemplars):
-        if trait.factor not in taken and len(shown) < top:
-            shown.append(trait)
-            taken |= next((alike for alike in ALIKE if trait.factor in alike), frozenset())
-    return shown
-
-
-def measured_block(
-    exemplars: Sequence[str],
-    candidates: Sequence[str],
-    style_evidence: Sequence[float] = (),
-) -> str:
-    """What stands between the measured tags of a prompt: one line a factor, one a candidate.
-
-    Rates without a unit are per 100 words. Then come how many strangers are farther from the
-    exemplars than the candidate is, and of each candidate the style evidence: how probable all that
-    is measured makes it, in percent (`evidence.py`).
-    """
-    count = len(style_evidence)
-    assert count in (0, len(candidates)), f"{count} probabilities for {len(candidates)} texts"
-    labels = ["candidate"] if len(candidates) == 1 else ascii_uppercase[: len(candidates)]
-    values = [measured((candidate,)) for candidate in candidates]
-    lines: list[str] = []
-    for trait in salient(exemplars):
-        row = [trait.value, *(value[trait.factor] for value in values)]
-        named = zip(["writer", *labels], row, strict=True)
-        parts = [f"{whose} {_reading(trait.factor, value)}" for whose, value in named]
-        lines.append(f"{BY_NAME[trait.factor].label}: {', '.join(parts)}")
-    for label, candidate in zip(labels, candidates, strict=True):
-        ngrams, factors = strangers_farther(tuple(exemplars), candidate)
-        lines.append(
-            f"{label} closer than strangers: n-grams {ngrams:.0f}%, factors {factors:.0f}%"
-        )
-    for label, probability in zip(labels, style_evidence, strict=False):
-        lines.append(f"{label} by this writer: {probability:.0f}% likely")
-    return "\n".join(lines)

@@ -27,10 +27,9 @@ An adapter on the base, trained by contrast (`train/contrast.py`), makes gains t
 Source of the idea: Teahan and Harper 2003; measured with large models in arXiv 2510.13302.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, Field, TypeAdapter
@@ -47,7 +46,6 @@ from nanopersrm.model.sampler import PrefixCache
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.pairs import validate
-from nanopersrm.style.evidence import SCHEMA, Evidence
 from nanopersrm.style.phrases import Word, only_exemplars, with_topics, words_of
 
 ROWS_AT_ONCE = 8192  # in one forward: bounds memory
@@ -75,13 +73,12 @@ class ReadingConfig:
 
 
 class ReadingFile(BaseModel):
-    """What reading.json holds beside PEFT's files."""
+    """What reading.json holds beside PEFT's files; what else it has is passed over."""
 
     exemplar_tokens: int = Field(strict=True, ge=16)
     back_tokens: int = Field(strict=True, ge=16)
     candidate_tokens: int = Field(strict=True, ge=16)
     temperature: float = Field(strict=True, gt=0, allow_inf_nan=False)
-    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,6 @@ class Reading:
         """lora: None reads with the base alone."""
         self.model, self.tokenizer, self.config, self.lora = model, tokenizer, config, lora
         self.blank = tokenizer.encode(BLANK)
-        self.evidence: Evidence | None = None  # this and all other features as one
         self._forget()
 
     def _forget(self) -> None:
@@ -158,14 +154,21 @@ class Reading:
         return [reading.score for reading in self.read(exemplars, candidates)]
 
     def words(
-        self, exemplars: Sequence[str], candidates: Sequence[str], readings: Sequence[TextReading]
+        self,
+        exemplars: Sequence[str],
+        candidates: Sequence[str],
+        readings: Sequence[TextReading],
+        topics: bool = True,
     ) -> list[list[Word]]:
-        """The words of each candidate, those of topic marked; readings: what `read` gave."""
+        """The words of each candidate; readings: what `read` gave. topics: mark those of topic,
+        which takes a forward for each exemplar."""
 
         def words_with(i: int, gains: Sequence[float]) -> list[Word]:
             return words_of(candidates[i], readings[i].spans, gains)
 
         words = [words_with(i, reading.gains) for i, reading in enumerate(readings)]
+        if not topics:
+            return words
         pairs = zip(candidates, words, strict=True)
         only = [only_exemplars(text, some, exemplars) for text, some in pairs]
         for left_out in range(len(exemplars)) if len(exemplars) > 1 else ():
@@ -287,57 +290,21 @@ class Reading:
     def _ints(self, numbers: Sequence[int]) -> Tensor:
         return torch.tensor(numbers, device=self.model.device)
 
-    def facts(self) -> dict[str, Any]:
-        """What was measured, as plain numbers."""
-        return {"evidence": None if self.evidence is None else self.evidence.to_json()}
-
-    def measured(self, facts: Mapping[str, Any]) -> "Reading":
-        """Put back what `facts` gave."""
-        record = facts.get("evidence")
-        self.evidence = None if record is None else validate(SCHEMA, record, FILE)
-        return self
-
     def save(self, folder: Path, base_name: str) -> None:
-        """PEFT's two files, and reading.json with the sizes and what was measured."""
+        """PEFT's two files, and reading.json with the sizes."""
         assert self.lora is not None, "there is no adapter to save"
         save_lora(folder, self.lora, base_name)
-        record = {**asdict(self.config), **self.facts()}
-        write_json(folder / FILE, record)
+        write_json(folder / FILE, asdict(self.config))
 
     @staticmethod
     def load(folder: Path, model: Model, tokenizer: Tokenizer) -> "Reading":
         """The inverse of `save`, for the same base."""
-        record = read_json(folder / FILE)
-        file = validate(TypeAdapter(ReadingFile), record, str(folder / FILE))
-        config = ReadingConfig(**file.model_dump(exclude={"evidence"}))
+        file = validate(TypeAdapter(ReadingFile), read_json(folder / FILE), str(folder / FILE))
         lora = load_lora(folder, model).freeze()
-        return Reading(model, tokenizer, config, lora).measured(record)
+        return Reading(model, tokenizer, ReadingConfig(**file.model_dump()), lora)
 
 
 def _without_first(gains: Tensor) -> Tensor:
     """gains (T,) of tokens -> the same; the first counts for nothing."""
     gains[0] = 0
     return gains
-
-
-# (exemplars, texts) -> how probable all features make each text, in percent
-StyleEvidenceFn = Callable[[Sequence[str], Sequence[str]], list[float]]
-
-
-def style_evidence_fn(
-    reading: Reading, writers: Mapping[tuple[str, ...], str] | None = None
-) -> StyleEvidenceFn | None:
-    """The evidence's probability of texts that are read for it; None where there is none.
-
-    writers: of exemplars that are trained on, whose they are: the weights are then those that
-    were fitted without this writer.
-    """
-    if (evidence := reading.evidence) is None:
-        return None
-
-    def style_evidence(exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
-        writer = (writers or {}).get(tuple(text.strip() for text in exemplars))
-        fold = evidence if writer is None else evidence.without(writer)
-        return fold.probabilities(exemplars, texts, reading.scores(exemplars, texts))
-
-    return style_evidence

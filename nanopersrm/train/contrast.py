@@ -43,7 +43,7 @@ from nanopersrm.pairs import Pair
 from nanopersrm.style.profile import grams
 from nanopersrm.style.reading import BLANK, ReadingConfig, context_ids
 from nanopersrm.train import packing
-from nanopersrm.train.packing import Branch, PrefixTree
+from nanopersrm.train.packing import PrefixTree, build_tree, written
 from nanopersrm.train.presets import Preset
 from nanopersrm.train.run import Learner
 
@@ -67,14 +67,14 @@ class Writers:
         alone after a blank line."""
         trees, B = [], len(self.authors)
         for i, (author, ids) in enumerate(zip(self.authors, self.contexts, strict=True)):
-            branches = [Branch(tuple(ids[:-1]), len(ids) - 1)]
-            for j, candidate in enumerate(self.candidates):
-                text = (ids[-1], *candidate)
-                branches.append(Branch(text, 1, parent=0, number=i * B + j))
-            trees.append(PrefixTree(author, tuple(branches)))
+            texts = [
+                written((*ids, *candidate), len(ids), i * B + j)
+                for j, candidate in enumerate(self.candidates)
+            ]
+            trees.append(build_tree(author, texts))
         for j, (author, candidate) in enumerate(zip(self.authors, self.candidates, strict=True)):
-            branch = Branch((*self.blank, *candidate), len(self.blank), number=B * B + j)
-            trees.append(PrefixTree(author, (branch,)))
+            text = written((*self.blank, *candidate), len(self.blank), B * B + j)
+            trees.append(build_tree(author, [text]))
         return trees
 
 
@@ -147,12 +147,12 @@ class WriterSource:
 
 
 def read_matrix(model: Model, trees: Sequence[PrefixTree], preset: Preset) -> Tensor:
-    """The entries of M and base of some of a step's trees, in the order of their branches (n,)."""
-    batch = packing.batch(trees, model.device)
+    """The entries of M and base of some of a step's trees, in the order of their texts (n,)."""
+    batch = packing.batch(trees, (), model.device)
     hidden = model(batch.ids, batch.layout, recompute=preset.recompute)  # (N, D)
     chunk = preset.chunk_mb << 20
-    log_p, _ = logprob(hidden[batch.rows], model.head(), batch.targets, chunk_bytes=chunk)
-    lengths = [len(b.ids) - b.reply_from for tree in trees for b in tree.branches if b.number >= 0]
+    log_p, _ = logprob(hidden[batch.rows], model.head(), batch.drawn, chunk_bytes=chunk)
+    lengths = [len(text.targets) for tree in trees for text in tree.texts]
     return torch.stack([part[1:].sum() / len(part) for part in log_p.split(lengths)])
 
 
@@ -175,7 +175,7 @@ def gradient(
     """Add the gradient of one step; its loss, the share found, and the tokens computed."""
     trees, B = writers.trees(), len(writers.authors)
     parts = packing.pack(trees, preset.budget)
-    numbers = [b.number for part in parts for tree in part for b in tree.branches if b.number >= 0]
+    numbers = [text.number for part in parts for tree in part for text in tree.texts]
     order = torch.tensor(numbers, device=learner.model.device).argsort()
     tokens = sum(tree.tokens for tree in trees)
     if len(parts) == 1:

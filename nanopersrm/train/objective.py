@@ -1,16 +1,19 @@
-"""What a packed batch is worth: the sums that a training step minimises, and that validation reads.
+"""What a packed batch is worth: the sums that SFT minimises, and the log-probabilities of GRPO.
 
-    imitation   Σ over reply tokens of  - weight * log p(token)            divided by Σ weight
-    contrast    Σ over lists of  list-wise + Bradley-Terry                 divided by the lists
+Most tokens of a reply are filled in. Those that are drawn are choices out of a few ids, so their
+log-probabilities need the logits of these ids only, never a softmax over the vocabulary:
 
-Both come from one forward over one tree: the exemplars once, under them each candidate, under the
-candidate its reply (imitation) and, beside it, a score line without reasoning (contrast). Sums, not
-means: the divisors are those of the whole step, known before its first micro-batch, so that many
-small micro-batches add up to exactly the gradient of one large one.
+    log p(i) = z_i - log Σ over allowed j of exp z_j                   z_i = h · w_i
 
-Imitation teaches to write a digit; that the right digit follows from the exemplars it hardly
-teaches, because one token in a hundred is the digit. Contrast asks for nothing else. Several
-candidates are scored for one writer, each in its own prompt up to "<scores>A=", and
+    imitation   Σ over targets of  - weight * Σ_i q(i) log p(i)        divided by Σ weight
+    contrast    Σ over lists of  list-wise + Bradley-Terry             divided by the lists
+
+q is what should be drawn: a teacher's chances for the next line, and for the digit its chances by
+the sum of the lines (`sft_data.py`). Sums, not means: the divisors are those of the whole step,
+known before its first micro-batch, so that many small micro-batches add up to exactly the gradient
+of one large one. In free prose a token is drawn from the whole vocabulary, and q is 1 for it.
+
+In contrast several candidates are scored for one writer, each after its own lines, and
 
     s[k] = log Σ_{d = 6..9} p(d)  -  log Σ_{d = 1..4} p(d)      log-odds of upper against lower
 
@@ -20,9 +23,9 @@ must be greatest for the writer's own text c:
     Bradley-Terry    L = mean over rivals k of -log σ(s[c] - s[k])
 
 Log-odds rather than the expected digit, whose slope goes to zero when the model is sure. 5 takes no
-side. p needs no softmax over the vocabulary: its normaliser cancels in s. Worked example: nine
-digit logits of 0 give s = log 4 - log 4 = 0; raising 9 to log 5 gives s = log 8 - log 4 = 0.693.
-Two candidates with s = 0.693 and 0: list-wise -log(2 / 3) = 0.405, and Bradley-Terry the same.
+side. Worked example: nine digit logits of 0 give s = log 4 - log 4 = 0; raising 9 to log 5 gives
+s = log 8 - log 4 = 0.693. Two candidates with s = 0.693 and 0: list-wise -log(2 / 3) = 0.405, and
+Bradley-Terry the same.
 """
 
 import math
@@ -40,14 +43,15 @@ from nanopersrm.train.packing import Batch
 from nanopersrm.train.presets import Preset
 
 LOWER, UPPER = slice(0, 4), slice(5, 9)  # of the nine digits: 1 to 4, and 6 to 9
+NINE = 9  # the last choices of a batch are the digits
 
 
 @dataclass(frozen=True)
 class SftWeights:
     """What counts how much, beside 1 for imitation."""
 
-    pair: float = 0.5  # of Bradley-Terry against each rival
-    list: float = 0.5  # of the list-wise loss
+    pair: float = 0.01  # of Bradley-Terry against each rival
+    list: float = 0.01  # of the list-wise loss
 
     def __post_init__(self) -> None:
         if not (0 <= self.pair < math.inf and 0 <= self.list < math.inf):
@@ -61,55 +65,68 @@ class LossSums:
     imitation: Tensor  # () fp32
     contrast: Tensor  # () fp32
     right: Tensor  # (lists,) bool: the writer's own candidate stands above every rival
-    scores: Tensor  # (n,) the soft score of each digit, 1 to 9, without gradient
 
 
-def loss_sums(
-    model: Model,
-    batch: Batch,
-    digit_ids: Sequence[int],
-    weights: SftWeights,
-    preset: Preset,
-) -> LossSums:
+def loss_sums(model: Model, batch: Batch, weights: SftWeights, preset: Preset) -> LossSums:
     """One forward over a packed batch; with gradients where adapters learn."""
     hidden = model(batch.ids, batch.layout, recompute=preset.recompute)  # (N, D)
     imitation = hidden.new_zeros((), dtype=torch.float32)
-    if len(batch.rows):
-        log_probs, _ = logprob(
-            hidden[batch.rows], model.head(), batch.targets, chunk_bytes=preset.chunk_mb << 20
+    log_p = imitation.new_zeros(len(batch.rows), NINE)
+    if len(batch.choices):
+        log_p = choice_log_probs(model, hidden, batch)  # (M, C)
+        imitation = imitation - (batch.weights[:, None] * batch.probs * log_p).sum()
+    free = ~batch.allowed.any(-1)  # (M,)
+    if bool(free.any()):
+        words, _ = logprob(
+            hidden[batch.rows[free]],
+            model.head(),
+            batch.drawn[free],
+            chunk_bytes=preset.chunk_mb << 20,
         )
-        imitation = -(batch.weights * log_probs).sum()
-    z = model.logits_of(hidden[batch.digit_rows], torch.tensor(digit_ids, device=hidden.device))
-    contrasted, right = contrast(log_odds(z), batch.lists, weights.pair, weights.list)
-    scores = z.detach().softmax(-1) @ torch.arange(1.0, 10.0, device=z.device)  # (n,)
-    return LossSums(imitation, contrasted, right, scores)
+        imitation = imitation - (batch.weights[free] * words).sum()
+    digits = log_p[batch.digits][:, -NINE:]  # (n, 9)
+    contrasted, right = contrast(log_odds(digits), batch.lists, weights.pair, weights.list)
+    return LossSums(imitation, contrasted, right)
 
 
-def reply_log_probs(
-    model: Model,
-    batch: Batch,
-    preset: Preset,
-    temperature: float,
-    digit_ids: Sequence[int],
-    places: Tensor,
+def choice_log_probs(
+    model: Model, hidden: Tensor, batch: Batch, temperature: float = 1.0
+) -> Tensor:
+    """hidden (N, D) -> log p (M, C) fp32 of each choice among those allowed; 0 for the others."""
+    z = model.logits_of(hidden[batch.rows], batch.choices) / temperature  # (M, C)
+    allowed = batch.allowed | ~batch.allowed.any(-1, keepdim=True)  # free rows: no nan
+    log_p = z.masked_fill(~allowed, -math.inf).log_softmax(-1)
+    return log_p.masked_fill(~batch.allowed, 0.0)
+
+
+def drawn_log_probs(
+    model: Model, batch: Batch, preset: Preset, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of drawn replies, at the temperature of drawing: the log-probability of each token (M,), the
-    entropy there (M,), and, where tokens `places` (n,) are digits, the log-probabilities of the
-    nine among themselves (n, 9), all fp32."""
+    """Of drawn replies, at the temperature of drawing: the log-probability of each target (M,), the
+    entropy there (M,), and the log-probabilities of the choices (M, C), all fp32."""
     hidden = model(batch.ids, batch.layout, recompute=preset.recompute)  # (N, D)
-    predicting = hidden[batch.rows]  # (M, D)
-    digits = model.logits_of(predicting[places], torch.tensor(digit_ids, device=hidden.device))
-    chunk = preset.chunk_mb << 20
-    log_p, entropy = logprob(
-        predicting, model.head(), batch.targets, temperature, chunk_bytes=chunk
-    )
-    return log_p, entropy, (digits / temperature).log_softmax(-1)
+    log_p = choice_log_probs(model, hidden, batch, temperature)  # (M, C)
+    drawn = (log_p * (batch.choices == batch.drawn[:, None])).sum(-1)  # (M,)
+    entropy = -(log_p.exp().where(batch.allowed, 0) * log_p).sum(-1).detach()  # (M,)
+    free = ~batch.allowed.any(-1)
+    if bool(free.any()):
+        words, spread = logprob(
+            hidden[batch.rows[free]],
+            model.head(),
+            batch.drawn[free],
+            temperature,
+            chunk_bytes=preset.chunk_mb << 20,
+        )
+        place = free.nonzero().squeeze(-1)
+        drawn = drawn.index_add(0, place, words)
+        entropy = entropy.index_add(0, place, spread.detach())
+    return drawn, entropy, log_p
 
 
-def log_odds(digit_logits: Tensor) -> Tensor:
-    """digit_logits (n, 9) of the digits 1 to 9 -> (n,) log-odds of upper against lower digits."""
-    assert digit_logits.shape[1:] == (9,), f"expected (n, 9), got {tuple(digit_logits.shape)}"
-    z = digit_logits.float() if digit_logits.dtype.itemsize < 4 else digit_logits
+def log_odds(digits: Tensor) -> Tensor:
+    """digits (n, 9), logits or log-probabilities of 1 to 9 -> (n,) log-odds of upper and lower."""
+    assert digits.shape[1:] == (9,), f"expected (n, 9), got {tuple(digits.shape)}"
+    z = digits.float() if digits.dtype.itemsize < 4 else digits
     return z[:, UPPER].logsumexp(-1) - z[:, LOWER].logsumexp(-1)
 
 

@@ -27,7 +27,7 @@ from nanopersrm import InputError
 from nanopersrm.model.transformer import ModelConfig
 
 # Settings that are numbers from 1.
-SIZES = ("steps", "reading_steps", "batch_pairs", "budget", "rows", "cache_mb", "reply")
+SIZES = ("steps", "reading_steps", "batch_pairs", "budget", "rows", "cache_mb")
 NF4_BYTES = 0.516  # a weight
 
 
@@ -49,27 +49,25 @@ class Preset:
     # of reinforcement:
     rft_steps: int
     twin_pairs: int  # pairs with their twins a step
-    at_once: int  # of them judged without reasoning
     group: int  # G: replies to a prompt
     rows: int  # replies drawn side by side, at most
     cache_mb: int  # keys and values while drawing, and in validation
-    reply: int  # tokens of a reply, at most
 
 
 CARD = Preset(
     True, "auto", 8192, True, False, False, 512, 24.0, steps=600, reading_steps=150, batch_pairs=32,
-    rft_steps=300, twin_pairs=8, at_once=0, group=8, rows=128, cache_mb=3584, reply=256,
+    rft_steps=300, twin_pairs=8, group=8, rows=128, cache_mb=3584,
 )  # fmt: skip
 TIGHT = replace(CARD, eight_bit=True, host_embedding=True)
 PRESETS = {
     "tiny": Preset(
         False, "fp32", 2048, False, False, False, 16, None, steps=6, reading_steps=3, batch_pairs=2,
-        rft_steps=4, twin_pairs=1, at_once=0, group=3, rows=6, cache_mb=1024, reply=48,
+        rft_steps=4, twin_pairs=1, group=3, rows=6, cache_mb=1024,
     ),
     "cpu": Preset(
         False, "auto", 4096, False, False, False, 64, None, steps=40, reading_steps=10,
-        batch_pairs=2,
-        rft_steps=10, twin_pairs=1, at_once=0, group=8, rows=32, cache_mb=1024, reply=160,
+        batch_pairs=4,
+        rft_steps=10, twin_pairs=1, group=8, rows=32, cache_mb=1024,
     ),
     "24gb": CARD,
     "12gb": replace(TIGHT, budget=6144, chunk_mb=256, card_gb=12.0, rows=64, cache_mb=896),
@@ -99,11 +97,7 @@ def resolve_preset(name: str, flags: Mapping[str, Any]) -> Preset:
     names = {field.name for field in fields(Preset)}
     changes = {key: value for key, value in flags.items() if key in names and value is not None}
     check_numbers(changes, dict.fromkeys((*SIZES, "twin_pairs"), 1))
-    preset = replace(PRESETS[name], **changes)
-    if not 0 <= preset.at_once <= preset.twin_pairs:
-        most = f"--twin-pairs ({preset.twin_pairs})"
-        raise InputError(f"--at-once: expected 0 to {most}, got {preset.at_once}")
-    return preset
+    return replace(PRESETS[name], **changes)
 
 
 def memory_estimate(sizes: ModelConfig, rank: int, preset: Preset, itemsize: int) -> dict[str, int]:

@@ -47,7 +47,7 @@ from nanopersrm.files import reason, write_json, write_text
 from nanopersrm.judge.adapter_settings import AdapterSettings
 from nanopersrm.model.lora import Lora, save_lora
 from nanopersrm.model.transformer import Model
-from nanopersrm.style.reading import Reading
+from nanopersrm.style.ledger import Measurer
 from nanopersrm.train import checkpoint, optim
 from nanopersrm.train.optim import OptimConfig
 from nanopersrm.train.presets import check_numbers
@@ -258,26 +258,25 @@ class Learner:
         )
 
 
-def save_adapter(
-    folder: Path, settings: AdapterSettings, lora: Lora, reading: Reading | None
-) -> None:
+def save_adapter(folder: Path, settings: AdapterSettings, lora: Lora, measurer: Measurer) -> None:
     """The folder that judge.py loads, written beside it and renamed when whole."""
     part = checkpoint.empty_folder(folder.with_name(f".{folder.name}.part"))
     save_lora(part, lora, settings.base)
-    if reading is not None:
-        reading.save(checkpoint.empty_folder(part / "reading"), settings.base)
+    measurer.evidence.save(part)
+    if measurer.reading is not None:
+        measurer.reading.save(checkpoint.empty_folder(part / "reading"), settings.base)
     settings.save(part)
     checkpoint.replace_folder(part, folder)
 
 
 def save_final(
-    run: Run, phase: str, settings: AdapterSettings, lora: Lora, reading: Reading | None
+    run: Run, phase: str, settings: AdapterSettings, lora: Lora, measurer: Measurer
 ) -> str:
     """Write RUN/adapter, and RUN/best where validation was better after an earlier step.
 
     Gives a line about the best, or "". The best of few validation pairs is partly the luckiest.
     """
-    save_adapter(run.out / "adapter", settings, lora, reading)
+    save_adapter(run.out / "adapter", settings, lora, measurer)
     state = checkpoint.load_best(run.checkpoints)
     if state is None or state["step"] == run.steps or state["phase"] != phase:
         return ""
@@ -285,7 +284,7 @@ def save_final(
     if before["pairs"] and before["accuracy"] >= state["score"]:
         return f"no step was better than the start; the best was {state['score']:.1%}\n"
     lora.load_tensors(state["adapters"][phase])
-    save_adapter(run.out / "best", settings, lora, reading)
+    save_adapter(run.out / "best", settings, lora, measurer)
     return f"{run.out}/best is step {state['step']}, best on validation ({state['score']:.1%})\n"
 
 

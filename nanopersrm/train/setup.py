@@ -21,7 +21,10 @@ from nanopersrm.model.lora import Lora, LoraConfig, load_lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import dtype_of
-from nanopersrm.style.reading import Reading, StyleEvidenceFn, style_evidence_fn
+from nanopersrm.style import evidence
+from nanopersrm.style.evidence import Evidence
+from nanopersrm.style.ledger import Measurer
+from nanopersrm.style.reading import Reading
 from nanopersrm.train.presets import Preset, preset_for, resolve_preset
 
 TINY = {  # sizes of the random model
@@ -58,7 +61,7 @@ def load_model(base: Base, preset: Preset, device: torch.device, seed: int, tiny
 
 
 def adapter_settings(
-    base_name: str, base: Base, model: Model, tiny: bool, evidence: bool, reading: bool
+    base_name: str, base: Base, model: Model, tiny: bool, free: bool
 ) -> AdapterSettings:
     """The judge.json of an adapter; base_name: as the base was named on the command line."""
     kinds = {kind: name for name, kind in weights.DTYPES.items()}
@@ -69,9 +72,8 @@ def adapter_settings(
         base_sha256=weights_sha256(base),
         nf4=any(matrix.nf4 is not None for matrix in model.modules() if isinstance(matrix, Linear)),
         dtype=kinds[model.norm.weight.dtype],
-        evidence=evidence,
         form="pointwise",
-        reading=reading,
+        free=free,
     )
 
 
@@ -141,31 +143,26 @@ def load_adapter(folder: Path, model: Model, config: LoraConfig) -> Lora:
     return lora
 
 
-def reading_folder(
-    reading_from: Path | None, folder: Path | None, settings: AdapterSettings | None
-) -> Path | None:
+def reading_folder(reading_from: Path | None, folder: Path | None) -> Path | None:
     """Of the reading to begin with: the one that is named, or that beside the adapter."""
     if reading_from is None and folder is not None and (folder / "reading").is_dir():
         return folder / "reading"
-    if settings is not None and settings.reading and reading_from is None:
-        raise InputError(f"{folder}: expected the folder reading, as judge.json says")
     return reading_from
 
 
-def load_reading(
-    folder: Path | None,
-    settings: AdapterSettings | None,
-    model: Model,
-    tokenizer: Tokenizer,
-    authors: Mapping[tuple[str, ...], str],
-) -> tuple[Reading | None, StyleEvidenceFn | None]:
-    """The reading beside an adapter, and its evidence where the prompts show that; `authors` of
-    exemplars."""
-    if folder is None or not (folder / "reading").is_dir():
-        return None, None
-    reading = Reading.load(folder / "reading", model, tokenizer)
-    shows = settings is None or settings.reading
-    return reading, style_evidence_fn(reading, authors) if shows else None
+def has_evidence(folder: Path) -> bool:
+    """Whether what each feature is worth lies in a folder."""
+    return (folder / evidence.FILE).is_file()
+
+
+def load_measurer(folder: Path | None, model: Model, tokenizer: Tokenizer) -> Measurer:
+    """What lies beside an adapter; where it has no evidence, that of the shipped one."""
+    reading, evidence_of = None, settings_file.SHIPPED
+    if folder is not None and (folder / "reading").is_dir():
+        reading = Reading.load(folder / "reading", model, tokenizer)
+    if folder is not None and has_evidence(folder):
+        evidence_of = folder
+    return Measurer(Evidence.load(evidence_of), reading)
 
 
 def judge_command(folder: Path, base: str, tiny: bool) -> str:

@@ -4,44 +4,58 @@ Step s takes the pairs s * b up to (s + 1) * b of an endless row of epochs. All 
 follows from the seed and the number of the step, so a run that is interrupted goes on with what it
 would have seen.
 
-From a pair (exemplars of a writer, `chosen` by them, `rejected` not) two things are learned:
+A pair (exemplars of a writer, `chosen` by them, `rejected` not) becomes two trees:
 
-    imitation   the prompt that the judge would see, and a reply of `replies.py` to write after it
-    contrast    the prompts of the chosen text, the rejected one and texts of other writers, each up
-                to "<scores>A=", where the chosen text must get the highest digit
+    real         a ledger with what was measured. A teacher ends it with the chance σ((STOP - m) /
+                 SHARP), where the best line left says m decibans either way, and else takes a line
+                 with a chance in proportion to exp(|decibans| / SOFT). So lines that say much come
+                 first, and the ledger ends when the rest says little. All chances are to be
+                 imitated, not only what was drawn
+    synthetic    the first words of an exemplar and of a candidate, and under them many ledgers of a
+                 few lines whose decibans are made up, so that sums from -36 to +36 are seen as
+                 often, and some beyond: they teach what a digit means, and only the digit is a
+                 target. Nothing is read for them, so they are cheap. Some have a sum and no line
 
-Both share one tree (`packing.build_tree`): the exemplars once, under them each candidate,
-under the candidate its reply and its score line.
+The digit. A text with a sum of s decibans may get any digit, with chances that make two digits
+compare as the odds say. Let u = s · log(10) / 10 nats, and g from Gumbel's distribution. The digit
+counts how many of eight CUTS are below u + g:
 
-A reply is spelt as the judge would meet it, piece by piece, never as one text:
+    P(digit <= k) = exp(-exp(u - cut_k))
 
-    the thought | \\n</think>\\n<scores>A= | 7 | </scores> | end of turn
+For two texts P(u + g > u' + g') = 1 / (1 + exp(u' - u)), which is what the evidence means: so the
+preference of the two digits is the odds of the ledgers, but for ties. Worked numbers: sums of +10
+and -10 give soft scores of 7.8 and 4.6; the evidence says 0.990, their digits 0.987.
 
-A tokenizer that joins "." with the line break after it would otherwise make training see other ids
-than judging. One slip after the thought makes the whole of no use: these tokens are the tail that
-counts more (`packing.TAIL_WEIGHT`).
+All else in a reply is context. A reply is spelt as the judge meets it, piece by piece, never as one
+text (`reply.py`). With `free` the ledger is told in sentences (`tell.py`), each token a target.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from nanopersrm import InputError
-from nanopersrm.judge import verdict
-from nanopersrm.judge.prompts import prompt_ids
+from nanopersrm.judge.reply import Prompt, choice_ids, line_text, prompts_about, spell, sum_text
+from nanopersrm.judge.tell import sentences
+from nanopersrm.judge.verdict import closing
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.pairs import Pair, read, twin_pairs
 from nanopersrm.style import evidence
-from nanopersrm.style.evidence import GUESS
-from nanopersrm.style.profile import measured_block
-from nanopersrm.style.reading import Reading, StyleEvidenceFn, style_evidence_fn
-from nanopersrm.train.packing import Branch, PrefixTree, build_tree
-from nanopersrm.train.replies import ROLES, reply
+from nanopersrm.style.evidence import DECIBAN, GUESS, Evidence
+from nanopersrm.style.ledger import Measurer
+from nanopersrm.style.reading import Reading
+from nanopersrm.train.packing import PrefixTree, Target, Text, build_tree
 from nanopersrm.train.run import Run
 
-PairsByAuthor = dict[str, dict[str, list[Pair]]]  # domain -> author of the exemplars -> their pairs
-LEAST_GAIN = 1e-3  # nats a pair, of evidence over a guess
+SOFT = 1.0  # decibans: a line that says so much more is e times as likely to be next
+STOP, SHARP = 0.8, 0.2  # decibans: the ledger ends where the best line left says less
+CUTS = tuple(DECIBAN * x for x in (-26.5, -20.0, -14.0, -8.0, -2.0, 4.0, 10.0, 16.0))  # nats
+OPENING = 30  # words of the texts in a synthetic prompt
+SWEEP, FARTHEST = 36.0, 99.0  # decibans: of three synthetic sums in four, and of all
+MOST_SYNTHETIC = 2  # lines in a synthetic ledger
 MEASURED = 2000  # pairs on which features that need no model are weighed
 HELD_OUT = 0.1  # share of the writers whose pairs are for validation
 
@@ -50,15 +64,15 @@ HELD_OUT = 0.1  # share of the writers whose pairs are for validation
 class ExamplesConfig:
     """What pairs are turned into."""
 
-    evidence: bool = True  # prompts carry what was measured of the texts
-    rivals: int = 2  # other candidates in a list for contrast
+    think_lines: int = 8  # lines of a ledger, at most
+    synthetic: int = 64  # made-up ledgers a pair, to teach the scale of digits
+    digit: float = 4.0  # weight of a digit, beside 1 for a line
+    free: bool = False  # replies in free prose instead, for bases that can
     longest: int = 2048  # tokens of prompt and reply; longer pairs are left out
 
     def __post_init__(self) -> None:
-        if min(self.rivals, self.longest) < 1:
-            raise InputError(
-                f"expected numbers from 1, got rivals {self.rivals}, longest {self.longest}"
-            )
+        if min(self.think_lines, self.longest) < 1 or min(self.synthetic, self.digit) < 0:
+            raise InputError(f"examples: expected numbers from 1 (synthetic, digit: 0), got {self}")
 
 
 class SftData:
@@ -69,69 +83,45 @@ class SftData:
     ):
         self.pairs = [stripped(pair) for pair in pairs]
         self.tokenizer, self.config, self.seed = tokenizer, config, seed
-        self.by_author = pairs_by_author(self.pairs)
-        self.style_evidence: StyleEvidenceFn | None = None  # for the prompts, see `show`
+        self.measurer: Measurer | None = None  # see `weigh_features`
         self.epoch, self.order = -1, list[Pair]()  # the latest
         self.left_out = 0  # trees that were too long
 
     def trees(self, step: int, count: int) -> list[PrefixTree]:
         """The trees of the `count` pairs of a step; those too long are left out."""
-        trees = []
+        trees = list[PrefixTree | None]()
         for place in range(step * count, (step + 1) * count):
             epoch, index = divmod(place, len(self.pairs))
             if epoch != self.epoch:
                 self.epoch, self.order = epoch, epoch_order(self.pairs, self.seed, epoch)
-            trees.append(self._tree(self.order[index], f"{self.seed}/{epoch}"))
+            pair, seed = self.order[index], f"{self.seed}/{epoch}"
+            assert self.measurer is not None, "nothing measures yet"
+            if self.config.synthetic and not self.config.free:
+                texts = (self.tokenizer, self.measurer.evidence)
+                trees.append(synthetic_tree(pair, *texts, self.config, seed))
+            free = self.config.free
+            prompts = prompts_of(pair, self.tokenizer, self.measurer, pair.author, free)
+            trees.append(real_tree(pair, prompts, self.tokenizer, self.config, seed))
         self.left_out += trees.count(None)
         return [tree for tree in trees if tree is not None]
 
-    def _tree(self, pair: Pair, seed: str) -> PrefixTree | None:
-        texts = pair_texts(
-            pair, self.by_author, self.tokenizer, self.config, seed, self.style_evidence
-        )
-        return None if texts is None else build_tree(pair.id, *texts)
-
-    def show(self, reading: Reading, held_out: Sequence[Pair]) -> None:
-        """Have prompts show what reading measures, by weights that have not seen their
-        writer. An error where then even the pair with the least text is too long."""
-        authors = authors_by_exemplars([*self.pairs, *held_out])
-        self.style_evidence = style_evidence_fn(reading, authors)
-        shortest = min(
-            self.pairs, key=lambda p: sum(map(len, (*p.exemplars, p.chosen, p.rejected)))
-        )
-        if self._tree(shortest, "0/0") is None:
-            raise InputError(
-                f"pairs: expected some whose prompt and reply have at most {self.config.longest} "
-                f"tokens, found none among {len(self.pairs)}; raise --examples.longest"
-            )
-
-    # What reading measures
-
     def weigh_features(
-        self, reading: Reading, count: int, held_out: Sequence[Pair], run: Run
-    ) -> None:
-        """Weigh all features as one, where it has not been done: what each is worth beside the
-        others. `count` pairs are read, of writers held out, whom the reading has not learned.
-        Not used where it is no better than a guess."""
-        if not count or not self.config.evidence:
-            reading.evidence = None
-        elif reading.evidence is not None:
-            run.note("features: weighed before, with the reading")
-        else:
-            sample = [*held_out[:count], *self._sample(MEASURED)]
-            read = min(count, len(held_out) or len(sample))
-            run.note(f"features: weighing them on {len(sample):,} pairs, {read:,} of them read")
+        self, reading: Reading | None, count: int, held_out: Sequence[Pair], run: Run
+    ) -> Evidence:
+        """What each feature is worth beside the others. `count` pairs are read, of writers held
+        out, whom the reading has not learned. Habits and n-grams are weighed on training pairs."""
+        sample = [*map(stripped, held_out[:count]), *self._sample(MEASURED)]
+        read = min(count, len(held_out) or len(sample)) if reading is not None else 0
+        run.note(f"features: weighing them on {len(sample):,} pairs, {read:,} of them read")
 
-            def readings(exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
-                run.check_signal()
-                return reading.scores(exemplars, texts)
+        def readings(exemplars: Sequence[str], texts: Sequence[str]) -> list[float]:
+            run.check_signal()
+            assert reading is not None, "nothing reads"
+            return reading.scores(exemplars, texts)
 
-            weighed = evidence.fit(sample, readings, read)
-            assert weighed.loss is not None, "a fit measures it"
-            reading.evidence = weighed if weighed.loss < GUESS - LEAST_GAIN else None
-            run.note(
-                f"features: {weighed.loss:.2f} nats a pair by other writers, a guess {GUESS:.2f}"
-            )
+        weighed = evidence.fit(sample, readings, read) if read else evidence.fit(sample)
+        run.note(f"features: {weighed.loss:.2f} nats a pair by other writers, a guess {GUESS:.2f}")
+        return weighed
 
     def _sample(self, count: int) -> list[Pair]:
         """Some `count` of the pairs, with their twins, or all."""
@@ -154,113 +144,132 @@ def stripped(pair: Pair) -> Pair:
 
 
 def prompts_of(
-    pair: Pair,
-    tokenizer: Tokenizer,
-    config: ExamplesConfig,
-    style_evidence: StyleEvidenceFn | None,
-    candidates: Sequence[str] = (),
-) -> list[list[int]]:
-    """What the judge would be asked about each candidate, up to the start of the reply.
+    pair: Pair, tokenizer: Tokenizer, measurer: Measurer, writer: str | None, free: bool = False
+) -> list[Prompt]:
+    """The judge's prompts about the chosen and the rejected text.
 
-    candidates: by default the chosen and the rejected text.
+    writer: who is trained on; the evidence is then weighed without this writer.
     """
-    candidates = candidates or (pair.chosen, pair.rejected)
-    shown = list[float]()
-    if style_evidence is not None and config.evidence:
-        shown = style_evidence(pair.exemplars, candidates)
-    prompts = []
-    for i, text in enumerate(candidates):
-        measured = None
-        if config.evidence:
-            measured = measured_block(pair.exemplars, [text], shown[i : i + 1])
-        texts = (pair.exemplars, [text], pair.question or None)
-        prompts.append(prompt_ids(tokenizer, *texts, measured=measured))
-    return prompts
+    candidates = (pair.chosen, pair.rejected)
+    question = pair.question or None
+    return prompts_about(tokenizer, measurer, pair.exemplars, candidates, question, writer, free)
 
 
-def pair_texts(
-    pair: Pair,
-    by_author: PairsByAuthor,
-    tokenizer: Tokenizer,
-    config: ExamplesConfig,
-    seed: str,
-    style_evidence: StyleEvidenceFn | None,
-    tails: bool = True,
-) -> tuple[list[Branch], int] | None:
-    """The whole texts of a pair, and which of them is the chosen one of the list; None where a
-    prompt and its reply are too long.
-
-    First imitation, a reply about the chosen text and one about the rejected; then contrast, in
-    drawn order, of these and texts of other writers, each up to where the judge that does not think
-    draws the digit. Rivals too long are left out. tails: they count more.
-    """
-    rng = random.Random(f"{seed}/{pair.id}/rivals")
-    candidates = [pair.chosen, pair.rejected, *_rivals(pair, by_author, config.rivals - 1, rng)]
-    prompts = prompts_of(pair, tokenizer, config, style_evidence, candidates)
-    end, texts = turn_end(tokenizer), list[Branch]()
-    for role, prompt in zip(ROLES, prompts, strict=False):
-        words = random.Random(f"{seed}/{pair.id}/pointwise/{role}")
-        written = verdict.parse(reply(pair, role, words, config.evidence), verdict.LABELS[:1])
-        assert written.scores is not None, f"pair {pair.id!r}: {written.problem}"
-        thought = written.reasoning
-        ids = [*spell(thought, written.scores[verdict.LABELS[0]], tokenizer), end]
-        tail = len(ids) - len(tokenizer.encode(thought)) if tails else 0
-        texts.append(Branch((*prompt, *ids), len(prompt), tail=tail))
+def real_tree(
+    pair: Pair, prompts: Sequence[Prompt], tokenizer: Tokenizer, config: ExamplesConfig, seed: str
+) -> PrefixTree | None:
+    """Replies about the chosen text and the rejected, as the teacher gives them; None: too long."""
+    texts: list[Text] = []
+    for role, prompt in zip(("chosen", "rejected"), prompts, strict=True):
+        rng = random.Random(f"{seed}/{pair.id}/{role}")
+        texts.append((_prose if config.free else _real)(prompt, tokenizer, config, rng))
     if max(len(text.ids) for text in texts) > config.longest:
         return None
-    score_line = tokenizer.encode(verdict.closing("")[1])
-    lines = {text: (*prompt, *score_line) for text, prompt in zip(candidates, prompts, strict=True)}
-    listed = [text for text in candidates if len(lines[text]) <= config.longest]
-    rng.shuffle(listed)
-    sizes = [len(lines[text]) for text in listed]
-    texts += [Branch(lines[t], n, digit_at=n - 1) for t, n in zip(listed, sizes, strict=True)]
-    return texts, len(ROLES) + listed.index(pair.chosen)
+    return build_tree(pair.id, texts, 0)
 
 
-def spell(thought: str, digit: int, tokenizer: Tokenizer) -> list[int]:
-    """The ids of a reply after "<think>\\n", in the pieces in which the judge would meet them."""
-    _, forced = verdict.closing(thought)
-    ids = tokenizer.encode(thought) + tokenizer.encode(forced)
-    return [*ids, tokenizer.digit_ids[digit - 1], *tokenizer.encode(verdict.SCORES_END)]
+def synthetic_tree(
+    pair: Pair, tokenizer: Tokenizer, evidence: Evidence, config: ExamplesConfig, seed: str
+) -> PrefixTree:
+    """Ledgers with made-up decibans."""
+    rng = random.Random(f"{seed}/{pair.id}/synthetic")
+    exemplar, text = (
+        " ".join(words.split()[:OPENING])
+        for words in (rng.choice(pair.exemplars), rng.choice((pair.chosen, pair.rejected)))
+    )
+    (prompt,) = prompts_about(tokenizer, Measurer(evidence), [exemplar], [text])
+    texts = [_synthetic(prompt, tokenizer, rng, config) for _ in range(config.synthetic)]
+    return build_tree(pair.id, texts)
 
 
-def turn_end(tokenizer: Tokenizer) -> int:
-    """The token with which the chat template ends what the assistant says."""
-    chat = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
-    ends = [i for i in tokenizer.chat(chat, generation=False) if i in tokenizer.eos_ids]
-    if not ends:
-        raise InputError(
-            f"{tokenizer.name}: expected a chat template that ends a reply with one of the tokens "
-            f"{sorted(tokenizer.eos_ids)}, found none of them"
-        )
-    return ends[-1]
-
-
-def _rivals(pair: Pair, by_author: PairsByAuthor, count: int, rng: random.Random) -> list[str]:
-    """Texts by `count` other authors of the domain, or by as many as there are."""
-    known = [pair.chosen, pair.rejected, *pair.exemplars]  # none of these again
-    rivals: list[str] = []
-    authors = [name for name in by_author.get(pair.domain, ()) if name != pair.author]
-    for author in rng.sample(authors, len(authors)):
-        if len(rivals) == count:
+def _real(prompt: Prompt, tokenizer: Tokenizer, config: ExamplesConfig, rng: random.Random) -> Text:
+    """A ledger as the teacher chooses it."""
+    ids = choice_ids(tokenizer)
+    size = {f: abs(prompt.ledgers[0].lines[f].decibans) for f in prompt.menu}
+    reply, features, targets = list[int](), list[str](), list[Target]()
+    while len(features) < config.think_lines and len(features) < len(size):
+        left = [feature for feature in size if feature not in features]
+        chances = teacher_chances([size[feature] for feature in left])
+        allowed = (*(ids.letters[feature] for feature in left), ids.stop)
+        at = len(prompt.ids) + len(reply)
+        (drawn,) = rng.choices([*left, None], chances)
+        chosen = ids.stop if drawn is None else ids.letters[drawn]
+        targets.append(Target(at, allowed, tuple(chances), chosen))
+        if drawn is None:
             break
-        text = rng.choice(by_author[pair.domain][author]).chosen
-        if text not in known and text not in rivals:
-            rivals.append(text)
-    return rivals
+        features.append(drawn)
+        reply = spell(tokenizer, prompt, features, stop=False)
+    reply = spell(tokenizer, prompt, features)
+    (total,) = prompt.sums(features)
+    whole = (*prompt.ids, *reply)
+    targets.append(_digit(len(whole), total, tokenizer, config))
+    return Text(whole, tuple(targets), listed=True)
 
 
-def pairs_by_author(pairs: Sequence[Pair]) -> PairsByAuthor:
-    """Who wrote what in which domain: made once, so that drawing from 12,000 pairs is quick."""
-    by_author: PairsByAuthor = {}
-    for pair in pairs:
-        by_author.setdefault(pair.domain, {}).setdefault(pair.author, []).append(pair)
-    return by_author
+def teacher_chances(sizes: Sequence[float]) -> list[float]:
+    """|decibans| of lines -> the chance of each to be the next, and last of the full stop.
+
+    >>> [round(p, 2) for p in teacher_chances([1.0, 0.2])]
+    [0.5, 0.23, 0.27]
+    """
+    stop = 1 / (1 + math.exp(min(50.0, (max(sizes) - STOP) / SHARP)))
+    heights = [math.exp((size - max(sizes)) / SOFT) for size in sizes]
+    return [*((1 - stop) * height / math.fsum(heights) for height in heights), stop]
 
 
-def authors_by_exemplars(pairs: Sequence[Pair]) -> dict[tuple[str, ...], str]:
-    """Whose the exemplars are: the weights of what prompts show must not have seen them."""
-    return {stripped(pair).exemplars: pair.author for pair in pairs}
+def _synthetic(
+    prompt: Prompt, tokenizer: Tokenizer, rng: random.Random, config: ExamplesConfig
+) -> Text:
+    """A ledger of a few lines whose decibans are made up; only the digit is a target."""
+    ids, ledger = choice_ids(tokenizer), prompt.ledgers[0]
+    most = SWEEP if rng.random() < 0.75 else FARTHEST
+    total = round(rng.uniform(-most, most), 1) + 0.0  # never -0.0
+    names = rng.sample(prompt.menu, min(len(prompt.menu), rng.randint(0, MOST_SYNTHETIC)))
+    steps = [round(rng.gauss(total / len(names), 4.0), 1) for _ in names[1:]]
+    steps.append(round(total - sum(steps), 1))
+    reply = list[int]()
+    for name, decibans in zip(names, steps, strict=False):
+        line = replace(ledger.lines[name], decibans=decibans + 0.0)
+        reply += [ids.letters[name], *tokenizer.encode(line_text([line]))]
+    whole = (*prompt.ids, *reply, ids.stop, *tokenizer.encode(sum_text([total])))
+    return Text(whole, (_digit(len(whole), total, tokenizer, config),))
+
+
+def _prose(
+    prompt: Prompt, tokenizer: Tokenizer, config: ExamplesConfig, rng: random.Random
+) -> Text:
+    """The teacher's ledger in sentences, written token by token."""
+    ledger, features = prompt.ledgers[0], list[str]()
+    while len(features) < config.think_lines and len(features) < len(prompt.menu):
+        left = [feature for feature in prompt.menu if feature not in features]
+        sizes = [abs(ledger.lines[feature].decibans) for feature in left]
+        (drawn,) = rng.choices([*left, None], teacher_chances(sizes))
+        if drawn is None:
+            break
+        features.append(drawn)
+    told = tokenizer.encode(sentences(ledger.shown(features)))
+    reply = [*told, *tokenizer.encode(closing("Prose.")[1])]
+    whole = (*prompt.ids, *reply)
+    first = len(prompt.ids)
+    targets = [Target(first + i, (), id=token) for i, token in enumerate(reply)]
+    digit = _digit(len(whole), ledger.total(features), tokenizer, config)
+    return Text(whole, (*targets, digit), listed=True)
+
+
+def _digit(at: int, total: float, tokenizer: Tokenizer, config: ExamplesConfig) -> Target:
+    """The target of a digit after this sum."""
+    chances = tuple(digit_chances(total))
+    return Target(at, tuple(tokenizer.digit_ids), chances, weight=config.digit)
+
+
+def digit_chances(total: float) -> list[float]:
+    """A sum in decibans -> the chances of the digits 1 to 9 (see above).
+
+    >>> [round(p, 2) for p in digit_chances(0.0)]
+    [0.0, 0.0, 0.0, 0.0, 0.2, 0.47, 0.23, 0.07, 0.02]
+    """
+    below = [0.0, *(math.exp(-math.exp(min(50.0, DECIBAN * total - cut))) for cut in CUTS), 1.0]
+    return [high - low for low, high in pairwise(below)]
 
 
 def epoch_order(pairs: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:

@@ -5,18 +5,22 @@ import math
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tyro
-from fixtures import PAIRS, TRAIN, make_adapter
+from fixtures import PAIRS, TRAIN, fresh, make_adapter
 
 from nanopersrm import InputError
 from nanopersrm.evaluate import evaluate, judges
 from nanopersrm.evaluate.judges import Prediction, from_scores
+from nanopersrm.judge import adapter_settings
+from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
 from nanopersrm.pairs import write
+from nanopersrm.style.ledger import Ledger, Measurer
 
 ROOT = Path(__file__).parents[2]
 AUTHOR = {text: p.author for p in PAIRS for text in (*p.exemplars, p.chosen)}
@@ -150,54 +154,85 @@ def test_text_judges_without_torch(files):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["pointwise", "pairwise"])
-def test_all_judges_on_a_tiny_base(call, files, base, mode):
-    code, out, error = call(
-        *("--pairs", files[0], "--base", base.path, "--dtype", "fp32", "--limit", 5),
-        *("--exemplars", 1, "--mode", mode, "--baselines", "--json"),
-    )
+def test_all_judges_on_a_tiny_base(call, files, base, tmp_path, mode, monkeypatch):
+    """Each predicts what no other does, each pair is measured once, and asked once."""
+    measured: list[Any] = []
+    ledgers = Measurer.ledgers
+
+    def counting(*texts: Any, **more: Any) -> list[Ledger]:
+        measured.append(texts)
+        return ledgers(*texts, **more)
+
+    monkeypatch.setattr(Measurer, "ledgers", counting)
+    folder, file = make_adapter(tmp_path / "a", base), tmp_path / "r.predictions.jsonl"
+    common = ["--pairs", files[0], "--base", base.path, "--dtype", "fp32", "--limit", 5]
+    common += ["--exemplars", 1, "--mode", mode, "--train", files[1], "--adapter", folder]
+    common += ["--out", tmp_path / "r.json", "--baselines", "--beside", f"same={folder}"]
+
+    def predicted(lines: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        code, _, error = call(*common, "--think-lines", lines)
+        assert code == 0, error
+        result = json.loads((tmp_path / "r.json").read_text())
+        return result, [json.loads(line) for line in file.read_text().splitlines()]
+
+    result, lines = predicted(2)
+    assert result["n"] == 4 == len(measured)  # whole twins
+    assert set(result["by_exemplars"]) == {"1"}
+    assert list(result["judges"]) == [*judges.NAMES, "same"]
+    assert result["invalid_rate"]["value"] == 0
+    scores: dict[str, dict[str, Any]] = {name: {} for name in result["judges"]}
+    for line in lines:
+        scores[line["judge"]][line["pair"]] = line["prediction"]["scores"]
+    assert scores.pop("same") == scores["model"]
+    assert all(a != b for a, b in combinations(scores.values(), 2))
+    alone, tuned = fresh(base), Judge.load(str(base.path), folder, dtype="fp32")
+    alone.measurer = tuned.measurer
+    (pair,) = (pair for pair in PAIRS if pair.id == lines[0]["pair"])
+    texts = sorted((pair.chosen, pair.rejected))
+    for judge, name in ((alone, "untrained"), (tuned, "model")):
+        config = JudgeConfig(mode, think_lines=2, all_evidence=judge is alone)
+        judgement = judge.judge(pair.exemplars[:1], texts, config=config)
+        assert scores[name][pair.id] == pytest.approx(judgement.scores, abs=1e-4)
+    again = predicted(1)[1][len(lines) :]
+    settled = {*judges.TEXT, "reading", "evidence"}  # no lines change them
+    assert {line["judge"] for line in again} == {*judges.NAMES, "same"} - settled
+    assert predicted(1)[1] == lines + again
+
+
+def test_what_cannot_be_made_is_left_out(call, files, base):
+    names = ("--judges", "reading,model,untrained,evidence,together")
+    common = ("--pairs", files[0], "--base", base.path, "--dtype", "fp32", "--limit", 2, "--json")
+    code, out, error = call(*common, *names)
     assert code == 0, error
     result = json.loads(out)
-    assert result["n"] == 4  # whole twins
-    assert set(result["by_exemplars"]) == {"1"}
-    assert result["invalid_rate"]["value"] == 0
-    assert set(result["judges"]) == {"model", "no_evidence", "ngrams", "factors", "reading"}
+    assert list(result["judges"]) == ["reading", "model"]
     left_out = {k for k, note in result["facts"]["notes"].items() if "left out" in note}
     assert left_out == {"untrained", "evidence", "together"}
 
 
-@pytest.mark.slow
-def test_an_adapter_and_the_same_base_without_it(call, files, tmp_path, base):
-    """untrained is what model is without --adapter; reading has an adapter of its own."""
-    common = ("--pairs", files[0], "--base", base.path, "--dtype", "fp32", "--limit", 4)
-    predictions: list[dict[tuple[str, str], Any]] = []
-    with_adapter = ("reading,untrained,model", "--adapter", make_adapter(tmp_path / "a", base))
-    for names, *more in (with_adapter, ("model,reading",)):
-        code, _, error = call(*common, "--judges", names, *more, "--out", tmp_path / "r.json")
-        assert code == 0, error
-        file = tmp_path / "r.predictions.jsonl"
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        file.unlink()
-        scores = {(line["judge"], line["pair"]): line["prediction"]["scores"] for line in lines}
-        predictions.append(scores)
-    tuned, bare = predictions
-    for pair in {pair for _, pair in bare}:
-        assert tuned["untrained", pair] == bare["model", pair]
-        assert all(tuned[name, pair] != bare[name, pair] for name in ("model", "reading"))
+def test_whatever_changes_a_judge_changes_its_settings(base, tmp_path, monkeypatch):
+    """No prediction is remembered for another judge, or for a file that has changed."""
+    folder = make_adapter(tmp_path / "a", base)
+    monkeypatch.setattr(adapter_settings, "SHIPPED", folder)
 
+    def settings(name: str = "model", adapter: str | None = str(folder), **changed: Any) -> str:
+        config = JudgeConfig(**changed)
+        setup = judges.Setup(str(base.path), adapter, "cpu", "fp32", config, [], {}, print)
+        judge = judges.make(name, setup)
+        assert isinstance(judge, judges.NamedJudge)
+        return json.dumps(judge.settings, sort_keys=True)
 
-def test_every_file_of_an_adapter_is_in_the_settings(base, tmp_path):
-    """A changed file can never meet an old prediction."""
-    folder, config = make_adapter(tmp_path / "a", base), JudgeConfig(think=False)
-    setup = judges.Setup(str(base.path), str(folder), "cpu", "fp32", config, [], {}, print)
-    seen = set()
+    seen = [settings(name) for name in judges.NAMES if name != "together"]
+    for changed in ({"mode": "pairwise"}, {"think_lines": 2}, {"samples": 2}, {"seed": 1}):
+        seen.append(settings(**changed))
+    seen.append(settings(adapter=None))
     names = sorted(file for file in folder.rglob("*") if file.is_file())
     for name in names:
         stat = name.stat()
         os.utime(name, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
-        judge = judges.make("model", setup)
-        assert isinstance(judge, judges.NamedJudge)
-        seen.add(json.dumps(judge.settings, sort_keys=True))
-    assert len(seen) == len(names)
+        seen.append(settings())
+    seen.append(settings(adapter=None))  # the evidence is the shipped one, which has changed
+    assert len({*seen}) == len(seen) == len(judges.NAMES) - 1 + 4 + 2 + len(names)
 
 
 def test_predictions_from_scores():
@@ -224,7 +259,7 @@ def test_limits_draw_whole_twins_by_seed():
         (["--judges", "nobody"], "--judges"),
         (["--limit", "1"], "--limit"),
         (["--exemplars", "9"], "--exemplars"),
-        (["--think-tokens", "-1"], "think_tokens"),
+        (["--think-lines", "0"], "think_lines"),
         (["--out", "r.txt"], ".json"),
         (["--train", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--adapter", "nowhere"], "nowhere"),

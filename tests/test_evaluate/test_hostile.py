@@ -27,7 +27,7 @@ class Planted:
     def judge(self, exemplars, candidates, question=None, *, config=None, **_) -> Judgement:
         worth = [self.worth(exemplars, question, text) for text in candidates]
         table = [[0.5 + max(-0.5, min(0.5, a - b)) for b in worth] for a in worth]
-        return Judgement([5.0] * len(worth), table, [], 0, [], True, 0, 0, 0.0, [])
+        return Judgement([5.0] * len(worth), table, [], 0, [], [], 0, 0, 0.0, [])
 
 
 def test_a_judge_that_obeys_is_caught():

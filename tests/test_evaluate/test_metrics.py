@@ -77,15 +77,6 @@ def test_probabilities_by_hand():
     assert value(certain, "ece") == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(
-    ("outcome", "share", "swap"), [("right", 1, 1), ("wrong", 0, -1), ("tie", 0, 0)]
-)
-def test_an_oracle_its_opposite_and_ties(outcome, share, swap):
-    result = measure(twins([(outcome, outcome)] * 6))
-    for metric, worth in (("pair_accuracy", share), ("twin_accuracy", share), ("swap_gap", swap)):
-        assert result[metric] == {"value": worth, "low": worth, "high": worth}
-
-
 @given(st.lists(st.sampled_from(["right", "wrong"]), min_size=1, max_size=40))
 @settings(max_examples=30, deadline=None)
 def test_who_does_not_read_the_exemplars_is_at_chance(outcomes):

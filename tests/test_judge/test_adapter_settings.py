@@ -11,7 +11,7 @@ from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.adapter_settings import AdapterSettings, weights_sha256
 from nanopersrm.model.base import DEFAULT_BASE, Base
 
-FACTS = AdapterSettings("org/name", "ab12", False, "bf16", True, "pointwise", True)
+FACTS = AdapterSettings("org/name", "ab12", False, "bf16", "pointwise")
 
 
 def base_at(folder: Path, name: str, shards: dict[str, bytes]) -> Base:
@@ -29,7 +29,7 @@ def adapter_at(folder: Path) -> Path:
 def test_what_is_saved_is_read(tmp_path):
     adapter_at(tmp_path)
     assert adapter_settings.read(tmp_path) is None
-    for facts in (FACTS, AdapterSettings("b.gguf", None, True, "fp16", False, "both", False)):
+    for facts in (FACTS, AdapterSettings("b.gguf", None, True, "fp16", "both", free=True)):
         facts.save(tmp_path)
         assert adapter_settings.read(tmp_path) == facts
     assert sorted(f.name for f in tmp_path.iterdir()) == ["adapter_config.json", "judge.json"]
@@ -39,8 +39,8 @@ def test_what_is_saved_is_read(tmp_path):
 def test_a_broken_field_is_named(tmp_path):
     FACTS.save(adapter_at(tmp_path))
     file = tmp_path / "judge.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"sharpness": 0}))
-    with pytest.raises(InputError, match="field sharpness") as caught:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"form": "listwise"}))
+    with pytest.raises(InputError, match="field form") as caught:
         adapter_settings.read(tmp_path)
     assert str(caught.value).startswith(str(file))
 
@@ -58,7 +58,7 @@ def test_the_base_at_hand(tmp_path, monkeypatch):
     sha = weights_sha256(here)
 
     def made_on(name: str, sha256: str | None) -> AdapterSettings:
-        return AdapterSettings(name, sha256, False, "bf16", True, "both", True)
+        return AdapterSettings(name, sha256, False, "bf16", "both")
 
     assert made_on(here.name, "other").same_base(tmp_path, here) is None  # names are believed
     assert made_on("org/name", sha).same_base(tmp_path, here) is None
@@ -75,16 +75,18 @@ def test_the_base_at_hand(tmp_path, monkeypatch):
 
 
 def test_prompts_of_another_form():
-    assert FACTS.differences(True, "pointwise") == []
-    assert len(FACTS.differences(False, "pairwise")) == 2
-    both = AdapterSettings("b", None, False, "bf16", False, "both", False)
-    assert both.differences(False, "pairwise") == both.differences(False, "pointwise") == []
+    assert FACTS.differences("pointwise", free=False) == []
+    assert len(FACTS.differences("pairwise", free=True)) == 2
+    free = AdapterSettings("b", None, False, "bf16", "both", free=True)
+    assert free.differences("pairwise", free=True) == []
+    (note,) = free.differences("pointwise", free=False)
+    assert "prose and is asked for lines" in note
 
 
 def test_a_fingerprint_is_of_every_part_and_of_no_place(tmp_path):
     folder = tmp_path / "one"
     (folder / "reading").mkdir(parents=True)
-    files = ["adapter_config.json", "judge.json", "reading/adapter_model.safetensors"]
+    files = ["adapter_config.json", "judge.json", "evidence.json", "reading/reading.json"]
     for name in files:
         (folder / name).write_text(f"{name} as it was")
     first = adapter_settings.fingerprint(folder)

@@ -50,7 +50,7 @@ def make_adapter(folder: Path, base: Base, nf4: bool = False, dtype: str = "fp32
     model = load(base, DTYPES[dtype], CPU, nf4)
     config = LoraConfig(rank=3, alpha=5, targets=("q_proj", "v_proj", "o_proj", "down_proj"))
     save_lora(folder, random_lora(model, config), base.name)
-    AdapterSettings(base.name, None, nf4, dtype, True, "pointwise", False).save(folder)
+    AdapterSettings(base.name, None, nf4, dtype, "pointwise").save(folder)
     return folder
 
 

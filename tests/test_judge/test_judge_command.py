@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import fresh
 from judge_command import DRAFTS, EDMUND, ROOT, SCRIPT, caller, script
 from rich.console import Console
 
 from nanopersrm.judge.judge import Judge
-from nanopersrm.judge.judgement import CandidateReading, Judgement
+from nanopersrm.judge.judgement import JudgedCandidate, Judgement
 from nanopersrm.model.base import DEFAULT_BASE
+from nanopersrm.style.evidence import NGRAMS, READING
+from nanopersrm.style.ledger import SUM, CandidateReading, Line, Passage
 from nanopersrm.style.phrases import Phrase, Word
 
-FIELDS = {"candidates", "scores", "preference", "ranking", "verdict", "reasoning"}
-FIELDS |= {"well_formed", "tokens", "prompt_tokens", "seconds", "replies", "notes", "measured"}
-FIELDS |= {"readings"}
+FIELDS = {"candidates", "scores", "preference", "ranking", "verdict", "reasoning", "tokens"}
+FIELDS |= {"prompt_tokens", "seconds", "replies", "notes"}
 TEXTS = ("--exemplar", EDMUND, "--candidates", *DRAFTS)
 RUDE = "One\x1b[2J\x1b]0;owned\x07 and\ttwo\r\x9b31m.\nThree.\x7f"
 SHOWN = "One[2J]0;owned and\ttwo31m.\nThree."
@@ -27,7 +29,7 @@ SHOWN = "One[2J]0;owned and\ttwo31m.\nThree."
 
 @pytest.fixture(scope="module")
 def tiny_judge(base) -> Judge:
-    return Judge.load(base.path, dtype="fp32")
+    return fresh(base)
 
 
 @pytest.fixture
@@ -40,15 +42,19 @@ def cli(monkeypatch, capsys, tiny_judge):
 
 def test_json_is_one_object(cli):
     names = [*DRAFTS, EDMUND]
-    arguments = ("--exemplar", EDMUND, "--candidates", *names, "--think-tokens", "4", "--json")
-    for flags, replies in (((), 3), (("--mode", "pairwise"), 6), (("--samples", "2"), 6)):
+    arguments = ("--exemplar", EDMUND, "--candidates", *names, "--think-lines", "2", "--json")
+    pairs = ("--mode", "pairwise", "--all-evidence")
+    for flags, replies in (((), 3), (pairs, 6), (("--samples", "2", "--choose", "random"), 6)):
         code, out, error = cli(*arguments, *flags)
         assert (code, error, out.count("\n")) == (0, "", 1)
         record = json.loads(out)
         assert set(record) == FIELDS
-        assert record["candidates"] == names
+        for name, score, known in zip(names, record["scores"], record["candidates"], strict=True):
+            assert {*known} == {"name", "score", "ledger", "decibans", "measured", "reading"}
+            assert (known["name"], known["score"]) == (name, score)
+            assert {*known["ledger"][-1]} == {"feature", "writer", "candidate", "decibans", "words"}
+            assert 1 <= score <= 9
         assert len(record["replies"]) == replies
-        assert all(1 <= score <= 9 for score in record["scores"])
 
 
 def test_texts_come_from_files_folders_dividers_and_standard_input(cli, tmp_path):
@@ -64,40 +70,21 @@ def test_texts_come_from_files_folders_dividers_and_standard_input(cli, tmp_path
     exemplars, candidates, question = cli.calls[-1]
     assert exemplars[:3] == ["First.", "Second.", "Third."]
     assert (candidates, question) == (["One — draft.", "Two\nlines."], "Why late?")
-    assert json.loads(out)["candidates"] == ["candidate 1", "candidate 2"]
-
-
-def test_nothing_printed_is_markup_or_moves_the_terminal(monkeypatch, capsys, tiny_judge, tmp_path):
-    """Names, replies and notes are whole in JSON alone; "[/red]" as markup would be an error."""
-    judge = Judge.judge
-
-    def rude(*arguments: Any, **named: Any) -> Judgement:
-        judgement = judge(*arguments, **named)
-        first = replace(judgement.replies[0], reasoning=RUDE, problem="\x1b[1m", claims=1)
-        judgement.replies[0] = replace(first, untrue=("\x1b[5m",))
-        return replace(judgement, notes=[RUDE])
-
-    monkeypatch.setattr(Judge, "judge", rude)
-    monkeypatch.chdir(tmp_path)
-    cli = caller(monkeypatch, capsys, tiny_judge)
-    (tmp_path / "[").mkdir()
-    name = "[/red]draft\x1b[3m.txt"
-    (tmp_path / name).write_text("[red]A draft.[/red] [/]", encoding="utf-8")
-    arguments = ("--exemplar", EDMUND, "--candidates", name, *DRAFTS, "--no-think")
-    code, out, error = cli(*arguments)
-    assert (code, error) == (0, "")
-    assert not set(out) & {"\x1b", "\x07", "\r", "\x7f", "\x9b"}
-    assert f"note: {SHOWN}".expandtabs() in out.expandtabs()
-    assert out.count("[/red]draft[3m.txt") >= 2  # above the reasoning and in the table
-    record = json.loads(cli(*arguments, "--json")[1])
-    assert record["candidates"][0] == name
-    assert record["replies"][0]["reasoning"] == record["notes"][0] == RUDE
+    names = [candidate["name"] for candidate in json.loads(out)["candidates"]]
+    assert names == ["candidate 1", "candidate 2"]
 
 
 TEXT = "\n So \x1b[2Jno[/b] machine,\nwe    saw cool."
 WORDS: list[Any] = [(2, 4, 0.1), (5, 15, 2.5), (16, 24, 1.5), (25, 27, -0.6), (31, 34, 3.0, True)]
 PHRASES: list[Any] = [(5, 24, TEXT[5:24], 4.0), (31, 34, "saw", 3.0, True), (25, 27, "we", -0.6)]
 READ = CandidateReading(0.3, 0.1, [Word(*x) for x in WORDS], [Phrase(*x) for x in PHRASES])
+LEDGER = [
+    Line(READING, None, 0.2, 6.1, (Passage(5, 24, TEXT[5:24], 4.0), Passage(25, 27, "we", -0.6))),
+    Line(NGRAMS, None, 18.52, -2.0),
+    Line("semicolons", 2.7, 0.0, -3.4),
+    Line("commas", 8.8, 7.5, 0.2, (Passage(0, 1, "[red]a,", 0.1), Passage(0, 1, "x" * 61, 0.1))),
+    Line(SUM, None, None, 0.9),
+]
 
 
 @pytest.mark.parametrize(
@@ -117,79 +104,53 @@ def test_words_that_sound_like_the_writer(settings, text):
     written = io.StringIO()
     out = Console(file=written, soft_wrap=True, highlight=False, **settings)
     script._print_reading(out, READ, TEXT)
-    assert written.getvalue() == (
-        '  most like the writer:  "[2Jno[/b] machine," +4.0, "saw" +3.0 (topic)\n'
-        '  least like the writer: "we" -0.6\n'
-        "  reading +0.20 nats a token: +0.30 after the writer's texts, +0.10 they after it\n"
-        f"{text}\n\n"
-    )
+    assert written.getvalue() == f"{text}\n\n"
 
 
-def test_a_long_phrase_is_listed_in_part_and_none_is_said():
-    written = io.StringIO()
-    long = Phrase(0, 900, "x" * 900, -9.0)
-    reading = CandidateReading(0.0, 0.0, [Word(0, 900, -9.0)], [long])
-    script._print_reading(Console(file=written, width=2000), reading, "x" * 900)
-    lines = written.getvalue().splitlines()
-    assert lines[0].split() == ["most", "like", "the", "writer:", "nothing"]
-    assert lines[1].endswith(f'"{"x" * script.LONGEST}…" -9.0')
-    assert lines[3] == f"[-{'x' * 900}-]"
-
-
-def test_profile_reasoning_table_words_and_verdict(monkeypatch, capsys, tiny_judge):
-    """In this order; and a note of the judge."""
+def test_profile_ledgers_words_table_and_verdict(monkeypatch, capsys, tiny_judge):
+    """In this order; a ledger shows the numbers as they are, and what a terminal would obey is in
+    JSON alone: names, replies, notes ("[/red]" as markup would be an error)."""
     judge = Judge.judge
 
-    def read(*arguments: Any, **named: Any) -> Judgement:
-        return replace(judge(*arguments, **named), readings=[READ, READ])
+    def known(*arguments: Any, **named: Any) -> Judgement:
+        judgement = judge(*arguments, **named)
+        judgement.replies[0] = replace(judgement.replies[0], features=(), reasoning=RUDE)
+        candidates = [JudgedCandidate(LEDGER, 6.8, 83.4, READ)] * 2
+        return replace(judgement, notes=[RUDE], candidates=candidates)
 
-    monkeypatch.setattr(Judge, "judge", read)
-    cli = caller(monkeypatch, capsys, tiny_judge)
-    code, out, error = cli(*TEXTS, "--think-tokens", "6")
-    lines = out.splitlines()
+    monkeypatch.setattr(Judge, "judge", known)
+    monkeypatch.setattr(script, "expand", lambda paths, flag: [Path(path) for path in paths])
+    monkeypatch.setattr(script, "read_file", lambda path: TEXT)
+    cli, names = caller(monkeypatch, capsys, tiny_judge), ("[/red]\x1b[3m.txt", "b.txt")
+    arguments = ("--exemplar", EDMUND, "--candidates", *names, "--think-lines", "1")
+    code, out, error = cli(*arguments)
     assert (code, error) == (0, "")
+    assert not set(out) & {"\x1b", "\x07", "\r", "\x7f", "\x9b"}
+    lines = [" ".join(line.split()) for line in out.splitlines()]
     count = len(Path(EDMUND).read_text(encoding="utf-8").split())
     assert lines[0] == f"The writer, from 1 exemplar of {count} words"
-    assert "not been trained" in out
-    for name in DRAFTS:  # its reasoning, its row and its words
-        assert sum(name in line for line in lines) >= 3
-    table = next(i for i, line in enumerate(lines) if "score  fits better" in line)
-    units = lines.index(script.NATS)
+    shown = [
+        'reading +0.20 +6.1 "[2Jno[/b] machine,"',
+        "n-grams 18.5% -2.0",
+        "semicolons 0 writer 2.7 -3.4",
+        'commas 7.5 writer 8.8 +0.2 "[red]a,"',
+        "sum +0.9",
+        "So [+[2Jno[/b] machine,+]",
+    ]
+    assert [lines.count(line) for line in shown] == [2] * 6
+    first = lines.index(shown[0])
+    assert lines[first : first + 6] == shown
+    assert {lines[first - 1], "b.txt", "[/red][3m.txt"} == {"b.txt", "[/red][3m.txt"}
+    row = next(i for i, line in enumerate(lines) if line.startswith("candidate score by all ev"))
+    assert all("+6.8, 83%" in line for line in lines[row + 1 : row + 3])
     ends = ("closest to the writer: ", "a tie")
     verdict = next(i for i, line in enumerate(lines) if line.startswith(ends))
-    phrases = [i for i, line in enumerate(lines) if line.startswith("  most like the writer: ")]
-    assert table < phrases[0] < phrases[1] < units < verdict
-    assert sorted(lines[i - 1] for i in phrases) == sorted(DRAFTS)
-    record = json.loads(cli(*TEXTS, "--no-think", "--json")[1])
-    assert record["readings"] == [asdict(READ)] * 2
-
-
-def streamed(*calls: tuple[int, str, bool], names: Any = ("a.txt", "b.txt")) -> list[str]:
-    written = io.StringIO()
-    out = Console(file=written, soft_wrap=True)
-    stream = script.Stream(out, list(names), out.status(""))
-    for candidate, text, ended in calls:
-        stream((candidate,), text, ended)
-    return written.getvalue().split()
-
-
-@pytest.mark.parametrize(
-    ("calls", "shown"),
-    [
-        (["", "Terse", "Terse writer.", "Terse writer.\n</thi", "Terse writer."], "Terse writer."),
-        (["a <", "a <b", "a <b </"], "a <b </"),
-        (["half \ufffd", "half é"], "half é"),
-        ([RUDE[:end] for end in range(len(RUDE) + 1)], SHOWN),
-    ],
-)
-def test_every_word_streams_once(calls, shown):
-    ends = [(0, text, i == len(calls) - 1) for i, text in enumerate(calls)]
-    assert streamed(*ends, names=["[/red]a\x1b[3m.txt"]) == ["[/red]a[3m.txt", *shown.split()]
-
-
-def test_the_first_candidate_streams_first():
-    shown = streamed((1, "two", False), (0, "one", False), (1, "two", True), (0, "one", True))
-    assert shown == ["a.txt", "one", "b.txt", "two"]
+    assert first < lines.index("Three.") < row < verdict
+    assert f"note: {SHOWN}".expandtabs() in out.expandtabs()
+    record = json.loads(cli(*arguments, "--json")[1])
+    assert record["candidates"][0]["name"] == names[0]
+    assert record["candidates"][0]["reading"] == asdict(READ)
+    assert record["replies"][0]["reasoning"] == record["notes"][0] == RUDE
 
 
 def test_help_is_quick_and_complete():

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanopersrm import InputError
-from nanopersrm.judge import judgement as judgement_module
 from nanopersrm.judge.judgement import (
     ALL_PAIRS_UP_TO,
     PRIOR,
@@ -21,21 +20,19 @@ from nanopersrm.judge.judgement import (
     orders_of,
     pairwise,
     ranked,
-    read_reply,
     schedule,
     strength_preference,
     verdict_of,
 )
-from nanopersrm.judge.reply import Answer
-from nanopersrm.judge.verdict import write
+from nanopersrm.judge.reply import Reply
 
 NAN = math.nan
 
 
-def both(cells: dict[tuple[int, int], float]) -> Answer:
+def both(cells: dict[tuple[int, int], float]) -> Reply:
     """p(a, b) given at a few cells."""
     joint = [[cells.get((a, b), 0.0) for b in range(1, 10)] for a in range(1, 10)]
-    return Answer("", [math.fsum(row) for row in joint], joint, cut=False, tokens=0)
+    return Reply(digits=[math.fsum(row) for row in joint], joint=joint)
 
 
 def test_pairwise_by_hand():
@@ -81,27 +78,30 @@ def test_a_probability_that_is_no_number_is_invalid_pairwise(n):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"think_tokens": 0}, {"samples": -1}, {"temperature": NAN}, {"mode": "listwise"}]
-)
+    "wrong",
+    [{"think_tokens": 0}, {"think_lines": 0}, {"samples": -1}, {"temperature": NAN},
+     {"mode": "listwise"}, {"choose": "best"}, {"free": True, "all_evidence": True}],
+)  # fmt: skip
 def test_a_wrong_setting_is_named(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         JudgeConfig(**wrong)
 
 
-def test_what_a_reply_claims_is_measured_again():
-    """Once as it is, once not, and a quote that nobody wrote."""
-    exemplar, candidate = "It rained; we stayed; nobody came.", "It rained. We stayed."
-    reasoning = (
-        'The writer has many semicolons, "we stayed", and A has many semicolons, "she left".'
-    )
-    text = write(reasoning, {"A": 3})
-    reply = read_reply((1,), text, False, [exemplar], [candidate])
-    assert (reply.candidates, reply.problem) == ((1,), None)
-    assert (reply.claims, reply.claims_true) == (2, 1)
-    assert reply.untrue == ("A, many semicolons", '"she left"')
-    assert reply.checked == '1 of 2 claims hold; untrue: A, many semicolons; "she left"'
-    text = text.replace(", and A", ".\n<think>\nA")  # a tag of the model's own hides nothing
-    assert read_reply((1,), text, False, [exemplar], [candidate]).untrue == reply.untrue
+@pytest.mark.parametrize(
+    ("settings", "by_rule", "rule", "most_lines", "temperature"),
+    [
+        ({}, False, "all", 8, 0.0),
+        ({"think_lines": 3, "samples": 2}, False, "all", 3, 1.0),
+        ({"choose": "menu", "temperature": 0.5}, True, "menu", 8, 0.5),
+        ({"all_evidence": True, "choose": "menu"}, True, "all", 48, 0.0),
+        ({"think": False}, False, "all", 0, 0.0),
+        ({"free": True}, False, "all", 0, 0.0),
+    ],
+)
+def test_what_settings_mean(settings, by_rule, rule, most_lines, temperature):
+    config = JudgeConfig(**settings)
+    found = (config.by_rule, config.rule, config.most_lines, config.drawing_temperature)
+    assert found == (by_rule, rule, most_lines, temperature)
 
 
 # Bradley-Terry
@@ -123,16 +123,6 @@ def test_schedule(n):
     assert len({sum(i in pair for pair in pairs) for i in range(n)}) == 1
 
 
-def test_worked_example(monkeypatch):
-    """P = 0.75: strengths in the ratio 3 : 1, but for the prior, which draws them together."""
-    a, b = bradley_terry(2, {(0, 1): 0.75})
-    assert 1 < math.exp(a - b) < 3
-    monkeypatch.setattr(judgement_module, "PRIOR", 1e-9)
-    a, b = bradley_terry(2, {(0, 1): 0.75})
-    assert math.exp(a - b) == pytest.approx(3, abs=1e-5)
-    assert strength_preference(a, b) == pytest.approx(0.75)
-
-
 PREFERENCES = st.integers(2, 12).flatmap(
     lambda n: st.tuples(
         st.just(n),
@@ -144,7 +134,10 @@ PREFERENCES = st.integers(2, 12).flatmap(
 @settings(max_examples=30, deadline=None)
 @given(PREFERENCES)
 def test_strengths_explain_the_wins(case):
-    """At the best strengths everyone's expected wins, prior included, are the wins they got."""
+    """At the best strengths everyone's expected wins, prior included, are the wins they got; of two
+    at 0.75 their ratio is 3 : 1, but for the prior, which draws them together."""
+    a, b = bradley_terry(2, {(0, 1): 0.75})
+    assert 1 < math.exp(a - b) < 3
     n, ps = case
     preferences = dict(zip(schedule(n), ps, strict=True))
     found = bradley_terry(n, preferences)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanopersrm.judge.claims import check
-from nanopersrm.judge.verbatim import OUTSIDE, Place, Quotable, QuoteTokens
+from nanopersrm.judge.verbatim import LONGEST_QUOTE, OUTSIDE, Place, Quotable, QuoteTokens
+from nanopersrm.style.text import FOLD
 
 BYTES = [bytes([byte]) for byte in range(256)]
 TEXT = (
@@ -19,6 +19,30 @@ def walk(own: Quotable, reply: str | bytes) -> Place | None:
     for part in [c.encode() for c in reply] if isinstance(reply, str) else map(bytes, zip(reply)):
         place = None if place is None else own.read(place, part)
     return place
+
+
+def folded(text: str) -> str:
+    return " ".join(text.translate(FOLD).split())
+
+
+def stands_in(text: str, quote: str) -> bool:
+    """From the beginning of a word to the end of one."""
+    inside, wanted = f" {folded(text)} ", folded(quote)
+    at = inside.find(wanted) if wanted else -1
+    while at >= 0:
+        before, after = inside[at - 1], inside[at + len(wanted)]
+        cut_left = before.isalnum() and wanted[0].isalnum()
+        if not cut_left and not (after.isalnum() and wanted[-1].isalnum()):
+            return True
+        at = inside.find(wanted, at + 1)
+    return False
+
+
+def quotes_of(reply: str) -> list[str]:
+    """What stands between double marks; the marks are even in number."""
+    parts = reply.translate(FOLD).split('"')
+    assert len(parts) % 2
+    return parts[1::2]
 
 
 @pytest.mark.parametrize(
@@ -47,8 +71,7 @@ def test_copies(reply, copied):
     own = Quotable([TEXT], QuoteTokens(BYTES))
     assert (walk(own, reply) is not None) == copied
     if copied and reply.endswith(('"', "»", ".")):
-        report = check(f"<think>\n{reply}\n</think>", [], {"A": TEXT})
-        assert report.quotes == report.quotes_true > 0
+        assert all(stands_in(TEXT, quote) for quote in quotes_of(reply))
 
 
 SIGNS = "ab é’'\"“»<.-_1\n\u0301\u00ad😀字"
@@ -82,5 +105,6 @@ def test_every_reply_is_verbatim_and_none_is_stuck(texts, parts, missing, draws,
         place = own.after(place, chosen)
         reply += tokens[chosen]
     assert place.at is None
-    report = check(f"<think>\n{reply.decode(errors='replace')}\n</think>", texts, {"A": ""})
-    assert report.quotes == report.quotes_true
+    for quote in quotes_of(reply.decode(errors="replace")):
+        assert len(quote.split()) <= LONGEST_QUOTE
+        assert any(stands_in(text, quote) for text in texts)

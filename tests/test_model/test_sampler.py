@@ -105,16 +105,6 @@ def test_a_reply_does_not_depend_on_its_batch(model, prompts):
         assert got == [expected[i] for i in some]
 
 
-def test_ends(model, prompts):
-    config = SamplingConfig(temperature=0, max_new=9)
-    [whole] = sample(model, prompts[:1], config)[0]
-    assert (whole.ended, len(whole.ids)) == ("budget", 9)
-    [stopped] = sample(model, prompts[:1], config, stop_ids=[whole.ids[4]])[0]
-    assert stopped.ended == "stop"
-    assert stopped.ids == whole.ids[: whole.ids.index(whole.ids[4]) + 1]
-    assert stopped.log_probs == whole.log_probs[: len(stopped.ids)]
-
-
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 0), (1.0, 3)])
 def test_what_is_forbidden_is_not_drawn(model, prompts, temperature, top_k):
     """Row 0 may only draw 7 after 5 and 5 after all else, row 1 not what it would draw freely."""
@@ -229,6 +219,15 @@ def test_fork_after_feed(model, counts):
     assert len({tuple(reply.ids) for reply in replies}) == len(replies)
 
 
+def test_the_vocabulary_is_not_computed_before_it_is_asked_for(model, prompts, monkeypatch):
+    monkeypatch.setattr(model, "logits", None)
+    decoder = Decoder(model, prompts)
+    decoder.fork([2] * 4, 4)
+    decoder.feed([[5]] * 8)
+    monkeypatch.undo()
+    check_logits(decoder, [[*prompt, 5] for prompt in prompts for _ in range(2)])
+
+
 def test_a_second_fork_without_room_makes_a_level(model, prompts):
     """The slab has room for 8 tokens and 6 are taken; the next 8 need one of their own."""
     decoder = Decoder(model, prompts, room=8)
@@ -328,13 +327,6 @@ def test_families_change_no_reply(model, monkeypatch, with_prefix, replies):
         assert [reply.ids for reply in group] == [reply.ids for reply in expected]
         for one, other in zip(group, expected, strict=True):
             assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
-
-
-def test_a_family_is_computed_once(model, forwards):
-    """A pair and its twin, two candidates each: both sets of exemplars once."""
-    exemplars = [random_ids(60, seed) for seed in (1, 2)]
-    Decoder(model, [shown + random_ids(10, 5 + seed) for shown in exemplars for seed in (0, 1)])
-    assert forwards == [2 * 60, 4 * 10]
 
 
 @pytest.mark.parametrize("limit", ["PREFILL", "PREFILL_BYTES"])

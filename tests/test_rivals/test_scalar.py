@@ -2,21 +2,23 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import tyro
-from fixtures import CANDIDATES, EXEMPLARS, PAIRS, make_adapter
+from fixtures import CANDIDATES, EXEMPLARS, PAIRS, WEIGHED, make_adapter
 from safetensors.torch import load_file, save_file
 
 from nanopersrm import InputError
 from nanopersrm.evaluate import evaluate
-from nanopersrm.judge import verdict
 from nanopersrm.judge.judge import Judge
-from nanopersrm.judge.prompts import messages
+from nanopersrm.judge.prompts import prompt_ids
+from nanopersrm.judge.reply import line_text
 from nanopersrm.model.cache import Layout
 from nanopersrm.pairs import write
 from nanopersrm.rivals import scalar
+from nanopersrm.style.ledger import LETTERS
 
 SHORT = [
     replace(p, exemplars=(p.exemplars[0][:40],), chosen=p.chosen[:40], rejected=p.rejected[:40])
@@ -31,10 +33,12 @@ def judge(base, tmp_path_factory) -> Judge:
 
 
 def by_hand(judge: Judge, head: torch.Tensor, text: str) -> float:
-    """One prompt, one plain forward, one product."""
-    score_line = judge.tokenizer.encode(verdict.closing("")[1])
-    chat = messages(EXEMPLARS, [text], "Why?")
-    ids = judge.tokenizer.chat(chat, continuation=verdict.OPEN) + score_line
+    """One prompt with all that is measured, one plain forward, one product."""
+    (ledger,), encode = judge.measurer.ledgers(EXEMPLARS, [text]), judge.tokenizer.encode
+    ids = prompt_ids(judge.tokenizer, EXEMPLARS, [text], "Why?", (), judge.measurer.menu(EXEMPLARS))
+    for feature, line in ledger.lines.items():
+        ids += encode(LETTERS[feature]) + encode(line_text([line])) if line.decibans else []
+    ids += encode(".") + encode(f" sum {ledger.total():+05.1f}\n</think>\n<scores>A=")
     with torch.no_grad():
         hidden = judge.model(torch.tensor(ids), Layout.of([len(ids)]))
     return float(hidden[-1].double() @ head.double())
@@ -43,17 +47,27 @@ def by_hand(judge: Judge, head: torch.Tensor, text: str) -> float:
 def test_a_score_is_a_product_with_the_state_before_the_digit(judge, tmp_path):
     head = torch.randn(judge.model.config.D, generator=torch.Generator().manual_seed(3))
     save_file({"head": head}, tmp_path / scalar.FILE)
-    score = scalar.scorer(tmp_path, judge, evidence=False)
+    score = scalar.scorer(tmp_path, judge)
     scores = score(EXEMPLARS, "Why?", CANDIDATES)
-    shown = scalar.scorer(tmp_path, judge, evidence=True)(EXEMPLARS, "Why?", CANDIDATES)
     assert scores is not None
-    assert shown is not None
     assert scores == pytest.approx([by_hand(judge, head, text) for text in CANDIDATES], abs=2e-4)
     assert len(set(scores)) == len(CANDIDATES)
     assert score(EXEMPLARS, "Why?", CANDIDATES[::-1]) == pytest.approx(scores[::-1], abs=2e-4)
-    assert not set(shown) & set(scores)
     too_long = "word " * judge.model.config.context
     assert score(EXEMPLARS, "", ["Short.", too_long]) is None
+
+
+def test_a_writer_is_trained_on_with_evidence_that_does_not_know_them(judge, monkeypatch):
+    measurer, (pair, _) = judge.measurer, SHORT
+    other = replace(WEIGHED, weights={name: 2 * w for name, w in WEIGHED.weights.items()})
+    texts = (pair.exemplars, "", (pair.chosen, pair.rejected))
+    expected = []
+    for evidence in (WEIGHED, other, replace(WEIGHED, folds=(other,) * 5)):
+        monkeypatch.setattr(judge, "measurer", replace(measurer, evidence=evidence))
+        expected.append(scalar.prompts_of(judge, *texts))
+    assert expected[0] == expected[2] != expected[1]
+    config = scalar.Config(Path("none"), longest=9000)
+    assert next(scalar.training_prompts(judge, [pair], config)) == expected[1]
 
 
 @pytest.mark.parametrize("head", [torch.zeros(5), torch.full((48,), float("nan")), None])
@@ -63,7 +77,7 @@ def test_a_broken_head_is_named(judge, head, tmp_path):
     else:
         save_file({"head": head}, tmp_path / scalar.FILE)
     with pytest.raises(InputError, match=r"head\.safetensors"):
-        scalar.scorer(tmp_path, judge, evidence=False)
+        scalar.scorer(tmp_path, judge)
 
 
 def train(*arguments: object) -> int:
@@ -73,8 +87,10 @@ def train(*arguments: object) -> int:
 @pytest.mark.slow
 def test_training_learns_and_its_folder_can_be_evaluated(base, tmp_path, capsys):
     write(pairs := tmp_path / "pairs.jsonl", SHORT)
-    common = ["--base", base.path, "--pairs", pairs, "--dtype", "fp32"]
-    common += ["--no-evidence", "--longest", 9000, "--batch-pairs", 2, "--steps", 8, "--lr", "1e-2"]
+    adapter = make_adapter(tmp_path / "a", base)
+    common = ["--base", base.path, "--pairs", pairs, "--dtype", "fp32", "--longest", 9000]
+    common += ["--reading-from", adapter / "reading", "--batch-pairs", 2, "--steps", 8]
+    common += ["--lr", "1e-2"]
     for name in ("one", "two"):
         assert train(*common, "--out", tmp_path / name) == 0, capsys.readouterr()
     lines = capsys.readouterr().out.splitlines()
@@ -83,6 +99,8 @@ def test_training_learns_and_its_folder_can_be_evaluated(base, tmp_path, capsys)
     assert losses[7] < losses[0] / 2
     one, two = (load_file(tmp_path / name / scalar.FILE)["head"] for name in ("one", "two"))
     assert torch.equal(one, two)  # the same seed, the same run
+    for name in ("evidence.json", "reading/adapter_model.safetensors"):  # what the prompts show
+        assert (tmp_path / "one" / name).read_bytes() == (adapter / name).read_bytes()
 
     arguments = ["--pairs", pairs, "--base", base.path, "--dtype", "fp32", "--json"]
     arguments += ["--beside", f"scalar={tmp_path / 'one'}"]

@@ -4,14 +4,12 @@ import math
 import threading
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 from nanopersrm import InputError
 from nanopersrm.judge import judgement
-from nanopersrm.judge.judgement import CandidateReading, JudgeConfig, JudgedReply, Judgement
-from nanopersrm.judge.verdict import write
+from nanopersrm.judge.judgement import JudgeConfig, JudgedCandidate, JudgedReply, Judgement
 
 WRITER = ("I came home late; no supper.", "So be it!")
 OTHER = ("lol no food",)
@@ -32,7 +30,8 @@ class FakeJudge:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Sequence[str], Sequence[str]]] = []
-        self.readings: list[CandidateReading] | None = None  # that every judgement brings
+        self.configs: list[JudgeConfig] = []
+        self.known: list[JudgedCandidate] | None = None  # that every judgement brings
         self.busy = False
         self.gate = threading.Event()  # closed: a call waits
         self.gate.set()
@@ -41,7 +40,8 @@ class FakeJudge:
     def judge(
         self, exemplars, candidates, question=None, principles=(), config=None, on_text=None
     ) -> Judgement:
-        judgement.check(exemplars, candidates, config or JudgeConfig(), question, principles)
+        self.configs.append(config or JudgeConfig())
+        judgement.check(exemplars, candidates, self.configs[-1], question, principles)
         assert not self.busy, "two calls at once"
         self.busy = True
         self.calls.append((exemplars, candidates))
@@ -62,17 +62,14 @@ class FakeJudge:
         for end in (4, 12, 999) if on_text is not None else ():
             for i, thought in enumerate(thoughts):
                 on_text((i,), thought[:end], end == 999)
-        n = len(candidates)
         drawn: Any = [[SimpleNamespace(digits=digits_of(text), joint=None)] for text in candidates]
-        scores, table = judgement.pointwise(n, [], drawn)
+        scores, table = judgement.pointwise(len(drawn), [], drawn)
         order = judgement.ranked(table, scores)
         verdict = judgement.verdict_of(scores, table, order)
-        replies = [
-            JudgedReply((i,), write(t, {"A": 5}), t, None, False) for i, t in enumerate(thoughts)
-        ]
-        made = Judgement(scores, table, order, verdict, thoughts, True, 10 * n, 100, 0.0, replies)
-        lengths = [float(len(text.strip())) for text in candidates]
-        return replace(made, notes=["not trained"], measured=lengths, readings=self.readings)
+        known = self.known or [JudgedCandidate([], 0.0, float(len(t)), None) for t in candidates]
+        replies = [JudgedReply((i,), (), thought, False) for i, thought in enumerate(thoughts)]
+        rest: Any = (10 * len(drawn), 100, 0.0, replies, ["not trained"])
+        return Judgement(scores, table, order, verdict, thoughts, known, *rest)
 
 
 class RuleJudge:
@@ -96,7 +93,8 @@ class RuleJudge:
         table = [[0.5 + (a - b) / 16 for b in digits] for a in digits]
         order = judgement.ranked(table, scores)
         verdict = judgement.verdict_of(scores, table, order)
-        return Judgement(scores, table, order, verdict, [""] * len(scores), True, 0, 0, 0.0, [])
+        known = [JudgedCandidate([], 0.0, 50.0, None)] * len(scores)
+        return Judgement(scores, table, order, verdict, [""] * len(scores), known, 0, 0, 0.0, [])
 
 
 def digit_after(text: str) -> float:

@@ -54,7 +54,7 @@ def test_every_kind_of_line(tmp_path):
     assert [record["verdict"] for record in records] == [1, 0, 1, 0, "tie"]
     right = [record.get("right", "none") for record in records]
     assert right == ["none", True, False, "none", None]
-    assert (records[0]["ranking"], records[0]["readings"]) == ([1, 0], None)
+    assert (records[0]["ranking"], records[0]["candidates"][1]["score"]) == ([1, 0], 7)
     assert {"seconds", "replies"} & set(records[0]) == set()
     assert tally == Tally(lines=5, judged=5, pairs=3, right=1.5)
     questions = [question for _, _, question, _ in judge.calls]
@@ -300,7 +300,7 @@ def start(*arguments: object, ray: bool = True) -> subprocess.CompletedProcess[s
 def test_two_workers_write_what_one_process_writes(base, tmp_path):
     source, alone, out = (tmp_path / f"{name}.jsonl" for name in ("in", "alone", "out"))
     source.write_bytes(lines_of(*GOOD * 4, b"[", *GOOD * 4))
-    flags = ("--batch", source, "--base", base.path, "--think-tokens", 8)
+    flags = ("--batch", source, "--base", base.path, "--think-lines", 2)
     done = start(*flags, "--out", alone, ray=False)
     assert done.returncode == 1, done.stderr
     assert "40 judged, 1 bad" in done.stdout

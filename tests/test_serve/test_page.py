@@ -1,5 +1,6 @@
 """The page in a real browser: Debian's Chromium, driven by Playwright, if both are here."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 from test_server import Live, live
 
-from nanopersrm.judge.judgement import CandidateReading
+from nanopersrm.judge.judgement import JudgedCandidate
+from nanopersrm.serve.schemas import JudgeRequest
 from nanopersrm.serve.server import INLINE, Limits
+from nanopersrm.style.ledger import CandidateReading, Line, Passage
 from nanopersrm.style.phrases import Phrase, Word
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -23,11 +26,6 @@ WORDS = {"So": (2.4, False), "be": (0.75, False), "<b": (-0.75, False), "Ada": (
          "lol": (-3.0, False)}  # fmt: skip
 PHRASES = {"So be": (3.0, False), "Ada": (2.0, True), "it, 👩\u200d🍳 <b": (-0.6, False),
            "lol <img src=x": (-3.04, False)}  # fmt: skip
-WITHOUT_HIDDEN = """node => {
-  const copy = node.cloneNode(true);
-  copy.querySelectorAll(".hidden").forEach(hidden => hidden.remove());
-  return copy.textContent;
-}"""
 
 
 def test_the_page_needs_nothing_from_elsewhere():
@@ -49,6 +47,8 @@ def test_every_field_has_a_label():
         name = re.search(r'id="([\w-]+)"', attributes)
         assert name
         assert name[1] in labelled or "aria-label=" in attributes, attributes
+    for settings in re.findall(r"value=.({.*?})", before):
+        JudgeRequest(exemplars=["a"], candidates=["b"], **json.loads(settings))
 
 
 def luminance(colour: str) -> float:
@@ -84,9 +84,8 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no chromium here")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
+        flags = ["--no-sandbox", "--disable-gpu"]
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield browser
         browser.close()
 
@@ -95,17 +94,9 @@ def opened(browser: Any, server: Live, **look: Any) -> tuple[Any, list[str]]:
     """The page, and a list of what went wrong or elsewhere."""
     page, wrong = browser.new_page(**look), list[str]()
     page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-
-    def logged(line: Any) -> None:
-        if line.type == "error":
-            wrong.append(line.text)
-
-    def requested(request: Any) -> None:
-        if not request.url.startswith((server.url, "data:")):
-            wrong.append(f"elsewhere: {request.url}")
-
-    page.on("console", logged)
-    page.on("request", requested)
+    page.on("console", lambda line: wrong.extend([line.text] * (line.type == "error")))
+    elsewhere = f"^(?!{server.url}|data:).+"
+    page.on("request", lambda sent: wrong.extend(re.findall(elsewhere, sent.url)))
     page.goto(server.url)
     return page, wrong
 
@@ -119,15 +110,14 @@ def judge(page: Any, candidates: tuple[str, str] = CANDIDATES) -> None:
     page.locator("#ranking").wait_for(state="visible")
 
 
-def reading(text: str) -> CandidateReading:
-    """Made up: the words and phrases above that stand in the text."""
-
-    def spans(made_up: dict[str, tuple[float, bool]]) -> list[Any]:
-        return [(text.index(part), part, *rest) for part, rest in made_up.items() if part in text]
-
-    words = [Word(start, start + len(part), *rest) for start, part, *rest in spans(WORDS)]
-    phrases = [Phrase(start, start + len(x), x, *rest) for start, x, *rest in spans(PHRASES)]
-    return CandidateReading(0.2, 0.1, words, phrases)
+def known(text: str) -> JudgedCandidate:
+    """Made up: the words and phrases above that stand in the text, and a ledger."""
+    words = [Word(i, i + len(x), *y) for x, y in WORDS.items() if (i := text.find(x)) >= 0]
+    runs = [Phrase(i, i + len(x), x, *y) for x, y in PHRASES.items() if (i := text.find(x)) >= 0]
+    passages = tuple(Passage(p.start, p.end, p.text, p.gain) for p in runs)
+    lines = [Line("reading", None, 0.114, 6.1, passages), Line("third_person", 2.66, 0.0, -1.2)]
+    lines.append(Line("sum", None, None, 4.9))
+    return JudgedCandidate(lines, 8.44, 61.2, CandidateReading(0.2, 0.1, words, runs))
 
 
 @pytest.mark.slow
@@ -140,13 +130,11 @@ def test_from_texts_to_a_ranking(browser, server):
     assert re.match(
         r"Closest to the writer: candidate [AB]\.", page.locator("#status").inner_text()
     )
-    marked = page.locator("#cards .text mark").all_inner_texts()
-    assert marked == [*CANDIDATES]  # the fake judge quotes the beginning of each candidate
-    assert page.locator("#cards .thought mark.nowhere").count() == 0
+    thoughts = page.locator("#cards .thought").all_inner_texts()  # without a ledger they stay
+    assert thoughts == [f'It says "{text}" and no more.' for text in CANDIDATES]
     assert not page.locator("#reading").is_visible()  # nothing was read
-    assert page.locator("#cards").locator("span, h4, .read").count() == 0
-    assert page.locator("#alone").is_visible()  # two chances by measurement, one of a place
-    assert page.locator("#places").inner_text().count("%") == 3
+    assert page.locator("#cards").locator("span, table, .read, mark").count() == 0
+    assert page.locator("#places").inner_text().count("%") == 3  # two of the texts, one of a place
     assert wrong == []
 
 
@@ -172,11 +160,31 @@ def test_what_goes_wrong_is_said_on_the_page(browser, server):
 @pytest.fixture
 def read(browser, server) -> Iterator[Any]:
     """The page with two candidates that were read."""
-    server.judge.readings = [reading(text) for text in READ]
+    server.judge.known = [known(text) for text in READ]
     page, wrong = opened(browser, server)
     judge(page, READ)
     yield page
     assert wrong == []
+
+
+@pytest.mark.slow
+def test_a_ledger_is_a_table_with_bars(read):
+    table = read.get_by_role("table", name="Evidence on candidate A")
+    cells = "rows => rows.map(row => [...row.cells].map(cell => cell.innerText.trim()))"
+    assert table.locator("tr").evaluate_all(cells) == [
+        ["Feature", "Candidate", "Writer", "Decibans"],
+        ["reading\nnats a token", "+0.11\n“So be”, “Ada”", "", "+6.1"],
+        ["third person\nper 100 words", "0", "2.7", "−1.2"],
+        ["sum", "", "", "+4.9"],
+    ]
+    assert table.get_by_role("rowheader").count() == 3
+    bars = "bars => bars.map(b => [b.className.baseVal, Math.sign(b.getAttribute('x'))])"
+    drawn = table.locator(".for, .against")
+    assert drawn.evaluate_all(bars) == [["for", 0], ["against", -1], ["for", 0]]
+    widths = [float(bar.get_attribute("width")) for bar in drawn.all()]
+    assert widths == pytest.approx([50, 50 * 1.2 / 6.1, 50 * 4.9 / 6.1])
+    assert read.locator("#cards .thought").count() == 0  # the table is in their place
+    assert "+8.4, 61.2 %" in read.locator("#places").inner_text()
 
 
 @pytest.mark.slow
@@ -195,17 +203,16 @@ def test_words_that_sound_like_the_writer(read):
         "it, 👩\u200d🍳 <b (unlike the writer, minus 0.6)",
         "lol <img src=x (unlike the writer, minus 3.0)",
     ]
-    assert cards.locator(".phrases li").all_inner_texts() == [
-        "+3.0 “So be”", "−0.6 “it, 👩\u200d🍳 <b”", "−3.0 “lol <img src=x”"]  # fmt: skip
-    assert [text.evaluate(WITHOUT_HIDDEN) for text in cards.locator(".text").all()] == [*READ]
+    seen = "\n".join(cards.locator(".text").all_text_contents())
+    assert re.sub(r" \((un)?like the writer.*?\)", "", seen) == "\n".join(READ)
     assert cards.locator("b, img").count() == 0
-    quoted = READ[0][:19]  # by the fake judge; here in pieces, for words and phrases end in it
-    assert "".join(cards.locator(".text mark").all_inner_texts()) == quoted
+    marks = cards.locator(".text mark")  # for the line; in pieces, for words end in them
+    assert marks.all_inner_texts() == ["So", " ", "be", "Ada"]
     switch.click()
     assert switch.get_attribute("aria-pressed") == "false"
     assert cards.locator(".text span").count() == 0
     assert cards.locator(".text").all_inner_texts() == [*READ]
-    assert cards.locator(".text mark").all_inner_texts() == [quoted]
+    assert marks.all_inner_texts() == ["So be", "Ada"]
 
 
 @pytest.mark.slow

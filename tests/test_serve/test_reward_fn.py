@@ -26,7 +26,7 @@ from nanopersrm.serve.reward_fn import LazyJudge, openrlhf_reward, reply_in, rew
 ONE = ["I came home late. No supper; no letters, either.", "So be it! We shall see."]
 TWO = ["lol no food 😭 again!!"]
 TEXTS = ["We arrived late, and there was no supper.", "lol no", "", "It is what it is; so be it."]
-QUICK = JudgeConfig(think=False, evidence=False)
+QUICK = JudgeConfig(think=False)
 LABEL = {"exemplars": ["I came; I saw."], "question": "Q?", "principles": ["Be brief."]}
 PROMPT = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 

@@ -28,11 +28,12 @@ from starlette.testclient import TestClient
 
 from nanopersrm import InputError
 from nanopersrm.command import exit_code
-from nanopersrm.judge.judgement import CandidateReading, JudgeConfig
-from nanopersrm.judge.verdict import beats, parse, soft_score
+from nanopersrm.judge.judgement import JudgeConfig, JudgedCandidate
+from nanopersrm.judge.verdict import beats, soft_score
 from nanopersrm.serve import server
 from nanopersrm.serve.openai_chat import from_tags
 from nanopersrm.serve.server import JudgeQueue, Limits, bind, build_app, settled
+from nanopersrm.style.ledger import CandidateReading, Line, Passage
 from nanopersrm.style.phrases import Phrase, Word
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,25 +159,30 @@ def test_judge_and_rank(client):
     assert steps == [pytest.approx(max(beats(one, two), beats(two, one))), None]
 
 
-def test_what_was_read_is_in_a_judgement(client, judge):
+def test_what_is_known_of_a_candidate_is_in_a_judgement(client, judge):
     """In the order of the candidates, in every form that a judgement travels in."""
-    assert client.post("/judge", json=BODY).json()["readings"] is None
-    judge.readings = [
-        CandidateReading(0.21, 0.08, [Word(0, 4, 1.25, True)], [Phrase(0, 4, "One.", 1.25)]),
-        CandidateReading(-0.01, 0.0, [], []),
-    ]
-    word = {"start": 0, "end": 4, "gain": 1.25, "topic": True}
+    line = Line("commas", 6.5, 50.0, -2.1, (Passage(0, 4, "One.", -2.1),))
+    lines = [line, Line("sum", None, None, -2.1)]
+    reading = CandidateReading(0.21, 0.08, [Word(0, 4, 1.25, True)], [Phrase(0, 4, "One.", 1.25)])
+    judge.known = [JudgedCandidate(lines, 3.4, 61.2, reading), JudgedCandidate([], -1.0, 9.5, None)]
+    judged = client.post("/judge", json=BODY).json()["candidates"]
+    passage = {"start": 0, "end": 4, "text": "One.", "decibans": -2.1}
+    known = {"feature": "commas", "writer": 6.5, "candidate": 50, "decibans": -2.1}
+    assert judged[0]["ledger"][0] == known | {"words": [passage]}
+    assert judged[0]["ledger"][1]["feature"] == "sum"
     phrase = {"start": 0, "end": 4, "text": "One.", "gain": 1.25, "topic": False}
-    read = [
-        {"forward": 0.21, "back": 0.08, "words": [word], "phrases": [phrase]},
-        {"forward": -0.01, "back": 0.0, "words": [], "phrases": []},
-    ]
-    assert client.post("/judge", json=BODY).json()["readings"] == read
+    word = {"start": 0, "end": 4, "gain": 1.25, "topic": True}
+    read = {"words": [word], "phrases": [phrase]}
+    assert judged[0]["reading"] == read | {"forward": 0.21, "back": 0.08}
+    bare = {"ledger": [], "decibans": -1, "measured": 9.5, "reading": None}
+    assert judged[1] == bare | {"score": pytest.approx(SCORES[1])}
     streamed = events_of(client.post("/judge", json=BODY | {"stream": True}).text)
-    assert streamed[-1][1]["readings"] == read
+    assert streamed[-1][1]["candidates"] == judged
     chat = {"model": "nanopersrm", "messages": [], "nanopersrm": BODY}
     answer = client.post("/v1/chat/completions", json=chat).json()
-    assert answer["nanopersrm"]["readings"] == read
+    assert answer["nanopersrm"]["candidates"] == judged
+    ranked = client.post("/rank", json=BODY).json()["ranking"]
+    assert {place["candidate"]: place["measured"] for place in ranked} == {0: 61.2, 1: 9.5}
 
 
 def test_an_invalid_verdict_is_no_number(client):
@@ -246,6 +252,14 @@ def test_a_followed_judgement(client):
     assert "false" in refused(client.post("/rank", json=BODY | {"stream": True}), 422)
 
 
+def test_of_a_pair_the_reasoning_comes_whole():
+    write = server.judge_writer()
+    assert write({(0, 1): ("A is terse.\nB is not.", False)}, None) == ""
+    told = "A is terse. A is dry.\nB is not. B is dry."
+    ((_, piece),) = events_of(write({(0, 1): (told, True)}, None))
+    assert piece == {"candidates": [0, 1], "text": told, "ended": True}
+
+
 def test_what_may_go_is_held_back():
     for text in ("Terse. </th", "Terse.\n\n<", "Terse.\ufffd"):
         assert settled(text) == "Terse."
@@ -284,11 +298,11 @@ def test_bad_requests_get_one_clear_line(raw: bytes, status: int, word: str, cli
 
 def test_the_work_of_a_judgement_is_bounded(client):
     many = {"exemplars": ["So."], "candidates": [*map(str, range(26))]}
-    more = many | {"samples": 16, "think_tokens": 1024}
+    more = many | {"samples": 16, "think_tokens": 1024, "free": True}
     assert "26 prompts x 16 samples" in refused(client.post("/judge", json=more), 422)
-    pairs = many | {"mode": "pairwise", "samples": 2}
+    pairs = many | {"mode": "pairwise", "samples": 2, "free": True}
     assert "208 prompts x 2 samples" in refused(client.post("/judge", json=pairs), 422)
-    assert client.post("/judge", json=more | {"think": False}).status_code == 200
+    assert client.post("/judge", json=more | {"free": False}).status_code == 200
 
 
 def test_only_json_is_read(client):
@@ -313,21 +327,15 @@ def test_unknown_paths_and_methods(client):
 
 def test_no_room_gets_503_and_retry_after(client, judge):
     judge.gate.clear()
-    answers: list[Any] = []
-
-    def send() -> None:
-        answers.append(client.post("/judge", json=BODY))
-
-    threads = [threading.Thread(target=send) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    until(lambda: len(answers) == 3)  # 1 is judged, 2 wait
-    judge.gate.set()
-    for thread in threads:
-        thread.join(10)
-    assert [answer.status_code for answer in answers] == [503] * 3 + [200] * 3
-    assert "2 requests are waiting" in refused(answers[0], 503)
-    assert int(answers[0].headers["retry-after"]) >= 1
+    with ThreadPoolExecutor(6) as threads:
+        asked = [threads.submit(client.post, "/judge", json=BODY) for _ in range(6)]
+        until(lambda: sum(call.done() for call in asked) == 3)  # 1 is judged, 2 wait
+        early = [call.result() for call in asked if call.done()]
+        judge.gate.set()
+    assert sorted(call.result().status_code for call in asked) == [200] * 3 + [503] * 3
+    for answer in early:
+        assert "2 requests are waiting" in refused(answer, 503)
+        assert int(answer.headers["retry-after"]) >= 1
 
 
 def test_too_late_gets_504_and_what_had_not_begun_is_dropped(judge):
@@ -404,13 +412,8 @@ def test_a_body_that_does_not_come_is_not_waited_for(judge, monkeypatch):
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/judge",
-        "query_string": b"",
-        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
-    }
+    scope: Any = {"type": "http", "method": "POST", "path": "/judge", "query_string": b""}
+    scope["headers"] = [(b"host", b"localhost"), (b"content-type", b"application/json")]
     asyncio.run(asyncio.wait_for(app(scope, never, send), 10))
     assert sent[0]["status"] == 408
 
@@ -469,10 +472,9 @@ def test_the_openai_client(running):
     ask: Any = {"model": "nanopersrm", "messages": turn, "extra_body": body}
     done = client.chat.completions.create(**ask)
     text = done.choices[0].message.content
-    assert text is not None
-    reply = parse(text, "AB")
-    assert reply.scores == {"A": round(SCORES[0]), "B": round(SCORES[1])}
-    assert reply.reasoning == 'A: It says "One." and no more.\n\nB: It says "Two." and no more.'
+    thoughts = 'A: It says "One." and no more.\n\nB: It says "Two." and no more.'
+    digits = f"A={round(SCORES[0])} B={round(SCORES[1])}"
+    assert text == f"<think>\n{thoughts}\n</think>\n<scores>{digits}</scores>"
     assert done.choices[0].finish_reason == "stop"
     assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (100, 20)
     assert done.model_extra["nanopersrm"]["scores"] == pytest.approx(SCORES)
@@ -501,15 +503,7 @@ def test_the_openai_client(running):
         client.with_options(api_key="wrong").models.list()
 
 
-def test_settings_of_a_chat_are_heard_where_the_object_says_nothing(judge, monkeypatch):
-    configs: list[Any] = []
-    judged = judge.judge
-
-    def listening(**arguments: Any) -> Any:
-        configs.append(arguments["config"])
-        return judged(**arguments)
-
-    monkeypatch.setattr(judge, "judge", listening)
+def test_settings_of_a_chat_are_heard_where_the_object_says_nothing(judge):
     with client_of(judge) as client:
         for chat, more, expected in (
             ({"temperature": 0.5, "seed": 3, "max_tokens": 40}, {}, (0.5, 3, 40)),
@@ -519,7 +513,7 @@ def test_settings_of_a_chat_are_heard_where_the_object_says_nothing(judge, monke
         ):
             body: Any = {"messages": [], "nanopersrm": BODY | more} | chat
             assert client.post("/v1/chat/completions", json=body).status_code == 200
-            config = configs[-1]
+            config = judge.configs[-1]
             assert (config.temperature, config.seed, config.think_tokens) == expected
         for bad, word in (
             ({"n": 2}, "n:"),
@@ -648,21 +642,21 @@ def test_a_real_server_judges_and_ends_in_good_order(base):
         def post(**more: Any) -> str:
             return send(f"{url[1]}/judge", BODY | more)[1]
 
-        def judge(tokens: int) -> None:
-            answers.append(json.loads(post(think_tokens=tokens, samples=2, temperature=1.0)))
+        def judge(**more: Any) -> None:
+            answers.append(json.loads(post(samples=2, temperature=1.0, **more)))
 
-        judge(4)
+        judge(think_lines=2)
         assert all(1 <= score <= 9 for score in answers[0]["scores"])
-        *pieces, (name, last) = events_of(
-            post(stream=True, think_tokens=80, temperature=1.5, seed=5)
-        )
+        assert all(len(known["ledger"]) <= 3 for known in answers[0]["candidates"])
+        prose = {"free": True, "think_tokens": 80, "temperature": 1.5, "seed": 5}
+        *pieces, (name, last) = events_of(post(stream=True, **prose))
         texts = ["", ""]
         for _, piece in pieces:
             texts[piece["candidates"][0]] += piece["text"]
         assert name == "judgement"
         assert len(pieces) > 4
         assert [text.strip() for text in texts] == last["reasoning"]  # odd bytes and all
-        slow = threading.Thread(target=judge, args=(200,))
+        slow = threading.Thread(target=judge, kwargs={"free": True, "think_tokens": 200})
         slow.start()
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanopersrm.style.features import FACTORS, measure
-from nanopersrm.style.profile import factor_distance, measured_block, ngram_similarity, profile
+from nanopersrm.style.profile import factor_distance, ngram_similarity, profile
 
 DEMO = Path(__file__).parents[2] / "data" / "demo"
 WRITERS = {
@@ -123,7 +123,6 @@ def test_never_raises_on_any_text(texts: list[str], other: str) -> None:
     profile(texts)
     assert 0.0 <= ngram_similarity(texts, other) <= 1.0
     assert factor_distance(texts, other) >= 0.0
-    assert measured_block([*texts, other], [other])
 
 
 @pytest.mark.parametrize("unit", [".", "a'", "- ", " :)", "www.", "\u0301\u0316", "(:", "-\n"])

@@ -181,12 +181,6 @@ def test_a_word_whose_gain_vanishes_is_topic(without, only, topic):
     assert with_topics(before, after, only, 0) == [before[0], Word(2, 5, 4.0, topic)]
 
 
-def test_what_was_topic_stays_so():
-    before = words({"a": 3.0, "saw": 4.0}, topics="saw")
-    after = with_topics(before, words({"a": 0.0, "saw": 0.0}), {0: 1, 1: 0}, 1)
-    assert after == [Word(0, 1, 3.0, True), before[1]]
-
-
 def test_topic_comes_after_style():
     """A phrase is topic where topic words have more than half of its gain."""
     gains = {"saw": 9.0, "no": -2.0, "more": 3.0, "rain": 2.0, "ever": 2.0}

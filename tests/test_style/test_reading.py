@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import CANDIDATES, EXEMPLARS, WEIGHED, fresh, moved
+from fixtures import CANDIDATES, EXEMPLARS, fresh, moved
 from tiny_bases import refused
 from torch import Tensor
 
@@ -18,7 +18,6 @@ from nanopersrm.model.cache import Layout
 from nanopersrm.model.linear import matrices
 from nanopersrm.model.lora import adapter_off
 from nanopersrm.style import reading as module
-from nanopersrm.style.evidence import FOLDS, fold_of
 from nanopersrm.style.reading import Reading, ReadingConfig, TextReading, context_ids
 
 CONFIG = ReadingConfig(exemplar_tokens=60, back_tokens=30, candidate_tokens=24)
@@ -218,28 +217,14 @@ def test_topic_is_what_an_exemplar_alone_has(reading, monkeypatch):
     assert (calls, [word for some in alone for word in some if word.topic]) == ([], [])
 
 
-def test_evidence_is_of_weights_that_have_not_seen_the_writer(reading, monkeypatch):
-    monkeypatch.setattr(reading, "scores", lambda *_: [-9.0, 0.0])
-    assert module.style_evidence_fn(reading) is None
-    folds = tuple(replace(WEIGHED, offset=float(k)) for k in range(FOLDS))
-    reading.evidence = replace(WEIGHED, folds=folds)
-    evidence = module.style_evidence_fn(reading, {tuple(EXEMPLARS): "cole"})
-    assert evidence is not None
-    spaced = [f" {text}\n" for text in EXEMPLARS]
-    for exemplars, weighed in ((spaced, folds[fold_of("cole")]), (EXEMPLARS[:1], WEIGHED)):
-        expected = weighed.probabilities(exemplars, TEXTS[:2], [-9.0, 0.0])
-        assert evidence(exemplars, TEXTS[:2]) == expected
-
-
 def test_what_is_saved_is_loaded(judge, tmp_path):
     made = reader(judge)
-    made.config, made.evidence = replace(CONFIG, temperature=0.1), WEIGHED
+    made.config = replace(CONFIG, temperature=0.1)
     made.save(tmp_path, "some/base")
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["adapter_config.json", "adapter_model.safetensors", "reading.json"]
     found = Reading.load(tmp_path, judge.model, judge.tokenizer)
-    for name in ("config", "evidence"):
-        assert getattr(found, name) == getattr(made, name)
+    assert found.config == made.config
     assert found.scores(EXEMPLARS, TEXTS) == made.scores(EXEMPLARS, TEXTS)
     assert found.lora is not None
     assert not any(part.requires_grad for part in found.lora.parameters())
@@ -252,7 +237,6 @@ def test_what_is_saved_is_loaded(judge, tmp_path):
         ("candidate_tokens", ["24", 0]),
         ("temperature", [0, -1, "warm"]),
         ("back_tokens", [None, 15, "x"]),
-        ("evidence", [3, {"weights": {}}]),
     ],
 )
 def test_a_broken_file_is_refused(judge, tmp_path, field, values):
@@ -260,7 +244,7 @@ def test_a_broken_file_is_refused(judge, tmp_path, field, values):
     file = tmp_path / "reading.json"
     sound = json.loads(file.read_text())
     broken = [sound | {field: value} for value in values]
-    broken += [{k: v for k, v in sound.items() if k != field}] * (field != "evidence")
+    broken.append({k: v for k, v in sound.items() if k != field})
     for record in broken:
         file.write_text(json.dumps(record))
         refused(lambda: Reading.load(tmp_path, judge.model, judge.tokenizer), str(file), field)

@@ -11,7 +11,7 @@ from test_rewards import CONFIG, column, reply_of, rewarded
 
 from nanopersrm.judge.verdict import DIGITS
 from nanopersrm.train.grpo import GrpoConfig, ScoreDigits, advantages, expected_advantages
-from nanopersrm.train.rewards import RewardConfig
+from nanopersrm.train.rewards import PARTS, RewardConfig
 from nanopersrm.train.rollout import Rollout
 
 EXPECTED, DR_GRPO = replace(CONFIG, expected=True), GrpoConfig(variant="dr_grpo")
@@ -49,7 +49,6 @@ def test_it_is_the_mean_of_what_draws_earn():
         groups = rewarded(*[[next(left) for _ in range(size)] for size in sizes], config=config)
         return {name: [x for values in column(groups, name) for x in values] for name in PARTS}
 
-    PARTS = ("order", "twin")
     unsure = [drawn(low, **{f"d{low}": p, f"d{high}": 1 - p}) for low, high, p in might]
     means = {name: [0.0] * len(might) for name in PARTS}
     for which in itertools.product((0, 1), repeat=len(might)):

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny_bases import CPU, random_lora
 from torch import Tensor
 
@@ -15,34 +14,17 @@ from nanopersrm.model.cache import Layout
 from nanopersrm.model.lora import Lora, LoraConfig
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
+from nanopersrm.train import objective, packing
 from nanopersrm.train.objective import SftWeights, contrast, log_odds, loss_sums
-from nanopersrm.train.packing import Branch, PrefixTree, batch, build_tree, pack, total_weights
+from nanopersrm.train.packing import PrefixTree, Target, Text, batch, build_tree, pack, written
 from nanopersrm.train.presets import PRESETS
 
 V = 131  # of the tiny models
 PRESET = PRESETS["tiny"]
 DIGITS = tuple(range(40, 49))
+CHOICES = (*range(20, 30), *DIGITS)  # letters, a stop, digits
 CONFIG = SftWeights(0.3, 0.6)
-LISTS = [(0, 4, 2), (4, 1, 0), (5, 2, 1), (8, 3, 0)]  # one candidate alone; 7 is of no list
-Loss = tuple[float, float, list[bool], list[float], list[torch.Tensor]]
-
-
-def random(*shape: int, seed: int = 0, spread: float = 2.0) -> Tensor:
-    return spread * torch.randn(
-        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-
-
-def slowly(s: list[float], pair: float, listed: float) -> float:
-    """Both losses with probabilities and nothing else."""
-    total = 0.0
-    for first, count, chosen in LISTS:
-        own = s[first : first + count]
-        share = math.exp(own[chosen]) / sum(math.exp(x) for x in own)
-        rivals = [x for k, x in enumerate(own) if k != chosen]
-        lost = [-math.log(1 / (1 + math.exp(x - own[chosen]))) for x in rivals]
-        total += listed * -math.log(share) + pair * (sum(lost) / len(lost) if lost else 0.0)
-    return total
+Loss = tuple[float, float, list[bool], list[Tensor]]
 
 
 def test_the_worked_example():
@@ -57,25 +39,74 @@ def test_the_worked_example():
     assert float(contrast(s, [(0, 2, 0)], 1.0, 0.0)[0]) == pytest.approx(math.log(3), abs=1e-6)
 
 
-@pytest.mark.parametrize(("pair", "listed"), [(1.0, 0.0), (0.0, 1.0), (0.3, 0.9)])
-def test_equals_plain_loops(pair, listed):
-    s = random(11)
-    loss, right = contrast(s, LISTS, pair, listed)
-    assert float(loss) == pytest.approx(slowly(s.tolist(), pair, listed), rel=1e-9)
-    best = [int(s[first : first + count].argmax()) for first, count, _ in LISTS]
-    assert right.tolist() == [k == chosen for k, (_, _, chosen) in zip(best, LISTS, strict=True)]
+def test_lists_by_hand():
+    """Odds 1 : 2 : 5 with the last chosen, then one alone: list-wise log 8/5, rivals the mean of
+    log 6/5 and log 7/5. What is of no list costs nothing. Slopes by finite differences."""
+    s, lists = torch.tensor([1.0, 2, 5, 9, 7]).log(), [(0, 3, 2), (4, 1, 0)]
+    loss, right = contrast(s, lists, 0.3, 0.9)
+    pair = (math.log(6 / 5) + math.log(7 / 5)) / 2
+    assert float(loss) == pytest.approx(0.3 * pair + 0.9 * math.log(8 / 5))
+    assert right.tolist() == [True, True]
+    assert contrast(s, [(0, 3, 1), (1, 2, 1)], 1, 1)[1].tolist() == [False, True]
+    z = torch.randn(5, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda z: contrast(log_odds(z), lists, 0.4, 0.7)[0], (z.requires_grad_(),)
+    )
 
 
-def test_gradients_against_finite_differences():
-    def loss(z: Tensor) -> Tensor:
-        return contrast(log_odds(z), LISTS, 0.4, 0.7)[0]
+class Bare:
+    """A model whose hidden states are given, and are the logits of the choices."""
 
-    z = random(11, 9).requires_grad_()
-    assert torch.autograd.gradcheck(loss, (z,))
-    loss(z).backward()
-    assert z.grad is not None
-    assert not z.grad[[4, 7]].any()  # a list of one, and a row of no list
-    assert not z.grad[:, 4].any()
+    device = CPU
+
+    def __init__(self, logits: list[list[float]]):
+        self.hidden = torch.tensor(logits, requires_grad=True)
+
+    def __call__(self, *_: Any, **__: Any) -> Tensor:
+        return self.hidden
+
+    def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        return hidden[:, ids]
+
+    def head(self) -> Tensor:
+        return torch.eye(self.hidden.shape[1])
+
+
+def test_choices_by_hand():
+    """Of 1 : 2 : 5 that are allowed q = ½, ¼, ¼ costs ½ log 8 + ¼ log 4 + ¼ log 8/5, weighed 2, and
+    the slope is 2 (p - q). What is not allowed counts nothing, however likely. Then digits."""
+    odds = [math.log(n) for n in (1, 2, 5)]
+    model: Any = Bare([[*odds, 50.0, *[0.0] * 9], [9.0] * 4 + [0.0] * 9])
+    soft = Target(1, (0, 1, 2), (0.5, 0.25, 0.25), 1, 2.0)
+    one = Target(2, tuple(range(4, 13)), id=4)  # the one that was drawn
+    packed = batch([build_tree("tree", [Text((0, 0), (soft, one))])], range(13), CPU)
+    for temperature, share in ((1.0, (1, 2, 5)), (0.5, (1, 4, 25))):
+        log_p = objective.choice_log_probs(model, model.hidden, packed, temperature)
+        assert log_p[0, :3].exp().tolist() == pytest.approx([n / sum(share) for n in share])
+        assert log_p[1, 4:].exp().tolist() == pytest.approx([1 / 9] * 9)
+        assert not log_p[~packed.allowed].any()
+    sums = loss_sums(model, packed, CONFIG, PRESET)
+    cost = math.log(8) / 2 + math.log(4) / 4 + math.log(8 / 5) / 4
+    assert sums.imitation.item() == pytest.approx(2 * cost + math.log(9))
+    assert (sums.contrast.item(), len(sums.right)) == (0, 0)  # no list
+    sums.imitation.backward()
+    assert model.hidden.grad[0].tolist() == pytest.approx([-0.75, 0, 0.75] + [0] * 10, abs=1e-6)
+    assert model.hidden.grad[1].tolist() == pytest.approx([0] * 4 + [-8 / 9] + [1 / 9] * 8)
+
+
+def test_batches_without_choices():
+    """Every token is drawn from the whole vocabulary, or some are, or nothing is drawn at all."""
+    model: Any = Bare([[0.0, math.log(2)] + [0.0] * 7] * 3)
+    prose = batch([build_tree("tree", [written((0, 1, 2, 1), 2)])], (), CPU)
+    sums = loss_sums(model, prose, CONFIG, PRESET)
+    assert sums.imitation.item() == pytest.approx(math.log(10) + math.log(5))
+    assert sums.contrast.item() == 0
+    texts = [Text((0, 1, 2), (Target(1, (0, 1), id=0), Target(3, (), id=1, weight=2)))]
+    mixed = batch([build_tree("tree", texts)], range(9), CPU)
+    imitation = loss_sums(model, mixed, CONFIG, PRESET).imitation
+    assert imitation.item() == pytest.approx(math.log(3) + 2 * math.log(5))
+    nothing = batch([build_tree("tree", [Text((0, 1, 2))])], range(9), CPU)
+    assert loss_sums(model, nothing, CONFIG, PRESET).imitation.item() == 0
 
 
 @pytest.fixture(scope="module")
@@ -92,21 +123,35 @@ def lora(model):
     lora.off(model)
 
 
-def texts_of(n: int, replies: int = 2) -> tuple[list[Branch], int]:
-    """Replies about the first candidates and a score line about each of 2 + n; the chosen one."""
+def texts_of(n: int) -> tuple[list[Text], int]:
+    """A reply about each of 2 + n candidates, then more about the first: one with the same first
+    lines, the same one again, and one in prose; which of the listed ones is the chosen one."""
     random = torch.Generator().manual_seed(n)
 
     def some(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(50, V, (count,), generator=random).tolist())
 
-    exemplars, texts = some(24 + 3 * n), []
+    def target(at: int, allowed: tuple[int, ...], weight: float) -> Target:
+        q = torch.rand(len(allowed), generator=random)
+        return Target(
+            at, allowed, tuple((q / q.sum()).tolist()), allowed[at % len(allowed)], weight
+        )
+
+    def reply(start: tuple[int, ...], first: int, number: int, listed: bool = False) -> Text:
+        lines = [target(first, CHOICES[:6], 1.0), target(first + 9, CHOICES[2 : 6 + n], 1.0)]
+        ids = start + some(4 + number)
+        return Text(ids, (*lines, target(len(ids), DIGITS, 3.0)), number, listed)
+
+    exemplars = some(24 + 3 * n)
+    texts = []
     for k in range(2 + n):
         prompt = exemplars + some(17 + k)
-        if k < replies:
-            texts.append(Branch(prompt + some(5 + n), len(prompt), tail=2))
-        line = (*prompt, 7, 8)
-        texts.append(Branch(line, len(line), len(line) - 1))
-    return texts, len(texts) - 1
+        texts.append(reply(prompt + some(11), len(prompt), k, listed=True))
+    first = len(exemplars) + 17
+    texts.append(reply(texts[0].ids[: first + 11], first, 8))
+    texts.append(replace(texts[-1], number=9))
+    texts.append(written(texts[0].ids[:first] + some(6), first, 10))
+    return texts, 1 + n
 
 
 def tree(n: int) -> PrefixTree:
@@ -123,61 +168,77 @@ def slopes(lora: Lora) -> list[Tensor]:
 
 
 def step(model: Model, lora: Lora, trees: list[PrefixTree], budget: int, **changes: Any) -> Loss:
-    """A step as train_sft.py makes it: both losses, who is right, scores, gradients."""
-    tokens, lists = total_weights(trees)
+    """A step as train_sft.py makes it: both losses, who is right, gradients."""
+    tokens, lists = packing.total_weights(trees)
     imitated = contrasted = 0.0
     right: dict[str, bool] = {}
-    scores: dict[str, list[float]] = {}
     for micro in pack(trees, budget):
-        packed = batch(micro, CPU)
-        sums = loss_sums(model, packed, DIGITS, CONFIG, replace(PRESET, **changes))
+        packed = batch(micro, CHOICES, CPU)
+        sums = loss_sums(model, packed, CONFIG, replace(PRESET, **changes))
         (sums.imitation / tokens + sums.contrast / lists).backward()
         imitated += sums.imitation.item() / tokens
         contrasted += sums.contrast.item() / lists
-        for name, is_right, (first, count, _) in zip(
-            packed.names, sums.right, packed.lists, strict=True
-        ):
-            right[name] = bool(is_right)
-            scores[name] = sums.scores[first : first + count].tolist()
-    names = [tree.name for tree in trees]
-    every = [score for name in names for score in scores[name]]
-    return imitated, contrasted, [right[name] for name in names], every, slopes(lora)
+        right |= zip(packed.names, sums.right.tolist(), strict=True)
+    return imitated, contrasted, [right[tree.name] for tree in trees], slopes(lora)
 
 
 def same(ours: Loss, theirs: Loss) -> None:
     assert ours[:2] == pytest.approx(theirs[:2], rel=1e-6)
     assert ours[2] == theirs[2]
-    assert ours[3] == pytest.approx(theirs[3], rel=1e-5)
-    for a, b in zip(ours[4], theirs[4], strict=True):
+    for a, b in zip(ours[3], theirs[3], strict=True):
         assert b.any()
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
+def plain_log_probs(model: Model, text: Text, temperature: float = 1.0) -> list[Tensor]:
+    """Of each target, over what is allowed (n,) or the vocabulary (V,), the text read alone."""
+    ids = torch.tensor(text.ids)
+    logits = model(ids, Layout.of([len(ids)])) @ model.head().T / temperature  # (T, V)
+    rows = [(target, logits[target.at - 1]) for target in text.targets]
+    return [(z[list(t.allowed)] if t.allowed else z).log_softmax(-1) for t, z in rows]
+
+
 def test_equals_plain_forwards_of_whole_texts(model, lora):
     """Every text alone, every log-softmax over all logits, every loop in Python."""
-    imitated, weight, lists, scores, right = [], 0.0, [], [], []
+    imitated, weight, lists, right = [], 0.0, [], []
     for n in (0, 1, 3):
         texts, chosen = texts_of(n)
         odds = []
-        for i, text in enumerate(texts):
-            ids = torch.tensor(text.ids)
-            logits = model(ids, Layout.of([len(ids)])) @ model.head().T  # (T, V)
-            for place, w in enumerate(text.weights, text.reply_from):
-                imitated.append(-w * F.log_softmax(logits[place - 1], -1)[ids[place]])
-                weight += w
-            if text.digit_at >= 0:
-                odds.append(logits[text.digit_at][list(DIGITS)])
-                if i == chosen:
-                    place_of_chosen = len(odds) - 1
+        for text in texts:
+            for target, log_p in zip(text.targets, plain_log_probs(model, text), strict=True):
+                q = torch.tensor(target.probs)
+                cost = -log_p[target.id] if not target.allowed else -(q * log_p).sum()
+                imitated.append(target.weight * cost)
+                weight += target.weight
+            if text.listed:
+                odds.append(log_p)
         s = log_odds(torch.stack(odds))
-        lists.append(contrast(s, [(0, len(odds), place_of_chosen)], CONFIG.pair, CONFIG.list)[0])
-        right.append(int(s.argmax()) == place_of_chosen)
-        scores.append(torch.stack(odds).softmax(-1) @ torch.arange(1.0, 10))
+        lists.append(contrast(s, [(0, len(odds), chosen)], CONFIG.pair, CONFIG.list)[0])
+        right.append(int(s.argmax()) == chosen)
     expected, expected_lists = torch.stack(imitated).sum() / weight, torch.stack(lists).mean()
     (expected + expected_lists).backward()
-    every = torch.cat(scores).tolist()
-    plain = (expected.item(), expected_lists.item(), right, every, slopes(lora))
+    plain = (expected.item(), expected_lists.item(), right, slopes(lora))
     same(step(model, lora, [tree(n) for n in (0, 1, 3)], 10_000), plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_drawn_replies_have_the_log_probs_of_whole_texts(model, lora, temperature):
+    """And their entropies; the tree computes less than half of what the texts alone would."""
+    texts, packed = texts_of(1)[0], batch([tree(1)], CHOICES, CPU)
+    assert 2 * len(packed.ids) < sum(len(text.ids) for text in texts)
+    rows = [
+        (log_p, target.allowed.index(target.id) if target.allowed else target.id)
+        for text in texts
+        for target, log_p in zip(
+            text.targets, plain_log_probs(model, text, temperature), strict=True
+        )
+    ]
+    drawn, entropy, log_probs = objective.drawn_log_probs(model, packed, PRESET, temperature)
+    assert drawn.tolist() == pytest.approx([float(p[i]) for p, i in rows], abs=2e-5)
+    spread = [float(-(p.exp() * p).sum()) for p, _ in rows]
+    assert entropy.tolist() == pytest.approx(spread, abs=2e-5)
+    assert log_probs[0][packed.allowed[0]].tolist() == pytest.approx(rows[0][0].tolist(), abs=2e-5)
 
 
 @pytest.mark.parametrize(("budget", "recompute"), [(1, False), (150, True), (260, False)])
@@ -191,23 +252,17 @@ def test_many_micro_batches_are_one_batch(model, lora, budget, recompute):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("lead", [60.0, 2000.0])
 def test_a_sure_model_still_learns(dtype, lead):
-    """Both candidates stand at 9 by far, the wrong one further: the slope is there in full.
-
-    The expected digit would have none: 9 - 9 = 0.
-    """
+    """Both candidates stand at 9 by far, the wrong one further: the slope is there in full, where
+    the expected digit would have none."""
     z = torch.zeros(2, 9, dtype=dtype)
     z[0, 8], z[1, 8] = lead, lead + lead / 4
-    z.requires_grad_()
-    s = log_odds(z)
-    assert s.dtype == torch.float32
-    loss, right = contrast(s, [(0, 2, 0)], 0.5, 0.5)
+    loss, right = contrast(s := log_odds(z.requires_grad_()), [(0, 2, 0)], 0.5, 0.5)
     loss.backward()
     assert z.grad is not None
     assert torch.isfinite(z.grad).all()
+    assert (s.dtype, right.tolist()) == (torch.float32, [False])
     assert loss.item() == pytest.approx(lead / 4, rel=1e-2)
-    assert float(z.grad[0, 8]) == pytest.approx(-1.0, abs=1e-2)
-    assert float(z.grad[1, 8]) == pytest.approx(1.0, abs=1e-2)
-    assert right.tolist() == [False]
+    assert z.grad[:, 8].tolist() == pytest.approx([-1.0, 1.0], abs=1e-2)
 
 
 @pytest.mark.parametrize("weights", [(-1, 1), (math.nan, 1), (1, math.inf)])

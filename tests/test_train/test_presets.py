@@ -35,11 +35,9 @@ def test_flags_change_a_preset():
     flags = {"budget": 7, "recompute": False, "steps": None, "out": "elsewhere", "seed": 3}
     changed = replace(PRESETS["24gb"], budget=7, recompute=False)
     assert resolve_preset("24gb", flags) == changed
-    for name in SIZES:
+    for name in (*SIZES, "twin_pairs"):
         with pytest.raises(InputError, match=f"--{name.replace('_', '-')}"):
             resolve_preset("tiny", {name: 0})
-    with pytest.raises(InputError, match="--at-once"):
-        resolve_preset("tiny", {"at_once": 2})
 
 
 def test_the_presets_fit_their_cards():

@@ -10,18 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import CPU
+from fixtures import CPU, WEIGHED, make_adapter, moved
 from torch import Tensor
 
 from nanopersrm import InputError
+from nanopersrm.judge import adapter_settings
 from nanopersrm.judge.adapter_settings import AdapterSettings
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.lora import Lora, LoraConfig, load_lora
+from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
+from nanopersrm.style.ledger import Measurer
 from nanopersrm.train import checkpoint, run
 from nanopersrm.train.optim import OptimConfig
-from nanopersrm.train.run import Learner, Run, Stopped, memory_guard, save_final
+from nanopersrm.train.run import Learner, Run, Stopped, memory_guard, save_adapter, save_final
+from nanopersrm.train.setup import load_measurer
 
 IDS, LAYOUT = torch.tensor([5, 90, 17, 33, 2]), Layout.of([5])
 SETTINGS: dict[str, Any] = {"seed": 0, "texts": "a", "budget": 64, "save_every": 2}
@@ -156,15 +160,28 @@ def test_the_best_is_kept_where_it_is_better_than_the_start(model, tmp_path, sco
     train(learner, 3, [], score=score, validation=[start])
     best = masters(learner)
     train(learner, 6, [], score=None, validation=[start])
-    settings = AdapterSettings("b", None, False, "fp32", True, "pointwise", False)
+    settings = AdapterSettings("b", None, False, "fp32", "pointwise")
     end = masters(learner)
-    line = save_final(learner.run, "judge", settings, learner.lora, None)
+    line = save_final(learner.run, "judge", settings, learner.lora, Measurer(WEIGHED))
     kept = load_lora(tmp_path / "adapter", model).tensors()
     assert all(torch.equal(part, end[name]) for name, part in kept.items())
     assert (tmp_path / "best").exists() == (score == 0.9) == ("step 3" in line)
     if score == 0.9:
         kept = load_lora(tmp_path / "best", model).tensors()
         assert all(torch.equal(part, best[name]) for name, part in kept.items())
+
+
+def test_an_adapter_is_saved_whole(base, tmp_path):
+    """Evidence and reading come back as they were; those of another adapter there go."""
+    model, tokenizer = load(base, torch.float32, CPU), Tokenizer.load(base)
+    made, out = make_adapter(tmp_path / "made", base), tmp_path / "out"
+    settings, lora = AdapterSettings("b", None, False, "fp32", "pointwise", True), moved(model, 3)
+    save_adapter(out, settings, lora, load_measurer(made, model, tokenizer))
+    for part in ("reading/adapter_model.safetensors", "evidence.json"):
+        assert (out / part).read_bytes() == (made / part).read_bytes()
+    assert adapter_settings.read(out) == settings
+    save_adapter(out, settings, lora, Measurer(WEIGHED))
+    assert not (out / "reading").exists()
 
 
 # The log

@@ -5,21 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fixtures import CPU, make_adapter
+from fixtures import CPU, WEIGHED, make_adapter
 
 from nanopersrm import InputError
 from nanopersrm.judge import adapter_settings as settings_file
 from nanopersrm.judge.adapter_settings import AdapterSettings, weights_sha256
 from nanopersrm.model.base import DEFAULT_BASE
 from nanopersrm.model.lora import LoraConfig
+from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
+from nanopersrm.style.ledger import Measurer
 from nanopersrm.train import setup
 from nanopersrm.train.presets import PRESETS, resolve_preset
 from nanopersrm.train.setup import RANDOM, TINY, defaults_from, find_adapter, require_adapter
 
 ROOT = Path(__file__).parents[2]
 PRESET = PRESETS["tiny"]
-MADE = AdapterSettings("b", None, True, "fp16", True, "pointwise", True)
+MADE = AdapterSettings("b", None, True, "fp16", "pointwise", True)
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +46,15 @@ def test_tiny_is_random_unless_a_base_is_named(base, model):
 
 
 def test_what_a_result_says_of_itself(base, model, monkeypatch):
-    saved = setup.adapter_settings(DEFAULT_BASE, base, model, False, True, True)
+    saved = setup.adapter_settings(DEFAULT_BASE, base, model, False, free=True)
     expected = replace(MADE, base=DEFAULT_BASE, base_sha256=weights_sha256(base))
     assert saved == replace(expected, nf4=False, dtype="fp32")
-    assert setup.adapter_settings("x", base, model, True, True, False).base == RANDOM
+    assert setup.adapter_settings("x", base, model, True, False).base == RANDOM
     monkeypatch.chdir(base.path.parent)  # a folder by a name that is true here alone
-    named = setup.adapter_settings(base.path.name, base, model, False, True, False)
-    assert named.base == str(base.path)
+    named = setup.adapter_settings(base.path.name, base, model, False, False)
+    assert (named.base, named.free) == (str(base.path), False)
     four = setup.load_model(base, resolve_preset("tiny", {"nf4": True}), CPU, 0, tiny=True)
-    assert setup.adapter_settings("x", base, four, True, True, False).nf4
+    assert setup.adapter_settings("x", base, four, True, False).nf4
 
 
 def test_where_the_adapter_is(folder, tmp_path):
@@ -93,6 +95,22 @@ def test_an_adapter_goes_with_its_base(base, model, folder):
     assert setup.load_adapter(folder, model, LoraConfig()).tensors()
     with pytest.raises(InputError, match=r"--lora\.rank"):
         setup.load_adapter(folder, model, LoraConfig(rank=3))
+
+
+def test_what_lies_beside_an_adapter(base, model, folder, tmp_path, monkeypatch):
+    """Its evidence and its reading; without them the shipped evidence, and nothing reads."""
+    tokenizer, shipped = Tokenizer.load(base), replace(WEIGHED, slope=7.0)
+    measurer = setup.load_measurer(folder, model, tokenizer)
+    assert measurer.evidence == WEIGHED
+    assert measurer.reading is not None
+    monkeypatch.setattr(settings_file, "SHIPPED", tmp_path / "shipped")
+    shipped.save(tmp_path / "shipped")
+    for bare in (None, tmp_path):
+        assert setup.load_measurer(bare, model, tokenizer) == Measurer(shipped, None)
+    assert (setup.has_evidence(folder), setup.has_evidence(tmp_path)) == (True, False)
+    assert setup.reading_folder(None, folder) == folder / "reading"
+    assert setup.reading_folder(tmp_path, folder) == tmp_path
+    assert setup.reading_folder(None, tmp_path) is None
 
 
 def test_the_last_words_can_be_pasted():

@@ -1,52 +1,43 @@
-"""SFT examples: the prompts and forced ids of the judge, drawn by seed and number of the step."""
+"""SFT data: ledgers as a teacher chooses them and made-up ones, by seed and number of the step, and
+digits that compare as the odds of the evidence."""
 
+import math
 import random
+import re
 from dataclasses import replace
+from itertools import pairwise, product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from fixtures import CPU, KINDS, TRAIN, WEIGHED, make_base, moved
+from fixtures import KINDS, TRAIN, WEIGHED, fresh, instrument, make_base
 
 from data.build import demo_pairs
 from nanopersrm import InputError
 from nanopersrm.judge import judge as judging
-from nanopersrm.judge import verdict
-from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
+from nanopersrm.judge.reply import Prompt, choice_ids, line_text, sum_text
+from nanopersrm.judge.tell import sentences
+from nanopersrm.judge.verdict import beats, soft_score
 from nanopersrm.model.tokenizer import Tokenizer
-from nanopersrm.model.weights import load
 from nanopersrm.pairs import Pair
-from nanopersrm.style.reading import Reading, ReadingConfig
-from nanopersrm.train.packing import TAIL_WEIGHT, Branch
-from nanopersrm.train.replies import reply
-from nanopersrm.train.sft_data import (
-    ExamplesConfig,
-    SftData,
-    epoch_order,
-    hold_out,
-    pair_texts,
-    pairs_by_author,
-    prompts_of,
-    spell,
-    stripped,
-    turn_end,
-)
+from nanopersrm.style.evidence import FOLDS, NGRAMS, READING, fold_of
+from nanopersrm.style.ledger import Measurer
+from nanopersrm.train import sft_data
+from nanopersrm.train.packing import Text
+from nanopersrm.train.sft_data import ExamplesConfig, SftData, digit_chances, prompts_of, real_tree
 
-ENDS = {
-    "smollm": "<|im_end|>",
-    "qwen2": "<|im_end|>",
-    "llama-bpe": "<|eot_id|>",
-    "gpt-2": "<|endoftext|>",
-}
-LONG = ExamplesConfig(longest=10_000)  # the tiny vocabularies need three times as many tokens
+LONG = ExamplesConfig(longest=10_000, synthetic=3)  # the tiny vocabularies need many more tokens
+READS = Measurer(WEIGHED, instrument(lambda word: len(word) / 20 - 0.2))
+LINE = re.compile(r"(\S) \S.*: ([+-]\d+\.\d)\n")
+SUM_LINE = re.compile(r"\. sum ([+-]\d+\.\d)\n</think>\n<scores>A=")
 
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
     """Short ones first, without white space around their texts."""
     some = demo_pairs(seed=1, pairs=24, kinds=("cross_author", "restyle"))
-    train = [stripped(pair) for pair in some if pair.split == "train"]
+    train = [sft_data.stripped(pair) for pair in some if pair.split == "train"]
     return sorted(train, key=lambda pair: len("".join((*pair.exemplars, pair.chosen))))
 
 
@@ -56,162 +47,203 @@ def tokenizer(base) -> Tokenizer:
 
 
 def data_of(
-    pairs: list[Pair], tokenizer: Tokenizer, seed: int = 0, longest: int = 10_000
+    pairs: list[Pair], tokenizer: Tokenizer, seed: int = 0, config: ExamplesConfig = LONG
 ) -> SftData:
-    return SftData(pairs, tokenizer, ExamplesConfig(longest=longest), seed)
-
-
-def writer(name: str, domain: str = "letters", kind: str = "cross_author", n: int = 0) -> Pair:
-    """A pair of a made-up writer; its texts say whose they are."""
-    text = f"{name} {domain} {n}"
-    names: dict[str, Any] = {"id": f"{text} {kind}", "author": name, "domain": domain, "kind": kind}
-    names |= {"chosen": f"chosen of {text} ", "rejected": f"rejected for {text}"}
-    exemplars = (f" exemplar of {text}\n", f"another of {text}")
-    return replace(TRAIN[0], **names, twin="", split="train", exemplars=exemplars)
+    data = SftData(pairs, tokenizer, config, seed)
+    data.measurer = Measurer(WEIGHED)
+    return data
 
 
 def couple(one: str, two: str, n: int = 0) -> list[Pair]:
     """A pair of two writers, and its twin."""
-    first, second = writer(one, n=n), writer(two, n=n)
-    first = replace(first, id=f"{one}-{two}-{n}a", twin=f"{one}-{two}-{n}b")
-    first = replace(first, rejected=second.chosen)
-    second = replace(second, id=first.twin, twin=first.id, rejected=first.chosen)
-    return [first, second]
+    ids = [f"{one}-{two}-{n}{side}" for side in "ab"]
+    return [
+        replace(TRAIN[0], author=author, id=ids[i], twin=ids[1 - i], split="train")
+        for i, author in enumerate((one, two))
+    ]
 
 
-def texts_of(pair: Pair, tokenizer: Tokenizer, config: ExamplesConfig, seed: str, *others: Pair):
-    """Two replies, then the list, and which of them is the chosen one."""
-    texts = pair_texts(pair, pairs_by_author(others), tokenizer, config, seed, None)
-    assert texts is not None
-    return texts
+def real_of(
+    pair: Pair, tokenizer: Tokenizer, config: ExamplesConfig, seed: str, measurer: Measurer = READS
+) -> list[tuple[Text, Prompt]]:
+    """The replies to a pair, and the prompts they answer."""
+    prompts = prompts_of(pair, tokenizer, measurer, None, config.free)
+    tree = real_tree(pair, prompts, tokenizer, config, seed)
+    assert tree is not None
+    assert (tree.name, tree.chosen) == (pair.id, 0)
+    assert all(text.listed for text in tree.texts)
+    return list(zip(tree.texts, prompts, strict=True))
 
 
-def written(pair: Pair, evidence: bool = True) -> list[str]:
-    """The replies to a pair."""
-    names = [(role, f"0/{pair.id}/pointwise/{role}") for role in ("chosen", "rejected")]
-    return [reply(pair, role, random.Random(name), evidence) for role, name in names]
+# Chances
 
 
-@pytest.mark.slow
+def test_digits_compare_as_the_evidence():
+    for low, gap in product(range(-40, 31), range(11)):
+        high, odds = digit_chances((low + gap) / 2), 1 / (1 + 10 ** (-gap / 20))
+        if low + gap <= 30:
+            assert beats(high, digit_chances(low / 2)) == pytest.approx(odds, abs=0.035)
+    assert beats(digit_chances(10), digit_chances(-10)) == pytest.approx(0.987, abs=5e-4)
+
+
+def test_digits_rise_with_the_sum():
+    scores = [soft_score(digit_chances(half / 2)) for half in range(-72, 41)]
+    assert all(low < high for low, high in pairwise(scores))
+    assert [round(soft_score(digit_chances(x)), 1) for x in (10, -10)] == [7.8, 4.6]
+    for total in (-1e6, -36.0, 0.3, 36.0, 1e6):
+        assert min(digit_chances(total)) >= 0
+        assert math.fsum(digit_chances(total)) == pytest.approx(1)
+
+
+def test_what_a_teacher_takes():
+    """A line of 1.0 and one of 0.2: the stop has 1 / (1 + e), they share the rest e^0.8 : 1."""
+    stop, share = 1 / (1 + math.e), math.exp(0.8) / (1 + math.exp(0.8))
+    chances = sft_data.teacher_chances([1.0, 0.2])
+    assert chances == pytest.approx([(1 - stop) * share, (1 - stop) * (1 - share), stop])
+    assert [round(p, 2) for p in chances] == [0.5, 0.23, 0.27]
+    for sizes in ([0.0] * 5, [1e9] * 3, [0.1]):
+        assert math.fsum(sft_data.teacher_chances(sizes)) == pytest.approx(1)
+    assert sft_data.teacher_chances([1e9, 3.0]) == pytest.approx([1, 0, 0])
+
+
+# Real ledgers
+
+
+def test_a_ledger_has_the_teachers_chances(tokenizer, pairs):
+    """Each letter and the stop that is drawn are targets, what is filled in is none. The stop is
+    given where no line is left, or no more are allowed; then there is nothing to learn."""
+    ids, stopped, lengths = choice_ids(tokenizer), set[tuple[int, bool]](), set[int]()
+    for number, most in product(range(8), (2, 9)):
+        config = replace(LONG, think_lines=most, digit=3.0)
+        for text, prompt in real_of(pairs[number % 4], tokenizer, config, str(number)):
+            (ledger,) = prompt.ledgers
+            left, expected, ended, total = [*prompt.menu], [*prompt.ids], False, 0.0
+            *choices, digit = text.targets
+            for target in choices:
+                assert (target.at, target.weight, ended) == (len(expected), 1, False)
+                assert target.allowed == (*(ids.letters[f] for f in left), ids.stop)
+                sizes = [abs(ledger.lines[f].decibans) for f in left]
+                assert target.probs == pytest.approx(sft_data.teacher_chances(sizes))
+                ended = target.id == ids.stop
+                if not ended:
+                    line = ledger.lines[left.pop(target.allowed.index(target.id))]
+                    total = round(total + line.decibans, 1)
+                    expected += [target.id, *tokenizer.encode(line_text([line]))]
+            lines = len(prompt.menu) - len(left)
+            assert ended == (lines < min(most, len(prompt.menu)))
+            assert [*text.ids] == [*expected, ids.stop, *tokenizer.encode(sum_text([total]))]
+            assert (digit.at, digit.weight) == (len(text.ids), 3)
+            assert digit.allowed == tokenizer.digit_ids
+            assert digit.probs == pytest.approx(digit_chances(total))
+            stopped.add((most, ended))
+            lengths.add(lines)
+    assert stopped >= {(2, False), (9, False), (9, True)}
+    assert len(lengths) >= 3
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_prompts_and_replies_are_the_judges_own(kind, pairs, tmp_path, monkeypatch):
-    """The prompts that it asks, the pieces that it forces, and the end of the turn."""
-    base = make_base(tmp_path / kind, kind, 16_384)
-    judge = Judge(load(base, torch.float32, CPU), Tokenizer.load(base), trained=True)
-    prompts_seen: list[list[int]] = []
-    answer = judging.answer
+def test_the_judge_meets_what_was_imitated(kind, pairs, tmp_path, monkeypatch):
+    """Its prompts and its replies, where a teacher always takes the largest line."""
+    monkeypatch.setattr(sft_data, "SOFT", 1e-6)
+    monkeypatch.setattr(sft_data, "STOP", -100.0)
+    judge, seen = fresh(make_base(tmp_path / kind, kind, 16_384)), list[list[int]]()
+    draw = judging.draw
 
-    def watched(model: Any, tokenizer: Any, prompts: Any, *rest: Any, **more: Any) -> Any:
-        prompts_seen.extend(prompts)
-        return answer(model, tokenizer, prompts, *rest, **more)
+    def watched(model: Any, tokenizer: Any, prompts: Any, *rest: Any) -> Any:
+        drawn = draw(model, tokenizer, prompts, *rest)
+        seen.extend([*p.ids, *r.ids[:-1]] for p, (r,) in zip(prompts, drawn, strict=True))
+        return drawn
 
-    monkeypatch.setattr(judging, "answer", watched)
-    pair, tokenizer = pairs[0], judge.tokenizer
-    for evidence in (True, False):
-        prompts_seen.clear()
-        config = JudgeConfig(evidence=evidence, think=False)
-        judge.judge(pair.exemplars, [pair.chosen, pair.rejected], config=config)
-        texts = texts_of(pair, tokenizer, replace(LONG, evidence=evidence), "0")[0][:2]
-        assert sorted(list(text.ids[: text.reply_from]) for text in texts) == sorted(prompts_seen)
-        for text, expected in zip(texts, written(pair, evidence), strict=True):
-            ids = list(text.ids[text.reply_from :])
-            assert tokenizer.decode(ids[-1:], special=True) == ENDS[kind]
-            assert tokenizer.special_ids.isdisjoint(ids[:-1])
-            assert verdict.OPEN + tokenizer.decode(ids[:-1]) == expected
-            parsed = verdict.parse(expected, "A")
-            assert parsed.scores is not None
-            thought = tokenizer.encode(parsed.reasoning)
-            forced = tokenizer.encode(verdict.closing(parsed.reasoning)[1])
-            digit = tokenizer.digit_ids[parsed.scores["A"] - 1]
-            pieces = [*thought, *forced, digit, *tokenizer.encode(verdict.SCORES_END)]
-            assert ids[:-1] == pieces
-            heavy = len(ids) - len(thought)  # from the piece with </think> on
-            assert text.weights == [1.0] * len(thought) + [TAIL_WEIGHT] * heavy
+    monkeypatch.setattr(judging, "draw", watched)
+    pair, config = (
+        replace(pairs[0], question="Why so?"),
+        JudgeConfig(think_lines=2, choose="largest"),
+    )
+    judge.judge(pair.exemplars, [pair.chosen, pair.rejected], pair.question, config=config)
+    two = replace(LONG, think_lines=2)
+    replies = real_of(pair, judge.tokenizer, two, "0", Measurer(WEIGHED))
+    assert sorted([*text.ids] for text, _ in replies) == sorted(seen)
 
 
-def test_a_reply_is_spelt_in_the_pieces_of_the_judge():
-    """Some vocabularies join the "." of a thought with the line break after it."""
-
-    class Joining:
-        digit_ids = tuple(range(1001, 1010))
-
-        def encode(self, text: str) -> list[int]:
-            return [ord(letter) for letter in text.replace(".\n", "\x00")]
-
-    joining: Any = Joining()
-    ids = spell("Terse.", 7, joining)
-    text = "".join(str(i - 1000) if i > 1000 else chr(i) for i in ids)
-    assert text == "Terse.\n</think>\n<scores>A=7</scores>"
-
-
-def test_style_evidence_stands_at_its_candidates(tokenizer, pairs):
-    pair = pairs[0]
-
-    def style(exemplars: Any, candidates: Any) -> list[float]:
-        assert exemplars == pair.exemplars
-        return [91.0 if text == pair.chosen else 7.0 for text in candidates]
-
-    prompts = prompts_of(pair, tokenizer, LONG, style)
-    for percent, prompt in zip((91, 7), prompts, strict=True):
-        assert f"by this writer: {percent}% likely" in tokenizer.decode(prompt)
-    texts = pair_texts(pair, {}, tokenizer, LONG, "0", style)
-    assert texts is not None
-    assert "by this writer: 91% likely" in tokenizer.decode(list(texts[0][texts[1]].ids))
-    blind = replace(LONG, evidence=False)
-    assert prompts_of(pair, tokenizer, blind, style) == prompts_of(pair, tokenizer, blind, None)
+def test_free_prose_is_written_token_by_token(tokenizer, pairs):
+    totals = set[str]()
+    for number in range(6):
+        config = replace(LONG, free=True)
+        for text, prompt in real_of(pairs[number % 3], tokenizer, config, str(number)):
+            assert "quote telling words" in tokenizer.decode(prompt.ids)
+            *tokens, digit = text.targets
+            assert {(t.allowed, t.probs, t.weight) for t in tokens} == {((), (), 1.0)}
+            assert (*prompt.ids, *(t.id for t in tokens)) == text.ids
+            assert [t.at for t in tokens] == [*range(len(prompt.ids), len(text.ids))]
+            told, (ledger,) = tokenizer.decode([t.id for t in tokens]), prompt.ledgers
+            assert told.endswith(".\n</think>\n<scores>A=")
+            features = [f for f, line in ledger.lines.items() if sentences([line]) in told]
+            (total,) = re.findall(r"Together ([+-]\d+\.\d) decibans", told)
+            assert float(total) == ledger.total(features)
+            assert (digit.at, digit.allowed) == (len(text.ids), tokenizer.digit_ids)
+            assert digit.probs == pytest.approx(digit_chances(float(total)))
+            totals.add(total)
+    assert len(totals) > 4
 
 
-def test_what_is_refused(tokenizer, monkeypatch):
-    for wrong in (dict[str, Any](rivals=0), dict[str, Any](longest=0)):
-        with pytest.raises(InputError, match=next(iter(wrong))):
-            ExamplesConfig(**wrong)
-    monkeypatch.setattr(tokenizer, "eos_ids", frozenset({5000}))
-    with pytest.raises(InputError, match="5000"):
-        turn_end(tokenizer)
+def test_evidence_of_a_writer_is_of_the_fold_without_them(tokenizer, pairs):
+    """Of each fold n-grams count something else, and nothing else counts."""
+    weights = [{NGRAMS: 10.0 * k} for k in range(1, FOLDS + 1)]
+    folds = tuple(replace(WEIGHED, weights=w, means={NGRAMS: 0.9}) for w in weights)
+    measurer = Measurer(replace(WEIGHED, folds=folds))
+    assert len({fold_of(pair.author) for pair in pairs}) > 1
+    for pair in {pair.author: pair for pair in pairs}.values():
+        data = data_of([pair], tokenizer, config=replace(LONG, synthetic=0))
+        data.measurer = measurer
+        (tree,) = data.trees(0, 1)
+        for text, candidate in zip(tree.texts, (pair.chosen, pair.rejected), strict=True):
+            decibans = folds[fold_of(pair.author)].total(pair.exemplars, candidate)
+            assert decibans < -2  # so that a teacher takes the line
+            shown = reply_of(tokenizer, text)
+            assert [(f, float(x)) for f, x in LINE.findall(shown)] == [("n", decibans)]
+            assert [float(x) for x in SUM_LINE.findall(shown)] == [decibans]
+        assert len(prompts_of(pair, tokenizer, measurer, None)[0].menu) > 1  # of nobody
 
 
-# Contrast
+def reply_of(tokenizer: Tokenizer, text: Text) -> str:
+    return tokenizer.decode([*text.ids]).rpartition("<think>\n")[2]
 
 
-def candidate_of(tokenizer: Tokenizer, text: Branch) -> str:
-    shown = tokenizer.decode(list(text.ids))
-    assert shown.endswith(f"{verdict.OPEN}</think>\n<scores>A=")
-    return shown.split("<candidate A>\n")[1].split("\n</candidate A>")[0]
+# Synthetic ledgers
 
 
-def test_a_list_holds_chosen_rejected_and_other_writers(tokenizer, pairs):
-    config, authors = replace(LONG, rivals=3), {pair.chosen: pair.author for pair in pairs}
-    places = set()
-    for seed, pair in enumerate(pairs[:8]):
-        texts, chosen = texts_of(pair, tokenizer, config, str(seed), *pairs)
-        listed = texts[2:]
-        shown = [candidate_of(tokenizer, text) for text in listed]
-        assert shown[chosen - 2] == pair.chosen
-        assert len(set(shown)) == 4
-        assert pair.rejected in shown
-        rivals = [authors[text] for text in shown if text not in (pair.chosen, pair.rejected)]
-        assert len({*rivals, pair.author}) == 3
-        assert all(text.reply_from == len(text.ids) == text.digit_at + 1 for text in listed)
-        places.add(chosen)
-    assert len(places) >= 3  # in drawn order
-
-
-def test_rivals_are_of_the_domain_and_as_many_as_there_are(tokenizer, pairs):
-    pair = replace(pairs[0], domain="letters")
-    others = [pair, writer("bea"), writer("cat", "verse"), writer("dot")]
-    others += [writer(pair.author), replace(writer("eve"), chosen=pair.rejected)]
-    config = replace(LONG, rivals=9)
-    texts, _ = texts_of(pair, tokenizer, config, "0", *others)
-    shown = {candidate_of(tokenizer, text) for text in texts[2:]}
-    rivals = {stripped(other).chosen for other in (others[1], others[3])}
-    assert shown == {pair.chosen, pair.rejected, *rivals}
-    assert len(texts) == 6
-    longest = max(len(text.ids) for text in texts[:2])
-    giant = replace(writer("bea"), chosen="word " * 4000)
-    config = ExamplesConfig(longest=longest)
-    assert len(texts_of(pair, tokenizer, config, "0", giant)[0]) == 4  # without the giant
-    config = ExamplesConfig(longest=longest - 1)
-    assert pair_texts(pair, {}, tokenizer, config, "0", None) is None
+def test_made_up_lines_add_up(tokenizer, pairs, monkeypatch):
+    """A few lines about the first words of two texts; only the digit after them is a target."""
+    totals, counts, config = list[float](), set[int](), replace(LONG, synthetic=40)
+    for sweep, farthest in ((36, 99), (0.04, 0.04)):  # of the latter half round to -0.0
+        monkeypatch.setattr(sft_data, "SWEEP", sweep)
+        monkeypatch.setattr(sft_data, "FARTHEST", farthest)
+        tree = sft_data.synthetic_tree(pairs[0], tokenizer, WEIGHED, config, "0")
+        assert (len(tree.texts), tree.chosen) == (40, -1)
+        assert tree.tokens < sum(len(text.ids) for text in tree.texts) / 5
+        for text in tree.texts:
+            reply = reply_of(tokenizer, text)
+            lines, (shown,) = LINE.findall(reply), SUM_LINE.findall(reply)
+            assert LINE.sub("", reply) == sum_text([float(shown)]).replace(" sum", ". sum", 1)
+            assert len({letter for letter, _ in lines}) == len(lines)
+            if lines:
+                decibans = math.fsum(float(one) for _, one in lines)
+                assert decibans == pytest.approx(float(shown), abs=1e-6)
+            assert not re.search(r"-0+\.0", reply)
+            (digit,) = text.targets
+            assert (digit.at, digit.weight, text.listed) == (len(text.ids), LONG.digit, False)
+            assert digit.probs == pytest.approx(digit_chances(float(shown)))
+            counts.add(len(lines))
+            totals.append(float(shown))
+        prompt = tokenizer.decode([*tree.texts[0].ids])
+        for texts in (pairs[0].exemplars, (pairs[0].chosen, pairs[0].rejected)):
+            starts = [" ".join(text.split()[: sft_data.OPENING]) for text in texts]
+            assert any(f">\n{start}\n</" in prompt for start in starts)
+    assert counts == {*range(sft_data.MOST_SYNTHETIC + 1)}
+    assert min(totals) < -25
+    assert max(totals) > 25
+    assert 10 <= sum(total > 0 for total in totals[:40]) <= 30
+    assert 25 <= sum(abs(total) <= 36 for total in totals[:40]) < 40  # all but one in six
 
 
 # Steps
@@ -220,19 +252,19 @@ def test_rivals_are_of_the_domain_and_as_many_as_there_are(tokenizer, pairs):
 def test_a_step_follows_from_seed_and_number(pairs, tokenizer):
     """In order, out of order, and by data that never saw the steps before."""
     data = data_of(pairs, tokenizer)
-    in_order = [data.trees(step, 2) for step in range(4)]
-    for step in (3, 0):
+    in_order = [data.trees(step, 2) for step in range(3)]
+    for step in (2, 0):
         assert data_of(pairs, tokenizer).trees(step, 2) == in_order[step] == data.trees(step, 2)
     other = data_of(pairs, tokenizer, seed=1)
-    assert [other.trees(step, 2) for step in range(4)] != in_order
+    assert [other.trees(step, 2) for step in range(3)] != in_order
 
 
 def test_every_pair_once_an_epoch_and_twins_side_by_side(pairs):
     shuffled = random.Random(5).sample(pairs, len(pairs))[:-7]  # some have lost their twins
-    order = epoch_order(shuffled, seed=0, epoch=0)
+    order = sft_data.epoch_order(shuffled, seed=0, epoch=0)
     assert sorted(pair.id for pair in order) == sorted(pair.id for pair in shuffled)
-    assert order == epoch_order(shuffled, 0, 0)
-    assert order != epoch_order(shuffled, 0, 1) != epoch_order(shuffled, 1, 0)
+    assert order == sft_data.epoch_order(shuffled, 0, 0)
+    assert order != sft_data.epoch_order(shuffled, 0, 1) != sft_data.epoch_order(shuffled, 1, 0)
     place = {pair.id: at for at, pair in enumerate(order)}
     together = [abs(place[p.twin] - place[p.id]) for p in shuffled if p.twin in place]
     assert set(together) == {1}
@@ -241,27 +273,51 @@ def test_every_pair_once_an_epoch_and_twins_side_by_side(pairs):
 def test_steps_across_the_end_of_an_epoch_are_reworded(pairs, tokenizer):
     some = [replace(pair, twin="") for pair in pairs[:2]]
     trees = data_of(some, tokenizer).trees(0, 3)
-    orders = [epoch_order(some, 0, epoch) for epoch in (0, 1)]
-    assert [tree.name for tree in trees] == [pair.id for pair in (*orders[0], orders[1][0])]
+    orders = [sft_data.epoch_order(some, 0, epoch) for epoch in (0, 1)]
+    names = [pair.id for pair in (*orders[0], orders[1][0])]
+    assert [tree.name for tree in trees] == [name for name in names for _ in range(2)]
+    assert [tree.chosen for tree in trees] == [-1, 0] * 3  # made up, and real
     alone = data_of(some[:1], tokenizer)
-    texts = {tuple(branch.ids for branch in alone.trees(step, 1)[0].branches) for step in range(3)}
-    assert len(texts) >= 2
+    for place in (0, 1):
+        assert len({alone.trees(step, 1)[place].texts for step in range(3)}) >= 2
 
 
-# Reading
+def test_pairs_that_are_too_long_are_left_out(pairs, tokenizer):
+    texts = [text for text, _ in real_of(pairs[0], tokenizer, LONG, "0")]
+    prompts, most = prompts_of(pairs[0], tokenizer, READS, None), max(len(t.ids) for t in texts)
+    for longest, fits in ((most, True), (most - 1, False)):
+        config = replace(LONG, longest=longest)
+        assert (real_tree(pairs[0], prompts, tokenizer, config, "0") is not None) == fits
+    data = data_of(pairs, tokenizer, config=ExamplesConfig(longest=9, synthetic=0))
+    assert (data.trees(0, 2), data.left_out) == ([], 2)
+    for wrong, number in (("think_lines", 0), ("longest", 0), ("synthetic", -1), ("digit", -1)):
+        flags: dict[str, Any] = {wrong: number}
+        with pytest.raises(InputError, match="examples"):
+            ExamplesConfig(**flags)
 
 
-def test_what_prompts_show_of_a_reading(pairs, tokenizer, base):
-    model = load(base, torch.float32, CPU)
-    config = ReadingConfig(exemplar_tokens=32, candidate_tokens=16)
-    reading = Reading(model, tokenizer, config, moved(model, 2))
-    reading.evidence = WEIGHED
-    data = data_of(pairs[:4], tokenizer)
-    without = data.trees(0, 1)
-    data.show(reading, [])
-    assert data.trees(0, 1) != without
-    with pytest.raises(InputError, match=r"--examples\.longest"):
-        data_of(pairs[:4], tokenizer, longest=100).show(reading, [])
+def test_features_are_weighed_on_writers_held_out(pairs, tokenizer):
+    """Those read are the first held out, or of the training pairs where nobody is. Without a
+    reading n-grams and habits alone are weighed."""
+    train, held = pairs[:12], [replace(p, chosen=f" {p.chosen}\n") for p in pairs[12:20]]
+    noted, asked, signals = list[str](), list[str](), list[int]()
+    run: Any = SimpleNamespace(note=noted.append, check_signal=lambda: signals.append(1))
+
+    def scores(exemplars: Any, texts: Any) -> list[float]:
+        asked.append(texts[0])
+        return [0.3 + len(asked) / 100, 0.1]  # always right
+
+    reading: Any = SimpleNamespace(scores=scores)
+    data = data_of(train, tokenizer)
+    weighed = data.weigh_features(reading, 6, held, run)
+    assert asked == [pair.chosen for pair in pairs[12:18]]
+    assert (len(signals), len(weighed.folds)) == (6, FOLDS)
+    assert weighed.weights[READING] > 0
+    assert "on 18 pairs, 6 of them read" in noted[0]
+    data.weigh_features(reading, 6, [], run)
+    assert {*asked[6:]} <= {pair.chosen for pair in train}
+    assert READING not in data.weigh_features(None, 6, held, run).weights
+    assert len(asked) == 12
 
 
 # Who is held out
@@ -270,19 +326,19 @@ def test_what_prompts_show_of_a_reading(pairs, tokenizer, base):
 def test_otherwise_authors_are_held_out():
     authors = [f"w{i}" for i in range(10)]
     some = [pair for a in authors for b in authors if a < b for pair in couple(a, b)]
-    train, validation = hold_out(some, seed=0, share=0.3)
+    train, validation = sft_data.hold_out(some, seed=0, share=0.3)
     held = {pair.author for pair in validation}
     n = len(held)
     assert n in (3, 4)  # the first comes with the author of a twin
     assert not held & {pair.author for pair in train}
     assert (len(train), len(validation)) == ((10 - n) * (9 - n), n * (n - 1))  # no couple is cut
-    assert hold_out(some, 0, 0.3) == (train, validation)
-    assert {pair.author for pair in hold_out(some, 1, 0.3)[1]} != held
+    assert sft_data.hold_out(some, 0, 0.3) == (train, validation)
+    assert {pair.author for pair in sft_data.hold_out(some, 1, 0.3)[1]} != held
 
 
 def test_at_least_one_author_and_one_couple_of_twins():
     crossed = [pair for n in range(3) for pair in couple("a", "b", n) + couple("c", "d", n)]
-    sides = hold_out(crossed, seed=0, share=0.1)  # one author alone has no couple
+    sides = sft_data.hold_out(crossed, seed=0, share=0.1)  # one author alone has no couple
     authors = ["".join(sorted({pair.author for pair in side})) for side in sides]
     assert sorted(authors) == ["ab", "cd"]
-    assert hold_out(couple("ann", "bea"), seed=0, share=0.2) == (couple("ann", "bea"), [])
+    assert sft_data.hold_out(couple("ann", "bea"), seed=0, share=0.2) == (couple("ann", "bea"), [])

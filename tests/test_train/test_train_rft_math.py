@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from types import SimpleNamespace
@@ -9,25 +10,29 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import CPU, moved
-from tiny_bases import random_ids
+from fixtures import CPU, WEIGHED, moved
 from torch import Tensor
 from training_runs import load_script, short_pairs
 
+from nanopersrm.judge.reply import choice_ids
 from nanopersrm.model.cache import Layout
 from nanopersrm.model.lora import Lora
 from nanopersrm.model.tokenizer import Tokenizer
 from nanopersrm.model.transformer import Model
 from nanopersrm.model.weights import load
-from nanopersrm.train import rewards
+from nanopersrm.style.ledger import Measurer
+from nanopersrm.train import objective, packing, rewards
 from nanopersrm.train.grpo import GrpoConfig
 from nanopersrm.train.presets import PRESETS
 from nanopersrm.train.rewards import RewardConfig
-from nanopersrm.train.rollout import ROLES, Rollout, RolloutConfig, RolloutGroup, draw
+from nanopersrm.train.rollout import Collector, Rollout, RolloutConfig, RolloutGroup, trees
 
 script = load_script("train_rft")
-G, LONGEST = 3, 14
+G = 3
 ALL = 100_000  # a budget that holds everything
+LEDGERS = RolloutConfig(group=G, rows=12, twin_pairs=2, think_lines=3, longest=ALL, seed=2)
+FREE = replace(LEDGERS, free=True, think_tokens=7)
+DRAWN = RewardConfig(expected=False)  # the digit that was drawn counts alone
 
 
 @dataclass
@@ -40,18 +45,16 @@ class Watched:
     names: list[str] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
     numbers: dict[str, float] = field(default_factory=dict)
-    tokens: int = 0
     first_step: int = 0
 
     @property
     def run(self) -> Any:
-        names = ("start_clock", "stop_clock", "note", "write_replies")
-        ignored = dict.fromkeys(names, lambda *_: None)
+        ignored = dict.fromkeys(("start_clock", "note", "write_replies"), lambda *_: None)
         resumed = {"validation": [], "pairs_seen": 0}
         return SimpleNamespace(resumed=resumed, finish_step=self._finish, **ignored)
 
     def _finish(self, step: int, learner: Any, numbers: dict, tokens: int, facts: dict) -> None:
-        self.numbers, self.tokens = numbers, tokens
+        self.numbers = numbers
 
     def backward(self, loss: Tensor, names: tuple[str, ...]) -> None:
         self.loss += float(loss.detach())
@@ -63,7 +66,7 @@ class Watched:
         self.gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parts]
         for part in parts:
             part.grad = None
-        return math.sqrt(sum(float(gradient.square().sum()) for gradient in self.gradients))
+        return 1.0
 
 
 @pytest.fixture(scope="module")
@@ -74,99 +77,108 @@ def known(base) -> tuple[Model, Tokenizer, Lora]:
     return model, Tokenizer.load(base), lora
 
 
-def step_drawn(known, temperature: float = 1.0, flat: tuple[int, ...] = ()) -> list:
-    """A pair with its twin, and a single pair: six groups of drawn replies with random rewards; in
-    the groups that are flat all have the same."""
+def step_drawn(
+    known, temperature: float = 1.0, flat: tuple[int, ...] = (), config: RolloutConfig = LEDGERS
+) -> list[RolloutGroup]:
+    """A pair with its twin, and a single pair: six groups of replies, and random rewards, for each
+    digit that there could be; in the groups that are flat all have the same."""
+    config = replace(config, temperature=temperature)
     model, tokenizer, _ = known
-    config = RolloutConfig(group=G, rows=6, reply=LONGEST, temperature=temperature)
+    collector = Collector(model, tokenizer, short_pairs()[:3], config, Measurer(WEIGHED))
+    groups = [group for some in sorted(collector.collect(0), key=len)[::-1] for group in some]
     randoms = random.Random(5)
-    pair, twin, single, *_ = short_pairs()
-    drawn = []
-    for n, pairs in enumerate(((pair, twin), (single,))):
-        groups = []
-        for k, one in enumerate(pairs):
-            exemplars = random_ids(40, 10 * n + k)
-            for j, role in enumerate(ROLES):
-                prompt = exemplars + random_ids(20 + k, 50 + 10 * n + 2 * k + j)
-                groups.append(RolloutGroup(one, role, prompt))
-        draw(model, tokenizer, groups, config, 20 + n)
-        for p, group in enumerate(groups):
-            for rollout in group.rollouts:
-                order = 0.25 if 4 * n + p in flat else randoms.random()
-                rollout.parts = {"format": 1.0, "order": order}
-                rollout.reward = 0.5 + order
-        drawn.append(groups)
-    return drawn
+    for i, group in enumerate(groups):
+        for rollout in group.rollouts:
+            rollout.parts = {"order": 0.25 if i in flat else randoms.random()}
+            rollout.reward = rollout.parts["order"]
+            rollout.by_digit = tuple(randoms.random() for _ in range(9))
+    return groups
 
 
-def all_groups(drawn: list) -> list[RolloutGroup]:
-    return [group for groups in drawn for group in groups]
+def rollouts_of(groups: list[RolloutGroup]) -> list[Rollout]:
+    return [rollout for group in groups for rollout in group.rollouts]
 
 
-def all_rollouts(drawn: list) -> list[Rollout]:
-    return [rollout for group in all_groups(drawn) for rollout in group.rollouts]
-
-
-def lengths_of(drawn: list) -> list[int]:
-    return [len(rollout.ids) for rollout in all_rollouts(drawn)]
+def lengths_of(groups: list[RolloutGroup]) -> list[int]:
+    """Of what was drawn."""
+    return [len(rollout.reply.choices) for rollout in rollouts_of(groups)]
 
 
 def step_of(
-    known, drawn: list, budget: int, most_tokens: int = LONGEST, **settings: Any
+    known, groups: list[RolloutGroup], budget: int, config: RolloutConfig = LEDGERS, **settings: Any
 ) -> Watched:
     """One turn of the loop, with replies that are drawn and rewarded already, but the update."""
     model, tokenizer, lora = known
     preset = replace(PRESETS["tiny"], budget=budget, rft_steps=1)
-    config = script.Config(eval_every=0, **settings)
-    facts = {"most_tokens": most_tokens, "tokenizer": tokenizer, "pairs_seen": 0}
-    collector = SimpleNamespace(collect=lambda step: drawn, **facts)
+    drawn = SimpleNamespace(
+        collect=lambda step: [groups[:4], groups[4:]],
+        config=config,
+        tokenizer=tokenizer,
+        pairs_seen=0,
+    )
     nothing = SimpleNamespace(pairs=0, accuracy=0.0, numbers=dict, summary=str)
-    validation = SimpleNamespace(evaluate=lambda *_: (nothing, ""))
-    learner = Watched(model, lora)
+    learner, validation = Watched(model, lora), SimpleNamespace(evaluate=lambda *_: (nothing, ""))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "reward", lambda groups, config: None)
+        patch.setattr(script, "reward", lambda *_: None)
         patch.setattr(script, "asdict", lambda _: {})
         patch.setattr(script, "Metrics", lambda **_: None)
-        script.train(config, preset, learner, collector, validation)
+        script.train(script.Config(eval_every=0, **settings), preset, learner, drawn, validation)
     return learner
 
 
-def by_hand(variant: str, drawn: list) -> tuple[list[float], list[float]]:
-    """Advantage of each reply, and the weight of each of its tokens, by the papers' formulas."""
-    totals, lengths = [rollout.reward for rollout in all_rollouts(drawn)], lengths_of(drawn)
-    A, S = [], len(totals)
-    for first in range(0, S, G):
-        group = totals[first : first + G]
-        scale = 1.0 if variant == "dr_grpo" else stdev(group) + 1e-4
-        A += [(total - fmean(group)) / scale for total in group]
+def weights_of(variant: str, groups: list[RolloutGroup], most: int) -> list[float]:
+    """Of each token that a reply draws, by the papers' formulas."""
+    lengths = lengths_of(groups)
     if variant == "dr_grpo":
-        return A, [1 / (S * LONGEST)] * S
+        return [1 / (len(lengths) * most)] * len(lengths)
     if variant == "dapo":
-        return A, [1 / sum(lengths)] * S
-    return A, [1 / (S * length) for length in lengths]
+        return [1 / sum(lengths)] * len(lengths)
+    return [1 / (len(lengths) * length) for length in lengths]
 
 
-def logits_of(known, prompt: list[int], rollout: Rollout, temperature: float) -> Tensor:
-    """(R, V) of a reply behind its own copy of the prompt."""
-    ids = torch.tensor([*prompt, *rollout.ids])
-    hidden = known[0](ids, Layout.of([len(ids)]))  # (T, D)
-    return known[0].logits(hidden[len(prompt) - 1 : -1]) / temperature
+def log_probs_of(known, group: RolloutGroup, rollout: Rollout, temperature: float) -> list[Tensor]:
+    """Of each choice, over what was allowed, the reply behind its own copy of the prompt."""
+    ids = torch.tensor([*group.prompt.ids, *rollout.reply.ids])
+    logits = known[0].logits(known[0](ids, Layout.of([len(ids)]))) / temperature  # (T, V)
+    rows = [(logits[len(group.prompt.ids) + c.at - 1], c.allowed) for c in rollout.reply.choices]
+    return [(z[list(some)] if some else z).log_softmax(-1).double() for z, some in rows]
+
+
+def dot(p: Sequence[float], r: Sequence[float]) -> float:
+    """In the mean, where p need not add up."""
+    return math.fsum(map(math.prod, zip(p, r, strict=True))) / math.fsum(p)
 
 
 def row_by_row(
-    known, drawn: list, variant: str, temperature: float = 1.0
+    known, groups: list[RolloutGroup], variant: str, temperature: float, most: int, expected: bool
 ) -> tuple[float, list[Tensor]]:
-    """Loss and gradients of replies that each run behind their own copy of the prompt."""
-    A, w = by_hand(variant, drawn)
+    """Loss and gradients, by the formulas of grpo.py. expected: all nine digits in a digit's
+    place."""
+    w = iter(weights_of(variant, groups, most))
     total = torch.zeros((), dtype=torch.float64)
-    number = 0
-    for group in all_groups(drawn):
-        for rollout in group.rollouts:
-            log_p = logits_of(known, group.prompt, rollout, temperature).log_softmax(-1)
-            log_p = log_p.gather(-1, torch.tensor(rollout.ids)[:, None]).double()
-            ratio = (log_p - log_p.detach()).exp()
-            total = total - (w[number] * A[number] * ratio).sum()
-            number += 1
+    for group in groups:
+        chances = [rollout.reply.drawn_digits for rollout in group.rollouts]
+        table = [(expected and r.by_digit) or (r.reward,) * 9 for r in group.rollouts]
+        means = [dot(p, worth) for p, worth in zip(chances, table, strict=True)]
+        m = fmean(means)
+        noise = [
+            dot(p, [(r - mean) ** 2 for r in worth])
+            for p, worth, mean in zip(chances, table, means, strict=True)
+        ]
+        spread = sum((mean - m) ** 2 for mean in means) + (1 - 1 / G) * math.fsum(noise)
+        assert expected or math.sqrt(spread / (G - 1)) == pytest.approx(stdev(means))
+        scale = 1.0 if variant == "dr_grpo" else math.sqrt(spread / (G - 1)) + 1e-4
+        for i, rollout in enumerate(group.rollouts):
+            weight, rows = next(w), log_probs_of(known, group, rollout, temperature)
+            for choice, log_p in zip(rollout.reply.choices, rows, strict=True):
+                drawn = rollout.reply.ids[choice.at]
+                p = log_p[choice.allowed.index(drawn) if choice.allowed else drawn]
+                if not (expected and choice is rollout.reply.choices[-1]):
+                    total = total - weight * (means[i] - m) / scale * (p - p.detach()).exp()
+            if expected:
+                A = torch.tensor([r - m - (r - means[i]) / G for r in table[i]]) / scale
+                ratio = (rows[-1] - rows[-1].detach()).exp()
+                total = total - weight * (torch.tensor(chances[i]) * A * ratio).sum()
     gradients = torch.autograd.grad(total, known[2].parameters())
     return float(total.detach()), list(gradients)
 
@@ -180,118 +192,86 @@ def same(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 2e-5) -> N
         assert float((our - other).abs().max()) <= tolerance * scale
 
 
+def most_tokens(groups: list[RolloutGroup]) -> int:
+    """Of the largest tree of a pair."""
+    return max(tree.tokens for tree in trees(groups, [True] * len(groups), ALL))
+
+
 @pytest.mark.parametrize(
-    ("variant", "temperature", "budget"),  # one tree a pair, halves, each reply alone
-    [("grpo", 1.0, ALL), ("grpo", 0.7, 130), ("grpo", 1.0, 1), ("dr_grpo", 1.0, 130),
-     ("dapo", 1.0, ALL)],
-)  # fmt: skip
-def test_shared_prefix_equals_row_by_row(known, variant, temperature, budget):
-    """With the probabilities that replies were drawn with."""
-    drawn = step_drawn(known, temperature)
-    assert len(set(lengths_of(drawn))) > 1  # some have ended, or token weights would be all alike
-    grpo = GrpoConfig(variant=variant)
-    learner = step_of(known, drawn, budget, grpo=grpo, temperature=temperature)
-    loss, gradients = row_by_row(known, drawn, variant, temperature)
+    ("config", "variant", "temperature", "cut", "expected"),
+    [
+        (LEDGERS, "grpo", 1.0, "whole", True),
+        (LEDGERS, "grpo", 0.7, "halves", True),
+        (LEDGERS, "dr_grpo", 0.7, "halves", True),
+        (LEDGERS, "dr_grpo", 1.0, "halves", False),
+        (LEDGERS, "dapo", 0.7, "alone", False),
+        (FREE, "grpo", 0.7, "halves", True),
+        (FREE, "dapo", 1.0, "whole", False),
+    ],
+)
+def test_shared_prefix_equals_row_by_row(known, config, variant, temperature, cut, expected):
+    """With the probabilities that replies were drawn with: lines, or words, and the digit."""
+    groups = step_drawn(known, temperature, config=config)
+    assert len(set(lengths_of(groups))) > 1  # or token weights would be all alike
+    budget = {"whole": ALL, "halves": most_tokens(groups) - 1, "alone": 1}[cut]
+    settings = {"temperature": temperature, "grpo": GrpoConfig(variant=variant)}
+    learner = step_of(
+        known, groups, budget, config, **settings, reward=RewardConfig(expected=expected)
+    )
+    most = 1 + (7 if config.free else 3)  # and the digit
+    assert max(lengths_of(groups)) == most
+    loss, gradients = row_by_row(known, groups, variant, temperature, most, expected)
     assert learner.loss == pytest.approx(loss, rel=1e-5, abs=1e-7)
     same(learner.gradients, gradients)
-    rows = sum(len(group.prompt) * G for group in all_groups(drawn)) + sum(lengths_of(drawn))
-    trained = learner.tokens - sum(lengths_of(drawn))
-    if budget == 1:
-        assert (trained, len(learner.names)) == (rows, 6 * G)
-    else:
-        assert trained < rows
-        assert len(learner.names) == 3 if budget == ALL else 3 < len(learner.names) < 6 * G
+    assert (len(learner.names) > 3) == (cut != "whole")
+    assert (len(learner.names) == 6 * G) == (cut == "alone")
 
 
-@pytest.mark.parametrize(("budget", "temperature"), [(ALL, 1.0), (130, 0.7)])
-def test_sampler_and_trainer_agree(known, temperature, budget):
-    """Token by token in fp32; and where they differ it is seen."""
-    drawn = step_drawn(known, temperature)
-    numbers = step_of(known, drawn, budget, temperature=temperature).numbers
+@pytest.mark.parametrize("config", [LEDGERS, FREE], ids=["ledgers", "free"])
+@pytest.mark.parametrize(("budget", "temperature"), [(ALL, 1.0), (1, 0.7)])
+def test_sampler_and_trainer_agree(known, config, temperature, budget):
+    """Choice by choice in fp32; and where they differ it is seen."""
+    groups = step_drawn(known, temperature, config=config)
+    numbers = step_of(known, groups, budget, config, temperature=temperature).numbers
     assert 0 < numbers["gap_mean"] < 1e-5
     assert numbers["gap_max"] < 1e-4
     assert (numbers["gap_outside"], numbers["ratio"]) == (0.0, 1.0)
-    rollout = drawn[0][0].rollouts[0]
-    rollout.log_probs = tuple(p - 0.5 for p in rollout.log_probs)
-    numbers = step_of(known, drawn, budget, temperature=temperature).numbers
+    reply = groups[0].rollouts[0].reply
+    reply.choices = [replace(choice, log_prob=choice.log_prob - 0.5) for choice in reply.choices]
+    numbers = step_of(known, groups, budget, config, temperature=temperature, reward=DRAWN).numbers
     assert numbers["gap_max"] == pytest.approx(0.5, abs=1e-4)
-    share = len(rollout.ids) / sum(lengths_of(drawn))
+    share = len(reply.choices) / sum(lengths_of(groups))
     assert numbers["gap_mean"] == pytest.approx(0.5 * share, rel=1e-3)
     assert numbers["gap_outside"] == pytest.approx(share)
 
 
+def test_no_softmax_over_the_vocabulary(known, monkeypatch):
+    """A step of ledgers is drawn and trained without logits of all ids, here and in train_sft.py;
+    one of prose needs them."""
+
+    def forbidden(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    monkeypatch.setattr(Model, "logits", forbidden)
+    monkeypatch.setattr(objective, "logprob", forbidden)
+    groups = step_drawn(known)
+    assert step_of(known, groups, ALL).gradients[0].any()
+    batch = packing.batch(trees(groups, [True] * 6, ALL), choice_ids(known[1]).all, CPU)
+    sums = objective.loss_sums(known[0], batch, objective.SftWeights(), PRESETS["tiny"])
+    assert sums.imitation > 0
+    with pytest.raises(NotImplementedError):
+        step_drawn(known, config=FREE)
+
+
 def test_flat_groups_are_left_out_exactly(known, monkeypatch):
     """The twin and half of the last pair are flat: to the bit where trees stand alone."""
-    drawn = step_drawn(known, flat=(2, 3, 4))
-    skipped = step_of(known, drawn, 1)
+    groups = step_drawn(known, flat=(2, 3, 4))
+    skipped = step_of(known, groups, 1, reward=DRAWN)
     everyone = lambda advantage, group, groups: torch.ones(groups, dtype=torch.bool)  # noqa: E731
     monkeypatch.setattr(rewards, "informative", everyone)
-    whole = step_of(known, drawn, 1)
-    assert skipped.tokens < whole.tokens
+    whole = step_of(known, groups, 1, reward=DRAWN)
     assert (len(skipped.names), len(whole.names)) == (3 * G, 6 * G)
     assert (skipped.numbers["groups_flat"], skipped.numbers["groups_drawn"]) == (3, 6)
     assert skipped.loss == whole.loss != 0
     assert any(gradient.any() for gradient in skipped.gradients)
     assert all(map(torch.equal, skipped.gradients, whole.gradients))
-
-
-def with_digits(drawn: list) -> list:
-    """Most replies get a digit somewhere, its nine chances and what each would have earned."""
-    randoms = random.Random(8)
-    for rollout in all_rollouts(drawn):
-        if randoms.random() < 0.2:
-            continue
-        p = [randoms.random() for _ in range(9)]
-        rollout.drawn_probs = tuple(q / math.fsum(p) for q in p)
-        rollout.by_digit = tuple(randoms.random() for _ in range(9))
-        rollout.digit_at = randoms.randrange(len(rollout.ids))
-        both = zip(rollout.drawn_probs, rollout.by_digit, strict=True)
-        rollout.reward = math.fsum(q * r for q, r in both)
-    return drawn
-
-
-@pytest.mark.parametrize(
-    ("variant", "budget", "temperature"), [("grpo", 130, 0.7), ("dr_grpo", ALL, 1.0)]
-)
-def test_all_nine_digits_equal_row_by_row(known, variant, budget, temperature):
-    """By the formulas of `expected_advantages`, each reply behind its own copy of the prompt."""
-    drawn = with_digits(step_drawn(known, temperature))
-    learner = step_of(
-        known,
-        drawn,
-        budget,
-        temperature=temperature,
-        grpo=GrpoConfig(variant=variant),
-        reward=RewardConfig(expected=True),
-    )
-    w = by_hand(variant, drawn)[1]
-    loss = torch.zeros((), dtype=torch.float64)
-    number = digits = 0
-    for group in all_groups(drawn):
-        means = [rollout.reward for rollout in group.rollouts]
-        table = [rollout.by_digit or (rollout.reward,) * 9 for rollout in group.rollouts]
-        chances = [rollout.drawn_probs or (1 / 9,) * 9 for rollout in group.rollouts]
-        m = fmean(means)
-        square = sum((mean - m) ** 2 for mean in means) + (1 - 1 / G) * sum(
-            p * (r - mean) ** 2
-            for q, row, mean in zip(chances, table, means, strict=True)
-            for p, r in zip(q, row, strict=True)
-        )
-        scale = 1.0 if variant == "dr_grpo" else math.sqrt(square / (G - 1)) + 1e-4
-        for i, rollout in enumerate(group.rollouts):
-            logits = logits_of(known, group.prompt, rollout, temperature)
-            ids = torch.tensor(rollout.ids)[:, None]
-            log_p = logits.log_softmax(-1).gather(-1, ids).double()
-            ratio = (log_p - log_p.detach()).exp()
-            loss = loss - (w[number] * (means[i] - m) / scale * ratio).sum()
-            if rollout.by_digit is not None:
-                digits += 1
-                nine = logits[rollout.digit_at, known[1].digit_ids].log_softmax(-1).double()
-                A = torch.tensor([r - m - (r - means[i]) / G for r in table[i]]) / scale
-                p = torch.tensor(chances[i])
-                loss = loss - w[number] * (p * A * (nine - nine.detach()).exp()).sum()
-            number += 1
-    assert number / 2 < digits < number
-    gradients = torch.autograd.grad(loss, known[2].parameters())
-    assert learner.loss == pytest.approx(float(loss.detach()), rel=1e-5, abs=1e-7)
-    same(learner.gradients, list(gradients))

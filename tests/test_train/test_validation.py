@@ -1,43 +1,37 @@
-"""Validation: who is right, twins together, what is well formed, nothing of the model changed."""
+"""Validation: who is right, twins together, what it costs in nats, nothing of the model changed."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from fixtures import CPU
+from fixtures import WEIGHED, fresh
 from training_runs import short_pairs
 
-from nanopersrm.judge import verdict
+from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.judgement import JudgeConfig
-from nanopersrm.judge.reply import answer
-from nanopersrm.model.sampler import Reply
-from nanopersrm.model.tokenizer import Tokenizer
-from nanopersrm.model.transformer import Model
-from nanopersrm.model.weights import load
+from nanopersrm.judge.reply import Prompt, Reply
+from nanopersrm.style.ledger import LETTERS, Measurer
 from nanopersrm.style.reading import TextReading
 from nanopersrm.train import validation
-from nanopersrm.train.objective import SftWeights, loss_sums
-from nanopersrm.train.packing import batch, total_weights
 from nanopersrm.train.presets import PRESETS
-from nanopersrm.train.sft_data import ExamplesConfig, prompts_of
-from nanopersrm.train.validation import Metrics, ValidationSet, both_right, reading_shares
+from nanopersrm.train.validation import Metrics, ValidationSet, reading_shares
 
 PRESET = PRESETS["tiny"]
-CONFIG = ExamplesConfig(longest=10_000, evidence=False)
-PAIRS = short_pairs()[:4]  # two couples of twins
+CONFIG = JudgeConfig(think_lines=2)
+PAIRS = sorted(short_pairs()[:4], key=lambda pair: pair.id)  # two couples of twins
 
 
 @pytest.fixture(scope="module")
-def known(base) -> tuple[Model, Tokenizer]:
-    return load(base, torch.float32, CPU), Tokenizer.load(base)
+def judge(base) -> Judge:
+    return fresh(base)
 
 
-@pytest.fixture(autouse=True)
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "REPLY_TOKENS", 6)
-    monkeypatch.setattr(validation, "REASONING", 6)
+def set_of(judge: Judge, pairs: Any = PAIRS, longest: int = 10_000) -> ValidationSet:
+    return ValidationSet(pairs, judge.tokenizer, Measurer(WEIGHED), CONFIG, longest)
 
 
 @pytest.mark.parametrize(
@@ -49,106 +43,72 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
         ((1, 0, 1, 1), 0.75, 0.5),  # equal scores are wrong
     ],
 )
-def test_twins_count_together(known, monkeypatch, leads, accuracy, twins):
-    ordered = sorted(pair.id for pair in PAIRS)  # a twin has the same id up to its last letter
-    lead_of = dict(zip(ordered, leads, strict=True))
-
-    def by_hand(model: Any, packed: Any, *more: Any) -> Any:
-        sums = loss_sums(model, packed, *more)
-        scores = torch.full_like(sums.scores, 5.0)
-        for name, (first, _, chosen) in zip(packed.names, packed.lists, strict=True):
-            scores[first + chosen] += lead_of[name]
-        return replace(sums, scores=scores)
-
-    monkeypatch.setattr(validation, "loss_sums", by_hand)
-    model, tokenizer = known
-    monkeypatch.setattr(validation, "WRITTEN", 0)
-    metrics, page = ValidationSet(PAIRS, tokenizer, CONFIG, 0, None).evaluate(model, PRESET)
-    assert (metrics.accuracy, metrics.twins, metrics.pairs) == (accuracy, twins, 4)
-    assert (metrics.replies, page) == (0, "\n")
-    alone = ValidationSet(PAIRS[:1], tokenizer, CONFIG, 0, None)
-    assert alone.evaluate(model, PRESET)[0].twins is None
-
-
-@pytest.mark.parametrize("budget", [100, 100_000])
-def test_scores_and_loss_are_of_the_objective(known, budget, monkeypatch):
-    """However the trees are packed: the mean loss of a token, and pairs by their soft scores."""
-    model, tokenizer = known
-    monkeypatch.setattr(validation, "WRITTEN", 0)
-    examined = ValidationSet(PAIRS, tokenizer, CONFIG, 0, None)
-    metrics, _ = examined.evaluate(model, replace(PRESET, budget=budget))
-    total, right = 0.0, 0
-    for tree in examined.trees:
-        packed = batch([tree], CPU)
-        with torch.no_grad():
-            sums = loss_sums(model, packed, tokenizer.digit_ids, SftWeights(), PRESET)
-        total += float(sums.imitation)
-        ((_, count, chosen),) = packed.lists
-        assert count == 2
-        right += float(sums.scores[chosen]) > float(sums.scores[1 - chosen])
-    assert metrics.loss == pytest.approx(total / total_weights(examined.trees)[0], rel=1e-5)
-    assert metrics.accuracy == right / len(examined.trees)
-
-
-def test_free_replies_are_parsed_and_checked(known, monkeypatch):
-    """Of the first pair the chosen text is asked about, of the second the rejected one."""
-    model, tokenizer = known
-    stop = next(iter(tokenizer.eos_ids))
-    words = [" ".join(text.split()[:3]) for text in (PAIRS[0].chosen, PAIRS[1].rejected)]
-    assert not any('"' in quote for quote in words)
-    texts = [
-        f'A says "{words[0]}", never "{words[0]} at all". A has no emoji and smileys.\n'
-        "</think>\n<scores>A=7</scores>",
-        f'A says "{words[1]}". A has many emoji and smileys.\n</think>\n<scores>A=7 B=3</scores>',
+def test_twins_count_together(judge, monkeypatch, leads, accuracy, twins):
+    """A rejected text gets a 5, a chosen one another digit by half: it wins by 3/4, 1/2 or 1/4."""
+    half = {1: 6, 0: 5, -1: 4}
+    chances = [
+        [(digit == 5) / 2 + (digit == high) / 2 for digit in range(1, 10)]
+        for lead in leads
+        for high in (half[lead], 5)  # the chosen text, the rejected one
     ]
+    asked: list[Prompt] = []
 
-    def sampled(model: Any, prompts: Any, config: Any, stop_ids: Any) -> list[list[Reply]]:
-        assert stop in stop_ids
-        ids = [[*tokenizer.encode(text), stop] for text in texts]
-        return [[Reply(tokens, [0.0] * len(tokens), "stop")] for tokens in ids]
+    def drawn(model: Any, tokenizer: Any, prompts: Sequence[Prompt], config: Any) -> Any:
+        assert config == CONFIG
+        asked.extend(prompts)
+        digits = chances[len(asked) - 1]
+        return [[Reply(digits=digits, features=["x"] * (len(asked) % 2))]]
 
-    monkeypatch.setattr(validation, "sample", sampled)
-    examined = ValidationSet(PAIRS[:2], tokenizer, CONFIG, 0, None)
-    metrics, page = examined.evaluate(model, PRESET)
-    assert (metrics.well_formed, metrics.replies) == (0.5, 2)
-    assert (metrics.quotes, metrics.claims) == (2 / 3, 1 / 2)
-    assert page.count(validation.RULE) == 1
-    assert all(verdict.OPEN + text in page for text in texts)
+    monkeypatch.setattr(validation, "draw", drawn)
+    monkeypatch.setattr(validation, "AT_ONCE", 1)
+    metrics, _ = set_of(judge, PAIRS).evaluate(judge.model, PRESET)
+    nats = math.fsum(-math.log(0.5 + lead / 4) for lead in leads) / 4
+    assert metrics == Metrics(accuracy, twins, metrics.loss, 0.5, 4)
+    assert metrics.loss == pytest.approx(nats)
+    for pair, chosen, rejected in zip(PAIRS, asked[::2], asked[1::2], strict=True):
+        assert pair.chosen[:10] in judge.tokenizer.decode(chosen.ids)
+        assert pair.rejected[:10] in judge.tokenizer.decode(rejected.ids)
+    asked.clear()
+    assert set_of(judge, PAIRS[:1]).evaluate(judge.model, PRESET)[0].twins is None
 
 
-def test_the_same_again_and_nothing_left_behind(known):
-    model, tokenizer = known
-    model.train()
-    before = torch.get_rng_state()
-    results = [
-        ValidationSet(PAIRS[:2], tokenizer, CONFIG, seed, None).evaluate(model, PRESET)
-        for seed in (1, 1, 2)
-    ]
-    assert results[0] == results[1]
-    assert results[0][1] != results[2][1]
+@pytest.mark.parametrize("cache_mb", [1024, 0])
+def test_it_judges_as_the_judge_does(judge, cache_mb):
+    """Greedily, with lines that the model chooses, of texts without white space around them."""
+    giant = replace(PAIRS[0], id="giant", chosen=PAIRS[0].chosen + " and on" * 5000)
+    padded = [giant, replace(PAIRS[0], chosen=f"\n{PAIRS[0].chosen} "), *PAIRS[1:3]]
+    metrics, page = set_of(judge, padded).evaluate(judge.model, replace(PRESET, cache_mb=cache_mb))
+    right, nats, lines = 0, 0.0, 0
+    pages = page.split(validation.RULE)
+    for k, pair in enumerate(PAIRS[:3]):
+        texts = [pair.chosen, pair.rejected]
+        judgement = judge.judge(pair.exemplars, texts, pair.question, config=CONFIG)
+        first, second = judgement.scores
+        assert first is not None
+        assert second is not None
+        right += first > second
+        nats -= math.log(judgement.preference[0][1])
+        for reply in judgement.replies:
+            lines += len(reply.features)
+            (i,) = reply.candidates
+            prompt, _, written = pages[2 * k + i].rpartition("<think>\n")
+            assert texts[i] in prompt
+            drawn = [line[0] for line in written.split(". sum")[0].splitlines()]
+            assert drawn == [LETTERS[feature] for feature in reply.features]
+    assert metrics == Metrics(right / 3, metrics.twins, metrics.loss, lines / 6, 3)
+    assert metrics.loss == pytest.approx(nats / 3)
+    assert lines > 0
+
+
+def test_the_same_again_and_nothing_left_behind(judge):
+    judge.model.train()
+    before, examined = torch.get_rng_state(), set_of(judge, PAIRS[:2])
+    assert examined.evaluate(judge.model, PRESET) == examined.evaluate(judge.model, PRESET)
     assert torch.equal(torch.get_rng_state(), before)
-    assert model.training
-    model.eval()
-
-
-def test_reasoning_is_the_judges(known):
-    """The scores are those of greedy answers to the same prompts; long pairs are left out."""
-    model, tokenizer = known
-    giant = replace(PAIRS[0], id="giant", chosen=PAIRS[0].chosen + " and on" * 9000)
-    examined = ValidationSet([giant, *PAIRS[:2]], tokenizer, CONFIG, 0, None, reasoned=3)
-    assert list(examined.reasoned) == [pair.id for pair in PAIRS[:2]]
-    metrics, _ = examined.evaluate(model, PRESET)
-    right = {}
-    for pair in PAIRS[:2]:
-        prompts = prompts_of(pair, tokenizer, CONFIG, None)
-        scores = []
-        for prompt in prompts:
-            ((reply,),) = answer(model, tokenizer, [prompt], 1, JudgeConfig(think_tokens=6))
-            scores.append(verdict.soft_score(reply.digits))
-        right[pair.id] = scores[0] > scores[1]
-    assert metrics.reasoned == sum(right.values()) / 2
-    assert metrics.reasoned_twins == both_right(right, examined.twins)
-    assert metrics.reasoned_pairs == 2
+    assert judge.model.training
+    judge.model.eval()
+    nothing = set_of(judge, longest=50).evaluate(judge.model, PRESET)
+    assert nothing == (Metrics(0.0, None, 0.0, 0.0, 0), "\n")
 
 
 def test_how_often_reading_is_right():
@@ -173,11 +133,14 @@ def test_how_often_reading_is_right():
 
 
 def test_what_is_reported():
-    metrics = Metrics(0.625, 0.25, 1.2345, 40, 0.875, 8, 0.75, 0.5, 12, quotes=0.5)
-    for part in ("40 validation pairs: 62.5%", "25% of the twins", "reasoning 75.0% of 12"):
-        assert part in metrics.summary()
-    assert "claims" not in metrics.summary()
-    numbers = metrics.numbers()
-    assert numbers["validation_reasoned"] == 0.75
-    assert not {"validation_claims", "validation_pairs"} & numbers.keys()
-    assert Metrics(0.0, None, 0.0, 0, 0.0, 0).numbers() == {}
+    metrics = Metrics(0.625, 0.25, 0.54321, 2.25, 40)
+    assert metrics.summary() == (
+        "62.5% of 40 validation pairs, 25% of the twins, 0.543 nats a pair, 2.2 lines a reply"
+    )
+    numbers = {"accuracy": 0.625, "twins": 0.25, "loss": 0.54321, "lines": 2.25}
+    assert metrics.numbers() == {f"validation_{name}": x for name, x in numbers.items()}
+    alone = replace(metrics, twins=None)
+    assert "twins" not in alone.summary()
+    assert "validation_twins" not in alone.numbers()
+    nothing = Metrics(0.0, None, 0.0, 0.0, 0)
+    assert (nothing.numbers(), nothing.summary()) == ({}, "no validation pairs to judge")

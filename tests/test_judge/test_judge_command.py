@@ -104,7 +104,7 @@ def test_words_that_sound_like_the_writer(settings, text):
     written = io.StringIO()
     out = Console(file=written, soft_wrap=True, highlight=False, **settings)
     script._print_reading(out, READ, TEXT)
-    assert written.getvalue() == f"{text}\n\n"
+    assert written.getvalue() == f"{text}\n"
 
 
 def test_profile_ledgers_words_table_and_verdict(monkeypatch, capsys, tiny_judge):

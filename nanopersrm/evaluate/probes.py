@@ -80,7 +80,7 @@ def leave(judge: Judge, prompt: Prompt, features: Sequence[str]) -> list[tuple[f
     whole, *without = soft_scores(judge, prompt, [spell(judge.tokenizer, prompt, x) for x in lists])
     decibans = [prompt.ledgers[0].lines[feature].decibans for feature in features]
     both = zip(decibans, without, strict=True)
-    return [(said, whole - score) for said, score in both if abs(said) >= LEAST]
+    return [(line, whole - score) for line, score in both if abs(line) >= LEAST]
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
@@ -107,15 +107,15 @@ def main(config: Config) -> None:
     for pair in track(pairs, "pairs", console=log, transient=True, disable=not log.is_terminal):
         texts = [text.strip() for text in (pair.chosen, pair.rejected)]
         exemplars = [text.strip() for text in pair.exemplars]
-        asked = (exemplars, texts, pair.question or None)
-        prompts = prompts_about(judge.tokenizer, judge.measurer, *asked)
+        instruments = (judge.tokenizer, judge.measurer)
+        prompts = prompts_about(*instruments, exemplars, texts, pair.question or None)
         drawn = draw(judge.model, judge.tokenizer, prompts, judging)
         for prompt, (reply,) in zip(prompts, drawn, strict=True):
             for features in ([], reply.features):
                 scores = scale(judge, prompt, features)
                 correlations.append(spearman(STEPS, scores))
                 down.append(max(a - b for a, b in pairwise(scores)))
-            moved += [said * fall > 0 for said, fall in leave(judge, prompt, reply.features)]
+            moved += [line * fall > 0 for line, fall in leave(judge, prompt, reply.features)]
     share = f"{np.mean(moved):.1%}" if moved else "-"
     rows = [
         ["probe", "result", "n"],

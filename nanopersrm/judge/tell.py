@@ -3,8 +3,8 @@
     It reads like the writer, most of all "the chain was dry" (+6.1). It has many semicolons, the
     writer has many semicolons (+0.7). Together +6.8 decibans: 4.8 to 1 for this writer.
 
-This is what people read in the terminal, on the page and in a chat, and what a base that can write
-free prose (`--free`) learns to imitate. Nothing in it is the model's own wording: the model has
+This is the `reasoning` of a judgement: what the page shows while a reply comes, what a chat gets,
+and what a base that can write free prose (`--free`) learns to imitate. Nothing in it is the model's own wording: the model has
 chosen the lines and the score.
 """
 

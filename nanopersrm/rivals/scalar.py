@@ -75,8 +75,8 @@ def prompts_of(
     """The ids of a prompt a candidate with all evidence, up to where the judge draws its digit;
     writer: of exemplars that are trained on."""
     exemplars, candidates = ([text.strip() for text in some] for some in (exemplars, candidates))
-    tokenizer, asked = judge.tokenizer, question.strip() or None
-    prompts = prompts_about(tokenizer, judge.measurer, exemplars, candidates, asked, writer)
+    tokenizer, texts = judge.tokenizer, (exemplars, candidates, question.strip() or None)
+    prompts = prompts_about(tokenizer, judge.measurer, *texts, writer)
     return [p.ids + spell(tokenizer, p, by_rule(p, "all", 0, 0)) for p in prompts]
 
 

@@ -247,8 +247,8 @@ def _prose(
         if drawn is None:
             break
         features.append(drawn)
-    told = tokenizer.encode(sentences(ledger.shown(features)))
-    reply = [*told, *tokenizer.encode(closing("Prose.")[1])]
+    prose = tokenizer.encode(sentences(ledger.shown(features)))
+    reply = [*prose, *tokenizer.encode(closing("Prose.")[1])]
     whole = (*prompt.ids, *reply)
     first = len(prompt.ids)
     targets = [Target(first + i, (), id=token) for i, token in enumerate(reply)]

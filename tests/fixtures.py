@@ -169,11 +169,11 @@ def mirrored(one: Judgement, two: Judgement, order: tuple[int, ...]) -> None:
     else:
         assert two.verdict == one.verdict
     assert two.candidates == [one.candidates[i] for i in order]
-    said = {
+    replies = {
         tuple(order.index(i) for i in reply.candidates): (reply.features, reply.reasoning)
         for reply in one.replies
     }
-    assert {reply.candidates: (reply.features, reply.reasoning) for reply in two.replies} == said
+    assert {reply.candidates: (reply.features, reply.reasoning) for reply in two.replies} == replies
 
 
 DEMO = Path(__file__).parents[1] / "data" / "demo"

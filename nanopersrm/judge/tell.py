@@ -4,8 +4,8 @@
     writer has many semicolons (+0.7). Together +6.8 decibans: 4.8 to 1 for this writer.
 
 This is the `reasoning` of a judgement: what the page shows while a reply comes, what a chat gets,
-and what a base that can write free prose (`--free`) learns to imitate. Nothing in it is the model's own wording: the model has
-chosen the lines and the score.
+and what a base that can write free prose (`--free`) learns to imitate. Nothing in it is the model's
+own wording: the model has chosen the lines and the score.
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ from nanopersrm.judge.judge import Judge
 from nanopersrm.judge.reply import Prompt, prompts_about, spell
 from nanopersrm.pairs import write
 
-SAID = re.compile(r" sum ([+-]\d+\.\d)\n</think>\n<scores>A=$")
+SUM = re.compile(r" sum ([+-]\d+\.\d)\n</think>\n<scores>A=$")
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def by_sum(sign: float, bare: float = 1):
     def scores(judge: Judge, prompt: Prompt, replies: list[list[int]]) -> list[float]:
         texts = [judge.tokenizer.decode(reply) for reply in replies]
         signs = [sign * (bare if text.startswith(".") else 1) for text in texts]
-        said = [float(SAID.findall(text)[0]) for text in texts]
-        return [5 + 4 * math.tanh(s * x / 20) for s, x in zip(signs, said, strict=True)]
+        sums = [float(SUM.findall(text)[0]) for text in texts]
+        return [5 + 4 * math.tanh(s * x / 20) for s, x in zip(signs, sums, strict=True)]
 
     return scores
 
@@ -68,9 +68,9 @@ def test_only_the_sum_is_moved_and_only_a_line_left_out(judge, prompt, monkeypat
     assert scale(judge, prompt, names) == pytest.approx([5 + 4 * math.tanh(x / 20) for x in STEPS])
     whole = prompt.sums(names)[0]
     expected = [
-        (said, 4 * math.tanh(whole / 20) - 4 * math.tanh((whole - said) / 20))
-        for said in (lines[name].decibans for name in names)
-        if abs(said) >= 0.5
+        (decibans, 4 * math.tanh(whole / 20) - 4 * math.tanh((whole - decibans) / 20))
+        for decibans in (lines[name].decibans for name in names)
+        if abs(decibans) >= 0.5
     ]
     assert len(expected) > 1
     assert leave(judge, prompt, names) == [pytest.approx(both) for both in expected]

@@ -219,8 +219,8 @@ def test_every_line_is_measured_again(honest):
             if config.all_evidence and config.mode == "pointwise":  # nothing is left out
                 assert known.decibans == total.decibans
                 assert known.measured == round(EVERY.probability(total.decibans), 1)
-                said = judgement.reasoning[texts.index(text)]
-                assert said == " ".join(map(sentence, known.ledger))
+                reasoning = judgement.reasoning[texts.index(text)]
+                assert reasoning == " ".join(map(sentence, known.ledger))
     assert {READING, NGRAMS, "semicolons", "emoji", "variety"} <= {*seen}
     assert seen.total() > 250
     assert quotes > 100

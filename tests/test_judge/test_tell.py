@@ -16,7 +16,7 @@ def line(
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("entry", "expected"),
     [
         (line(READING, 6.1, ("the chain\n was dry", 4.0), ("so it was", 3.9), ("no", -9.0)),
          'It reads like the writer, most of all "the chain was dry" (+6.1).'),
@@ -36,10 +36,10 @@ def line(
         (line(SUM, 6.8), "Together +6.8 decibans: 4.8 to 1 for this writer."),
     ],
 )  # fmt: skip
-def test_sentences(said, expected):
-    assert sentence(said) == expected
-    if said.feature != SUM:
-        assert sentence(said, "B") == f"B {expected.removeprefix('It ')}"
+def test_sentences(entry, expected):
+    assert sentence(entry) == expected
+    if entry.feature != SUM:
+        assert sentence(entry, "B") == f"B {expected.removeprefix('It ')}"
 
 
 def test_the_sum_of_one_of_two():

@@ -116,7 +116,7 @@ def test_every_choice_is_that_of_a_plain_forward(tiny, labels, temperature, line
         check_digits(model, tokenizer, prompt, replies[0])
 
 
-def ids_and_lines(groups: Sequence[Sequence[Reply]]) -> list[tuple[list[int], list[str]]]:
+def drawn(groups: Sequence[Sequence[Reply]]) -> list[tuple[list[int], list[str]]]:
     return [(reply.ids, reply.features) for group in groups for reply in group]
 
 
@@ -129,20 +129,18 @@ def test_side_by_side_is_as_alone(tiny, labels):
     together = draw(model, tokenizer, prompts, config)
     held = prefill(model, prompts[0].ids[:40])
     alone = [draw(model, tokenizer, [p], config, held)[0] for p in prompts]
-    assert ids_and_lines(together) == ids_and_lines(alone)
+    assert drawn(together) == drawn(alone)
     halves = [
         [reply for first in (0, 2) for reply in draw(model, tokenizer, [p], half, first=first)[0]]
         for p in prompts
         for half in [replace(config, samples=2)]
     ]
-    assert ids_and_lines(halves) == ids_and_lines(together)
+    assert drawn(halves) == drawn(together)
     for group in together:  # samples differ, and so do those of other seeds
         assert len({tuple(reply.ids) for reply in group}) > 1
-    assert ids_and_lines(draw(model, tokenizer, prompts, replace(config, seed=6))) != ids_and_lines(
-        together
-    )
+    assert drawn(draw(model, tokenizer, prompts, replace(config, seed=6))) != drawn(together)
     greedy = draw(model, tokenizer, prompts, replace(config, temperature=0.0))
-    assert all(ids_and_lines([group]) == ids_and_lines([group[:1]]) * 4 for group in greedy)
+    assert all(drawn([group]) == drawn([group[:1]]) * 4 for group in greedy)
 
 
 @pytest.mark.parametrize("labels", [1, 2])

@@ -144,7 +144,7 @@ def train(
         for micro in packing.pack(kept, preset.budget):
             batch = packing.batch(micro, choices, model.device)
             log_probs, entropy, table = drawn_log_probs(model, batch, preset, config.temperature)
-            digits, replies = digits_in(batch.owners, comparison.digits)
+            digits, replies = digits_in(batch.owners)
             lines = torch.ones_like(batch.owners, dtype=torch.bool)
             lines[digits] = not config.reward.expected  # else all nine of a digit are learned below
             loss, batch_statistics = policy_loss(

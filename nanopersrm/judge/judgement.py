@@ -91,7 +91,11 @@ class JudgeConfig:
             ("think_lines", self.think_lines >= 1, "at least 1"),
             ("think_tokens", self.think_tokens >= 1, "at least 1"),
             ("choose", self.choose in rules, f"one of {', '.join(rules)}"),
-            ("free", not (self.free and self.all_evidence), "no all_evidence beside it"),
+            (
+                "free",
+                not (self.free and (self.by_rule or not self.think)),
+                "no all_evidence, choose or no_think with it",
+            ),
             ("samples", self.samples >= 1, "at least 1"),
             ("temperature", 0 <= self.drawing_temperature <= 100, "0 to 100"),
         ):

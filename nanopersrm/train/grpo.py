@@ -130,9 +130,8 @@ def _above_group(values: Tensor, group: Tensor, groups: int, by_std: bool) -> Te
 
 @dataclass(frozen=True)
 class ScoreDigits:
-    """Of each reply of a step, the nine digits that its score might have been."""
+    """Of each reply of a step, the nine digits that its last choice might have been."""
 
-    at: Tensor  # (S,) int64: index of the digit among the ids of the reply; -1: it has none
     probs: Tensor  # (S, 9) fp64: p(1) … p(9) as the sampler drew, they sum to 1
     rewards: Tensor  # (S, 9) fp64: of the reply, with each of them
 
@@ -175,7 +174,7 @@ def expected_advantages(
     if entropy:
         surprise = -p.clamp(min=torch.finfo(p.dtype).tiny).log()  # (S, 9) nats
         surprise = surprise - (p * surprise).sum(-1, keepdim=True)
-        off_reply = off_reply + entropy * surprise.where(digits.at[:, None] >= 0, 0)
+        off_reply = off_reply + entropy * surprise
     off_group = reply - mean[group]  # (S,) r - m
     apart = torch.maximum(off_group.abs(), off_reply.abs().where(p > SAME, 0).amax(-1))  # (S,)
     widest = empty.scatter_reduce(0, group, apart, "amax")  # (Q,)
@@ -276,15 +275,11 @@ def policy_loss(
     return (w * -gain).sum(), measured
 
 
-def digits_in(owners: Tensor, digits: ScoreDigits) -> tuple[Tensor, Tensor]:
+def digits_in(owners: Tensor) -> tuple[Tensor, Tensor]:
     """owners (N,) int64, the reply of each token of a micro-batch, whole replies one after another
-    -> which of the tokens are digits to learn (n,), and the replies that they are of (n,)."""
+    -> the last token of each, which is its digit (n,), and the replies that they are of (n,)."""
     replies, lengths = torch.unique_consecutive(owners.cpu(), return_counts=True)
-    at = digits.at[replies]
-    assert bool((at < lengths).all()), "a digit after the end of its reply"
-    known = at >= 0
-    tokens = (lengths.cumsum(0) - lengths + at)[known]
-    return tokens.to(owners.device), replies[known]
+    return (lengths.cumsum(0) - 1).to(owners.device), replies
 
 
 def digit_loss(

@@ -238,11 +238,10 @@ def text_of(prompt: Prompt, reply: Reply, number: int) -> Text:
 
 
 def score_digits(rollouts: Sequence[Rollout]) -> ScoreDigits:
-    """The nine digits that each reply might have got; its last choice is the digit."""
+    """The nine digits that each reply might have got."""
     rewards = [r.by_digit or (r.reward,) * len(DIGITS) for r in rollouts]
     probs = [[p / fsum(r.reply.drawn_digits) for p in r.reply.drawn_digits] for r in rollouts]
     return ScoreDigits(
-        torch.tensor([len(r.reply.choices) - 1 for r in rollouts]),
         torch.tensor(probs, dtype=torch.float64),
         torch.tensor(rewards, dtype=torch.float64),
     )

@@ -4,17 +4,15 @@ Step s takes the pairs s * b up to (s + 1) * b of an endless row of epochs. All 
 follows from the seed and the number of the step, so a run that is interrupted goes on with what it
 would have seen.
 
-A pair (exemplars of a writer, `chosen` by them, `rejected` not) becomes two trees:
+A pair (exemplars of a writer, `chosen` by them, `rejected` not) becomes one tree. It has a ledger
+of each candidate, as a teacher chooses it: the teacher stops with the chance σ((STOP - m) / SHARP),
+where the best line left says m decibans either way, and else takes a line with a chance in
+proportion to exp(|decibans| / SOFT). So lines that say much come first, and the ledger ends when
+the rest says little. All chances are to be imitated, not only what was drawn.
 
-    real         a ledger with what was measured. A teacher ends it with the chance σ((STOP - m) /
-                 SHARP), where the best line left says m decibans either way, and else takes a line
-                 with a chance in proportion to exp(|decibans| / SOFT). So lines that say much come
-                 first, and the ledger ends when the rest says little. All chances are to be
-                 imitated, not only what was drawn
-    synthetic    the first words of an exemplar and of a candidate, and under them many ledgers of a
-                 few lines whose decibans are made up, so that sums from -36 to +36 are seen as
-                 often, and some beyond: they teach what a digit means, and only the digit is a
-                 target. Nothing is read for them, so they are cheap. Some have a sum and no line
+Under the first lines of each ledger, some or all or none, hang many endings with a made-up sum.
+They teach what a digit means, and only the digit is a target. The sums are spread evenly from -36
+to +36, one in four from -99 to +99. An ending takes some 20 tokens, so it is learned cheaply.
 
 The digit. A text with a sum of s decibans may get any digit, with chances that make two digits
 compare as the odds say. Let u = s · log(10) / 10 nats, and g from Gumbel's distribution. The digit
@@ -38,7 +36,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from nanopersrm import InputError
-from nanopersrm.judge.reply import Prompt, choice_ids, line_text, prompts_about, spell, sum_text
+from nanopersrm.judge.reply import Prompt, choice_ids, prompts_about, spell, sum_text
 from nanopersrm.judge.tell import sentences
 from nanopersrm.judge.verdict import closing
 from nanopersrm.model.tokenizer import Tokenizer
@@ -53,9 +51,7 @@ from nanopersrm.train.run import Run
 SOFT = 1.0  # decibans: a line that says so much more is e times as likely to be next
 STOP, SHARP = 0.8, 0.2  # decibans: the ledger ends where the best line left says less
 CUTS = tuple(DECIBAN * x for x in (-26.5, -20.0, -14.0, -8.0, -2.0, 4.0, 10.0, 16.0))  # nats
-OPENING = 30  # words of the texts in a synthetic prompt
-SWEEP, FARTHEST = 36.0, 99.0  # decibans: of three synthetic sums in four, and of all
-MOST_SYNTHETIC = 2  # lines in a synthetic ledger
+SWEEP, FARTHEST = 36.0, 99.0  # decibans: of three made-up sums in four, and of all
 MEASURED = 2000  # pairs on which features that need no model are weighed
 HELD_OUT = 0.1  # share of the writers whose pairs are for validation
 
@@ -65,8 +61,8 @@ class ExamplesConfig:
     """What pairs are turned into."""
 
     think_lines: int = 8  # lines of a ledger, at most
-    synthetic: int = 64  # made-up ledgers a pair, to teach the scale of digits
-    digit: float = 4.0  # weight of a digit, beside 1 for a line
+    synthetic: int = 24  # made-up sums of each ledger, to teach the scale of digits
+    digit: float = 4.0  # weight of a digit after a true sum, beside 1 for a line or a made-up sum
     free: bool = False  # replies in free prose instead, for bases that can
     longest: int = 2048  # tokens of prompt and reply; longer pairs are left out
 
@@ -96,12 +92,9 @@ class SftData:
                 self.epoch, self.order = epoch, epoch_order(self.pairs, self.seed, epoch)
             pair, seed = self.order[index], f"{self.seed}/{epoch}"
             assert self.measurer is not None, "nothing measures yet"
-            if self.config.synthetic and not self.config.free:
-                texts = (self.tokenizer, self.measurer.evidence)
-                trees.append(synthetic_tree(pair, *texts, self.config, seed))
             free = self.config.free
             prompts = prompts_of(pair, self.tokenizer, self.measurer, pair.author, free)
-            trees.append(real_tree(pair, prompts, self.tokenizer, self.config, seed))
+            trees.append(pair_tree(pair, prompts, self.tokenizer, self.config, seed))
         self.left_out += trees.count(None)
         return [tree for tree in trees if tree is not None]
 
@@ -155,35 +148,26 @@ def prompts_of(
     return prompts_about(tokenizer, measurer, pair.exemplars, candidates, question, writer, free)
 
 
-def real_tree(
+def pair_tree(
     pair: Pair, prompts: Sequence[Prompt], tokenizer: Tokenizer, config: ExamplesConfig, seed: str
 ) -> PrefixTree | None:
     """Replies about the chosen text and the rejected, as the teacher gives them; None: too long."""
     texts: list[Text] = []
     for role, prompt in zip(("chosen", "rejected"), prompts, strict=True):
         rng = random.Random(f"{seed}/{pair.id}/{role}")
-        texts.append((_prose if config.free else _real)(prompt, tokenizer, config, rng))
+        if config.free:
+            texts.append(_prose(prompt, tokenizer, config, rng))
+        else:
+            texts += _ledger(prompt, tokenizer, config, rng)
     if max(len(text.ids) for text in texts) > config.longest:
         return None
     return build_tree(pair.id, texts, 0)
 
 
-def synthetic_tree(
-    pair: Pair, tokenizer: Tokenizer, evidence: Evidence, config: ExamplesConfig, seed: str
-) -> PrefixTree:
-    """Ledgers with made-up decibans."""
-    rng = random.Random(f"{seed}/{pair.id}/synthetic")
-    exemplar, text = (
-        " ".join(words.split()[:OPENING])
-        for words in (rng.choice(pair.exemplars), rng.choice((pair.chosen, pair.rejected)))
-    )
-    (prompt,) = prompts_about(tokenizer, Measurer(evidence), [exemplar], [text])
-    texts = [_synthetic(prompt, tokenizer, rng, config) for _ in range(config.synthetic)]
-    return build_tree(pair.id, texts)
-
-
-def _real(prompt: Prompt, tokenizer: Tokenizer, config: ExamplesConfig, rng: random.Random) -> Text:
-    """A ledger as the teacher chooses it."""
+def _ledger(
+    prompt: Prompt, tokenizer: Tokenizer, config: ExamplesConfig, rng: random.Random
+) -> list[Text]:
+    """A ledger as the teacher chooses it, and beginnings of it with made-up sums."""
     ids = choice_ids(tokenizer)
     size = {f: abs(prompt.ledgers[0].lines[f].decibans) for f in prompt.menu}
     reply, features, targets = list[int](), list[str](), list[Target]()
@@ -199,11 +183,25 @@ def _real(prompt: Prompt, tokenizer: Tokenizer, config: ExamplesConfig, rng: ran
             break
         features.append(drawn)
         reply = spell(tokenizer, prompt, features, stop=False)
-    reply = spell(tokenizer, prompt, features)
+    whole = (*prompt.ids, *spell(tokenizer, prompt, features))
     (total,) = prompt.sums(features)
-    whole = (*prompt.ids, *reply)
-    targets.append(_digit(len(whole), total, tokenizer, config))
-    return Text(whole, tuple(targets), listed=True)
+    targets.append(_digit(len(whole), total, tokenizer, config.digit))
+    texts = [Text(whole, tuple(targets), listed=True)]
+    for total in made_up_sums(config.synthetic, rng):
+        lines = spell(tokenizer, prompt, features[: rng.randint(0, len(features))], stop=False)
+        whole = (*prompt.ids, *lines, ids.stop, *tokenizer.encode(sum_text([total])))
+        texts.append(Text(whole, (_digit(len(whole), total, tokenizer),)))
+    return texts
+
+
+def made_up_sums(count: int, rng: random.Random) -> list[float]:
+    """So many sums in decibans, spread evenly: three in four within SWEEP, all within FARTHEST."""
+    far = count // 4
+    return [
+        round(most * (2 * (i + rng.random()) / n - 1), 1) + 0.0  # never -0.0
+        for most, n in ((SWEEP, count - far), (FARTHEST, far))
+        for i in range(n)
+    ]
 
 
 def teacher_chances(sizes: Sequence[float]) -> list[float]:
@@ -215,24 +213,6 @@ def teacher_chances(sizes: Sequence[float]) -> list[float]:
     stop = 1 / (1 + math.exp(min(50.0, (max(sizes) - STOP) / SHARP)))
     heights = [math.exp((size - max(sizes)) / SOFT) for size in sizes]
     return [*((1 - stop) * height / math.fsum(heights) for height in heights), stop]
-
-
-def _synthetic(
-    prompt: Prompt, tokenizer: Tokenizer, rng: random.Random, config: ExamplesConfig
-) -> Text:
-    """A ledger of a few lines whose decibans are made up; only the digit is a target."""
-    ids, ledger = choice_ids(tokenizer), prompt.ledgers[0]
-    most = SWEEP if rng.random() < 0.75 else FARTHEST
-    total = round(rng.uniform(-most, most), 1) + 0.0  # never -0.0
-    names = rng.sample(prompt.menu, min(len(prompt.menu), rng.randint(0, MOST_SYNTHETIC)))
-    steps = [round(rng.gauss(total / len(names), 4.0), 1) for _ in names[1:]]
-    steps.append(round(total - sum(steps), 1))
-    reply = list[int]()
-    for name, decibans in zip(names, steps, strict=False):
-        line = replace(ledger.lines[name], decibans=decibans + 0.0)
-        reply += [ids.letters[name], *tokenizer.encode(line_text([line]))]
-    whole = (*prompt.ids, *reply, ids.stop, *tokenizer.encode(sum_text([total])))
-    return Text(whole, (_digit(len(whole), total, tokenizer, config),))
 
 
 def _prose(
@@ -252,14 +232,14 @@ def _prose(
     whole = (*prompt.ids, *reply)
     first = len(prompt.ids)
     targets = [Target(first + i, (), id=token) for i, token in enumerate(reply)]
-    digit = _digit(len(whole), ledger.total(features), tokenizer, config)
+    digit = _digit(len(whole), ledger.total(features), tokenizer, config.digit)
     return Text(whole, (*targets, digit), listed=True)
 
 
-def _digit(at: int, total: float, tokenizer: Tokenizer, config: ExamplesConfig) -> Target:
+def _digit(at: int, total: float, tokenizer: Tokenizer, weight: float = 1.0) -> Target:
     """The target of a digit after this sum."""
     chances = tuple(digit_chances(total))
-    return Target(at, tuple(tokenizer.digit_ids), chances, weight=config.digit)
+    return Target(at, tuple(tokenizer.digit_ids), chances, weight=weight)
 
 
 def digit_chances(total: float) -> list[float]:

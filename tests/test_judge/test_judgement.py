@@ -80,7 +80,8 @@ def test_a_probability_that_is_no_number_is_invalid_pairwise(n):
 @pytest.mark.parametrize(
     "wrong",
     [{"think_tokens": 0}, {"think_lines": 0}, {"samples": -1}, {"temperature": NAN},
-     {"mode": "listwise"}, {"choose": "best"}, {"free": True, "all_evidence": True}],
+     {"mode": "listwise"}, {"choose": "best"}, {"free": True, "all_evidence": True},
+     {"free": True, "think": False}, {"free": True, "choose": "random"}],
 )  # fmt: skip
 def test_a_wrong_setting_is_named(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):

@@ -10,7 +10,13 @@ import torch
 from test_rewards import CONFIG, column, reply_of, rewarded
 
 from nanopersrm.judge.verdict import DIGITS
-from nanopersrm.train.grpo import GrpoConfig, ScoreDigits, advantages, expected_advantages
+from nanopersrm.train.grpo import (
+    GrpoConfig,
+    ScoreDigits,
+    advantages,
+    digits_in,
+    expected_advantages,
+)
 from nanopersrm.train.rewards import PARTS, RewardConfig
 from nanopersrm.train.rollout import Rollout
 
@@ -33,7 +39,7 @@ def random_digits(seed: int, certain: bool = False) -> ScoreDigits:
     if certain:
         p = torch.nn.functional.one_hot(p.argmax(-1), 9).double()
     rewards = torch.rand(5, 9, generator=generator, dtype=torch.float64)
-    return ScoreDigits(torch.tensor([1, 2, 0, 1, 2]), p / p.sum(-1, keepdim=True), rewards)
+    return ScoreDigits(p / p.sum(-1, keepdim=True), rewards)
 
 
 # Rewards
@@ -85,7 +91,7 @@ def test_the_worked_example():
     p[:, 6], p[:, 3] = torch.tensor([0.75, 0.25]), torch.tensor([0.25, 0.75])
     worth = torch.full((2, 9), 1.5, dtype=torch.float64)
     worth[:, 6], worth[:, 3] = 2.0, 1.0
-    digits = ScoreDigits(torch.tensor([0, 0]), p, worth)
+    digits = ScoreDigits(p, worth)
     A, by_digit = expected_advantages(digits, torch.tensor([0, 0]), 1, by_std=True)
     assert A.tolist() == pytest.approx([0.447, -0.447], abs=1e-3)
     assert by_digit[0, [6, 3]].tolist() == pytest.approx([0.671, -0.224], abs=1e-3)
@@ -111,7 +117,7 @@ def test_they_are_the_means_of_grpos_over_all_draws(G):
         replies += chance_of * A
         for i, d in enumerate(draw):
             by_draw[i, d] += chance_of * A[i] / p[i, d]
-    digits = ScoreDigits(torch.zeros(G, dtype=torch.int64), p, worth)
+    digits = ScoreDigits(p, worth)
     A, by_digit = expected_advantages(digits, group, 1, by_std=False)
     drawn_ones = p > 0
     torch.testing.assert_close(A.double(), replies, rtol=1e-5, atol=1e-6)
@@ -147,5 +153,8 @@ def test_entropy_is_for_digits_and_not_for_thoughts():
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
     sure = random_digits(6, certain=True)
     assert expected_advantages(sure, GROUP, 2, False, tau)[1].isfinite().all()
-    none = replace(digits, at=torch.full_like(digits.at, -1))
-    assert torch.equal(expected_advantages(none, GROUP, 2, False, tau)[1], bare)
+
+
+def test_the_last_token_of_a_reply_is_its_digit():
+    tokens, replies = digits_in(torch.tensor([4, 4, 4, 0, 7, 7]))
+    assert (tokens.tolist(), replies.tolist()) == ([2, 3, 5], [4, 0, 7])

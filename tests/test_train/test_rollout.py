@@ -201,8 +201,8 @@ def test_numbers_digits_and_page(groups, known):
     assert numbers["lines"] == sum(len(r.reply.features) for r in rollouts) / len(rollouts)
     assert numbers["reward"] == pytest.approx(sum(r.reward for r in rollouts) / len(rollouts))
     torch.testing.assert_close(digits.probs.sum(-1), torch.ones(len(rollouts)).double())
-    for at, probs, one in zip(digits.at.tolist(), digits.probs.tolist(), rollouts, strict=True):
-        choice = one.reply.choices[at]
+    for probs, one in zip(digits.probs.tolist(), rollouts, strict=True):
+        choice = one.reply.choices[-1]
         assert choice.at == len(one.reply.ids) - 1
         assert probs[one.reply.digit - 1] == pytest.approx(torch.tensor(choice.log_prob).exp())
     pages = page(groups, known[1]).split(rollout.RULE)

@@ -1,5 +1,5 @@
-"""SFT data: ledgers as a teacher chooses them and made-up ones, by seed and number of the step, and
-digits that compare as the odds of the evidence."""
+"""SFT data: ledgers as a teacher chooses them, made-up sums under them, by seed and number of the
+step, and digits that compare as the odds of the evidence."""
 
 import math
 import random
@@ -25,7 +25,7 @@ from nanopersrm.style.evidence import FOLDS, NGRAMS, READING, fold_of
 from nanopersrm.style.ledger import Measurer
 from nanopersrm.train import sft_data
 from nanopersrm.train.packing import Text
-from nanopersrm.train.sft_data import ExamplesConfig, SftData, digit_chances, prompts_of, real_tree
+from nanopersrm.train.sft_data import ExamplesConfig, SftData, digit_chances, pair_tree, prompts_of
 
 LONG = ExamplesConfig(longest=10_000, synthetic=3)  # the tiny vocabularies need many more tokens
 READS = Measurer(WEIGHED, instrument(lambda word: len(word) / 20 - 0.2))
@@ -63,16 +63,15 @@ def couple(one: str, two: str, n: int = 0) -> list[Pair]:
     ]
 
 
-def real_of(
+def replies_to(
     pair: Pair, tokenizer: Tokenizer, config: ExamplesConfig, seed: str, measurer: Measurer = READS
 ) -> list[tuple[Text, Prompt]]:
-    """The replies to a pair, and the prompts they answer."""
+    """The teacher's replies to a pair, and the prompts they answer."""
     prompts = prompts_of(pair, tokenizer, measurer, None, config.free)
-    tree = real_tree(pair, prompts, tokenizer, config, seed)
+    tree = pair_tree(pair, prompts, tokenizer, config, seed)
     assert tree is not None
     assert (tree.name, tree.chosen) == (pair.id, 0)
-    assert all(text.listed for text in tree.texts)
-    return list(zip(tree.texts, prompts, strict=True))
+    return list(zip([text for text in tree.texts if text.listed], prompts, strict=True))
 
 
 # Chances
@@ -106,7 +105,7 @@ def test_what_a_teacher_takes():
     assert sft_data.teacher_chances([1e9, 3.0]) == pytest.approx([1, 0, 0])
 
 
-# Real ledgers
+# Ledgers
 
 
 def test_a_ledger_has_the_teachers_chances(tokenizer, pairs):
@@ -115,7 +114,7 @@ def test_a_ledger_has_the_teachers_chances(tokenizer, pairs):
     ids, stopped, lengths = choice_ids(tokenizer), set[tuple[int, bool]](), set[int]()
     for number, most in product(range(8), (2, 9)):
         config = replace(LONG, think_lines=most, digit=3.0)
-        for text, prompt in real_of(pairs[number % 4], tokenizer, config, str(number)):
+        for text, prompt in replies_to(pairs[number % 4], tokenizer, config, str(number)):
             (ledger,) = prompt.ledgers
             left, expected, ended, total = [*prompt.menu], [*prompt.ids], False, 0.0
             *choices, digit = text.targets
@@ -161,7 +160,7 @@ def test_the_judge_meets_what_was_imitated(kind, pairs, tmp_path, monkeypatch):
     )
     judge.judge(pair.exemplars, [pair.chosen, pair.rejected], pair.question, config=config)
     two = replace(LONG, think_lines=2)
-    replies = real_of(pair, judge.tokenizer, two, "0", Measurer(WEIGHED))
+    replies = replies_to(pair, judge.tokenizer, two, "0", Measurer(WEIGHED))
     assert sorted([*text.ids] for text, _ in replies) == sorted(seen)
 
 
@@ -169,7 +168,7 @@ def test_free_prose_is_written_token_by_token(tokenizer, pairs):
     totals = set[str]()
     for number in range(6):
         config = replace(LONG, free=True)
-        for text, prompt in real_of(pairs[number % 3], tokenizer, config, str(number)):
+        for text, prompt in replies_to(pairs[number % 3], tokenizer, config, str(number)):
             assert "quote telling words" in tokenizer.decode(prompt.ids)
             *tokens, digit = text.targets
             assert {(t.allowed, t.probs, t.weight) for t in tokens} == {((), (), 1.0)}
@@ -209,41 +208,48 @@ def reply_of(tokenizer: Tokenizer, text: Text) -> str:
     return tokenizer.decode([*text.ids]).rpartition("<think>\n")[2]
 
 
-# Synthetic ledgers
+# Made-up sums
 
 
-def test_made_up_lines_add_up(tokenizer, pairs, monkeypatch):
-    """A few lines about the first words of two texts; only the digit after them is a target."""
-    totals, counts, config = list[float](), set[int](), replace(LONG, synthetic=40)
-    for sweep, farthest in ((36, 99), (0.04, 0.04)):  # of the latter half round to -0.0
-        monkeypatch.setattr(sft_data, "SWEEP", sweep)
-        monkeypatch.setattr(sft_data, "FARTHEST", farthest)
-        tree = sft_data.synthetic_tree(pairs[0], tokenizer, WEIGHED, config, "0")
-        assert (len(tree.texts), tree.chosen) == (40, -1)
-        assert tree.tokens < sum(len(text.ids) for text in tree.texts) / 5
-        for text in tree.texts:
-            reply = reply_of(tokenizer, text)
-            lines, (shown,) = LINE.findall(reply), SUM_LINE.findall(reply)
-            assert LINE.sub("", reply) == sum_text([float(shown)]).replace(" sum", ". sum", 1)
-            assert len({letter for letter, _ in lines}) == len(lines)
-            if lines:
-                decibans = math.fsum(float(one) for _, one in lines)
-                assert decibans == pytest.approx(float(shown), abs=1e-6)
-            assert not re.search(r"-0+\.0", reply)
-            (digit,) = text.targets
-            assert (digit.at, digit.weight, text.listed) == (len(text.ids), LONG.digit, False)
-            assert digit.probs == pytest.approx(digit_chances(float(shown)))
-            counts.add(len(lines))
-            totals.append(float(shown))
-        prompt = tokenizer.decode([*tree.texts[0].ids])
-        for texts in (pairs[0].exemplars, (pairs[0].chosen, pairs[0].rejected)):
-            starts = [" ".join(text.split()[: sft_data.OPENING]) for text in texts]
-            assert any(f">\n{start}\n</" in prompt for start in starts)
-    assert counts == {*range(sft_data.MOST_SYNTHETIC + 1)}
-    assert min(totals) < -25
-    assert max(totals) > 25
-    assert 10 <= sum(total > 0 for total in totals[:40]) <= 30
-    assert 25 <= sum(abs(total) <= 36 for total in totals[:40]) < 40  # all but one in six
+def test_made_up_sums_hang_under_a_ledgers_first_lines(tokenizer, pairs):
+    """All, some or none of them; only the digit after a sum is a target, and lines are shared."""
+    config, kept = replace(LONG, synthetic=40), set[float]()
+    prompts = prompts_of(pairs[0], tokenizer, READS, None)
+    tree = pair_tree(pairs[0], prompts, tokenizer, config, "0")
+    assert tree is not None
+    whole, *made_up = tree.texts[:41]
+    assert [text.listed for text in tree.texts] == [True, *[False] * 40] * 2
+    assert tree.tokens < sum(len(text.ids) for text in tree.texts) / 5
+    lines = LINE.findall(reply_of(tokenizer, whole))
+    assert len(lines) >= 2
+    for text in made_up:
+        reply = reply_of(tokenizer, text)
+        some, (shown,) = LINE.findall(reply), SUM_LINE.findall(reply)
+        assert some == lines[: len(some)]
+        assert LINE.sub("", reply) == f".{sum_text([float(shown)])}"
+        (digit,) = text.targets
+        assert (digit.at, digit.weight) == (len(text.ids), 1)
+        assert digit.allowed == tokenizer.digit_ids
+        assert digit.probs == pytest.approx(digit_chances(float(shown)))
+        kept.add(len(some))
+    assert kept == {*range(len(lines) + 1)}
+    shown = [float(x) for text in made_up for x in SUM_LINE.findall(reply_of(tokenizer, text))]
+    assert len({round(x) for x in shown}) > 25
+
+
+def test_made_up_sums_are_spread_evenly(monkeypatch):
+    """Three in four within 36 decibans, each in a stretch of its own, and the others within 99."""
+    for seed in range(5):
+        sums = sft_data.made_up_sums(40, random.Random(seed))
+        near, far = sums[:30], sums[30:]
+        for some, most in ((near, 36), (far, 99)):
+            stretches = [math.floor((x + most) / (2 * most) * len(some) + 1e-9) for x in some]
+            off = [abs(a - b) for a, b in zip(stretches, range(len(some)), strict=True)]
+            assert max(off) <= 1  # rounded to a tenth
+            assert sum(off) <= 2
+    assert sft_data.made_up_sums(0, random.Random(0)) == []
+    monkeypatch.setattr(sft_data, "SWEEP", 0.04)
+    assert {str(x) for x in sft_data.made_up_sums(3, random.Random(0))} == {"0.0"}
 
 
 # Steps
@@ -275,19 +281,17 @@ def test_steps_across_the_end_of_an_epoch_are_reworded(pairs, tokenizer):
     trees = data_of(some, tokenizer).trees(0, 3)
     orders = [sft_data.epoch_order(some, 0, epoch) for epoch in (0, 1)]
     names = [pair.id for pair in (*orders[0], orders[1][0])]
-    assert [tree.name for tree in trees] == [name for name in names for _ in range(2)]
-    assert [tree.chosen for tree in trees] == [-1, 0] * 3  # made up, and real
+    assert [tree.name for tree in trees] == names
     alone = data_of(some[:1], tokenizer)
-    for place in (0, 1):
-        assert len({alone.trees(step, 1)[place].texts for step in range(3)}) >= 2
+    assert len({alone.trees(step, 1)[0].texts for step in range(3)}) >= 2
 
 
 def test_pairs_that_are_too_long_are_left_out(pairs, tokenizer):
-    texts = [text for text, _ in real_of(pairs[0], tokenizer, LONG, "0")]
+    texts = [text for text, _ in replies_to(pairs[0], tokenizer, LONG, "0")]
     prompts, most = prompts_of(pairs[0], tokenizer, READS, None), max(len(t.ids) for t in texts)
     for longest, fits in ((most, True), (most - 1, False)):
         config = replace(LONG, longest=longest)
-        assert (real_tree(pairs[0], prompts, tokenizer, config, "0") is not None) == fits
+        assert (pair_tree(pairs[0], prompts, tokenizer, config, "0") is not None) == fits
     data = data_of(pairs, tokenizer, config=ExamplesConfig(longest=9, synthetic=0))
     assert (data.trees(0, 2), data.left_out) == ([], 2)
     for wrong, number in (("think_lines", 0), ("longest", 0), ("synthetic", -1), ("digit", -1)):

@@ -74,6 +74,7 @@ class Config:
     samples: int = JudgeConfig.samples  # replies for each prompt; their scores are averaged
     temperature: float | None = None  # of the reasoning; default: 0, or 1 with several samples
     seed: int = JudgeConfig.seed  # same seed, same judgement
+    topics: bool = JudgeConfig.topics  # mark words that only say the subject; takes a while
     batch: Path | None = None  # judge the lines of this .jsonl file, which have their own texts
     out: Path | None = None  # with --batch: where the results go, a .jsonl file
     ray: int = 0  # with --batch: so many workers of Ray, on one machine or several; 0: no Ray

@@ -128,7 +128,7 @@ class Judge:
         index = [unique.index(candidate.strip()) for candidate in candidates]
         orders = judgement.orders_of(len(unique), config.mode)  # the candidates of each prompt
         menu = self.measurer.menu(exemplars)
-        ledgers = self.measurer.ledgers(exemplars, unique)
+        ledgers = self.measurer.ledgers(exemplars, unique, topics=config.topics)
 
         def prompts_with(excerpts: Sequence[str]) -> list[Prompt]:
             return [

@@ -59,6 +59,7 @@ class JudgeConfig:
     samples: int = 1  # replies for each prompt; their scores are averaged
     temperature: float | None = None  # of the reasoning; default: 0 for one sample, 1 for several
     seed: int = 0  # same seed, same judgement
+    topics: bool = True  # mark words that only say the subject: a forward for each exemplar
 
     @property
     def drawing_temperature(self) -> float:

@@ -22,7 +22,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Protocol, TypeVar, cast
 
@@ -223,6 +223,7 @@ class Settings:
             object.__setattr__(self, "exemplars", row.exemplars)
         if self.config.mode == "pairwise":
             raise InputError("mode: expected pointwise for rewards, got pairwise")
+        object.__setattr__(self, "config", replace(self.config, topics=False))  # for people
         if self.unjudged is not None and not math.isfinite(self.unjudged):
             raise InputError(f"unjudged: expected a finite number, got {self.unjudged}")
 

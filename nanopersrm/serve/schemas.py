@@ -174,7 +174,7 @@ def reward_calls(
         fields = {name: value for name, value in shared.items() if value}
         candidates = [row.completion for row in group.values()]
         request = JudgeRequest(candidates=candidates, mode="pointwise", **fields)
-        calls.append((list(group), judge_call(request, writers, defaults)))
+        calls.append((list(group), judge_call(request, writers, replace(defaults, topics=False))))
     return calls
 
 

@@ -8,6 +8,7 @@ import asyncio
 import json
 import math
 import pickle
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -177,7 +178,7 @@ def test_names_of_a_judge_can_be_pickled(base, judge, monkeypatch):
     monkeypatch.setattr(Judge, "load", load)
     names = LazyJudge(str(base.path), None, "cpu", "fp32")
     reward = reward_fn(names, ONE, config=QUICK, name="mine")
-    assert reward.__name__ == "mine"
+    assert (reward.__name__, reward.settings.config) == ("mine", replace(QUICK, topics=False))
     data = pickle.dumps([reward, verl_score(names, ONE, config=QUICK), openrlhf_reward(names, ONE)])
     assert len(data) < 5000
     assert loads == []

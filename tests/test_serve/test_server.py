@@ -557,6 +557,7 @@ def test_rewards_stand_in_the_order_of_the_queries(client, judge):
     reply = client.post("/get_reward", json=body).json()
     units = [(soft_score(digits_of(text)) - 1) / 8 for text in ("One.", "Two.", "Three.")]
     assert reply["rewards"] == pytest.approx([units[0], units[1], 0, units[2]])
+    assert not judge.configs[-1].topics
     assert reply["scores"] == reply["rewards"]
     assert reply["extra_logs"] == {"fits_writer": reply["rewards"]}
     assert [candidates for _, candidates in judge.calls] == [("One.", "Three."), ("Two.",)]

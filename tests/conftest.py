@@ -8,6 +8,7 @@ once) and `gpu`.
 import nanopersrm  # noqa: F401, I001  (before torch: see the note on threads there)
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,3 +91,12 @@ def base(tmp_path_factory) -> Base:
     from fixtures import make_base  # which needs this file
 
     return make_base(tmp_path_factory.mktemp("base") / "smollm", "smollm", 16_384)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As processes of a run have; sums of several threads may differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

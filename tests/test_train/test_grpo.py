@@ -17,6 +17,7 @@ from nanopersrm.train.grpo import (
     GrpoConfig,
     Variant,
     advantages,
+    digits_in,
     informative,
     policy_loss,
     statistics,
@@ -227,3 +228,8 @@ def test_the_gap_is_to_the_weights_that_sampled():
     assert values["gap_outside"] == pytest.approx(3 / 6)  # 0.1, -0.11 and 3
     later = logged(old=torch.full((6,), -1.5), sampler=torch.full((6,), -1.4))
     assert later["gap_mean"] == pytest.approx(0.1, rel=1e-5)
+
+
+def test_the_last_token_of_a_reply_is_its_digit():
+    tokens, replies = digits_in(torch.tensor([4, 4, 4, 0, 7, 7]))
+    assert (tokens.tolist(), replies.tolist()) == ([2, 3, 5], [4, 0, 7])

@@ -10,13 +10,7 @@ import torch
 from test_rewards import CONFIG, column, reply_of, rewarded
 
 from nanopersrm.judge.verdict import DIGITS
-from nanopersrm.train.grpo import (
-    GrpoConfig,
-    ScoreDigits,
-    advantages,
-    digits_in,
-    expected_advantages,
-)
+from nanopersrm.train.grpo import GrpoConfig, ScoreDigits, advantages, expected_advantages
 from nanopersrm.train.rewards import PARTS, RewardConfig
 from nanopersrm.train.rollout import Rollout
 
@@ -153,8 +147,3 @@ def test_entropy_is_for_digits_and_not_for_thoughts():
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
     sure = random_digits(6, certain=True)
     assert expected_advantages(sure, GROUP, 2, False, tau)[1].isfinite().all()
-
-
-def test_the_last_token_of_a_reply_is_its_digit():
-    tokens, replies = digits_in(torch.tensor([4, 4, 4, 0, 7, 7]))
-    assert (tokens.tolist(), replies.tolist()) == ([2, 3, 5], [4, 0, 7])

@@ -3,7 +3,6 @@
 import random
 import shutil
 import signal
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,17 +25,9 @@ PINNED = {  # of the first two steps
     "gradient_norm": (1.027, 0.7526),
 }
 NOTHING = ("--reward.order", "0", "--reward.twin", "0", "--reward.calibration", "0")
+pytestmark = pytest.mark.usefixtures("one_thread")
 script = load_script("train_rft")
 here, refused = partial(call, script), partial(mistake, script)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the processes have; sums of several threads may differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

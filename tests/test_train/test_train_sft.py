@@ -7,7 +7,7 @@ go on run here, with as many threads.
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,8 @@ PINNED_READING = 5.3350  # loss_reading of the first step
 PINNED_JUDGE = [(2.9543, 0.00989), (3.0752, 0.00900)]
 FEW = ("--reading-steps", "1", "--steps", "2", "--eval-pairs", "0", "--save-every", "1")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 script = load_script("train_sft")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the processes have; sums of several threads may differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

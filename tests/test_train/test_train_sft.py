@@ -310,7 +310,6 @@ def test_errors_of_use(arguments, word, flags, refused, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--examples.rivals", "2"], "--examples.rivals"),  # of earlier versions
         (["--weight.pair", "-1"], "numbers from 0"),
         (["--reading.temperature", "0"], "a temperature above 0"),
     ],

@@ -94,6 +94,7 @@ def main(config: Config, command: str = "") -> None:
         think_lines=config.think_lines,
         samples=config.samples,
         seed=config.seed,
+        topics=False,
     )
     pairs = [pair for path in config.pairs for pair in read(path, empty=True)]
     for pair_id in (name for name, n in Counter(pair.id for pair in pairs).items() if n > 1):

@@ -122,7 +122,7 @@ def main(config: Config) -> None:
     pairs = [pair for group in groups for pair in group][: config.limit]
     log = Console(stderr=True, highlight=False, soft_wrap=True)
     judge = Judge.load(config.base, config.adapter, config.device, config.dtype, say=log.print)
-    judging = JudgeConfig(seed=config.seed)
+    judging = JudgeConfig(seed=config.seed, topics=False)
     shown = track(pairs, "pairs", console=log, transient=True, disable=not log.is_terminal)
     numbers = summary([case for pair in shown for case in attack(judge, pair, judging)])
     rows = [[name, *(f"{n:.1f}" for n in some.values())] for name, some in numbers.items()]

@@ -25,7 +25,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -144,7 +144,7 @@ def _measured_judge(
         return NamedJudge(predict, settings, f"{setup.base}, reading untrained")
 
     def score(exemplars: Sequence[str], _: str, texts: Sequence[str]) -> list[float]:
-        ledgers = measurer.ledgers([text.strip() for text in exemplars], texts)
+        ledgers = measurer.ledgers([text.strip() for text in exemplars], texts, topics=False)
         if name == "evidence":
             return [ledger.total() for ledger in ledgers]
         read = [ledger.reading for ledger in ledgers]
@@ -157,16 +157,14 @@ def _measured_judge(
 
 def remembering(measurer: Any) -> Any:
     """The same measurer; what it has measured once it measures no more: several judges ask."""
-    ledgers = lru_cache(maxsize=None)(partial(measurer.ledgers, topics=False))
+    ledgers = lru_cache(maxsize=None)(measurer.ledgers)
 
     def by_text(
-        exemplars: Sequence[str],
-        texts: Sequence[str],
-        writer: str | None = None,
-        topics: bool = False,  # never marked
+        exemplars: Sequence[str], texts: Sequence[str], writer: Any = None, topics: bool = True
     ) -> list[Any]:
         order = sorted({text.strip() for text in texts})
-        known = dict(zip(order, ledgers(tuple(exemplars), tuple(order), writer), strict=True))
+        measured = ledgers(tuple(exemplars), tuple(order), writer, topics)
+        known = dict(zip(order, measured, strict=True))
         return [known[text.strip()] for text in texts]
 
     return SimpleNamespace(

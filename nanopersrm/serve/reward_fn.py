@@ -223,7 +223,8 @@ class Settings:
             object.__setattr__(self, "exemplars", row.exemplars)
         if self.config.mode == "pairwise":
             raise InputError("mode: expected pointwise for rewards, got pairwise")
-        object.__setattr__(self, "config", replace(self.config, topics=False))  # for people
+        unmarked = replace(self.config, topics=False)  # marks are for people
+        object.__setattr__(self, "config", unmarked)
         if self.unjudged is not None and not math.isfinite(self.unjudged):
             raise InputError(f"unjudged: expected a finite number, got {self.unjudged}")
 

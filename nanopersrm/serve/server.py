@@ -39,7 +39,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -441,7 +441,9 @@ def build_app(
         """The candidates, best first, with the probability of each step."""
         if body.stream:
             raise InputError("stream: expected false; /judge can be followed")
-        return schemas.rank_reply(await queue.judged(call_of(body), seconds, request))
+        call = call_of(body)
+        call = replace(call, config=replace(call.config, topics=False))  # no words are shown
+        return schemas.rank_reply(await queue.judged(call, seconds, request))
 
     @app.post("/profile")
     def profile(body: schemas.ProfileRequest) -> list[dict[str, Any]]:

@@ -150,7 +150,7 @@ class Measurer:
             read = self.reading.read(exemplars, texts)
             if all(math.isfinite(r.score) for r in read):
                 words = self.reading.words(exemplars, texts, read, topics)
-                plain = self.reading.words(exemplars, texts, read, topics=False)
+                plain = self.reading.words(exemplars, texts, read, False) if topics else words
                 passages = [phrases(some, text) for some, text in zip(plain, texts, strict=True)]
                 tokens = [len(r.gains) for r in read]
                 seen = [

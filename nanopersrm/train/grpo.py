@@ -45,7 +45,8 @@ What we chose. `train_rft.py` steps once on what it drew, so there ρ = exp(log 
 exactly 1, and yet with a gradient. The sampler's log-probabilities differ by rounding, which is
 measured as a gap. std is Bessel's, with 1e-4 added, as in TRL. Equal rewards give exactly zero.
 Micro-batches add up exactly: the loss is a sum, and w is that of the whole step. All is computed in
-at least fp32. Sizes: N tokens, S replies, Q groups, C parts of the reward, n replies with a digit.
+at least fp32. Sizes: N tokens, S replies, Q groups, C parts of the reward, n replies of a micro-
+batch.
 """
 
 import math

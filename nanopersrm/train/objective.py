@@ -9,9 +9,10 @@ log-probabilities need the logits of these ids only, never a softmax over the vo
     contrast    Σ over lists of  list-wise + Bradley-Terry             divided by the lists
 
 q is what should be drawn: a teacher's chances for the next line, and for the digit its chances by
-the sum of the lines (`sft_data.py`). Sums, not means: the divisors are those of the whole step,
-known before its first micro-batch, so that many small micro-batches add up to exactly the gradient
-of one large one. In free prose a token is drawn from the whole vocabulary, and q is 1 for it.
+the sum before it, true or made up (`sft_data.py`). Sums, not means: the divisors are those of the
+whole step, known before its first micro-batch, so that many small micro-batches add up to exactly
+the gradient of one large one. In free prose a token is drawn from the whole vocabulary, and q is 1
+for it.
 
 In contrast several candidates are scored for one writer, each after its own lines, and
 

@@ -25,7 +25,8 @@ preference of the two digits is the odds of the ledgers, but for ties. Worked nu
 and -10 give soft scores of 7.8 and 4.6; the evidence says 0.990, their digits 0.987.
 
 All else in a reply is context. A reply is spelt as the judge meets it, piece by piece, never as one
-text (`reply.py`). With `free` the ledger is told in sentences (`tell.py`), each token a target.
+text (`reply.py`). With `free` the ledger is told in sentences (`tell.py`), each token a target, and
+no sum is made up.
 """
 
 import math

@@ -55,6 +55,14 @@ def judge(base) -> Judge:
     return fresh(base)
 
 
+def test_topics_can_be_left_unmarked(judge, monkeypatch):
+    seen: list[Any] = []
+    monkeypatch.setattr(type(judge.measurer), "ledgers", lambda *_, **how: seen.append(how))
+    with pytest.raises(TypeError):  # nothing was measured
+        judge.judge(EXEMPLARS, CANDIDATES[:1], config=replace(QUICK, topics=False))
+    assert seen == [{"topics": False}]
+
+
 # Scores
 
 

@@ -231,5 +231,5 @@ def test_the_gap_is_to_the_weights_that_sampled():
 
 
 def test_the_last_token_of_a_reply_is_its_digit():
-    tokens, replies = digits_in(torch.tensor([4, 4, 4, 0, 7, 7]))
-    assert (tokens.tolist(), replies.tolist()) == ([2, 3, 5], [4, 0, 7])
+    both = digits_in(torch.tensor([4, 4, 4, 0, 7, 7]))
+    assert [x.tolist() for x in both] == [[2, 3, 5], [4, 0, 7]]

@@ -202,9 +202,8 @@ def test_numbers_digits_and_page(groups, known):
     assert numbers["reward"] == pytest.approx(sum(r.reward for r in rollouts) / len(rollouts))
     torch.testing.assert_close(digits.probs.sum(-1), torch.ones(len(rollouts)).double())
     for probs, one in zip(digits.probs.tolist(), rollouts, strict=True):
-        choice = one.reply.choices[-1]
-        assert choice.at == len(one.reply.ids) - 1
-        assert probs[one.reply.digit - 1] == pytest.approx(torch.tensor(choice.log_prob).exp())
+        assert (last := one.reply.choices[-1]).at == len(one.reply.ids) - 1
+        assert probs[one.reply.digit - 1] == pytest.approx(torch.tensor(last.log_prob).exp())
     pages = page(groups, known[1]).split(rollout.RULE)
     for text, group in zip(pages, groups, strict=True):
         assert text.startswith(f"{group.pair.id}, exemplars of {group.pair.author}, A is ")

@@ -71,6 +71,7 @@ def replies_to(
     tree = pair_tree(pair, prompts, tokenizer, config, seed)
     assert tree is not None
     assert (tree.name, tree.chosen) == (pair.id, 0)
+    assert len(tree.texts) == 2 + 2 * config.synthetic * (not config.free)
     return list(zip([text for text in tree.texts if text.listed], prompts, strict=True))
 
 
@@ -217,7 +218,8 @@ def test_made_up_sums_hang_under_a_ledgers_first_lines(tokenizer, pairs):
     tree = pair_tree(pairs[0], prompts, tokenizer, replace(LONG, synthetic=40), "0")
     assert tree is not None
     assert [text.listed for text in tree.texts] == [True, *[False] * 40] * 2
-    assert tree.tokens < sum(len(text.ids) for text in tree.texts) / 5
+    ending = [*tokenizer.encode(f".{sum_text([-36.0])}"), 0, 0]
+    assert tree.tokens <= 2 * len(tree.texts[0].ids) + 2 * 40 * len(ending)
     lines = LINE.findall(reply_of(tokenizer, tree.texts[0]))
     for text in tree.texts[1:41]:
         reply = reply_of(tokenizer, text)
@@ -225,8 +227,7 @@ def test_made_up_sums_hang_under_a_ledgers_first_lines(tokenizer, pairs):
         assert some == lines[: len(some)]
         assert LINE.sub("", reply) == f".{sum_text([float(shown)])}"
         (digit,) = text.targets
-        assert (digit.at, digit.weight) == (len(text.ids), 1)
-        assert digit.allowed == tokenizer.digit_ids
+        assert (digit.at, digit.weight, digit.allowed) == (len(text.ids), 1, tokenizer.digit_ids)
         assert digit.probs == pytest.approx(digit_chances(float(shown)))
         kept.add(len(some))
         sums.add(round(float(shown)))
@@ -238,12 +239,10 @@ def test_made_up_sums_are_spread_evenly(monkeypatch):
     """Three in four within 36 decibans, each in a stretch of its own, and the others within 99."""
     for seed in range(5):
         sums = sft_data.made_up_sums(40, random.Random(seed))
-        near, far = sums[:30], sums[30:]
-        for some, most in ((near, 36), (far, 99)):
+        for some, most in ((sums[:30], 36), (sums[30:], 99)):
             stretches = [math.floor((x + most) / (2 * most) * len(some) + 1e-9) for x in some]
             off = [abs(a - b) for a, b in zip(stretches, range(len(some)), strict=True)]
-            assert max(off) <= 1  # rounded to a tenth
-            assert sum(off) <= 2
+            assert sum(off) <= 2  # rounded to a tenth
     assert sft_data.made_up_sums(0, random.Random(0)) == []
     monkeypatch.setattr(sft_data, "SWEEP", 0.04)
     assert {str(x) for x in sft_data.made_up_sums(3, random.Random(0))} == {"0.0"}
@@ -289,7 +288,7 @@ def test_pairs_that_are_too_long_are_left_out(pairs, tokenizer):
     for longest, fits in ((most, True), (most - 1, False)):
         config = replace(LONG, longest=longest)
         assert (pair_tree(pairs[0], prompts, tokenizer, config, "0") is not None) == fits
-    data = data_of(pairs, tokenizer, config=ExamplesConfig(longest=9, synthetic=0))
+    data = data_of(pairs, tokenizer, config=ExamplesConfig(longest=9))
     assert (data.trees(0, 2), data.left_out) == ([], 2)
     for wrong, number in (("think_lines", 0), ("longest", 0), ("synthetic", -1), ("digit", -1)):
         flags: dict[str, Any] = {wrong: number}

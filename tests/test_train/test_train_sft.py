@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ FEW = ("--reading-steps", "1", "--steps", "2", "--eval-pairs", "0", "--save-ever
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 script = load_script("train_sft")
+here = partial(call, script)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +48,6 @@ def flags(base, tmp_path_factory) -> list[str]:
         *("--eval-every", "3", "--eval-pairs", "2"),
         *("--examples.longest", "10000", "--examples.think-lines", "3", "--lora.rank", "4"),
     ]
-
-
-def here(*arguments: object) -> int:
-    return call(script, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +76,7 @@ def test_first_losses(flags, tmp_path):
     for line, (imitation, contrast) in zip(judge, PINNED_JUDGE, strict=True):
         assert line["loss_imitation"] == pytest.approx(imitation, abs=1e-4)
         assert line["loss_contrast"] == pytest.approx(contrast, abs=1e-4)
-        assert line["right"] == 1.0  # of two lists; ledgers that are made up have none
+        assert line["right"] == 1.0  # of two lists; made-up sums are in none
 
 
 def test_the_files_and_lines_of_a_run(whole, flags):
@@ -269,14 +267,10 @@ def test_pairs_that_teach_nothing(change, word, flags, refused, tmp_path):
 @pytest.mark.slow
 def test_some_pairs_too_long_do_no_harm(flags, tmp_path):
     some = short_pairs()
-    giants = [
-        replace(p, id=f"giant {i}", twin="", chosen=f"{p.chosen} Well. " * 500)
-        for i, p in enumerate(some[:3])
-    ]
+    giants = [replace(p, id=f"{p.id}!", twin="", chosen="Well. " * 3000) for p in some[:3]]
     write(tmp_path / "some.jsonl", [*giants, *some[8:12], *some[-4:]])
-    more = ("--steps", "6", "--batch-pairs", "1", "--examples.synthetic", "0")
     few = ("--pairs", tmp_path / "some.jsonl", "--out", tmp_path / "run")
-    assert here(*flags, *FEW, *more, *few) == 0
+    assert here(*flags, *FEW, "--steps", "6", "--batch-pairs", "1", *few) == 0
     judged = [line for line in curve(tmp_path / "run") if line["phase"] == "judge"]
     nothing = [line for line in judged if line["loss_imitation"] is None]
     assert 0 < len(nothing) < len(judged)
@@ -310,12 +304,12 @@ def test_errors_of_use(arguments, word, flags, refused, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
+        (["--invented", "2"], "--invented"),
         (["--weight.pair", "-1"], "numbers from 0"),
         (["--reading.temperature", "0"], "a temperature above 0"),
     ],
 )
-def test_flags_that_do_not_exist(arguments, word, flags, capsys):
-    """tyro says these, in a box."""
+def test_flags_that_tyro_refuses(arguments, word, flags, capsys):
     with pytest.raises(SystemExit) as raised:
         here(*flags, *arguments)
     assert raised.value.code == 2

@@ -154,7 +154,7 @@ class Judge:
         shared = common_prefix([*(prompt.ids for prompt in prompts), probe])
         prefix = self._prefixes.prefix_of(prompts[0].ids[:shared])
 
-        def told(order: Sequence[int], reply: Sequence[str] | str, ended: bool) -> str:
+        def reasoning_of(order: Sequence[int], reply: Sequence[str] | str, ended: bool) -> str:
             """The reasoning about the candidates of a prompt: lines told, or prose as it is."""
             if isinstance(reply, str):
                 return reply
@@ -170,7 +170,9 @@ class Judge:
             prompt, sample = divmod(row, config.samples)
             if on_text is not None and sample == 0:
                 order = orders[prompt]
-                on_text(tuple(index.index(i) for i in order), told(order, reply, ended), ended)
+                on_text(
+                    tuple(index.index(i) for i in order), reasoning_of(order, reply, ended), ended
+                )
 
         drawn: list[list[Reply]] = []
         rows = max(1, ROWS_AT_ONCE // config.samples)
@@ -187,14 +189,11 @@ class Judge:
                 else lambda row, *rest, base=base: follow(base + row, *rest),
             )
 
-        def reasoning(order: Sequence[int], reply: Reply) -> str:
-            return told(order, reply.prose if config.free else reply.features, True)
-
         replies = [
             JudgedReply(
                 tuple(index.index(i) for i in order),
                 tuple(reply.features),
-                reasoning(order, reply),
+                reasoning_of(order, reply.prose if config.free else reply.features, True),
                 reply.cut,
             )
             for order, samples in zip(orders, drawn, strict=True)

@@ -95,7 +95,7 @@ class JudgeConfig:
             (
                 "free",
                 not (self.free and (self.by_rule or not self.think)),
-                "think, and neither all_evidence nor choose, with it",
+                "False without think, or with all_evidence or choose",
             ),
             ("samples", self.samples >= 1, "at least 1"),
             ("temperature", 0 <= self.drawing_temperature <= 100, "0 to 100"),

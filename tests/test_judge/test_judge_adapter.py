@@ -348,9 +348,9 @@ def test_it_knows_writers_it_was_not_trained_on():
     pairs = demo_pairs(seed=3, pairs=40)[:40]
     right = {}
     for pair in pairs:
-        found = judge.judge(pair.exemplars, [pair.chosen, pair.rejected])
-        sane(found, 2)
-        assert found.notes == []
-        right[pair.id] = found.verdict == 0
+        judgement = judge.judge(pair.exemplars, [pair.chosen, pair.rejected])
+        sane(judgement, 2)
+        assert judgement.notes == []
+        right[pair.id] = judgement.verdict == 0
     assert sum(right.values()) >= 30
     assert sum(right[pair.id] and right[pair.twin] for pair in pairs) >= 22

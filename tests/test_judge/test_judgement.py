@@ -101,8 +101,8 @@ def test_a_wrong_setting_is_named(wrong):
 )
 def test_what_settings_mean(settings, by_rule, rule, most_lines, temperature):
     config = JudgeConfig(**settings)
-    found = (config.by_rule, config.rule, config.most_lines, config.drawing_temperature)
-    assert found == (by_rule, rule, most_lines, temperature)
+    settled = (config.by_rule, config.rule, config.most_lines, config.drawing_temperature)
+    assert settled == (by_rule, rule, most_lines, temperature)
 
 
 # Bradley-Terry

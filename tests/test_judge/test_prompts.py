@@ -71,8 +71,8 @@ def test_all_prompts_share_their_beginning(question, principles, free):
         (beginning,) = {prompt.partition("<candidate A>")[0] for prompt in prompts}
         beginnings.append(beginning)
         parts = [*EXEMPLARS, *principles, profile, *([question] if question else [])]
-        found = re.findall(r"<(\w+)>\n(.*?)\n</\1>", beginning, re.DOTALL)
-        assert [text for _, text in found] == parts
+        blocks = re.findall(r"<(\w+)>\n(.*?)\n</\1>", beginning, re.DOTALL)
+        assert [text for _, text in blocks] == parts
     first, second = (x[: x.index("</profile>")] for x in beginnings)
     assert first == second
     labels = [re.findall(r"([A-Z])=digit", beginning) for beginning in beginnings]

@@ -302,8 +302,8 @@ def test_known_replies(scripted, lines, features, odds):
     model, tokenizer = scripted(lines | NINTHS)
     [[reply]] = draw(model, tokenizer, asked(tokenizer)[:1], JudgeConfig())
     assert reply.features == features
-    found = [math.exp(choice.log_prob) for choice in reply.choices]
-    assert found == pytest.approx([*odds, 9 / 45], abs=1e-4)
+    chances = [math.exp(choice.log_prob) for choice in reply.choices]
+    assert chances == pytest.approx([*odds, 9 / 45], abs=1e-4)
     assert (reply.digit, reply.digits) == (9, pytest.approx([*NINTHS.values()], abs=1e-5))
 
 

@@ -255,9 +255,9 @@ def test_a_followed_judgement(client):
 def test_of_a_pair_the_reasoning_comes_whole():
     write = server.judge_writer()
     assert write({(0, 1): ("A is terse.\nB is not.", False)}, None) == ""
-    told = "A is terse. A is dry.\nB is not. B is dry."
-    ((_, piece),) = events_of(write({(0, 1): (told, True)}, None))
-    assert piece == {"candidates": [0, 1], "text": told, "ended": True}
+    reasoning = "A is terse. A is dry.\nB is not. B is dry."
+    ((_, piece),) = events_of(write({(0, 1): (reasoning, True)}, None))
+    assert piece == {"candidates": [0, 1], "text": reasoning, "ended": True}
 
 
 def test_what_may_go_is_held_back():

@@ -143,7 +143,7 @@ def events_of(text: str) -> list[tuple[str, Any]]:
     return events
 
 
-def test_judge_and_rank(client):
+def test_judge_and_rank(client, judge):
     one, two = digits_of("One."), digits_of("Two.")
     best = int(SCORES[1] > SCORES[0])
     judged = client.post("/judge", json=BODY).json()
@@ -153,7 +153,7 @@ def test_judge_and_rank(client):
     assert judged["notes"] == ["not trained"]
     assert judged["replies"][0]["reasoning"] == judged["reasoning"][0]
     ranked = client.post("/rank", json=BODY).json()
-    assert ranked["verdict"] == best
+    assert (ranked["verdict"], judge.configs[-1].topics) == (best, False)
     assert [place["candidate"] for place in ranked["ranking"]] == [best, 1 - best]
     steps = [place["beats_next"] for place in ranked["ranking"]]
     assert steps == [pytest.approx(max(beats(one, two), beats(two, one))), None]
